@@ -1,0 +1,122 @@
+"""Qwen2 decoder layers, with plain positions 0..L-1 and causal attention.
+
+Source: Qwen2's Hugging Face weights, whose names are kept. EasyRef never hands the language model
+token ids or grids, so its multimodal rotary positions are plain ones (official code's effect).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .config import MllmConfig
+
+Rope = tuple[torch.Tensor, torch.Tensor]
+
+
+def rope(config: MllmConfig, length: int, device: torch.device, dtype: torch.dtype) -> Rope:
+    """Cosines and sines [length, head_dim] of positions 0..length-1."""
+    dim = config.head_dim
+    steps = torch.arange(0, dim, 2, dtype=torch.int64, device=device).float() / dim
+    frequencies = 1.0 / (config.rope_theta**steps)
+    half = torch.arange(length, device=device).float()[:, None] * frequencies
+    angles = torch.cat((half, half), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _rotate(x: torch.Tensor, position: Rope) -> torch.Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * position[0] + torch.cat((-second, first), dim=-1) * position[1]
+
+
+class SelfAttention(nn.Module):
+    """Causal attention with fewer key/value heads than query heads."""
+
+    def __init__(self, config: MllmConfig, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        width, head = config.hidden_size, config.head_dim
+        self.head_dim = head
+        self.groups = config.num_heads // config.num_kv_heads
+        self.q_proj = operations.Linear(width, config.num_heads * head, bias=True, **factory)
+        self.k_proj = operations.Linear(width, config.num_kv_heads * head, bias=True, **factory)
+        self.v_proj = operations.Linear(width, config.num_kv_heads * head, bias=True, **factory)
+        self.o_proj = operations.Linear(config.num_heads * head, width, bias=False, **factory)
+
+    def forward(
+        self, x: torch.Tensor, position: Rope, queries: int, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """x [B, L, D] -> [B, queries, D], the last `queries` rows only."""
+        length = x.shape[1]
+        q = self._heads(self.q_proj(x[:, length - queries :]))
+        k = self._heads(self.k_proj(x))
+        v = self._heads(self.v_proj(x)).repeat_interleave(self.groups, dim=1)
+        q = _rotate(q, (position[0][length - queries :], position[1][length - queries :]))
+        k = _rotate(k, position).repeat_interleave(self.groups, dim=1)
+        if queries == length and bias is None:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            mask = _causal_mask(queries, length, x.device, x.dtype)
+            mask = mask if bias is None else mask + bias.to(mask)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, L, heads * head_dim] -> [B, heads, L, head_dim]"""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+def _causal_mask(
+    queries: int, length: int, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """Additive mask [queries, length] for the last `queries` of `length` positions."""
+    mask = torch.full((queries, length), float("-inf"), device=device, dtype=dtype)
+    return mask.triu(length - queries + 1)
+
+
+class Mlp(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: MllmConfig, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = operations.Linear(width, inner, bias=False, **factory)
+        self.up_proj = operations.Linear(width, inner, bias=False, **factory)
+        self.down_proj = operations.Linear(inner, width, bias=False, **factory)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: MllmConfig, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        eps = config.rms_norm_eps
+        self.input_layernorm = operations.RMSNorm(config.hidden_size, eps=eps, **factory)
+        self.self_attn = SelfAttention(config, operations, **factory)
+        self.post_attention_layernorm = operations.RMSNorm(config.hidden_size, eps=eps, **factory)
+        self.mlp = Mlp(config, operations, **factory)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        position: Rope,
+        queries: int | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x [B, L, D] -> [B, queries, D].
+
+        Args:
+            position: cosines and sines of at least L positions.
+            queries: how many of the last rows are wanted (all by default); each still attends to
+                every row before it.
+            bias: [L], added to every wanted row's attention logits before the softmax.
+        """
+        length = x.shape[1]
+        queries = length if queries is None else queries
+        position = (position[0][:length], position[1][:length])
+        attended = self.self_attn(self.input_layernorm(x), position, queries, bias)
+        x = x[:, length - queries :] + attended
+        return x + self.mlp(self.post_attention_layernorm(x))

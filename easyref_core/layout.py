@@ -1,0 +1,51 @@
+"""Names of Qwen2-VL's weights: one layout inside the project, whatever library wrote the file.
+
+transformers up to 4.51 wrote `visual.X` and `model.X`; newer ones `model.visual.X` and
+`model.language_model.X`. The first is used here, as in Hugging Face's files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+_PREFIXES = (
+    ("model.visual.", "visual."),
+    ("model.language_model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.model.", "model."),
+    ("model.lm_head.", "lm_head."),
+)
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+def canonical_name(name: str) -> str:
+    """The name a body weight has in Hugging Face's original files."""
+    for new, old in _PREFIXES:
+        if name.startswith(new):
+            return old + name[len(new) :]
+    return name
+
+
+def canonical_names(names: Iterable[str]) -> dict[str, str]:
+    """Canonical name -> name in the file.
+
+    The word embedding and the output head are tied, and either may be missing: whichever is
+    there serves as the embedding. Rotary `inv_freq` buffers of old files are dropped.
+    """
+    found = {canonical_name(n): n for n in names if not n.endswith("inv_freq")}
+    head = found.pop(HEAD, None)
+    if head is not None:
+        found.setdefault(EMBEDDING, head)
+    return found
+
+
+def truncate(names: Mapping[str, str], layers: int) -> dict[str, str]:
+    """Drop decoder layers from number `layers` on: they belong to the final layers."""
+    prefix = "model.layers."
+    return {
+        name: source
+        for name, source in names.items()
+        if not name.startswith(prefix) or int(name[len(prefix) :].split(".", 1)[0]) < layers
+    }

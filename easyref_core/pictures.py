@@ -1,0 +1,119 @@
+"""Pictures from files or tensors as plain 8-bit RGB, whatever mode they came in.
+
+Alpha is dropped, not composited, as in the official preprocessing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import EasyRefError
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Read a picture file as RGB, upright by its EXIF tag; of an animation, the first frame.
+
+    Raises:
+        EasyRefError: missing, unreadable, truncated, or too large to be decoded safely.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image), str(path))
+    except FileNotFoundError:
+        raise EasyRefError(f"There is no picture {path}. Check the name and the folder.") from None
+    except IsADirectoryError:
+        raise EasyRefError(f"{path} is a folder. Name the pictures in it.") from None
+    except UnidentifiedImageError:
+        raise EasyRefError(
+            f"{path} is not a picture that can be read. Save it as PNG or JPEG."
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise EasyRefError(f"{path} is too large to be decoded safely: {error}") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, EasyRefError):
+            raise
+        raise EasyRefError(
+            f"{path} cannot be decoded: {error}. The file is probably truncated; save it again."
+        ) from None
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Turn any PIL mode into 8-bit RGB.
+
+    16-bit greys are scaled to 8 bits (PIL's own conversion would clip them to white).
+
+    Raises:
+        EasyRefError: the picture has no pixels, or float pixels that are not numbers.
+    """
+    if image.width == 0 or image.height == 0:
+        raise EasyRefError(
+            f"{name} has no pixels ({image.width}x{image.height}). Choose another picture."
+        )
+    if image.mode.startswith("I"):
+        values = _numbers(image)
+        # 32-bit integer files of 8-bit pictures exist, so the scale follows the content.
+        return _grey(values / 257 if values.max() > 255 else values)
+    if image.mode == "F":
+        values = _numbers(image)
+        if not torch.isfinite(values).all():
+            raise EasyRefError(f"{name} holds pixels that are not numbers (NaN or infinite).")
+        return _grey(values * 255 if values.max() <= 1 else values)
+    return image.convert("RGB")
+
+
+def _numbers(image: Image.Image) -> torch.Tensor:
+    """Grey levels [H, W] in float32."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(image, dtype=np.float32))
+
+
+def _grey(values: torch.Tensor) -> Image.Image:
+    pixels = values.round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.numpy(), "L").convert("RGB")
+
+
+def tensor_to_picture(pixels: torch.Tensor, name: str) -> Image.Image:
+    """One float picture [H, W, C] in 0..1 (ComfyUI's IMAGE without its batch) as RGB.
+
+    Rounds to the nearest level, so an 8-bit picture comes back bit for bit.
+
+    Raises:
+        EasyRefError: no pixels, no colour channel, or values that are not numbers.
+    """
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise EasyRefError(
+            f"{name} has shape {list(pixels.shape)}; a picture has height, width and colours, "
+            "none of them 0. Choose another picture."
+        )
+    channels = pixels.shape[-1]
+    if channels not in (1, 2, 3, 4):
+        raise EasyRefError(
+            f"{name} has {channels} channels (shape {list(pixels.shape)}); grey, RGB and RGBA "
+            "pictures can be read."
+        )
+    pixels = pixels.detach().to("cpu", torch.float32)
+    if not torch.isfinite(pixels).all():
+        bad = int((~torch.isfinite(pixels)).sum())
+        raise EasyRefError(
+            f"{name} holds {bad} values that are not numbers (NaN or infinite). "
+            "The node that made it failed, often a VAE in half precision; check it."
+        )
+    colours = pixels[..., :3] if channels >= 3 else pixels[..., :1].expand(-1, -1, 3)
+    levels = (colours * 255).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(levels.contiguous().numpy(), "RGB")
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Put the picture's name before errors raised while it is being handled."""
+    try:
+        yield
+    except EasyRefError as error:
+        raise type(error)(f"{name}: {error}") from error

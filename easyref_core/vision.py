@@ -1,0 +1,131 @@
+"""Qwen2-VL's vision tower: patches of one picture to tokens of the language model's width.
+
+Source: Qwen2-VL (arXiv 2409.12191, section 2.1) and its Hugging Face weights, whose names are
+kept. `operations` supplies Linear and LayerNorm (`torch.nn`, or ComfyUI's casting ones).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .config import VisionConfig
+from .preprocessing import Patches
+
+
+class VisionAttention(nn.Module):
+    """Full attention within one picture, rotary positions over rows and columns."""
+
+    def __init__(self, config: VisionConfig, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = operations.Linear(config.embed_dim, 3 * config.embed_dim, **factory)
+        self.proj = operations.Linear(config.embed_dim, config.embed_dim, **factory)
+
+    def forward(self, x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+        """x [P, D], angles [P, head_dim] -> [P, D]"""
+        count = x.shape[0]
+        qkv = self.qkv(x).view(count, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(1, 2, 0, 3)  # each [heads, P, head_dim]
+        q, k = _rotate(q, angles), _rotate(k, angles)
+        out = F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+        return self.proj(out.transpose(0, 1).reshape(count, -1))
+
+
+def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding in float32, as the original does in every precision."""
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (wide * angles.cos() + turned * angles.sin()).to(x.dtype)
+
+
+class VisionMlp(nn.Module):
+    """Two layers with the sigmoid approximation of GELU ("quick GELU")."""
+
+    def __init__(self, config: VisionConfig, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        self.fc1 = operations.Linear(config.embed_dim, config.mlp_dim, **factory)
+        self.fc2 = operations.Linear(config.mlp_dim, config.embed_dim, **factory)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.fc1(x)
+        return self.fc2(hidden * torch.sigmoid(1.702 * hidden))
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, config: VisionConfig, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        self.norm1 = operations.LayerNorm(config.embed_dim, eps=1e-6, **factory)
+        self.norm2 = operations.LayerNorm(config.embed_dim, eps=1e-6, **factory)
+        self.attn = VisionAttention(config, operations, **factory)
+        self.mlp = VisionMlp(config, operations, **factory)
+
+    def forward(self, x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x), angles)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    """The original's Conv3d has kernel = stride, so it is a Linear over whole patches."""
+
+    def __init__(self, config: VisionConfig, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        self.proj = operations.Linear(config.patch_dim, config.embed_dim, bias=False, **factory)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(x)
+
+
+class PatchMerger(nn.Module):
+    """Merges each 2x2 block of patches into one token."""
+
+    def __init__(self, config: VisionConfig, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        self.width = config.embed_dim * config.spatial_merge_size**2
+        self.ln_q = operations.LayerNorm(config.embed_dim, eps=1e-6, **factory)
+        self.mlp = nn.Sequential(
+            operations.Linear(self.width, self.width, **factory),
+            nn.GELU(),
+            operations.Linear(self.width, config.hidden_size, **factory),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mlp(self.ln_q(x).view(-1, self.width))
+
+
+class VisionTower(nn.Module):
+    """Vision tower for one picture at a time, as the official code runs it."""
+
+    def __init__(self, config: VisionConfig, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config, operations, **factory)
+        self.blocks = nn.ModuleList(
+            VisionBlock(config, operations, **factory) for _ in range(config.depth)
+        )
+        self.merger = PatchMerger(config, operations, **factory)
+
+    def forward(self, patches: Patches, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """[P, 1176] patches -> [P / 4, hidden_size] tokens on `device` in `dtype`."""
+        x = self.patch_embed(patches.pixels.to(device, dtype))
+        angles = self._angles(patches.rows, patches.columns).to(device)
+        for block in self.blocks:
+            x = block(x, angles)
+        return self.merger(x)
+
+    def _angles(self, rows: int, columns: int) -> torch.Tensor:
+        """Rotary angles [P, head_dim] in float32, patches in 2x2 block order."""
+        merge = self.config.spatial_merge_size
+        quarter = self.config.embed_dim // self.config.num_heads // 2
+        frequencies = 10000.0 ** (-torch.arange(0, quarter, 2, dtype=torch.float32) / quarter)
+        row = torch.arange(rows)[:, None].expand(rows, columns)
+        column = torch.arange(columns)[None, :].expand(rows, columns)
+        grid = torch.stack((row, column), dim=-1)  # [rows, columns, 2]
+        blocks = grid.reshape(rows // merge, merge, columns // merge, merge, 2)
+        positions = blocks.permute(0, 2, 1, 3, 4).reshape(-1, 2).float()
+        half = (positions[:, :, None] * frequencies).flatten(1)  # [P, head_dim / 2]
+        return torch.cat((half, half), dim=-1)
