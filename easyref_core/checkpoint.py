@@ -124,7 +124,7 @@ class AdapterCheckpoint:
         with self.file.open() as get:
             for local in sorted(own):
                 digest.update(f"{local}{self._info(own[local]).shape}".encode())
-            for local in ("proj.0.weight", "proj.2.weight", "reference_tokens"):
+            for local in sorted({**self.projector, "reference_tokens": ""}):
                 digest.update(_bytes(get(own[local])))
             for layer in sorted(self.cross_attention):
                 for part, name in sorted(self.cross_attention[layer].items()):

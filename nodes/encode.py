@@ -1,0 +1,79 @@
+"""EasyRef Encode: references and prompt to reference tokens."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..easyref_core.aggregation import AGGREGATIONS
+from ..easyref_core.preprocessing import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE
+from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, EasyRefTokens, References
+from .references import references_from_batch
+
+
+class EasyRefEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EasyRefEncode",
+            display_name="EasyRef Encode",
+            category="EasyRef",
+            description="Lets the MLLM read all references and the prompt together and condenses "
+            "what they have in common into reference tokens.",
+            inputs=[
+                EasyRef.Input("easyref", tooltip="From EasyRef Loader."),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Reference pictures as one batch. They come before those of "
+                    "references.",
+                ),
+                EasyRefReferenceGroup.Input(
+                    "references",
+                    optional=True,
+                    tooltip="Reference pictures of any sizes, from EasyRef References.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="What the picture shall show; usually the same text as the positive "
+                    "prompt. May be empty.",
+                ),
+                io.Combo.Input(
+                    "aggregation",
+                    options=list(AGGREGATIONS),
+                    default="easyref",
+                    tooltip="easyref: the MLLM reads all pictures together. average and "
+                    "concatenate: each alone, for comparison.",
+                ),
+                io.Int.Input(
+                    "image_size",
+                    default=DEFAULT_IMAGE_SIZE,
+                    min=MIN_IMAGE_SIZE,
+                    max=1344,
+                    step=28,
+                    tooltip="Pixels of a side of a square with the area each reference is resized "
+                    "to; shapes are kept. EasyRef was trained at 336. More takes more time and "
+                    "memory.",
+                ),
+            ],
+            outputs=[
+                EasyRefTokens.Output(display_name="tokens", tooltip="Reference tokens to apply.")
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        easyref: EasyRefModel,
+        prompt: str,
+        aggregation: str,
+        image_size: int,
+        images: torch.Tensor | None = None,
+        references: References | None = None,
+    ) -> io.NodeOutput:
+        group = references_from_batch(images, "images") if images is not None else ()
+        group += references or ()
+        return io.NodeOutput(easyref.encoder.encode(group, prompt, aggregation, image_size))

@@ -1,0 +1,1 @@
+"""What ties EasyRef to its host: folders, memory management, attention patches."""

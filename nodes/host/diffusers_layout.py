@@ -1,0 +1,190 @@
+"""Model directories in the diffusers layout: reading, checking, translating to ComfyUI's terms.
+
+Nothing here needs ComfyUI; the names and fixed values are those its classes use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from ...easyref_core.errors import EasyRefError
+
+DIFFUSERS_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+)
+TRANSFORMERS_FILES = ("model.safetensors", "model.fp16.safetensors")
+
+# Fields that ComfyUI's UNet and ControlNet classes take for granted, with diffusers' defaults.
+_FIXED_FIELDS: dict[str, Any] = {
+    "act_fn": "silu",
+    "addition_embed_type": "text_time",
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "reverse_transformer_layers_per_block": None,
+}
+
+
+def comfy_unet_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Translate a diffusers UNet or ControlNet configuration to ComfyUI's terms.
+
+    Args:
+        config: Content of `config.json`.
+        source: Named in errors.
+
+    Returns:
+        Arguments of `UNetModel`, `num_head_channels` included.
+
+    Raises:
+        EasyRefError: A field is missing, or has a value that ComfyUI's classes do not know.
+    """
+    require_fields(config, _FIXED_FIELDS, source)
+    try:
+        channels = list(config["block_out_channels"])
+        levels = len(channels)
+        down = [kind.startswith("CrossAttn") for kind in config["down_block_types"]]
+        layers = _per_level(config.get("layers_per_block", 2), levels)
+        depths = _per_level(config.get("transformer_layers_per_block", 1), levels)
+        heads = _per_level(
+            config.get("num_attention_heads") or config["attention_head_dim"], levels
+        )
+        added_width = config["projection_class_embeddings_input_dim"]
+        context_width = config["cross_attention_dim"]
+        _ = config["addition_time_embed_dim"]
+    except KeyError as error:
+        raise EasyRefError(f"config.json in {source} lacks {error.args[0]!r}.") from error
+    up = config.get("up_block_types")
+    if up is not None and [kind.startswith("CrossAttn") for kind in up] != down[::-1]:
+        raise EasyRefError(f"{source}: up_block_types {up} do not mirror the down blocks.")
+    if any(width % channels[0] for width in channels):
+        raise EasyRefError(f"{source}: channels {channels} are not multiples of the first.")
+    # The middle block attends as the last level does, whether that one attends or not.
+    widths = {channels[i] // heads[i] for i in range(levels) if down[i] or i == levels - 1}
+    if len(widths) != 1:
+        raise EasyRefError(
+            f"{source}: attention heads are {sorted(widths)} wide on different levels; ComfyUI "
+            "builds one width only."
+        )
+    reached = [depth if attends else 0 for depth, attends in zip(depths, down, strict=True)]
+    return {
+        "adm_in_channels": added_width,
+        "channel_mult": [width // channels[0] for width in channels],
+        "context_dim": context_width,
+        "image_size": 32,
+        "in_channels": config.get("in_channels", 4),
+        "legacy": False,
+        "model_channels": channels[0],
+        "num_classes": "sequential",
+        "num_head_channels": widths.pop(),
+        "num_res_blocks": layers,
+        "out_channels": config.get("out_channels", 4),
+        "transformer_depth": [d for d, n in zip(reached, layers, strict=True) for _ in range(n)],
+        "transformer_depth_middle": depths[-1],
+        "transformer_depth_output": [
+            d for d, n in zip(reached, layers, strict=True) for _ in range(n + 1)
+        ],
+        "use_linear_in_transformer": config.get("use_linear_projection", False),
+        "use_spatial_transformer": True,
+    }
+
+
+def _per_level(value: int | list[int], levels: int) -> list[int]:
+    return [value] * levels if isinstance(value, int) else list(value)
+
+
+def controlnet_names(shape: Mapping[str, Any]) -> dict[str, str]:
+    """Diffusers name -> ComfyUI name of the weights that only a ControlNet has.
+
+    `shape` is what `comfy_unet_config` returns.
+    """
+    modules = {"controlnet_mid_block": "middle_block_out.0"}
+    # One output for the first convolution, each residual block and each downsampler.
+    outputs = sum(shape["num_res_blocks"]) + len(shape["channel_mult"])
+    for index in range(outputs):
+        modules[f"controlnet_down_blocks.{index}"] = f"zero_convs.{index}.0"
+    # Eight convolutions on the control picture, with an activation after each but the last.
+    hint = ("conv_in", *(f"blocks.{index}" for index in range(6)), "conv_out")
+    for index, name in enumerate(hint):
+        modules[f"controlnet_cond_embedding.{name}"] = f"input_hint_block.{2 * index}"
+    return {
+        f"{old}.{kind}": f"{new}.{kind}"
+        for old, new in modules.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def taesd_name(name: str) -> str:
+    """ComfyUI's name of an `AutoencoderTiny` weight.
+
+    Both number the same stack, but TAESD's decoder starts with its clamp, which diffusers leaves
+    out of the count.
+    """
+    half, _, rest = name.partition(".layers.")
+    number, _, tail = rest.partition(".")
+    if half not in ("encoder", "decoder") or not number.isdigit():
+        return name
+    return f"taesd_{half}.{int(number) + (half == 'decoder')}.{tail}"
+
+
+def diffusers_vae_name(name: str) -> str:
+    """The inverse of `taesd_name`, for error messages."""
+    half, number, tail = name.removeprefix("taesd_").split(".", 2)
+    return f"{half}.layers.{int(number) - (half == 'decoder')}.{tail}"
+
+
+def require_complete(source: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raise an EasyRefError that names the first of these weights, if there are any."""
+    problems = []
+    for title, found in (("missing", list(missing)), ("unexpected", list(unexpected))):
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            problems.append(f"{title}: {', '.join(found[:3])}{more}")
+    if problems:
+        raise EasyRefError(
+            f"The weights in {source} do not fit its config.json. " + "; ".join(problems) + "."
+        )
+
+
+def require_fields(config: Mapping[str, Any], fields: Mapping[str, Any], source: str) -> None:
+    """Raise an EasyRefError if a field has another value; an absent one has diffusers' default."""
+    for key, value in fields.items():
+        found = config.get(key, value)
+        if (list(found) if isinstance(found, (list, tuple)) else found) != value:
+            raise EasyRefError(
+                f"{source}: config.json says {key} = {found!r}; ComfyUI knows {value!r} only."
+            )
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Read `config.json`.
+
+    Raises:
+        EasyRefError: It is missing or not JSON.
+    """
+    path = Path(directory) / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EasyRefError(f"Cannot read {path}: {error}") from error
+
+
+def read_weights(directory: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Read the first of these safetensors files that the directory has.
+
+    Raises:
+        EasyRefError: It has none of them.
+    """
+    for name in names:
+        path = Path(directory) / name
+        if path.is_file():
+            return load_file(path)
+    raise EasyRefError(f"No weights in {directory}: expected a file named {names[0]}.")

@@ -1,0 +1,79 @@
+"""EasyRef Loader: which adapter, which MLLM, which precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..easyref_core.checkpoint import load_checkpoint
+from ..easyref_core.errors import EasyRefError
+from .host.encoder import PRECISIONS, HostedEncoder
+from .host.folders import (
+    FROM_ADAPTER,
+    adapter_names,
+    adapter_path,
+    mllm_directories,
+    mllm_path,
+)
+from .host.key_values import KeyValueStore
+from .link_types import EasyRef, EasyRefModel
+
+
+class EasyRefLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EasyRefLoader",
+            display_name="EasyRef Loader",
+            category="EasyRef",
+            description="Chooses an EasyRef adapter and the Qwen2-VL model that reads the "
+            "references. Nothing big is loaded until references are encoded.",
+            inputs=[
+                io.Combo.Input(
+                    "adapter",
+                    options=adapter_names(),
+                    tooltip="EasyRef adapter file in models/easyref, recognised by its content.",
+                ),
+                io.Combo.Input(
+                    "mllm",
+                    options=[FROM_ADAPTER, *mllm_directories()],
+                    default=FROM_ADAPTER,
+                    tooltip="Where tokenizer, sizes and missing weights come from: the adapter "
+                    "file itself, or a Qwen2-VL folder in models/LLM. Weights inside the adapter "
+                    "always come first.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="auto",
+                    tooltip="Precision the MLLM computes in. auto: bf16 where the device is good "
+                    "at it, else fp32.",
+                ),
+            ],
+            outputs=[EasyRef.Output(display_name="easyref", tooltip="Adapter with its encoder.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, adapter: str, mllm: str) -> bool | str:
+        try:
+            adapter_path(adapter)
+            mllm_path(mllm)
+        except EasyRefError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter: str, mllm: str, precision: str) -> Any:
+        stat = adapter_path(adapter).stat()
+        return adapter, mllm, precision, stat.st_size, stat.st_mtime_ns
+
+    @classmethod
+    def execute(cls, adapter: str, mllm: str, precision: str) -> io.NodeOutput:
+        directory = mllm_path(mllm)
+        checkpoint = load_checkpoint(adapter_path(adapter))
+        encoder = HostedEncoder(checkpoint, directory, precision)
+        if directory is not None or checkpoint.has_mllm:
+            encoder.plan()
+        # else only saved tokens can be applied; encoding says what is missing
+        return io.NodeOutput(EasyRefModel(checkpoint, encoder, KeyValueStore(checkpoint)))

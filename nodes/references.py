@@ -1,0 +1,85 @@
+"""EasyRef References: a group of pictures of any sizes, with a weight."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..easyref_core.aggregation import Reference
+from ..easyref_core.pictures import tensor_to_picture
+from .link_types import EasyRefReferenceGroup, References
+
+_COUNT = 8
+
+
+def references_from_batch(images: torch.Tensor, name: str, weight: float = 1.0) -> References:
+    """ComfyUI's IMAGE batch [B, H, W, C] as references.
+
+    Raises:
+        EasyRefError: no picture, no pixels, or values that are not numbers.
+    """
+    if images.ndim == 3:
+        images = images[None]
+    return tuple(
+        Reference(tensor_to_picture(image, label), weight, label)
+        for number, image in enumerate(images)
+        for label in [name if len(images) == 1 else f"{name} (picture {number + 1})"]
+    )
+
+
+class EasyRefReferences(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EasyRefReferences",
+            display_name="EasyRef References",
+            category="EasyRef",
+            description="Gathers reference pictures of any sizes into one group. Chain several "
+            "of these nodes for more pictures or for other weights.",
+            inputs=[
+                io.Image.Input(
+                    f"image_{number}",
+                    optional=number > 1,
+                    tooltip="A picture, or a batch of pictures of one size. Each input may have "
+                    "another size; nothing is cropped.",
+                )
+                for number in range(1, _COUNT + 1)
+            ]
+            + [
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=0.0,
+                    max=5.0,
+                    step=0.05,
+                    tooltip="How much attention the reference tokens pay to these pictures: 1 as "
+                    "trained, 2 twice as much, 0 none.",
+                ),
+                EasyRefReferenceGroup.Input(
+                    "previous",
+                    optional=True,
+                    tooltip="References that come before these in the group.",
+                ),
+            ],
+            outputs=[
+                EasyRefReferenceGroup.Output(
+                    display_name="references", tooltip="The group, in order."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image_1: torch.Tensor,
+        weight: float,
+        previous: References | None = None,
+        **images: torch.Tensor | None,
+    ) -> io.NodeOutput:
+        images = {"image_1": image_1, **images}
+        group: References = previous or ()
+        for number in range(1, _COUNT + 1):
+            batch = images.get(f"image_{number}")
+            if batch is not None:
+                group += references_from_batch(batch, f"image_{number}", weight)
+        return io.NodeOutput(group)

@@ -1,0 +1,104 @@
+"""EasyRef Save Tokens and Load Tokens: reference tokens as files, usable without the MLLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..easyref_core.adapter import check_tokens
+from ..easyref_core.errors import EasyRefError
+from ..easyref_core.tokens import ReferenceTokens, load_tokens, save_tokens
+from .host.folders import TOKENS, new_tokens_path, token_names, tokens_path
+from .link_types import EasyRef, EasyRefModel, EasyRefTokens
+
+_FOLDERS = ("output", "models")
+
+
+class EasyRefSaveTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EasyRefSaveTokens",
+            display_name="EasyRef Save Tokens",
+            category="EasyRef",
+            description="Writes reference tokens to a small .safetensors file, which can be "
+            "loaded, shared and applied without the MLLM.",
+            inputs=[
+                EasyRefTokens.Input("tokens", tooltip="From EasyRef Encode."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="EasyRef",
+                    tooltip="Start of the file name; / makes subfolders. A number is added.",
+                ),
+                io.Combo.Input(
+                    "folder",
+                    options=list(_FOLDERS),
+                    default=_FOLDERS[0],
+                    tooltip="output: ComfyUI's output/easyref_tokens. models: "
+                    "models/easyref_tokens, beside your models.",
+                ),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, tokens: ReferenceTokens, filename_prefix: str, folder: str) -> io.NodeOutput:
+        to_output = folder == "output"
+        path, subfolder = new_tokens_path(filename_prefix, to_output)
+        save_tokens(tokens, path)
+        shown = {
+            "filename": path.name,
+            "subfolder": f"{TOKENS}/{subfolder}".rstrip("/") if to_output else subfolder,
+            "type": folder,
+        }
+        return io.NodeOutput(ui={"tokens": [shown], "text": [str(path)]})
+
+
+class EasyRefLoadTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EasyRefLoadTokens",
+            display_name="EasyRef Load Tokens",
+            category="EasyRef",
+            description="Reads saved reference tokens. The MLLM is not needed to apply them.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=token_names(),
+                    tooltip="Files in models/easyref_tokens, then those saved to "
+                    "output/easyref_tokens.",
+                ),
+                EasyRef.Input(
+                    "easyref",
+                    optional=True,
+                    tooltip="The adapter they shall be used with; tokens of another one are "
+                    "refused here already.",
+                ),
+            ],
+            outputs=[
+                EasyRefTokens.Output(display_name="tokens", tooltip="Reference tokens to apply.")
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        try:
+            tokens_path(file)
+        except EasyRefError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **kwargs: Any) -> Any:
+        stat = tokens_path(file).stat()
+        return file, stat.st_size, stat.st_mtime_ns
+
+    @classmethod
+    def execute(cls, file: str, easyref: EasyRefModel | None = None) -> io.NodeOutput:
+        tokens = load_tokens(tokens_path(file))
+        if easyref is not None:
+            check_tokens(easyref.checkpoint, tokens)
+        return io.NodeOutput(tokens)

@@ -1,0 +1,58 @@
+"""Fixtures that several test files share; the golden models are built once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from easyref_core.checkpoint import AdapterCheckpoint
+    from easyref_core.encoder import EasyRefEncoder
+    from easyref_core.prompt import PromptTokenizer
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> AdapterCheckpoint:
+    """The golden adapter, MLLM inside."""
+    from easyref_core.checkpoint import load_checkpoint
+    from goldens import ADAPTER
+
+    return load_checkpoint(ADAPTER)
+
+
+@pytest.fixture(scope="session")
+def adapter_only(tmp_path_factory: pytest.TempPathFactory) -> AdapterCheckpoint:
+    """The golden adapter without the MLLM inside."""
+    from easyref_core.checkpoint import load_checkpoint
+    from goldens import BODY, adapter_tensors, without, write
+
+    path = tmp_path_factory.mktemp("adapter_only") / "adapter_only.safetensors"
+    return load_checkpoint(write(path, without(adapter_tensors(), BODY)))
+
+
+@pytest.fixture(scope="session")
+def encoders(
+    checkpoint: AdapterCheckpoint, adapter_only: AdapterCheckpoint
+) -> dict[str, EasyRefEncoder]:
+    """The golden encoders by their tag in the golden set."""
+    from easyref_core.loading import plan_encoder
+    from goldens import MLLM
+
+    return {
+        tag: plan_encoder(found, MLLM).build()
+        for tag, found in (("full", checkpoint), ("adapter_only", adapter_only))
+    }
+
+
+@pytest.fixture(scope="session")
+def encoder(encoders: dict[str, EasyRefEncoder]) -> EasyRefEncoder:
+    return encoders["full"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PromptTokenizer:
+    from easyref_core.prompt import PromptTokenizer
+    from goldens import MLLM
+
+    return PromptTokenizer.from_directory(MLLM)
