@@ -17,6 +17,7 @@ from PIL import Image
 
 from .encoder import EasyRefEncoder
 from .errors import EasyRefError
+from .limits import check_length
 from .pictures import named
 from .preprocessing import DEFAULT_IMAGE_SIZE, Patches, black_picture, preprocess
 from .prompt import PromptTokenizer, TokenizedPrompt
@@ -44,10 +45,11 @@ class Reference:
     name: str = "the picture"
 
 
-class FeatureCache:
-    """The last pictures' vision tokens, so that a changed prompt does not see them again.
+class EncodingCache:
+    """What does not change with the prompt: pictures' vision tokens and the unconditional tokens.
 
-    Keyed by the pixels themselves; holds CPU tensors, about 0.4 MB a picture at real size.
+    Belongs to one encoder. Keyed by the pixels themselves; holds CPU tensors, about 0.4 MB a
+    picture at real size, of the last `size` pictures.
     """
 
     def __init__(self, size: int = 64) -> None:
@@ -63,19 +65,6 @@ class FeatureCache:
         self._items[key] = value
         while len(self._items) > self._size:
             self._items.popitem(last=False)
-
-
-@dataclass
-class _Steps:
-    """Counts the work and tells whoever asked."""
-
-    total: int
-    report: Progress
-    done: int = 0
-
-    def __call__(self, count: int = 1) -> None:
-        self.done += count
-        self.report(self.done, self.total)
 
 
 def prepare(references: Sequence[Reference], image_size: int) -> list[Patches]:
@@ -113,7 +102,7 @@ def encode_references(
     image_size: int = DEFAULT_IMAGE_SIZE,
     insert_before: int | None = None,
     device: torch.device | str = "cpu",
-    cache: FeatureCache | None = None,
+    cache: EncodingCache | None = None,
     progress: Progress = lambda done, total: None,
 ) -> ReferenceTokens:
     """Condense references and a prompt into reference tokens.
@@ -157,24 +146,15 @@ def encode_references(
     for plan in [*plans, empty]:
         check_length(encoder, tokenizer, plan, prompt, image_size)
 
-    steps = _Steps(len(patches) + 1 + (len(groups) + 1) * encoder.num_layers, progress)
-    seen = [_see(encoder, p, device, cache, steps) for p in patches]
-    seen_black = _see(encoder, black, device, cache, steps)
-
-    def tokens(plan: TokenizedPrompt, pictures: list[torch.Tensor], w: list[float]) -> torch.Tensor:
-        states = encoder.reference_states(
-            encoder.embed(plan, pictures, device),
-            insert_before=insert_before,
-            column_bias=_bias(plan, w, device),
-            on_step=steps,
-        )
-        return encoder.project(states).float().cpu()
-
+    passes = (len(groups) + 1) * encoder.num_layers
+    steps = _Steps(len(patches) + 1 + passes, progress)
+    run = _Run(encoder, device, insert_before, cache or EncodingCache(), steps)
+    seen = [run.see(picture) for picture in patches]
     parts = [
-        tokens(plan, [seen[i] for i in group], [weights[i] for i in group] if joint else [1.0])
+        run.tokens(plan, [seen[i] for i in group], [weights[i] for i in group] if joint else [1.0])
         for plan, group in zip(plans, groups, strict=True)
     ]
-    uncond = tokens(empty, [seen_black], [1.0])
+    uncond = run.unconditional(empty, black)
     cond = _combine(parts, weights, aggregation)
     return ReferenceTokens(
         cond=_checked(cond, encoder),
@@ -204,25 +184,66 @@ def _combine(parts: list[torch.Tensor], weights: list[float], aggregation: str) 
     return (torch.stack(parts) * share[:, None, None, None]).sum(dim=0)
 
 
-def _see(
-    encoder: EasyRefEncoder,
-    patches: Patches,
-    device: torch.device,
-    cache: FeatureCache | None,
-    steps: _Steps,
-) -> torch.Tensor:
-    """One picture's vision tokens [n, hidden] on `device`."""
-    if cache is None:
-        seen = encoder.see(patches, device)
-    else:
-        shape = f"{patches.rows}x{patches.columns}".encode()
-        key = hashlib.sha256(shape + patches.pixels.numpy().tobytes()).digest()
-        found = cache.get(key)
-        seen = encoder.see(patches, device) if found is None else found.to(device)
-        if found is None:
-            cache.put(key, seen.cpu())
-    steps()
-    return seen
+@dataclass
+class _Steps:
+    """Counts the work and tells whoever asked."""
+
+    total: int
+    report: Progress
+    done: int = 0
+
+    def __call__(self, count: int = 1) -> None:
+        self.done += count
+        self.report(self.done, self.total)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One call's encoder passes."""
+
+    encoder: EasyRefEncoder
+    device: torch.device
+    insert_before: int | None
+    cache: EncodingCache
+    steps: _Steps
+
+    def see(self, patches: Patches) -> torch.Tensor:
+        """One picture's vision tokens [n, hidden] on the device."""
+        key = _pixel_key(patches)
+        seen = self.cache.get(key)
+        if seen is None:
+            seen = self.encoder.see(patches, self.device)
+            self.cache.put(key, seen.cpu())
+        self.steps()
+        return seen.to(self.device)
+
+    def tokens(
+        self, plan: TokenizedPrompt, pictures: list[torch.Tensor], weights: list[float]
+    ) -> torch.Tensor:
+        """Reference tokens [1, N, W] of one reading, float32 on the CPU."""
+        states = self.encoder.reference_states(
+            self.encoder.embed(plan, pictures, self.device),
+            insert_before=self.insert_before,
+            column_bias=_bias(plan, weights, self.device),
+            on_step=self.steps,
+        )
+        return self.encoder.project(states).float().cpu()
+
+    def unconditional(self, plan: TokenizedPrompt, black: Patches) -> torch.Tensor:
+        """Tokens of the black picture without a prompt; the same for every group."""
+        key = f"unconditional {self.insert_before}".encode() + _pixel_key(black)
+        tokens = self.cache.get(key)
+        if tokens is not None:
+            self.steps(1 + self.encoder.num_layers)
+            return tokens
+        tokens = self.tokens(plan, [self.see(black)], [1.0])
+        self.cache.put(key, tokens)
+        return tokens
+
+
+def _pixel_key(patches: Patches) -> bytes:
+    shape = f"{patches.rows}x{patches.columns}".encode()
+    return hashlib.sha256(shape + patches.pixels.numpy().tobytes()).digest()
 
 
 def _bias(
@@ -235,54 +256,6 @@ def _bias(
     for (first, end), weight in zip(plan.image_spans, weights, strict=True):
         bias[first:end] = math.log(weight) if weight > 0 else float("-inf")
     return bias
-
-
-def check_length(
-    encoder: EasyRefEncoder,
-    tokenizer: PromptTokenizer,
-    plan: TokenizedPrompt,
-    prompt: str,
-    image_size: int,
-) -> None:
-    """Raise EasyRefError where a chat and the reference tokens exceed the MLLM's context."""
-    limit = encoder.config.max_positions
-    length = len(plan) + encoder.num_tokens
-    if int(plan.ids.max()) >= encoder.config.vocab_size:
-        raise EasyRefError(
-            f"The tokenizer of {tokenizer.source} has token {int(plan.ids.max())}, but the MLLM "
-            f"knows only {encoder.config.vocab_size}. Choose the MLLM directory the adapter was "
-            "trained from; its tokenizer belongs to it."
-        )
-    if length <= limit:
-        return
-    pictures = sum(end - first for first, end in plan.image_spans)
-    needed = activation_bytes(encoder, length) / 1e9
-    text = len(plan) - pictures
-    if pictures <= limit // 2:
-        raise EasyRefError(
-            f"The prompt is too long: {len(prompt):,} characters are {text:,} tokens, and with "
-            f"{len(plan.image_spans)} pictures the MLLM would read {length:,} where {limit:,} is "
-            f"its limit. Shorten the prompt by {length - limit:,} tokens."
-        )
-    each = pictures / len(plan.image_spans)
-    fits = int((limit - text - encoder.num_tokens) / each)
-    raise EasyRefError(
-        f"{len(plan.image_spans)} references are {pictures:,} tokens at image_size {image_size}; "
-        f"with the prompt the MLLM would read {length:,} where {limit:,} is its limit (and about "
-        f"{needed:.1f} GB of working memory). Use at most about {fits} references of these shapes, "
-        "or a smaller image_size."
-    )
-
-
-def activation_bytes(encoder: EasyRefEncoder, length: int) -> int:
-    """Working memory for a chat of `length` tokens, weights not counted.
-
-    The widest moment is a feed-forward layer: gate, up and their product, beside the residual
-    and its norm.
-    """
-    config = encoder.config
-    per_token = 3 * config.intermediate_size + 6 * config.hidden_size
-    return length * per_token * encoder.compute_dtype.itemsize
 
 
 def _checked(tokens: torch.Tensor, encoder: EasyRefEncoder) -> torch.Tensor:

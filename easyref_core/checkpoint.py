@@ -39,7 +39,7 @@ _LOOKALIKES = (
     ("visual.", "a bare Qwen2-VL model; it goes into models/LLM and is chosen as the MLLM"),
     ("model.visual.", "a bare Qwen2-VL model; it goes into models/LLM and is chosen as the MLLM"),
     ("model.layers.", "a bare language model"),
-    ("cond", "saved reference tokens; load them with EasyRef Load Tokens"),
+    ("uncond", "saved reference tokens; load them with EasyRef Load Tokens"),
     ("control_model.", "a ControlNet (models/controlnet)"),
 )
 
@@ -124,7 +124,7 @@ class AdapterCheckpoint:
         with self.file.open() as get:
             for local in sorted(own):
                 digest.update(f"{local}{self._info(own[local]).shape}".encode())
-            for local in sorted({**self.projector, "reference_tokens": ""}):
+            for local in (*sorted(self.projector), "reference_tokens"):
                 digest.update(_bytes(get(own[local])))
             for layer in sorted(self.cross_attention):
                 for part, name in sorted(self.cross_attention[layer].items()):
@@ -159,7 +159,7 @@ class AdapterCheckpoint:
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.flatten().view(torch.uint8).numpy().tobytes()
 
 
 def load_checkpoint(path: str | Path) -> AdapterCheckpoint:
@@ -265,9 +265,18 @@ def _check_parts(
             f"{', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}. "
             "The file is damaged or was converted wrongly; get it again."
         )
+    halves = [pair for parts in lora.values() for pair in parts.values()]
+    matrices = [final["reference_tokens"], projector["proj.0.weight"], projector["proj.2.weight"]]
+    matrices += [name for parts in (*cross.values(), *halves) for name in parts.values()]
+    for name in matrices:
+        if len(file.tensors[name].shape) != 2:
+            raise EasyRefError(
+                f"{file.path}: {name} has shape {list(file.tensors[name].shape)}, but a matrix is "
+                "needed. The file is damaged or was converted wrongly; get it again."
+            )
     tokens = file.tensors[final["reference_tokens"]].shape
     width = file.tensors[projector["proj.2.weight"]].shape[0]
-    if len(tokens) != 2 or file.tensors[projector["proj.0.weight"]].shape[1] != tokens[1]:
+    if file.tensors[projector["proj.0.weight"]].shape[1] != tokens[1]:
         raise EasyRefError(
             f"{file.path}: the reference tokens have shape {list(tokens)}, which does not fit the "
             f"projector's input {file.tensors[projector['proj.0.weight']].shape[1]}. "
@@ -281,3 +290,10 @@ def _check_parts(
                 f"reference tokens are {width} wide. The file mixes parts of two adapters; "
                 "get it again."
             )
+    ranks = {file.tensors[pair["down"]].shape[0] for pair in halves}
+    ranks |= {file.tensors[pair["up"]].shape[1] for pair in halves}
+    if len(ranks) > 1:
+        raise EasyRefError(
+            f"{file.path}: its LoRA has ranks {', '.join(map(str, sorted(ranks)))}, but one rank "
+            "is needed. The file mixes parts of two adapters; get it again."
+        )

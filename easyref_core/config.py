@@ -72,6 +72,8 @@ def read_config(directory: str | Path) -> MllmConfig:
         raise EasyRefError(
             f"{path} cannot be read as JSON ({error}). Download the MLLM directory again."
         ) from error
+    if not isinstance(data, dict):
+        raise EasyRefError(f"{path} holds no settings. Download the MLLM directory again.")
     return config_from_dict(data, str(path))
 
 

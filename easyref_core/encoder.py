@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from .config import MllmConfig
 from .decoder import DecoderLayer, Rope, rope
@@ -89,6 +91,7 @@ class EasyRefEncoder(nn.Module):
         self.config = config
         self.num_tokens = num_tokens
         self.compute_dtype = compute_dtype
+        self.gradient_checkpointing = False
         body_layers = config.num_layers - final_layers
         self.multimodal_llm = MllmBody(config, body_layers, operations, **factory)
         self.mllm_final_layer = FinalLayers(config, final_layers, num_tokens, operations, **factory)
@@ -106,7 +109,21 @@ class EasyRefEncoder(nn.Module):
 
     def see(self, patches: Patches, device: torch.device) -> torch.Tensor:
         """One picture's tokens [n, hidden]."""
-        return self.multimodal_llm.visual(patches, device, self.compute_dtype)
+        pixels = patches.pixels[None].to(device, self.compute_dtype)
+        return self.multimodal_llm.visual(pixels, patches.rows, patches.columns)[0]
+
+    def see_all(self, pictures: Sequence[Patches], device: torch.device) -> list[torch.Tensor]:
+        """Each picture's tokens [n, hidden]; pictures of one grid are seen in one pass."""
+        grids: dict[tuple[int, int], list[int]] = {}
+        for number, picture in enumerate(pictures):
+            grids.setdefault((picture.rows, picture.columns), []).append(number)
+        seen: dict[int, torch.Tensor] = {}
+        for (rows, columns), numbers in grids.items():
+            pixels = torch.stack([pictures[n].pixels for n in numbers])
+            pixels = pixels.to(device, self.compute_dtype)
+            tokens = self.multimodal_llm.visual(pixels, rows, columns)
+            seen |= dict(zip(numbers, tokens, strict=True))
+        return [seen[number] for number in range(len(pictures))]
 
     def embed(
         self, prompt: TokenizedPrompt, pictures: Sequence[torch.Tensor], device: torch.device
@@ -161,6 +178,24 @@ class EasyRefEncoder(nn.Module):
         on_step()
         return final.norm(x)
 
+    def batch_reference_states(self, embeds: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Reference rows [B, N, hidden] of several groups of any lengths, each [1, L, hidden].
+
+        Padding stands behind each group and attention is causal, so it changes nothing.
+        """
+        model, final = self.multimodal_llm.model, self.mllm_final_layer
+        lengths = [e.shape[1] for e in embeds]
+        x = pad_sequence([e[0] for e in embeds], batch_first=True)  # [B, longest, hidden]
+        length = x.shape[1] + self.num_tokens
+        position = rope(self.config, length, x.device, x.dtype)
+        x = model.norm(self._run(model.layers, x, position, _no_step))
+        tokens = final.reference_tokens.to(x)
+        groups = [torch.cat((x[b, :n], tokens)) for b, n in enumerate(lengths)]
+        x = pad_sequence(groups, batch_first=True)  # [B, longest + N, hidden]
+        x = self._run(final.layers, x, position, _no_step)
+        rows = [x[b, n : n + self.num_tokens] for b, n in enumerate(lengths)]
+        return final.norm(torch.stack(rows))
+
     def project(self, states: torch.Tensor) -> torch.Tensor:
         """[1, N, hidden] -> reference tokens [1, N, token_width]."""
         return self.image_proj_model(states)
@@ -170,14 +205,17 @@ class EasyRefEncoder(nn.Module):
         tokens = self.mllm_final_layer.reference_tokens.to(x)
         return torch.cat((x, tokens[None].expand(x.shape[0], -1, -1)), dim=1)
 
-    @staticmethod
     def _run(
+        self,
         layers: Sequence[DecoderLayer] | nn.ModuleList,
         x: torch.Tensor,
         position: Rope,
         on_step: OnStep,
     ) -> torch.Tensor:
         for layer in layers:
-            x = layer(x, position)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, position, use_reentrant=False)
+            else:
+                x = layer(x, position)
             on_step()
         return x

@@ -31,34 +31,31 @@ class EncoderPlan:
 
     Attributes:
         sources: official key -> (file, name in the file).
-        dtype: storage dtype of the files (the widest among the MLLM's weights).
     """
 
     checkpoint: AdapterCheckpoint
     config: MllmConfig
     directory: Path | None
     sources: Mapping[str, Source]
-    dtype: torch.dtype
 
     def build(
         self,
         *,
         operations: Any = nn,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = torch.float32,
         compute_dtype: torch.dtype = torch.float32,
     ) -> EasyRefEncoder:
         """Read the weights into an encoder on the CPU.
 
         Args:
             operations: see `EasyRefEncoder`.
-            dtype: storage dtype, the files' by default. With `torch.nn` it must equal
-                `compute_dtype`.
+            dtype: how the weights are stored; None keeps each as it is in its file, which needs
+                `operations` that cast. With `torch.nn` it must equal `compute_dtype`.
             compute_dtype: of the activations.
 
         Raises:
             EasyRefError: a file changed in between.
         """
-        dtype = self.dtype if dtype is None else dtype
         encoder = EasyRefEncoder(
             self.config,
             self.checkpoint.num_tokens,
@@ -79,7 +76,7 @@ class EncoderPlan:
                     tensor = get(name)
                     if key == BODY + _PATCH_EMBED:
                         tensor = tensor.flatten(1)
-                    state[key] = tensor.to(dtype)
+                    state[key] = tensor if dtype is None else tensor.to(dtype)
         encoder.load_state_dict(state, strict=True, assign=True)
         return encoder.eval().requires_grad_(False)
 
@@ -114,9 +111,7 @@ def plan_encoder(
     sources |= {FINAL + n: (checkpoint.file, s) for n, s in checkpoint.final.items()}
     sources |= {PROJECTOR + n: (checkpoint.file, s) for n, s in checkpoint.projector.items()}
     _check(checkpoint, config, directory, sources)
-    return EncoderPlan(
-        checkpoint, config, directory.path if directory else None, sources, _widest(sources)
-    )
+    return EncoderPlan(checkpoint, config, directory.path if directory else None, sources)
 
 
 def _config(checkpoint: AdapterCheckpoint, directory: MllmDirectory | None) -> MllmConfig:
@@ -130,10 +125,15 @@ def _config(checkpoint: AdapterCheckpoint, directory: MllmDirectory | None) -> M
     shapes = {n: checkpoint.file.tensors[s].shape for n, s in checkpoint.body.items()}
     try:
         return config_from_shapes(shapes, checkpoint.final_layers, checkpoint.name)
-    except (KeyError, IndexError) as error:
+    except KeyError as error:
         raise EasyRefError(
             f"{checkpoint.name} carries only part of the MLLM: {BODY}{error.args[0]} is missing. "
             "Choose the Qwen2-VL-2B-Instruct directory to complete it, or get the file again."
+        ) from error
+    except IndexError as error:
+        raise EasyRefError(
+            f"{checkpoint.name} carries an MLLM whose weights have other shapes than Qwen2-VL's. "
+            "The file is damaged or was converted wrongly; get it again."
         ) from error
 
 
@@ -169,25 +169,14 @@ def _check(
             f"{where}: {len(unexpected)} weights are not part of Qwen2-VL with EasyRef, first "
             f"{unexpected[0]}. The MLLM is of another size or family, or the file is damaged."
         )
+    by = f" by {directory.path / 'config.json'}" if directory else ""
     for key, (file, name) in sources.items():
         shape = file.tensors[name].shape
         if key == BODY + _PATCH_EMBED:
-            shape = (shape[0], int(torch.Size(shape[1:]).numel()))
+            shape = (*shape[:1], int(torch.Size(shape[1:]).numel()))
         if shape != wanted[key]:
             raise EasyRefError(
                 f"{name} in {file.path} has shape {list(file.tensors[name].shape)}, but "
-                f"{list(wanted[key])} is needed. The adapter and the MLLM directory are of "
+                f"{list(wanted[key])} is needed{by}. The adapter and the MLLM directory are of "
                 "different sizes; choose the one the adapter was trained with."
             )
-
-
-def _widest(sources: Mapping[str, Source]) -> torch.dtype:
-    """Storage dtype that loses nothing of the body's weights, float8 files widened to bf16."""
-    found = {
-        getattr(torch, file.tensors[name].dtype, torch.float32)
-        for key, (file, name) in sources.items()
-        if key.startswith(BODY)
-    }
-    if found <= {torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}:
-        return torch.bfloat16
-    return torch.float16 if found == {torch.float16} else torch.float32

@@ -52,7 +52,7 @@ def look_at_directory(path: str | Path) -> MllmDirectory:
             names = sorted(
                 set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             )
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EasyRefError(f"{index} cannot be read ({error}). Download it again.") from error
         missing = [n for n in names if not (path / n).is_file()]
         if missing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,31 +16,36 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import EasyRefError
 
 
-def open_picture(path: str | Path) -> Image.Image:
+def open_picture(source: str | Path | BinaryIO, name: str | None = None) -> Image.Image:
     """Read a picture file as RGB, upright by its EXIF tag; of an animation, the first frame.
+
+    Args:
+        source: a path, or an open file.
+        name: for messages; the path by default.
 
     Raises:
         EasyRefError: missing, unreadable, truncated, or too large to be decoded safely.
     """
+    name = str(source) if name is None else name
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image), str(path))
+            return to_rgb(ImageOps.exif_transpose(image), name)
     except FileNotFoundError:
-        raise EasyRefError(f"There is no picture {path}. Check the name and the folder.") from None
+        raise EasyRefError(f"There is no picture {name}. Check the name and the folder.") from None
     except IsADirectoryError:
-        raise EasyRefError(f"{path} is a folder. Name the pictures in it.") from None
+        raise EasyRefError(f"{name} is a folder. Name the pictures in it.") from None
     except UnidentifiedImageError:
         raise EasyRefError(
-            f"{path} is not a picture that can be read. Save it as PNG or JPEG."
+            f"{name} is not a picture that can be read. Save it as PNG or JPEG."
         ) from None
     except Image.DecompressionBombError as error:
-        raise EasyRefError(f"{path} is too large to be decoded safely: {error}") from None
+        raise EasyRefError(f"{name} is too large to be decoded safely: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, EasyRefError):
             raise
         raise EasyRefError(
-            f"{path} cannot be decoded: {error}. The file is probably truncated; save it again."
+            f"{name} cannot be decoded: {error}. The file is probably truncated; save it again."
         ) from None
 
 
@@ -57,8 +63,8 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         )
     if image.mode.startswith("I"):
         values = _numbers(image)
-        # 32-bit integer files of 8-bit pictures exist, so the scale follows the content.
-        return _grey(values / 257 if values.max() > 255 else values)
+        # Mode I holds 16-bit files too, and 8-bit pictures: there the scale follows the content.
+        return _grey(values / 257 if image.mode != "I" or values.max() > 255 else values)
     if image.mode == "F":
         values = _numbers(image)
         if not torch.isfinite(values).all():

@@ -63,11 +63,15 @@ def pixel_limits(image_size: int) -> tuple[int, int]:
 
 
 def resized_size(width: int, height: int, low: int, high: int) -> tuple[int, int]:
-    """Nearest multiples of 28 whose product lies within low..high, aspect kept. (width, height)"""
+    """Nearest multiples of 28 whose product lies within low..high, aspect kept. (width, height)
+
+    A side that shrinking would take to 0 stays at 28, as in newer transformers; the official
+    versions fail there.
+    """
     new = [max(FACTOR, round(side / FACTOR) * FACTOR) for side in (width, height)]
     if new[0] * new[1] > high:
         shrink = math.sqrt(width * height / high)
-        new = [math.floor(side / shrink / FACTOR) * FACTOR for side in (width, height)]
+        new = [max(FACTOR, math.floor(side / shrink / FACTOR) * FACTOR) for side in (width, height)]
     elif new[0] * new[1] < low:
         grow = math.sqrt(low / (width * height))
         new = [math.ceil(side * grow / FACTOR) * FACTOR for side in (width, height)]
@@ -78,9 +82,11 @@ def plan_sizes(width: int, height: int, image_size: int) -> tuple[tuple[int, int
     """Sizes (width, height) after the first and the second resize.
 
     Raises:
-        EasyRefError: the picture is too elongated for a side to be left.
+        EasyRefError: the picture is empty, or too elongated.
     """
     low, high = pixel_limits(image_size)
+    if width == 0 or height == 0:
+        raise EasyRefError(f"the picture is {width}x{height}; it has no pixels. Choose another.")
     aspect = max(width, height) / min(width, height)
     if aspect > MAX_ASPECT:
         raise EasyRefError(
@@ -88,13 +94,7 @@ def plan_sizes(width: int, height: int, image_size: int) -> tuple[tuple[int, int
             f"be read is {MAX_ASPECT}. Crop it."
         )
     first = resized_size(width, height, FETCH_MIN_PIXELS, FETCH_MAX_PIXELS)
-    second = resized_size(*first, low, high)
-    if 0 in second:
-        raise EasyRefError(
-            f"the picture is {width}x{height}, an aspect ratio of {aspect:.0f}; at image_size "
-            f"{image_size} its short side would vanish. Crop it."
-        )
-    return first, second
+    return first, resized_size(*first, low, high)
 
 
 def preprocess(image: Image.Image, image_size: int = DEFAULT_IMAGE_SIZE) -> Patches:

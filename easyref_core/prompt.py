@@ -127,7 +127,16 @@ class PromptTokenizer:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
     def tokenize(self, image_tokens: Sequence[int], prompt: str) -> TokenizedPrompt:
-        """Ids of the whole chat for pictures of so many merged patches each, and the prompt."""
+        """Ids of the whole chat for pictures of so many merged patches each, and the prompt.
+
+        Raises:
+            EasyRefError: the prompt holds half of a character, which no tokenizer reads.
+        """
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise EasyRefError(
+                "The prompt holds half of a character (a lone surrogate, as in a broken emoji). "
+                "Type that character again."
+            )
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         remaining = iter(image_tokens)

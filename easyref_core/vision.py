@@ -1,4 +1,4 @@
-"""Qwen2-VL's vision tower: patches of one picture to tokens of the language model's width.
+"""Qwen2-VL's vision tower: patches of a picture to tokens of the language model's width.
 
 Source: Qwen2-VL (arXiv 2409.12191, section 2.1) and its Hugging Face weights, whose names are
 kept. `operations` supplies Linear and LayerNorm (`torch.nn`, or ComfyUI's casting ones).
@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import VisionConfig
-from .preprocessing import Patches
 
 
 class VisionAttention(nn.Module):
-    """Full attention within one picture, rotary positions over rows and columns."""
+    """Full attention within each picture, rotary positions over rows and columns."""
 
     def __init__(self, config: VisionConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
@@ -26,13 +25,11 @@ class VisionAttention(nn.Module):
         self.proj = operations.Linear(config.embed_dim, config.embed_dim, **factory)
 
     def forward(self, x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-        """x [P, D], angles [P, head_dim] -> [P, D]"""
-        count = x.shape[0]
-        qkv = self.qkv(x).view(count, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(1, 2, 0, 3)  # each [heads, P, head_dim]
-        q, k = _rotate(q, angles), _rotate(k, angles)
-        out = F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
-        return self.proj(out.transpose(0, 1).reshape(count, -1))
+        """x [B, P, D], angles [P, head_dim] -> [B, P, D]"""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, P, head_dim]
+        out = F.scaled_dot_product_attention(_rotate(q, angles), _rotate(k, angles), v)
+        return self.proj(out.transpose(1, 2).flatten(2))
 
 
 def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
@@ -94,11 +91,12 @@ class PatchMerger(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mlp(self.ln_q(x).view(-1, self.width))
+        merged = self.ln_q(x).unflatten(1, (-1, self.width // x.shape[-1])).flatten(2)
+        return self.mlp(merged)  # [B, P / 4, width]
 
 
 class VisionTower(nn.Module):
-    """Vision tower for one picture at a time, as the official code runs it."""
+    """Each picture is seen on its own, as in the official code; pictures of one grid together."""
 
     def __init__(self, config: VisionConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
@@ -109,10 +107,10 @@ class VisionTower(nn.Module):
         )
         self.merger = PatchMerger(config, operations, **factory)
 
-    def forward(self, patches: Patches, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """[P, 1176] patches -> [P / 4, hidden_size] tokens on `device` in `dtype`."""
-        x = self.patch_embed(patches.pixels.to(device, dtype))
-        angles = self._angles(patches.rows, patches.columns).to(device)
+    def forward(self, pixels: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """Patches [B, P, 1176] of pictures of one grid -> tokens [B, P / 4, hidden_size]."""
+        x = self.patch_embed(pixels)
+        angles = self._angles(rows, columns).to(x.device)
         for block in self.blocks:
             x = block(x, angles)
         return self.merger(x)

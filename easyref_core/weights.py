@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,8 +93,11 @@ def look(path: str | Path) -> WeightFile:
     if not path.is_file():
         raise EasyRefError(f"There is no weight file {path}. Check the name and the folder.")
     size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(9)
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise EasyRefError(f"{path} cannot be read ({error}). Check its permissions.") from error
     if size == 0:
         raise EasyRefError(f"{path} is empty (0 bytes). Download it again.")
     # A header length below 4 GB, then JSON: no pickle starts so.
@@ -158,14 +160,14 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise EasyRefError(
-            f"{path} is a pickle that carries more than tensors, which could run code on this "
-            "computer, so it was not opened. Convert it to safetensors where it comes from, or "
-            "get the .safetensors file."
+            f"{path} is a pickle that is damaged or carries more than tensors, which could run "
+            "code on this computer, so it was not opened. Convert it to safetensors where it "
+            "comes from, or get the .safetensors file."
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged pickle raises anything, IndexError and struct.error too
         raise EasyRefError(
-            f"{path} cannot be read as a PyTorch file ({error}). It was probably cut off; "
-            "download it again."
+            f"{path} cannot be read as a PyTorch file ({type(error).__name__}: {error}). "
+            "It was probably cut off; download it again."
         ) from error
     if isinstance(content, dict) and isinstance(content.get("module"), dict):
         content = content["module"]

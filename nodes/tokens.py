@@ -35,6 +35,7 @@ class EasyRefSaveTokens(io.ComfyNode):
                     "folder",
                     options=list(_FOLDERS),
                     default=_FOLDERS[0],
+                    optional=True,
                     tooltip="output: ComfyUI's output/easyref_tokens. models: "
                     "models/easyref_tokens, beside your models.",
                 ),
@@ -44,7 +45,9 @@ class EasyRefSaveTokens(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, tokens: ReferenceTokens, filename_prefix: str, folder: str) -> io.NodeOutput:
+    def execute(
+        cls, tokens: ReferenceTokens, filename_prefix: str, folder: str = _FOLDERS[0]
+    ) -> io.NodeOutput:
         to_output = folder == "output"
         path, subfolder = new_tokens_path(filename_prefix, to_output)
         save_tokens(tokens, path)

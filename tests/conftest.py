@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def checkpoint() -> AdapterCheckpoint:
     """The golden adapter, MLLM inside."""
-    from easyref_core.checkpoint import load_checkpoint
     from goldens import ADAPTER
+
+    from easyref_core.checkpoint import load_checkpoint
 
     return load_checkpoint(ADAPTER)
 
@@ -24,8 +25,9 @@ def checkpoint() -> AdapterCheckpoint:
 @pytest.fixture(scope="session")
 def adapter_only(tmp_path_factory: pytest.TempPathFactory) -> AdapterCheckpoint:
     """The golden adapter without the MLLM inside."""
-    from easyref_core.checkpoint import load_checkpoint
     from goldens import BODY, adapter_tensors, without, write
+
+    from easyref_core.checkpoint import load_checkpoint
 
     path = tmp_path_factory.mktemp("adapter_only") / "adapter_only.safetensors"
     return load_checkpoint(write(path, without(adapter_tensors(), BODY)))
@@ -36,8 +38,9 @@ def encoders(
     checkpoint: AdapterCheckpoint, adapter_only: AdapterCheckpoint
 ) -> dict[str, EasyRefEncoder]:
     """The golden encoders by their tag in the golden set."""
-    from easyref_core.loading import plan_encoder
     from goldens import MLLM
+
+    from easyref_core.loading import plan_encoder
 
     return {
         tag: plan_encoder(found, MLLM).build()
@@ -52,7 +55,8 @@ def encoder(encoders: dict[str, EasyRefEncoder]) -> EasyRefEncoder:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PromptTokenizer:
-    from easyref_core.prompt import PromptTokenizer
     from goldens import MLLM
+
+    from easyref_core.prompt import PromptTokenizer
 
     return PromptTokenizer.from_directory(MLLM)

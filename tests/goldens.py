@@ -45,7 +45,7 @@ TINY = MllmConfig(
     num_heads=1,
     num_kv_heads=1,
     vocab_size=448,
-    vision=VisionConfig(embed_dim=80, depth=1, num_heads=1, mlp_dim=96, hidden_size=128),
+    vision=VisionConfig(embed_dim=80, depth=1, num_heads=1, mlp_dim=160, hidden_size=128),
 )
 TOKEN_WIDTH = 48
 LAYERS = {
@@ -181,6 +181,7 @@ def mllm_directory(path: Path, config: MllmConfig = TINY, weights: Tensors | Non
     for name in TOKENIZER_FILES:
         shutil.copy(MLLM / name, path / name)
     vision = config.vision
+    sixteenth = config.head_dim // 16
     content = {
         "model_type": "qwen2_vl",
         "hidden_size": config.hidden_size,
@@ -192,11 +193,16 @@ def mllm_directory(path: Path, config: MllmConfig = TINY, weights: Tensors | Non
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
+        "rope_scaling": {
+            "type": "mrope",
+            "mrope_section": [2 * sixteenth, 3 * sixteenth, 3 * sixteenth],
+        },
+        "tie_word_embeddings": True,
         "vision_config": {
             "embed_dim": vision.embed_dim,
             "depth": vision.depth,
             "num_heads": vision.num_heads,
-            "mlp_ratio": vision.mlp_dim / vision.embed_dim,
+            "mlp_ratio": vision.mlp_dim // vision.embed_dim,
             "hidden_size": vision.hidden_size,
         },
     }

@@ -14,15 +14,15 @@ import comfy.utils
 import torch
 
 from ...easyref_core.aggregation import (
-    FeatureCache,
+    EncodingCache,
     Reference,
-    activation_bytes,
     encode_references,
     prepare,
 )
 from ...easyref_core.checkpoint import AdapterCheckpoint
 from ...easyref_core.encoder import EasyRefEncoder
 from ...easyref_core.errors import OutOfMemoryError
+from ...easyref_core.limits import activation_bytes
 from ...easyref_core.loading import EncoderPlan, plan_encoder
 from ...easyref_core.prompt import PromptTokenizer
 from ...easyref_core.tokens import ReferenceTokens
@@ -55,7 +55,7 @@ class HostedEncoder:
         self._directory = mllm_directory
         self._precision = precision
         self._lock = threading.Lock()
-        self._cache = FeatureCache()
+        self._cache = EncodingCache()
         self._tokenizer: PromptTokenizer | None = None
         self._patcher: comfy.model_patcher.ModelPatcher | None = None
 
@@ -140,11 +140,14 @@ class HostedEncoder:
         compute = _DTYPES.get(self._precision)
         if compute is None:
             compute = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
-        # Weights of a half-precision file are kept as they are when computing in float32: they
-        # are widened when used, which loses nothing and halves the memory.
-        storage = plan.dtype if compute == torch.float32 else compute
-        encoder = plan.build(operations=comfy.ops.manual_cast, dtype=storage, compute_dtype=compute)
-        logging.info("EasyRef: MLLM built, weights %s, computing in %s", storage, compute)
+        # Computing in float32, weights stay as they are in their files and are widened when
+        # used: nothing is lost, and a half-precision file takes half the memory.
+        encoder = plan.build(
+            operations=comfy.ops.manual_cast,
+            dtype=None if compute == torch.float32 else compute,
+            compute_dtype=compute,
+        )
+        logging.info("EasyRef: MLLM built, computing in %s on %s", compute, device)
         return _patcher_class()(
             encoder, load_device=device, offload_device=mm.text_encoder_offload_device()
         )

@@ -1,0 +1,71 @@
+# Everything runs in .venv, which the first command makes; only Python 3.10+, git and make are
+# needed beforehand. A ComfyUI is looked for and, where there is none, installed by comfy-cli.
+#
+#   make test             code checks and all tests
+#   make demo             one run on small untrained models, shown in demo/out/sheet.png
+#   make thumbnail        the template's picture, from the demo's output
+#   make lint | format    code checks only | repair what can be repaired
+#   make clean            remove .venv and all that was made
+#
+#   PYTHON=python3.12     the Python that .venv is made with
+#   COMFYUI_PATH=FOLDER   the ComfyUI to use; "none" goes without
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+NO_COMFYUI := $(VENV)/no-comfyui.txt
+
+.PHONY: test demo thumbnail lint format comfyui clean
+
+# The plugin's summary and the reason for a missing ComfyUI come last, where they are seen.
+test: lint comfyui $(VENV)/.transformers-4.57
+	@PYTHONPATH=tests $(PY) -m pytest -p skips_summary tests; status=$$?; \
+	if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi; exit $$status
+
+demo: comfyui
+	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi
+	@$(PY) -m easyref_core.demo
+
+thumbnail: demo
+	@$(PY) -m easyref_core.demo.thumbnail
+
+lint: $(VENV)/.project
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+format: $(VENV)/.project
+	@$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "EasyRef needs Python 3.10 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.project: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "installing EasyRef with its extras into $(VENV) (the first time this takes minutes)"
+	@$(PIP) torch torchvision torchaudio --editable ".[demo,test]"
+	@touch $@
+
+# An older transformers, beside the newest, for tests that compare with both.
+$(VENV)/.transformers-4.57: $(VENV)/.project
+	@echo "installing transformers 4.57 beside the newest, for comparison"
+	@$(PIP) --upgrade --no-deps --target $(VENV)/transformers-4.57 \
+	  "transformers==4.57.*" "huggingface_hub<1" "tokenizers>=0.22,<0.23"
+	@touch $@
+
+# ComfyUI's own requirements go into the same environment, whenever they differ from last time.
+comfyui: $(VENV)/.project
+	@rm -f $(NO_COMFYUI); \
+	root=$$($(PY) -m easyref_core.demo.find_comfyui --install 2> $(NO_COMFYUI)) || exit 0; \
+	rm -f $(NO_COMFYUI); \
+	if ! cmp -s "$$root/requirements.txt" $(VENV)/.comfyui-requirements; then \
+	  echo "installing the requirements of $$root"; \
+	  $(PIP) requests --requirement "$$root/requirements.txt" || exit 1; \
+	  cp "$$root/requirements.txt" $(VENV)/.comfyui-requirements; \
+	fi
+
+clean:
+	rm -rf $(VENV) demo/out build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

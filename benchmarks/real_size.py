@@ -1,0 +1,259 @@
+"""Time and memory of the whole path at real size, with random weights.
+
+Builds an adapter with the keys and shapes of a real checkpoint (Qwen2-VL-2B inside, 64 tokens,
+rank 128, bf16, 5.5 GB), and SDXL in bf16 with random weights, then runs ComfyUI's own nodes in
+process: loader, references, encode, apply, sampling. Needs a ComfyUI and about 20 GB of memory.
+
+    python benchmarks/real_size.py --comfyui FOLDER --work FOLDER [--device cpu]
+        [--latent 8] [--steps 2]
+
+Prints one JSON object; benchmarks/results/ keeps what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = ROOT / "tests" / "data"
+FINAL_LAYER = "multimodal_llm.model.layers.0."
+
+
+def real_shapes() -> dict[str, list[int]]:
+    """Keys and shapes of a whole real checkpoint."""
+    body = json.loads((KEYS / "state_dict_keys_qwen2vl2b.json").read_text())
+    unet = json.loads((KEYS / "state_dict_keys_sdxl_processors.json").read_text())
+    shapes = {**body, **unet["use_lora_True"]}
+    for name, shape in body.items():
+        if name.startswith(FINAL_LAYER):
+            shapes["mllm_final_layer.layers.0." + name.removeprefix(FINAL_LAYER)] = shape
+    shapes["mllm_final_layer.norm.weight"] = [1536]
+    shapes["mllm_final_layer.reference_tokens"] = [64, 1536]
+    for number, shape in ((0, [1536, 1536]), (2, [2048, 1536]), (3, [2048])):
+        shapes[f"image_proj_model.proj.{number}.weight"] = shape
+        shapes[f"image_proj_model.proj.{number}.bias"] = shape[:1]
+    return shapes
+
+
+def write_adapter(path: Path) -> None:
+    """Random weights of such sizes that activations stay finite."""
+    import torch
+    from safetensors.torch import save_file
+
+    noise = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    def tensor(name: str, shape: list[int]) -> torch.Tensor:
+        count = torch.Size(shape).numel()
+        if len(shape) == 1:
+            bias = name.endswith("bias")
+            return torch.zeros(shape, dtype=torch.bfloat16) + (0.0 if bias else 1.0)
+        values = noise.repeat(-(-count // noise.numel()))[:count].reshape(shape)
+        return values * (0.5 if "_lora" in name else 1.0) / torch.Size(shape[1:]).numel() ** 0.5
+
+    save_file({name: tensor(name, shape) for name, shape in real_shapes().items()}, path)
+
+
+def start_comfyui(folder: Path, work: Path, device: str) -> dict[str, Any]:
+    """Import ComfyUI and the pack; returns the node classes by id."""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    sys.argv = ["main.py", "--base-directory", str(work)] + (["--cpu"] if device == "cpu" else [])
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import asyncio
+
+    # Before ComfyUI's `nodes`, whose imports bring in another module called `utils`.
+    importlib.import_module("utils.extra_config")
+    importlib.import_module("nodes")
+
+    spec = importlib.util.spec_from_file_location(
+        "easyref_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    pack = importlib.util.module_from_spec(spec)
+    sys.modules["easyref_pack"] = pack
+    spec.loader.exec_module(pack)
+
+    async def node_classes() -> list[Any]:
+        return await (await pack.comfy_entrypoint()).get_node_list()
+
+    return {c.GET_SCHEMA().node_id: c for c in asyncio.run(node_classes())}
+
+
+def random_sdxl() -> Any:
+    """SDXL's UNet in bf16 with random weights, as a ComfyUI model."""
+    import comfy.model_management as mm
+    import comfy.model_patcher
+    import comfy.supported_models
+    import torch
+
+    config = {
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": 320,
+        "num_res_blocks": [2, 2, 2],
+        "channel_mult": [1, 2, 4],
+        "transformer_depth": [0, 0, 2, 2, 10, 10],
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+        "transformer_depth_middle": 10,
+        "context_dim": 2048,
+        "adm_in_channels": 2816,
+        "num_classes": "sequential",
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": True,
+        "legacy": False,
+    }
+    model_config = comfy.supported_models.SDXL(config)
+    model_config.set_inference_dtype(torch.bfloat16, None)
+    model = model_config.get_model({}, "")
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.diffusion_model.named_parameters():
+            if weight.ndim == 1:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+            else:
+                block = torch.randn(1 << 20, generator=generator) / weight[0].numel() ** 0.5
+                flat = weight.view(-1)
+                for start in range(0, flat.numel(), block.numel()):
+                    part = flat[start : start + block.numel()]
+                    part.copy_(block[: part.numel()])
+    device = mm.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model, device, mm.unet_offload_device())
+
+
+class Log:
+    """Seconds of each part, and the process's memory after it."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, dict[str, float]] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        entry = {"seconds": round(time.perf_counter() - start, 2), "peak_gb": peak_gb()}
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            entry["seconds"] = round(time.perf_counter() - start, 2)
+            entry["gpu_peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        self.parts[name] = entry
+        print(name, entry, file=sys.stderr, flush=True)
+
+
+def peak_gb() -> float:
+    """Largest resident memory so far, pages of mapped files included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e9 if platform.system() == "Darwin" else 1e6 / 1.024), 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--comfyui", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--latent", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=2)
+    options = parser.parse_args()
+    work = options.work.resolve()
+    adapter = work / "models" / "easyref" / "random.safetensors"
+    if not adapter.is_file():
+        adapter.parent.mkdir(parents=True, exist_ok=True)
+        write_adapter(adapter)
+    log = Log()
+    with log.part("import ComfyUI and the pack"):
+        nodes = start_comfyui(options.comfyui.resolve(), work, options.device)
+    import torch
+
+    with torch.inference_mode():
+        run(nodes, log, options.latent, options.steps)
+    print(
+        json.dumps(
+            {
+                "device": options.device,
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "latent": options.latent,
+                "steps": options.steps,
+                "parts": log.parts,
+            },
+            indent=2,
+        )
+    )
+
+
+def run(nodes: dict[str, Any], log: Log, side: int, steps: int) -> None:
+    import comfy.sample
+    import torch
+
+    def execute(node: str, **inputs: Any) -> Any:
+        return nodes[node].execute(**inputs)[0]
+
+    generator = torch.Generator().manual_seed(2)
+    sizes = ((512, 512), (768, 1024), (640, 480))
+    pictures = [torch.rand(1, h, w, 3, generator=generator) for h, w in sizes]
+    with log.part("loader"):
+        easyref = execute(
+            "EasyRefLoader", adapter="random.safetensors", mllm="from adapter", precision="auto"
+        )
+    references = execute(
+        "EasyRefReferences",
+        weight=1.0,
+        **{f"image_{n}": picture for n, picture in enumerate(pictures, 1)},
+    )
+    inputs = {"easyref": easyref, "references": references}
+    inputs |= {"aggregation": "easyref", "image_size": 336}
+    with log.part("encode 3 references, weights read"):
+        execute("EasyRefEncode", prompt="a man in a garden", **inputs)
+    with log.part("encode again with another prompt"):
+        tokens = execute("EasyRefEncode", prompt="a man on a bridge at night", **inputs)
+    with log.part("build random SDXL"):
+        model = random_sdxl()
+    with log.part("apply"):
+        steered = execute(
+            "EasyRefApply",
+            model=model,
+            easyref=easyref,
+            tokens=tokens,
+            weight=1.0,
+            start_percent=0.0,
+            end_percent=1.0,
+            lora_strength=1.0,
+        )
+    text = [
+        [torch.randn(1, 77, 2048, generator=generator), {"pooled_output": torch.zeros(1, 1280)}]
+    ]
+    noise = torch.randn(1, 4, side, side, generator=generator)
+
+    def sample(patcher: Any) -> torch.Tensor:
+        return comfy.sample.sample(
+            patcher, noise, steps, 7.5, "ddim", "normal", text, text, noise * 0, seed=1
+        )
+
+    with log.part(f"plain model, {steps} steps"):
+        plain = sample(model)
+    with log.part(f"steered model, {steps} steps, LoRA merged and tokens projected"):
+        first = sample(steered)
+    with log.part(f"steered model again, {steps} steps"):
+        again = sample(steered)
+    if not torch.isfinite(first).all() or not torch.equal(first, again):
+        raise SystemExit("the steered pictures are not finite, or not the same twice")
+    if torch.equal(first, plain):
+        raise SystemExit("the references changed nothing")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Watches every cross-attention layer of a model, and computes by itself what EasyRef should do.
+
+The rows of a model call are told apart by the text they carry, never by ComfyUI's bookkeeping
+that the pack reads: whoever was given a text is known by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from comfyhost import Pack
+from safetensors.torch import load_file
+
+Scale = float | torch.Tensor
+
+
+@dataclass
+class Seen:
+    """One layer during one model call.
+
+    Attributes:
+        layer: diffusers' name.
+        context: [rows, L, W] text states.
+        q, text: [rows, T, D], the query and the text's attention before `to_out`.
+        out: [rows, T, D] behind `to_out`.
+        grid: (height, width) of the T positions.
+    """
+
+    layer: str
+    context: torch.Tensor
+    q: torch.Tensor
+    text: torch.Tensor
+    heads: int
+    options: Mapping[str, Any]
+    out: torch.Tensor | None = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return tuple(self.options["activations_shape"][-2:])
+
+
+class Spy:
+    """Watches copies of one UNet.
+
+    Attributes:
+        seen: every layer of every model call, in order.
+    """
+
+    def __init__(self, pack: Pack, easyref: Any, unet: Any) -> None:
+        layers = pack.part("nodes.host.layers").cross_attention_layers(unet)
+        self._layers = {layer.block: name for name, layer in layers.items()}
+        self._unet = unet.model.diffusion_model
+        weights = load_file(easyref.checkpoint.path)
+        self._weights = {n: t.float() for n, t in weights.items() if n.startswith("unet.")}
+        self._context: torch.Tensor | None = None
+        self.seen: list[Seen] = []
+
+    def watch(self, model: Any) -> Any:
+        """A copy of the model that this spy watches."""
+        watched = model.clone()
+        watched.set_model_attn2_patch(self._note_context)
+        watched.set_model_attn2_output_patch(self._note_output)
+        for block in self._layers:
+            watched.set_model_attn2_replace(self._note_attention, *block)
+        return watched
+
+    def _note_context(self, n: Any, context: Any, value: Any, options: Any) -> tuple[Any, ...]:
+        self._context = context
+        return n, context, value
+
+    def _note_attention(self, q: Any, k: Any, v: Any, options: Any) -> torch.Tensor:
+        from comfy.ldm.modules.attention import optimized_attention
+
+        heads = options["n_heads"]
+        text = optimized_attention(q, k, v, heads, attn_precision=options["attn_precision"])
+        layer = self._layers[(*options["block"], options["block_index"])]
+        self.seen.append(Seen(layer, self._context, q, text, heads, dict(options)))
+        return text
+
+    def _note_output(self, n: torch.Tensor, options: Any) -> torch.Tensor:
+        self.seen[-1].out = n
+        return n
+
+    def references(self, seen: Seen, tokens: torch.Tensor) -> torch.Tensor:
+        """What the layer's query finds in reference tokens [rows, N, W]: [rows, T, D]."""
+
+        def split(x: torch.Tensor) -> torch.Tensor:
+            return x.unflatten(-1, (seen.heads, -1)).transpose(1, 2)
+
+        key, value = (
+            F.linear(tokens.to(seen.q), self._weights[f"unet.{seen.layer}.processor.{p}.weight"])
+            for p in ("to_k_ip", "to_v_ip")
+        )
+        scores = split(seen.q) @ split(key).mT * split(key).shape[-1] ** -0.5
+        return (scores.softmax(-1) @ split(value)).transpose(1, 2).flatten(2)
+
+    def to_out(self, seen: Seen, hidden: torch.Tensor) -> torch.Tensor:
+        block, number, index = next(b for b, name in self._layers.items() if name == seen.layer)
+        blocks = {"input": "input_blocks", "output": "output_blocks", "middle": "middle_block"}
+        place = "1" if block == "middle" else f"{number}.1"
+        path = f"{blocks[block]}.{place}.transformer_blocks.{index}.attn2.to_out"
+        return self._unet.get_submodule(path)(hidden)
+
+    def wrong_by(
+        self,
+        truth: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        scale: Scale | Callable[[Seen], Scale] = 1.0,
+    ) -> float:
+        """How far the layers' outputs are from the definition, at most.
+
+        Args:
+            truth: (text states, the reference tokens [groups, N, W] that rows with this text get).
+            scale: of the references, for a layer a number or a tensor [rows, T, 1].
+        """
+        assert self.seen, "no cross-attention layer ran"
+        worst = 0.0
+        for seen in self.seen:
+            refs = self.references(seen, _rows(seen.context, truth))
+            factor = scale(seen) if callable(scale) else scale
+            wanted = self.to_out(seen, seen.text + factor * refs)
+            worst = max(worst, float((seen.out - wanted).abs().max()))
+        return worst
+
+    def texts(self, *known: torch.Tensor) -> list[tuple[int, ...]]:
+        """For every model call, the numbers of the known texts that its rows carry, in order."""
+        first = [s for s in self.seen if s.layer == self.seen[0].layer]
+        return [tuple(_which(row, known) for row in seen.context) for seen in first]
+
+
+def _which(context: torch.Tensor, known: Sequence[torch.Tensor]) -> int:
+    """Which of the texts a row's context is."""
+    found = [i for i, states in enumerate(known) if torch.equal(context, states[0].to(context))]
+    assert len(found) == 1, f"a row carries {len(found)} of the known texts"
+    return found[0]
+
+
+def _rows(
+    context: torch.Tensor, truth: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
+    """[rows, N, W]: the tokens of each row's text, the n-th group for the n-th of its rows."""
+    count = [0] * len(truth)
+    rows = []
+    for row in context:
+        number = _which(row, [states for states, _ in truth])
+        groups = truth[number][1]
+        rows.append(groups[count[number] % len(groups)])
+        count[number] += 1
+    return torch.stack(rows)

@@ -1,0 +1,207 @@
+"""ComfyUI in this process with the pack loaded as ComfyUI loads it, and what the tests run in it.
+
+Nothing here imports ComfyUI before `start` was called, so that every test is collected (and then
+skipped) where there is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from goldens import UNET, expected, write
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "easyref_custom_node"
+GOLDEN = "golden.safetensors"
+GOLDEN_MLLM = "golden"
+ADAPTER_ONLY = "adapter_only.safetensors"
+TIMESTEP = 601.0
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The pack inside ComfyUI.
+
+    Attributes:
+        base: ComfyUI's base directory of this test session.
+        nodes: node id -> class.
+    """
+
+    base: Path
+    nodes: Mapping[str, Any]
+
+    def part(self, name: str) -> ModuleType:
+        """One of the pack's modules, such as `nodes.host.patch`."""
+        return importlib.import_module(f"{NAME}.{name}")
+
+    def run(self, node: str, *args: Any, **kwargs: Any) -> Any:
+        """A node's first output (its only one, for most)."""
+        result = self.nodes[node].execute(*args, **kwargs)
+        return result[0] if result.result else result
+
+    @property
+    def error(self) -> type[Exception]:
+        """The pack's EasyRefError; the installed package's is another class."""
+        return self.part("easyref_core.errors").EasyRefError
+
+    @contextmanager
+    def refused(self, *parts: object) -> Iterator[None]:
+        """The code inside must refuse with a sentence or two that name all of `parts`."""
+        with pytest.raises(self.error) as raised:
+            yield
+        text = str(raised.value)
+        for part in parts:
+            assert str(part) in text, f"{part!r} is not said in: {text}"
+        assert "Traceback" not in text
+        assert text.endswith((".", ")")), text
+
+
+def start(comfyui: Path, base: Path) -> Pack:
+    """Import ComfyUI, on the CPU and with its folders in `base`, and load the pack into it."""
+    sys.path.insert(0, str(comfyui))
+    arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(base)]
+    try:
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import utils.extra_config  # claims the name `utils`, as main.py does
+        import nodes
+    finally:
+        sys.argv = arguments
+    for module in (utils, nodes, comfy.options):
+        assert Path(module.__file__).is_relative_to(comfyui), f"{module} shadows ComfyUI's"
+    return load_pack(base)
+
+
+def load_pack(base: Path) -> Pack:
+    """Load the pack as ComfyUI's `load_custom_node` does."""
+    spec = importlib.util.spec_from_file_location(
+        NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[NAME] = module
+    spec.loader.exec_module(module)
+    extension = asyncio.run(module.comfy_entrypoint())
+    found = asyncio.run(extension.get_node_list())
+    return Pack(base, {node.GET_SCHEMA().node_id: node for node in found})
+
+
+def golden(name: str) -> torch.Tensor:
+    """A golden tensor, fresh, so that no test can change another's."""
+    return expected()[name].clone()
+
+
+def golden_unet(pack: Pack) -> Any:
+    """The golden UNet as a MODEL of its own."""
+    return pack.part("nodes.host.demo_models").load_unet_directory(UNET)
+
+
+def random_tokens(pack: Pack, easyref: Any, seed: int, batch: int = 1) -> Any:
+    """Reference tokens that this adapter could have made, cond and uncond far apart."""
+    checkpoint = easyref.checkpoint
+    noise = torch.Generator().manual_seed(seed)
+    shape = (batch, checkpoint.num_tokens, checkpoint.token_width)
+    cond, uncond = (torch.randn(shape, generator=noise) for _ in range(2))
+    tokens = pack.part("easyref_core.tokens").ReferenceTokens
+    return tokens(cond, uncond, checkpoint.identity, checkpoint.name)
+
+
+def text(kind: str = "positive", **settings: Any) -> list[list[Any]]:
+    """A golden text as ComfyUI's CONDITIONING, with the golden sizes."""
+    prefix = "" if kind == "positive" else "negative_"
+    sizes = golden("unet.time_ids")[0].tolist()
+    names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
+    pooled = {"pooled_output": golden(f"unet.{prefix}pooled_text")}
+    return [
+        [golden(f"unet.{prefix}text_states"), pooled | dict(zip(names, sizes)) | settings]
+    ]  # fmt: skip
+
+
+def other_text(seed: int, like: Sequence[Any] | None = None, **settings: Any) -> list[list[Any]]:
+    """A random text of the golden one's shape (or of `like`'s)."""
+    states, details = (like or text())[0]
+    noise = torch.Generator().manual_seed(seed)
+    pooled = torch.randn(details["pooled_output"].shape, generator=noise)
+    states = torch.randn(states.shape, generator=noise)
+    return [[states, {**details, "pooled_output": pooled, **settings}]]
+
+
+def apply(pack: Pack, model: Any, easyref: Any, tokens: Any, **settings: Any) -> Any:
+    """The Apply node with its defaults, save for `settings`."""
+    defaults = {"weight": 1.0, "start_percent": 0.0, "end_percent": 1.0, "lora_strength": 1.0}
+    return pack.run("EasyRefApply", model, easyref, tokens, **(defaults | settings))
+
+
+def sigmas(model: Any, *timesteps: float) -> torch.Tensor:
+    """Sigmas of these timesteps, then 0."""
+    sampling = model.model.model_sampling
+    steps = [sampling.sigma(torch.tensor([t]))[0] for t in timesteps]
+    return torch.stack([*steps, torch.zeros(())])
+
+
+def guider(model: Any, cfg: float, positive: Any = None, negative: Any = None) -> Any:
+    import comfy.samplers
+
+    made = comfy.samplers.CFGGuider(model)
+    made.set_conds(positive or text(), negative or text("negative"))
+    made.set_cfg(cfg)
+    return made
+
+
+def euler(made: Any, x: torch.Tensor, steps: torch.Tensor, **options: Any) -> torch.Tensor:
+    """ComfyUI's Euler sampler from the noisy latents x, in the UNet's own scale."""
+    import comfy.samplers
+
+    base = made.model_patcher.model
+    samples = made.sample(
+        torch.zeros_like(x),
+        base.process_latent_out(x),
+        comfy.samplers.ksampler("euler"),
+        steps,
+        disable_pbar=True,
+        **options,
+    )
+    return base.process_latent_in(samples)
+
+
+def latents(batch: int = 1, height: int = 16, width: int = 16, seed: int = 3) -> torch.Tensor:
+    noise = torch.Generator().manual_seed(seed)
+    return torch.randn((batch, 4, height, width), generator=noise)
+
+
+def predict(
+    model: Any,
+    cfg: float = 1.0,
+    x: torch.Tensor | None = None,
+    timestep: float = TIMESTEP,
+    **texts: Any,
+) -> torch.Tensor:
+    """The guided noise prediction, through the whole sampling stack: one Euler step to 0."""
+    return predict_with(guider(model, cfg, **texts), x, timestep)
+
+
+def predict_with(
+    made: Any, x: torch.Tensor | None = None, timestep: float = TIMESTEP
+) -> torch.Tensor:
+    """What a guider predicts as noise at a timestep, for latents x (the golden ones)."""
+    steps = sigmas(made.model_patcher, timestep)
+    x = golden("unet.latents") if x is None else x
+    noisy = x * torch.sqrt(steps[0] ** 2 + 1)
+    return (noisy - euler(made, noisy, steps)) / steps[0]
+
+
+def put_adapter(pack: Pack, name: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Write an adapter where ComfyUI looks for them; its name in the graph."""
+    write(pack.base / "models" / "easyref" / name, tensors)
+    return name

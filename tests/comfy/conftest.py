@@ -1,0 +1,98 @@
+"""ComfyUI in process, once a session; where there is none, every test here is skipped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import comfyhost
+import pytest
+import torch
+from comfyhost import ADAPTER_ONLY, GOLDEN, GOLDEN_MLLM, Pack
+from goldens import ADAPTER, BODY, MLLM, adapter_tensors, without, write
+
+from easyref_core.demo.find_comfyui import find_comfyui
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """ComfyUI's source."""
+    found = find_comfyui()
+    if found is None:
+        pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run easyref_core.demo.find_comfyui")
+    return found
+
+
+@pytest.fixture(scope="session")
+def pack(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """The pack inside ComfyUI, with the golden models in its folders."""
+    base = tmp_path_factory.mktemp("comfyui")
+    for folder in ("models/easyref", "models/LLM", "models/easyref_tokens", "custom_nodes"):
+        (base / folder).mkdir(parents=True)
+    for folder in ("input", "output", "temp"):
+        (base / folder).mkdir()
+    os.symlink(ADAPTER, base / "models/easyref" / GOLDEN)
+    os.symlink(MLLM, base / "models/LLM" / GOLDEN_MLLM)
+    write(base / "models/easyref" / ADAPTER_ONLY, without(adapter_tensors(), BODY))
+    try:
+        return comfyhost.start(comfyui, base)
+    except ImportError as error:
+        pytest.skip(f"ComfyUI in {comfyui} cannot be imported: {error}")
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_run(pack: Pack) -> Iterator[None]:
+    """Every test runs in inference mode, as ComfyUI runs nodes, and leaves no interrupt behind."""
+    import comfy.model_management as mm
+
+    with torch.inference_mode():
+        yield
+    mm.interrupt_current_processing(False)
+
+
+@pytest.fixture(scope="session")
+def easyref(pack: Pack) -> Any:
+    """The golden adapter with the golden MLLM, as the Loader gives it."""
+    return pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
+
+
+@pytest.fixture
+def fresh_easyref(pack: Pack) -> Any:
+    """The same, for tests that watch or break it."""
+    return pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
+
+
+@pytest.fixture(scope="session")
+def tokens(pack: Pack, easyref: Any) -> Any:
+    """The golden reference tokens."""
+    return pack.part("easyref_core.tokens").ReferenceTokens(
+        comfyhost.golden("unet.ref_tokens"),
+        comfyhost.golden("unet.uncond_ref_tokens"),
+        easyref.checkpoint.identity,
+        easyref.checkpoint.name,
+    )
+
+
+@pytest.fixture
+def unet(pack: Pack) -> Any:
+    """The golden UNet as a MODEL that no other test shares."""
+    return comfyhost.golden_unet(pack)
+
+
+@pytest.fixture(scope="session")
+def demo(pack: Pack) -> Any:
+    """The demo models; their UNet has SDXL's blocks, at two attention resolutions."""
+    return pack.part("nodes.host.demo_models").load_demo_set()
+
+
+@pytest.fixture(scope="session")
+def demo_easyref(pack: Pack, demo: Any) -> Any:
+    """The demo adapter, as the demo node gives it."""
+    checkpoint = pack.part("easyref_core.checkpoint").load_checkpoint(demo.adapter_file)
+    encoder = pack.part("nodes.host.encoder").HostedEncoder(
+        checkpoint, demo.mllm_directory, "auto"
+    )
+    store = pack.part("nodes.host.key_values").KeyValueStore(checkpoint)
+    return pack.part("nodes.link_types").EasyRefModel(checkpoint, encoder, store)
