@@ -49,10 +49,18 @@ class EncodingCache:
     """What does not change with the prompt: pictures' vision tokens and the unconditional tokens.
 
     Belongs to one encoder. Keyed by the pixels themselves; holds CPU tensors, about 0.4 MB a
-    picture at real size, of the last `size` pictures.
+    picture at real size in half precision.
     """
 
-    def __init__(self, size: int = 64) -> None:
+    def __init__(self, pictures: int = 64) -> None:
+        self.seen = _Recent(pictures)
+        self.unconditional = _Recent(8)
+
+
+class _Recent:
+    """The most recently used tensors."""
+
+    def __init__(self, size: int) -> None:
         self._size = size
         self._items: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
@@ -158,7 +166,7 @@ def encode_references(
     cond = _combine(parts, weights, aggregation)
     return ReferenceTokens(
         cond=_checked(cond, encoder),
-        uncond=uncond.repeat(1, cond.shape[1] // uncond.shape[1], 1),
+        uncond=_checked(uncond, encoder).repeat(1, cond.shape[1] // uncond.shape[1], 1),
         adapter=adapter,
         adapter_name=adapter_name,
         prompt=prompt,
@@ -210,10 +218,10 @@ class _Run:
     def see(self, patches: Patches) -> torch.Tensor:
         """One picture's vision tokens [n, hidden] on the device."""
         key = _pixel_key(patches)
-        seen = self.cache.get(key)
+        seen = self.cache.seen.get(key)
         if seen is None:
             seen = self.encoder.see(patches, self.device)
-            self.cache.put(key, seen.cpu())
+            self.cache.seen.put(key, seen.cpu())
         self.steps()
         return seen.to(self.device)
 
@@ -232,12 +240,12 @@ class _Run:
     def unconditional(self, plan: TokenizedPrompt, black: Patches) -> torch.Tensor:
         """Tokens of the black picture without a prompt; the same for every group."""
         key = f"unconditional {self.insert_before}".encode() + _pixel_key(black)
-        tokens = self.cache.get(key)
+        tokens = self.cache.unconditional.get(key)
         if tokens is not None:
             self.steps(1 + self.encoder.num_layers)
             return tokens
         tokens = self.tokens(plan, [self.see(black)], [1.0])
-        self.cache.put(key, tokens)
+        self.cache.unconditional.put(key, tokens)
         return tokens
 
 

@@ -66,19 +66,27 @@ class EncoderPlan:
             device="meta",
             dtype=dtype,
         )
-        state: dict[str, torch.Tensor] = {}
-        by_file: dict[Path, list[tuple[str, Source]]] = {}
-        for key, source in self.sources.items():
-            by_file.setdefault(source[0].path, []).append((key, source))
-        for entries in by_file.values():
-            with entries[0][1][0].open() as get:
-                for key, (_, name) in entries:
-                    tensor = get(name)
-                    if key == BODY + _PATCH_EMBED:
-                        tensor = tensor.flatten(1)
-                    state[key] = tensor if dtype is None else tensor.to(dtype)
+        state = read_sources(self.sources, dtype)
         encoder.load_state_dict(state, strict=True, assign=True)
         return encoder.eval().requires_grad_(False)
+
+
+def read_sources(
+    sources: Mapping[str, Source], dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """Read weights from several files, each opened once; None keeps their dtypes."""
+    by_file: dict[Path, list[tuple[str, Source]]] = {}
+    for key, source in sources.items():
+        by_file.setdefault(source[0].path, []).append((key, source))
+    state: dict[str, torch.Tensor] = {}
+    for entries in by_file.values():
+        with entries[0][1][0].open() as get:
+            for key, (_, name) in entries:
+                tensor = get(name)
+                if key == BODY + _PATCH_EMBED:
+                    tensor = tensor.flatten(1)  # see `vision.PatchEmbed`
+                state[key] = tensor if dtype is None else tensor.to(dtype)
+    return state
 
 
 def plan_encoder(

@@ -85,7 +85,8 @@ def stack(groups: Sequence[ReferenceTokens]) -> ReferenceTokens:
         raise EasyRefError("There are no reference tokens to put into a batch. Encode some.")
     first = groups[0]
     for group in groups[1:]:
-        if group.adapter != first.adapter or group.cond.shape[1:] != first.cond.shape[1:]:
+        same = (group.adapter, group.aggregation) == (first.adapter, first.aggregation)
+        if not same or group.cond.shape[1:] != first.cond.shape[1:]:
             raise EasyRefError(
                 f"Reference tokens of {describe(first)} and {describe(group)} cannot be put into "
                 "one batch. Encode all groups with the same adapter and aggregation."
@@ -171,12 +172,16 @@ def load_tokens(path: str | Path) -> ReferenceTokens:
             f"up to {FORMAT_VERSION}). Update EasyRef for ComfyUI."
         )
     tensors = file.read({"cond": "cond", "uncond": "uncond"})
-    return ReferenceTokens(
-        tensors["cond"].float(),
-        tensors["uncond"].float(),
-        metadata.get("adapter", ""),
-        metadata.get("adapter_name", ""),
-        metadata.get("prompt", ""),
-        count,
-        metadata.get("aggregation", "easyref"),
-    )
+    try:
+        return ReferenceTokens(
+            # Copies: what is read lazily changes, or crashes, when the file is overwritten.
+            tensors["cond"].to(torch.float32, copy=True),
+            tensors["uncond"].to(torch.float32, copy=True),
+            metadata.get("adapter", ""),
+            metadata.get("adapter_name", ""),
+            metadata.get("prompt", ""),
+            count,
+            metadata.get("aggregation", "easyref"),
+        )
+    except EasyRefError as error:
+        raise EasyRefError(f"{path}: {error}") from error

@@ -57,6 +57,28 @@ def test_golden_visual_tokens(encoder: EasyRefEncoder, case: str) -> None:
     assert goldens.difference(torch.cat(seen), wanted) <= 2e-5
 
 
+@torch.no_grad()
+def test_pictures_of_one_grid_seen_together_stay_apart(encoder: EasyRefEncoder) -> None:
+    pictures = [p.resize(s) for p in goldens.pictures(FOUR) for s in ((96, 96), (150, 90))]
+    patches = [preprocess(p, goldens.IMAGE_SIZE) for p in pictures]
+    assert len({(p.rows, p.columns) for p in patches}) == 2
+    together = encoder.see_all(patches, CPU)
+    assert len(together) == len(patches)
+    for picture, tokens in zip(patches, together, strict=True):
+        assert goldens.difference(tokens, encoder.see(picture, CPU)) <= 1e-5
+
+
+@torch.no_grad()
+def test_groups_of_any_length_in_one_batch_stay_apart(
+    encoder: EasyRefEncoder, tokenizer: PromptTokenizer
+) -> None:
+    embeds = [embedded(encoder, tokenizer, case) for case in CASES]
+    assert len({e.shape[1] for e in embeds}) == len(CASES)
+    rows = encoder.batch_reference_states(embeds)
+    for group, found in zip(embeds, rows, strict=True):
+        assert goldens.difference(found[None], encoder.reference_states(group)) <= 2e-5
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("tag", ["full", "adapter_only"])
 @torch.no_grad()
@@ -228,7 +250,7 @@ def test_cache_tells_insertion_layers_and_image_sizes_apart(encode: Callable) ->
 
 
 def test_cache_forgets_the_oldest() -> None:
-    cache = EncodingCache(size=2)
+    cache = EncodingCache(pictures=2).seen
     for name in (b"a", b"b"):
         cache.put(name, torch.zeros(1))
     assert cache.get(b"a") is not None

@@ -196,4 +196,5 @@ def test_rotary_axes_are_plain_positions_and_that_matters() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     print(json.dumps(compare_all()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import goldens
@@ -158,6 +159,14 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         open_picture(tmp_path / "nothing.png")
     with goldens.refused(tmp_path, "is a folder"):
         open_picture(tmp_path)
+
+
+def test_an_open_file_is_read_under_the_name_given() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), COLOUR).save(file, "PNG")
+    assert colours(open_picture(io.BytesIO(file.getvalue()), "upload 1")) == {COLOUR}
+    with goldens.refused("upload 2 is not a picture"):
+        open_picture(io.BytesIO(b"nothing"), "upload 2")
 
 
 def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

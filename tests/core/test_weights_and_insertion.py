@@ -14,7 +14,7 @@ import pytest
 import torch
 from goldens import CASES
 
-from easyref_core.aggregation import Reference, encode_references
+from easyref_core.aggregation import encode_references
 from easyref_core.decoder import rope
 from easyref_core.encoder import EasyRefEncoder
 from easyref_core.loading import EncoderPlan
@@ -172,8 +172,13 @@ def test_impossible_weight_is_refused(
 
 
 @torch.no_grad()
-def by_layers(encoder: EasyRefEncoder, embeds: torch.Tensor, before: int) -> torch.Tensor:
-    """All layers in a row over all rows; the tokens enter before the last `before` of them."""
+def by_layers(
+    encoder: EasyRefEncoder, embeds: torch.Tensor, before: int, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """All layers in a row over all rows; the tokens enter before the last `before` of them.
+
+    `bias` is added to the attention of the last one.
+    """
     body, final = encoder.multimodal_llm.model, encoder.mllm_final_layer
     layers = [*body.layers, *final.layers]
     length = embeds.shape[1] + encoder.num_tokens
@@ -184,7 +189,7 @@ def by_layers(encoder: EasyRefEncoder, embeds: torch.Tensor, before: int) -> tor
             x = body.norm(x)
         if number == len(layers) - before:
             x = torch.cat((x, final.reference_tokens[None]), dim=1)
-        x = layer(x, position)
+        x = layer(x, position, bias=bias if number == len(layers) - 1 else None)
     return final.norm(x)[:, -encoder.num_tokens :]
 
 
@@ -263,11 +268,14 @@ def test_two_final_layers_can_be_entered_anywhere(
     assert goldens.difference(found.cond, wanted) <= 5e-5
 
 
+@torch.no_grad()
 def test_weights_act_in_the_very_last_layer_only(
-    encode: Callable, two_layers: EasyRefEncoder
+    encode: Callable, two_layers: EasyRefEncoder, tokenizer: PromptTokenizer
 ) -> None:
-    """Where the tokens pass several layers, weight 0 still leaves what the earlier ones took."""
-    removed = encode((0, 0, 0, 0), encoder=two_layers)
-    assert goldens.difference(removed.cond, encode(encoder=two_layers).cond) > 1e-3
-    one = Reference(goldens.pictures(FOUR)[0])
-    assert one.weight == 1.0
+    embeds, plan = read(two_layers, tokenizer)
+    weights = (0.2, 1, 5, 1)
+    odds = torch.cat((columns(plan, weights), torch.ones(two_layers.num_tokens)))
+    wanted = two_layers.project(by_layers(two_layers, embeds, 2, odds.log()))
+    found = encode(weights, encoder=two_layers)
+    assert goldens.difference(found.cond, wanted) <= 5e-5
+    assert goldens.difference(found.cond, encode(encoder=two_layers).cond) > 1e-3

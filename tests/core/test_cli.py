@@ -1,0 +1,154 @@
+"""The command `easyref` encodes and inspects without ComfyUI, and refuses in one sentence."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import goldens
+import pytest
+from PIL import Image
+
+from easyref_core.checkpoint import AdapterCheckpoint
+from easyref_core.cli import main
+from easyref_core.tokens import load_tokens
+
+REFS = [str(goldens.GOLDEN / "refs" / f"ref_{i}.png") for i in range(4)]
+Capture = pytest.CaptureFixture[str]
+
+
+def arguments(out: Path, images: list[str], **options: str) -> list[str]:
+    given = {"adapter": goldens.ADAPTER, "mllm": goldens.MLLM, "image-size": "84", "out": out}
+    given |= {name.replace("_", "-"): value for name, value in options.items()}
+    return ["encode", *(f"--{name}={value}" for name, value in given.items()), *images]
+
+
+@pytest.mark.parametrize(
+    ("case", "count"), [("one_ref_prompt", 1), ("four_refs_prompt", 4), ("four_refs_empty", 4)]
+)
+def test_encode_writes_the_golden_tokens(
+    tmp_path: Path, capsys: Capture, checkpoint: AdapterCheckpoint, case: str, count: int
+) -> None:
+    out, prompt = tmp_path / "made" / "tokens.safetensors", goldens.user_prompt(case)
+    assert main(arguments(out, REFS[:count], prompt=prompt)) == 0
+    found, wanted = load_tokens(out), goldens.expected()
+    assert goldens.difference(found.cond, wanted[f"full.{case}.tokens"]) <= 1e-4
+    assert goldens.difference(found.uncond, wanted["full.uncond_black.tokens"]) <= 1e-4
+    assert (found.prompt, found.num_references) == (prompt, count)
+    assert (found.adapter, found.adapter_name) == (checkpoint.identity, checkpoint.name)
+    printed = capsys.readouterr()
+    assert printed.out == f"{out}\n"
+    total = count + 1 + 2 * 4
+    assert printed.err.split("\r")[1:] == [
+        f"encoding {i}/{total}" + ("\n" if i == total else "") for i in range(1, total + 1)
+    ]
+
+
+def test_options_reach_the_encoder(tmp_path: Path) -> None:
+    out = tmp_path / "tokens"
+    assert main(arguments(out, REFS[:2], aggregation="concatenate", insert_before="2")) == 0
+    joined = load_tokens(out)
+    assert (joined.num_tokens, joined.aggregation, joined.prompt) == (32, "concatenate", "")
+    assert main(arguments(out, REFS[:1], dtype="bfloat16")) == 0
+    half = load_tokens(out).cond
+    assert main(arguments(out, REFS[:1])) == 0
+    full = load_tokens(out).cond
+    assert 0 < float((half - full).norm() / full.norm()) < 0.05
+
+
+def broken_picture(folder: Path) -> str:
+    path = folder / "broken.png"
+    path.write_bytes(Path(REFS[0]).read_bytes()[:60])
+    return str(path)
+
+
+def long_picture(folder: Path) -> str:
+    Image.new("RGB", (500, 2)).save(folder / "long.png")
+    return str(folder / "long.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"adapter": "nothing.safetensors"}, "no weight file nothing.safetensors"),
+        ({"adapter": REFS[0]}, "neither a safetensors nor a PyTorch file"),
+        ({"mllm": "nowhere"}, "no MLLM directory nowhere"),
+        ({"mllm": str(goldens.UNET)}, "describes a model of type None"),
+        ({"image_size": "20"}, "image_size is 20"),
+        ({"aggregation": "sum"}, "no aggregation 'sum'"),
+        ({"insert_before": "9"}, "last 9 layers"),
+        ({"device": "toaster"}, "device 'toaster' cannot be used"),
+        ({"images": "nothing.png"}, "no picture nothing.png"),
+        ({"images": broken_picture}, "broken.png"),
+        ({"images": long_picture}, "long.png: the picture is 500x2"),
+        ({"out": str(Path(REFS[0]) / "tokens")}, "cannot be written"),
+    ],
+)
+def test_refusals_are_one_sentence_and_leave_no_file(
+    tmp_path: Path, capsys: Capture, options: dict, said: str
+) -> None:
+    out = tmp_path / "out" / "tokens.safetensors"
+    images = options.pop("images", REFS[0])
+    images = images(tmp_path) if callable(images) else images
+    assert main(arguments(**{"out": out, "images": [images], **options})) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    last = printed.err.splitlines()[-1]
+    assert last.startswith("easyref: ")
+    assert said in last
+    assert "Traceback" not in printed.err
+    assert not out.exists()
+
+
+def test_missing_mllm_is_asked_for(tmp_path: Path, capsys: Capture) -> None:
+    given = [a for a in arguments(tmp_path / "out", REFS[:1]) if not a.startswith("--mllm")]
+    assert main(given) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("easyref: ")
+    assert "--mllm" in printed.err
+
+
+def test_inspect_refuses_too(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "empty").touch()
+    assert main(["inspect", str(tmp_path / "empty")]) == 1
+    assert "is empty (0 bytes)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given", [[], ["encode"], ["encode", "--out", "x", "--adapter", "y"], ["juggle"]]
+)
+def test_unfit_arguments_show_the_usage(capsys: Capture, given: list[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(given)
+    assert raised.value.code == 2
+    assert "usage: easyref" in capsys.readouterr().err
+
+
+def test_interrupting_ends_quietly(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("easyref_core.checkpoint.load_checkpoint", interrupted)
+    assert main(["inspect", str(goldens.ADAPTER)]) == 130
+    assert capsys.readouterr().err == "easyref: interrupted\n"
+
+
+def commands() -> list[list[str]]:
+    script = shutil.which("easyref", path=str(Path(sys.executable).parent))
+    return [[sys.executable, "-m", "easyref_core.cli"], *([[script]] if script else [])]
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda c: Path(c[0]).stem)
+def test_command_from_the_shell(command: list[str], tmp_path: Path) -> None:
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert shown.returncode == 0
+    assert all(word in shown.stdout for word in ("usage: easyref", "inspect", "encode"))
+    refused = subprocess.run(
+        [*command, "inspect", "nothing"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        "easyref: There is no weight file nothing. Check the name and the folder.\n"
+    )

@@ -1,0 +1,287 @@
+"""The adapter on a diffusers UNet predicts what the official one predicts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import goldens
+import pytest
+import torch
+from diffusers import ControlNetModel, EulerDiscreteScheduler, UNet2DConditionModel
+from goldens import Tensors
+
+from easyref_core.checkpoint import AdapterCheckpoint, load_checkpoint
+from easyref_core.diffusers_adapter import (
+    EasyRefProcessor,
+    attach_adapter,
+    cross_attention_layers,
+    hide_references,
+    merge_lora,
+    new_adapter,
+    set_scale,
+)
+
+LAYER = goldens.description()["unet"]["layer"]
+TOLERANCE = 5e-5
+
+
+@pytest.fixture(scope="module")
+def plain() -> UNet2DConditionModel:
+    """The golden UNet; never changed."""
+    return UNet2DConditionModel.from_pretrained(goldens.UNET).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def unet(plain: UNet2DConditionModel) -> UNet2DConditionModel:
+    return copy.deepcopy(plain)
+
+
+@pytest.fixture
+def steered(unet: UNet2DConditionModel, checkpoint: AdapterCheckpoint) -> UNet2DConditionModel:
+    attach_adapter(unet, checkpoint)
+    return unet
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[Tensors], AdapterCheckpoint]:
+    return lambda t: load_checkpoint(goldens.write(tmp_path / "changed.safetensors", t))
+
+
+def golden(name: str) -> torch.Tensor:
+    return goldens.expected()[f"unet.{name}"]
+
+
+@torch.no_grad()
+def predict(
+    unet: UNet2DConditionModel,
+    tokens: torch.Tensor | None,
+    text: torch.Tensor | None = None,
+    pooled: torch.Tensor | None = None,
+) -> torch.Tensor:
+    text = golden("text_states") if text is None else text
+    pooled = golden("pooled_text") if pooled is None else pooled
+    count = text.shape[0]
+    return unet(
+        golden("latents").repeat(count, 1, 1, 1),
+        golden("timestep"),
+        encoder_hidden_states=text if tokens is None else torch.cat((text, tokens), dim=1),
+        added_cond_kwargs={
+            "text_embeds": pooled,
+            "time_ids": golden("time_ids").repeat(count, 1),
+        },
+    ).sample
+
+
+def cfg_batch(unet: UNet2DConditionModel) -> torch.Tensor:
+    """Row 0 negative, row 1 conditional, as the official pipeline orders them."""
+    return predict(
+        unet,
+        torch.cat((golden("uncond_ref_tokens"), golden("ref_tokens"))),
+        torch.cat((golden("negative_text_states"), golden("text_states"))),
+        torch.cat((golden("negative_pooled_text"), golden("pooled_text"))),
+    )
+
+
+def test_without_an_adapter(plain: UNet2DConditionModel) -> None:
+    assert goldens.difference(predict(plain, None), golden("noise_pred.no_adapter")) <= TOLERANCE
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 0.6, 0.0])
+def test_golden_prediction(steered: UNet2DConditionModel, scale: float, merged: bool) -> None:
+    set_scale(steered, scale)
+    if merged:
+        merge_lora(steered)
+        assert not any("_lora" in name for name in steered.state_dict())
+    found = predict(steered, golden("ref_tokens"))
+    assert goldens.difference(found, golden(f"noise_pred.scale_{scale}")) <= TOLERANCE
+
+
+def test_golden_prediction_of_the_other_tokens(steered: UNet2DConditionModel) -> None:
+    tokens = goldens.expected()["adapter_only.four_refs_prompt.tokens"]
+    wanted = golden("noise_pred.scale_1.0.adapter_only_tokens")
+    assert goldens.difference(predict(steered, tokens), wanted) <= TOLERANCE
+
+
+def test_golden_guided_batch(steered: UNet2DConditionModel) -> None:
+    found = cfg_batch(steered)
+    assert goldens.difference(found, golden("noise_pred.cfg_batch")) <= TOLERANCE
+    guided = found[:1] + 7.5 * (found[1:] - found[:1])
+    assert goldens.difference(guided, golden("noise_pred.cfg_guided_7.5")) <= 5e-4
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+def test_golden_attention_layers(steered: UNet2DConditionModel, scale: float, merged: bool) -> None:
+    values = goldens.expected()
+    set_scale(steered, scale)
+    if merged:
+        merge_lora(steered)
+    block = steered.get_submodule(LAYER)
+    context = torch.cat((values["attn.attn2.text_states"], values["attn.attn2.ref_tokens"]), dim=1)
+    with torch.no_grad():
+        crossed = block.attn2(values[f"attn.scale_{scale}.attn2.hidden_in"], context)
+        own = block.attn1(values["attn.attn1.hidden_in"])
+    assert goldens.difference(crossed, values[f"attn.scale_{scale}.attn2.out"]) <= TOLERANCE
+    assert goldens.difference(own, values["attn.attn1.out"]) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_golden_generation(steered: UNet2DConditionModel) -> None:
+    details, values = goldens.description()["generate"], goldens.expected()
+    count = details["num_samples"]
+    set_scale(steered, details["scale"])
+    scheduler = EulerDiscreteScheduler(**details["scheduler_config"])
+    scheduler.set_timesteps(details["steps"])
+    assert scheduler.timesteps.tolist() == details["timesteps"]
+
+    def both(negative: str, positive: str) -> torch.Tensor:
+        rows = (golden(negative), golden(positive))
+        return torch.cat([r.repeat_interleave(count, dim=0) for r in rows])
+
+    text = both("negative_text_states", "text_states")
+    context = torch.cat((text, both("uncond_ref_tokens", "ref_tokens")), dim=1)
+    conditions = {
+        "text_embeds": both("negative_pooled_text", "pooled_text"),
+        "time_ids": torch.tensor([details["time_ids"]] * 2 * count),
+    }
+    latents = values["generate.latents_in"] * scheduler.init_noise_sigma
+    for step, timestep in enumerate(scheduler.timesteps):
+        entered = scheduler.scale_model_input(torch.cat((latents, latents)), timestep)
+        noise = steered(entered, timestep, context, added_cond_kwargs=conditions).sample
+        if step == 0:
+            assert goldens.difference(entered, values["generate.first_unet_input"]) <= TOLERANCE
+            assert goldens.difference(noise, values["generate.first_noise_pred"]) <= TOLERANCE
+        negative, positive = noise.chunk(2)
+        guided = negative + details["guidance_scale"] * (positive - negative)
+        latents = scheduler.step(guided, timestep, latents).prev_sample
+    assert goldens.difference(latents, values["generate.latents_out"]) <= 5e-4
+
+
+def test_state_dict_has_the_official_names_and_weights(
+    steered: UNet2DConditionModel, checkpoint: AdapterCheckpoint
+) -> None:
+    official = {
+        n.removeprefix("unet."): t
+        for n, t in goldens.adapter_tensors().items()
+        if n.startswith("unet.")
+    }
+    found = {n: t for n, t in steered.state_dict().items() if ".processor." in n}
+    assert found.keys() == official.keys()
+    assert all(torch.equal(t, found[n]) for n, t in official.items())
+    assert len(found) == 144
+
+
+def test_new_adapter_starts_from_the_base(
+    unet: UNet2DConditionModel, plain: UNet2DConditionModel
+) -> None:
+    new_adapter(unet, num_tokens=16, rank=4)
+    names = set(unet.state_dict()) - set(plain.state_dict())
+    assert {f"unet.{n}" for n in names} == {
+        n for n in goldens.adapter_tensors() if n.startswith("unet.")
+    }
+    for layer in cross_attention_layers(unet):
+        attn = unet.get_submodule(layer)
+        assert torch.equal(attn.processor.to_k_ip.weight, attn.to_k.weight)
+        assert torch.equal(attn.processor.to_v_ip.weight, attn.to_v.weight)
+        assert attn.processor.to_k_ip.weight.data_ptr() != attn.to_k.weight.data_ptr()
+    set_scale(unet, 0.0)
+    found = predict(unet, golden("ref_tokens"))
+    assert goldens.difference(found, golden("noise_pred.no_adapter")) <= TOLERANCE
+
+
+def test_scale_zero_without_lora_is_the_plain_model_and_a_large_scale_is_not(
+    unet: UNet2DConditionModel, save: Callable
+) -> None:
+    bare = save(goldens.without(goldens.adapter_tensors(), "_lora"))
+    attach_adapter(unet, bare, scale=0.0)
+    assert not any("_lora" in name for name in unet.state_dict())
+    wanted, tokens = golden("noise_pred.no_adapter"), golden("ref_tokens")
+    assert goldens.difference(predict(unet, tokens), wanted) <= TOLERANCE
+    errors = []
+    for scale in (0.1, 1.0, 10.0):
+        set_scale(unet, scale)
+        errors.append(goldens.difference(predict(unet, tokens), wanted))
+    assert errors == sorted(errors)
+    assert errors[0] > 1e-3
+    assert errors[-1] > 0.5
+
+
+def test_attach_takes_the_scale(unet: UNet2DConditionModel, checkpoint: AdapterCheckpoint) -> None:
+    attach_adapter(unet, checkpoint, scale=0.6)
+    found = predict(unet, golden("ref_tokens"))
+    assert goldens.difference(found, golden("noise_pred.scale_0.6")) <= TOLERANCE
+
+
+def unchanged(unet: UNet2DConditionModel, before: dict[str, Any]) -> bool:
+    return all(unet.attn_processors[n] is p for n, p in before.items())
+
+
+def test_another_unet_is_refused_and_left_alone(checkpoint: AdapterCheckpoint) -> None:
+    config = dict(UNet2DConditionModel.load_config(goldens.UNET))
+    for changes, said in (
+        ({"cross_attention_dim": 768}, ("768", "Stable Diffusion 1.5", "96")),
+        ({"cross_attention_dim": 1280}, ("1280", "refiner", "96")),
+        ({"transformer_layers_per_block": [1, 1]}, ("4 cross-attention layers", "8", "first at")),
+        ({"block_out_channels": [32, 128]}, ("128 wide at", "64")),
+    ):
+        other = UNet2DConditionModel.from_config({**config, **changes})
+        before = dict(other.attn_processors)
+        with goldens.refused("easyref.safetensors", "UNet2DConditionModel", *said):
+            attach_adapter(other, checkpoint)
+        assert unchanged(other, before)
+
+
+def test_adapter_whose_lora_does_not_fit_is_refused(
+    unet: UNet2DConditionModel, save: Callable
+) -> None:
+    tensors = goldens.adapter_tensors()
+    name = f"unet.{LAYER}.attn1.processor.to_q_lora.down.weight"
+    bad = save(tensors | {name: torch.zeros(4, 7)})
+    before = dict(unet.attn_processors)
+    with goldens.refused("changed.safetensors", f"{LAYER}.attn1", "to_q_lora.down.weight"):
+        attach_adapter(unet, bad)
+    assert unchanged(unet, before)
+    assert predict(unet, None).isfinite().all()
+
+
+def test_unfit_calls_of_the_unet_are_refused(steered: UNet2DConditionModel) -> None:
+    with goldens.refused("10 rows", "16 reference tokens"):
+        predict(steered, None, text=golden("text_states")[:, :10])
+    processor = next(p for p in steered.attn_processors.values() if isinstance(p, EasyRefProcessor))
+    with goldens.refused("attention mask"):
+        processor(None, torch.zeros(1, 4, 8), attention_mask=torch.ones(1, 4))
+
+
+def test_adapter_takes_the_dtype_of_its_unet(
+    unet: UNet2DConditionModel, checkpoint: AdapterCheckpoint
+) -> None:
+    attach_adapter(unet.to(torch.bfloat16), checkpoint)
+    assert {t.dtype for t in unet.state_dict().values()} == {torch.bfloat16}
+
+
+def test_controlnet_sees_the_text_alone(plain: UNet2DConditionModel) -> None:
+    torch.manual_seed(0)
+    controlnet = ControlNetModel.from_unet(plain, conditioning_channels=3).eval()
+    goldens.randomise(controlnet.controlnet_mid_block)
+    picture = torch.rand(1, 3, 128, 128)
+    text, tokens = golden("text_states"), golden("ref_tokens")
+
+    @torch.no_grad()
+    def control(context: torch.Tensor) -> torch.Tensor:
+        conditions = {"text_embeds": golden("pooled_text"), "time_ids": golden("time_ids")}
+        return controlnet(
+            golden("latents"),
+            golden("timestep"),
+            context,
+            picture,
+            added_cond_kwargs=conditions,
+        ).mid_block_res_sample
+
+    wanted, both = control(text), torch.cat((text, tokens), dim=1)
+    assert goldens.difference(control(both), wanted) > 1e-2
+    hide_references(controlnet, 16)
+    assert goldens.difference(control(both), wanted) <= TOLERANCE
