@@ -1,4 +1,4 @@
-"""The command `easyref`: look at an adapter file, encode references without ComfyUI."""
+"""The command `easyref`: look at an adapter file, encode references, train."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import EasyRefError
+from .errors import EasyRefError, OutOfMemoryError
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -64,6 +64,20 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--out", type=Path, required=True, metavar="FILE")
     encode.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     encode.set_defaults(run=_encode)
+
+    train = commands.add_parser("train", help="train an adapter, one stage a recipe")
+    train.add_argument("recipe", type=Path, metavar="CONFIG.yaml")
+    train.add_argument("overrides", nargs="*", metavar="section.key=value")
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what is trained, the memory it takes, and draw the first batch",
+    )
+    train.add_argument("--restart", action="store_true", help="do not resume; start anew")
+    train.add_argument(
+        "--force", action="store_true", help="resume even though the settings have changed"
+    )
+    train.set_defaults(run=_train)
     return parser
 
 
@@ -98,15 +112,15 @@ def _encode(options: argparse.Namespace) -> int:
     from .prompt import PromptTokenizer
     from .tokens import save_tokens
 
-    device = _device(options.device)
-    references = [Reference(open_picture(path), name=str(path)) for path in options.images]
-    checkpoint = load_checkpoint(options.adapter)
-    plan = plan_encoder(checkpoint, options.mllm)
     if options.mllm is None:
         raise EasyRefError(
             "There is no tokenizer: an adapter file carries none. Name the Qwen2-VL directory "
             "with --mllm; its weights are only used where the adapter has none of its own."
         )
+    device = _device(options.device)
+    references = [Reference(open_picture(path), name=str(path)) for path in options.images]
+    checkpoint = load_checkpoint(options.adapter)
+    plan = plan_encoder(checkpoint, options.mllm)
     tokenizer = PromptTokenizer.from_directory(options.mllm)
     dtype = getattr(torch, options.dtype)
     encoder = plan.build(dtype=dtype, compute_dtype=dtype).to(device)
@@ -128,9 +142,38 @@ def _encode(options: argparse.Namespace) -> int:
             device=device,
             progress=show,
         )
+    except torch.cuda.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"{device} has not enough memory ({str(error).splitlines()[0]}). Use fewer pictures, "
+            "a smaller --image-size or --dtype bfloat16."
+        ) from error
     finally:
         print(file=sys.stderr)
     print(save_tokens(tokens, options.out))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    try:
+        import accelerate  # noqa: F401
+        import diffusers  # noqa: F401
+        import yaml  # noqa: F401
+    except ImportError as error:
+        raise EasyRefError(
+            f"Training needs {error.name}, which is not installed. Install the extra: "
+            'pip install "easyref[train]".'
+        ) from error
+    from .training.config import load_settings
+    from .training.loop import dry_run, train
+
+    settings = load_settings(options.recipe, options.overrides)
+    if options.dry_run:
+        print(dry_run(settings))
+        return 0
+    summary = train(settings, resume=not options.restart, force=options.force)
+    if summary.skipped:
+        print(f"{len(summary.skipped)} broken records were skipped", file=sys.stderr)
+    print(summary.exported)
     return 0
 
 

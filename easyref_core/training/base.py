@@ -1,0 +1,130 @@
+"""The frozen base: SDXL's UNet, VAE, text encoders and noise schedule, in the diffusers layout."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import EasyRefError
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+
+
+@dataclass
+class Base:
+    """The base model's parts; only the UNet takes part in backpropagation."""
+
+    unet: UNet2DConditionModel
+    vae: Any
+    tokenizers: Sequence[Any]
+    text_encoders: Sequence[Any]
+    scheduler: DDPMScheduler
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Base:
+        """Move everything but the UNet; the VAE stays in float32, as SDXL's needs."""
+        self.vae.to(device)
+        for encoder in self.text_encoders:
+            encoder.to(device, dtype)
+        return self
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Text states [B, 77, W] and pooled text [B, P]."""
+        states: list[torch.Tensor] = []
+        pooled = torch.empty(0)
+        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            ids = tokenizer(
+                list(texts),
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+            out = encoder(ids.to(encoder.device), output_hidden_states=True)
+            states.append(out.hidden_states[-2])
+            pooled = out[0]
+        return torch.cat(states, dim=-1), pooled
+
+    @torch.no_grad()
+    def encode_picture(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Scaled latents [C, h, w] of one picture [3, H, W] in -1..1."""
+        out = self.vae.encode(pixels[None].to(self.vae.device, torch.float32))
+        if hasattr(out, "latent_dist"):
+            spread = out.latent_dist
+            noise = torch.randn(spread.mean.shape, generator=generator).to(spread.mean)
+            latents = spread.mean + spread.std * noise
+        else:  # AutoencoderTiny has no distribution
+            latents = out.latents
+        return latents[0] * self.vae.config.scaling_factor
+
+
+def load_base(folder: str | Path) -> Base:
+    """Load the base model, frozen.
+
+    Raises:
+        EasyRefError: a part is missing (named) or cannot be loaded.
+    """
+    folder = Path(folder)
+    missing = [part for part in _PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise EasyRefError(
+            f"model.base: {folder} lacks {', '.join(missing)}. It must be an SDXL model in the "
+            "diffusers layout."
+        )
+    import diffusers
+    import transformers
+
+    try:
+        vae_class = getattr(
+            diffusers, diffusers.AutoencoderKL.load_config(folder / "vae")["_class_name"]
+        )
+        base = Base(
+            unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
+            vae=vae_class.from_pretrained(folder / "vae"),
+            tokenizers=[
+                transformers.CLIPTokenizer.from_pretrained(str(folder / name))
+                for name in ("tokenizer", "tokenizer_2")
+            ],
+            text_encoders=[
+                transformers.CLIPTextModel.from_pretrained(folder / "text_encoder"),
+                transformers.CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
+            ],
+            scheduler=diffusers.DDPMScheduler.from_pretrained(folder / "scheduler"),
+        )
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise EasyRefError(f"model.base: {folder} cannot be loaded: {error}") from error
+    for module in (base.unet, base.vae, *base.text_encoders):
+        module.requires_grad_(False).eval()
+    return base
+
+
+class TensorCache:
+    """Tensors on disk by what they were made from; each file appears whole or not at all."""
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self._folder = Path(folder) if folder is not None else None
+
+    def get(self, key: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What `make` gives, read from disk when it was made before."""
+        if self._folder is None:
+            return make()
+        from safetensors.torch import load_file, save_file
+
+        name = hashlib.sha256(key.encode()).hexdigest()
+        path = self._folder / name[:2] / f"{name}.safetensors"
+        if path.is_file():
+            return load_file(path)
+        made = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{id(made)}.tmp")
+        save_file({n: t.contiguous().cpu() for n, t in made.items()}, temporary)
+        temporary.replace(path)
+        return made

@@ -1,0 +1,64 @@
+"""The trained weights as an EasyRef checkpoint in the official layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..checkpoint import BODY
+from ..errors import EasyRefError
+from .model import TrainedModel, part_of
+
+_PATCH_EMBED = BODY + "visual.patch_embed.proj.weight"
+
+
+def official_state(
+    model: TrainedModel, parts: tuple[str, ...], replaced: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """Weights under the official names.
+
+    The MLLM is part of it only when it has been trained (officially: from the second stage on);
+    before, whoever loads the checkpoint has it already.
+
+    Args:
+        parts: what has been trained.
+        replaced: official name -> weight that stands in for the model's own (an average, say).
+    """
+    state: dict[str, torch.Tensor] = {}
+    for name, weight in model.state_dict().items():
+        official = model.official_name(name)
+        part = part_of(official)
+        if part is None or (part == "mllm" and "mllm" not in parts):
+            continue
+        weight = (replaced or {}).get(official, weight).detach().cpu()
+        if official == _PATCH_EMBED:
+            vision = model.encoder.config.vision
+            patch = vision.patch_size
+            shape = (-1, vision.in_channels, vision.temporal_patch_size, patch, patch)
+            weight = weight.reshape(shape)
+        state[official] = weight.contiguous()
+    return state
+
+
+def write_whole(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write safetensors so that the file appears whole or not at all.
+
+    Raises:
+        EasyRefError: the disk is full or not writable; nothing is left behind.
+    """
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(state), temporary, {"format": "pt"})
+        os.replace(temporary, path)
+    except Exception as error:  # safetensors reports a full disk as its own exception
+        temporary.unlink(missing_ok=True)
+        raise EasyRefError(
+            f"{path} could not be written ({error}). Earlier checkpoints are intact; free some "
+            "space and resume."
+        ) from error

@@ -1,0 +1,348 @@
+"""The training loop, on accelerate: one process or many, the same losses for the same seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from torch.utils.data import DataLoader
+
+from ..errors import EasyRefError
+from .base import Base, TensorCache, load_base
+from .config import Settings
+from .ema import Average
+from .export import official_state, write_whole
+from .memory import check_fits, estimate_bytes, parameters_by_part
+from .model import Batch, TrainedModel, build_model
+from .preview import batch_sheet, generate, save_picture
+from .records import read_records
+from .samples import Sample, TrainingSamples, Walk, noise_generator
+from .state import find_resume, restore, save_state
+
+
+@dataclass
+class Summary:
+    """What a run did: losses by step, records skipped (name -> reason), the exported file."""
+
+    losses: dict[int, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    exported: Path | None = None
+
+
+def train(
+    settings: Settings,
+    *,
+    resume: bool = True,
+    force: bool = False,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> Summary:
+    """Run one stage to its last step, from its newest checkpoint if there is one.
+
+    Args:
+        resume: continue the checkpoint in output.folder; False starts anew.
+        force: resume even though settings differ.
+        on_step: called after each optimiser step with its number and mean loss.
+
+    Raises:
+        EasyRefError: anything in the settings, data or checkpoints that cannot be used; a GPU
+            that is too small; a loss that is not a number (the batch's records are saved).
+    """
+    found = find_resume(settings, force) if resume else None
+    run = _Run(settings)
+    return run.go(found, on_step)
+
+
+def dry_run(settings: Settings) -> str:
+    """What would be trained, with how much memory, and the first batch as a picture."""
+    run = _Run(settings)
+    lines = ["part              parameters        trained"]
+    for part, (total, trained) in parameters_by_part(run.model).items():
+        lines.append(f"{part:<16}{total:>12,}   {trained:>12,}")
+    needed = estimate_bytes(run.model, settings)
+    lines.append(f"memory about {sum(needed.values()) / 1e9:.2f} GB a process: ")
+    lines[-1] += ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in needed.items())
+    samples = [run.samples[position] for position in range(settings.optimiser.batch_size)]
+    path = Path(settings.output.folder) / "first_batch.png"
+    lines.append(f"first batch: {save_picture(batch_sheet(samples), path)}")
+    return "\n".join(lines)
+
+
+class _Run:
+    """Everything a run holds."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        optimiser = settings.optimiser
+        folder = Path(settings.output.folder)
+        records = read_records(settings.data.files, settings.data.root)
+        self.samples = TrainingSamples(records, settings.data, settings.seed)
+        self.accelerator = Accelerator(
+            mixed_precision=optimiser.precision,
+            gradient_accumulation_steps=optimiser.accumulation,
+            log_with=list(settings.output.trackers) or None,
+            project_config=ProjectConfiguration(str(folder), str(folder / "logs")),
+        )
+        set_seed(settings.seed)
+        self.base: Base = load_base(settings.model.base)
+        self.model: TrainedModel = build_model(
+            self.base.unet, settings.model, optimiser.parts, settings.seed
+        )
+        if optimiser.gradient_checkpointing:
+            self.model.unet.enable_gradient_checkpointing()
+            self.model.encoder.gradient_checkpointing = True
+        self.cache = TensorCache(settings.data.cache)
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        self.dtype = half.get(optimiser.precision, torch.float32)
+        self.summary = Summary()
+
+    def go(self, found: tuple[int, Path] | None, on_step: Callable[[int, float], None]) -> Summary:
+        settings, accelerator = self.settings, self.accelerator
+        for parameter in self.model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(self.dtype)
+        self.model.encoder.compute_dtype = self.dtype
+        check_fits(estimate_bytes(self.model, settings), accelerator.device)
+        self.base.to(accelerator.device, self.dtype)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(
+            trained,
+            lr=settings.optimiser.learning_rate,
+            weight_decay=settings.optimiser.weight_decay,
+        )
+        if accelerator.state.deepspeed_plugin is not None:
+            config = accelerator.state.deepspeed_plugin.deepspeed_config
+            config["train_micro_batch_size_per_gpu"] = settings.optimiser.batch_size
+        average = None
+        if settings.optimiser.ema is not None:
+            self.model.to(accelerator.device)
+            average = Average(self.model, settings.optimiser.ema)
+        model, optimiser = accelerator.prepare(self.model, optimiser)
+        first = 0
+        if found is not None:
+            first = found[0]
+            restore(accelerator, model, optimiser, average, found[1])
+        self._start_trackers()
+        self._loop(model, optimiser, average, first, on_step)
+        if accelerator.is_main_process:
+            self._export(average)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        return self.summary
+
+    def _loop(
+        self,
+        model: torch.nn.Module,
+        optimiser: Any,
+        average: Average | None,
+        first: int,
+        on_step: Callable[[int, float], None],
+    ) -> None:
+        settings, accelerator = self.settings, self.accelerator
+        batches = iter(self._loader(first))
+        bar = _Bar(settings, accelerator, first)
+        for step in range(first + 1, settings.optimiser.steps + 1):
+            total = torch.zeros((), device=accelerator.device)
+            for _ in range(settings.optimiser.accumulation):
+                samples = next(batches)
+                self._note_skipped(samples)
+                with accelerator.accumulate(model):
+                    loss = self._loss(model, samples)
+                    self._stop_at_nan(loss, samples, step)
+                    accelerator.backward(loss)
+                    limit = settings.optimiser.max_grad_norm
+                    if limit is not None and accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(model.parameters(), limit)
+                    optimiser.step()
+                    optimiser.zero_grad()
+                total += loss.detach()
+            mean = accelerator.gather(total[None]).mean() / settings.optimiser.accumulation
+            value = float(mean)
+            self.summary.losses[step] = value
+            if average is not None:
+                average.update(accelerator.unwrap_model(model))
+            bar.show(step, value)
+            on_step(step, value)
+            self._periodic(model, optimiser, average, step, value)
+
+    def _periodic(
+        self, model: Any, optimiser: Any, average: Average | None, step: int, loss: float
+    ) -> None:
+        settings, accelerator, output = self.settings, self.accelerator, self.settings.output
+        last = step == settings.optimiser.steps
+        if step % output.log_every == 0 or last:
+            accelerator.log({"loss": loss, "skipped": len(self.summary.skipped)}, step=step)
+        if step % output.save_every == 0 or last:
+            save_state(accelerator, model, optimiser, average, settings, step)
+        validate = output.validation is not None and (step % output.validate_every == 0 or last)
+        if validate and accelerator.is_main_process:
+            self._validate(step)
+
+    def _loader(self, first: int) -> DataLoader[Any]:
+        optimiser = self.settings.optimiser
+        walk = Walk(
+            optimiser.batch_size,
+            optimiser.accumulation,
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+            first,
+            optimiser.steps,
+        )
+        return DataLoader(
+            self.samples,
+            batch_sampler=walk,
+            num_workers=self.settings.data.workers,
+            collate_fn=list,
+        )
+
+    def _loss(self, model: torch.nn.Module, samples: Sequence[Sample]) -> torch.Tensor:
+        """Mean over a batch; targets of other sizes pass the UNet one after the other."""
+        sizes: dict[torch.Size, list[Sample]] = {}
+        for sample in samples:
+            sizes.setdefault(sample.target.shape, []).append(sample)
+        groups = list(sizes.values())
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, group in enumerate(groups):
+            # Gradients are exchanged once a batch, in the last group's backward pass.
+            wait = number < len(groups) - 1
+            with self.accelerator.no_sync(model) if wait else nullcontext():
+                total = total + model(self._batch(group)).sum()
+        return total / len(samples)
+
+    @torch.no_grad()
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        device, scheduler = self.accelerator.device, self.base.scheduler
+        latents, noises, steps, texts, pooled = [], [], [], [], []
+        for sample in samples:
+            generator = noise_generator(self.settings.seed, sample.position)
+            latent = self._latent(sample).to(device)
+            latents.append(latent)
+            noises.append(torch.randn(latent.shape, generator=generator).to(device))
+            count = scheduler.config.num_train_timesteps
+            steps.append(torch.randint(0, count, (), generator=generator))
+            text = self.cache.get(f"text {sample.text}", lambda s=sample: self._text(s.text))
+            texts.append(text["states"].to(device))
+            pooled.append(text["pooled"].to(device))
+        noise, timesteps = torch.stack(noises), torch.stack(steps).to(device)
+        noisy = scheduler.add_noise(torch.stack(latents), noise, timesteps)
+        return Batch(
+            noisy.to(self.dtype),
+            noise,
+            timesteps,
+            torch.stack(texts).to(self.dtype),
+            torch.stack(pooled).to(self.dtype),
+            torch.tensor([s.time_ids for s in samples], device=device, dtype=self.dtype),
+            [s.references for s in samples],
+            [s.text for s in samples],
+        )
+
+    def _latent(self, sample: Sample) -> torch.Tensor:
+        key = f"latent {sample.record} {tuple(sample.target.shape)} {sample.time_ids}"
+        # A cached latent must not depend on which sample needed it first.
+        number = zlib.crc32(key.encode()) if self.settings.data.cache else sample.position
+        generator = noise_generator(self.settings.seed + 1, number)
+
+        def make() -> dict[str, torch.Tensor]:
+            return {"latent": self.base.encode_picture(sample.target, generator)}
+
+        return self.cache.get(key, make)["latent"]
+
+    def _text(self, text: str) -> dict[str, torch.Tensor]:
+        states, pooled = self.base.encode_text([text])
+        return {"states": states[0], "pooled": pooled[0]}
+
+    def _note_skipped(self, samples: Sequence[Sample]) -> None:
+        for name, reason in (s for sample in samples for s in sample.skipped):
+            if name not in self.summary.skipped:
+                self.summary.skipped[name] = reason
+                count = len(self.summary.skipped)
+                print(f"skipped record {name} ({count} so far): {reason}", file=sys.stderr)
+
+    def _stop_at_nan(self, loss: torch.Tensor, samples: Sequence[Sample], step: int) -> None:
+        # Every process must stop together, or the others would wait for ever.
+        bad = self.accelerator.gather((~torch.isfinite(loss.detach()))[None])
+        if not bad.any():
+            return
+        process = self.accelerator.process_index
+        path = Path(self.settings.output.folder) / f"nan_step{step}_process{process}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        batch = [{"record": s.record, "position": s.position, "text": s.text} for s in samples]
+        path.write_text(json.dumps(batch, indent=2), encoding="utf-8")
+        raise EasyRefError(
+            f"The loss of step {step} is not a number. The batch's records are in {path}. Look "
+            "at them, lower optimiser.learning_rate or set max_grad_norm, and resume from the "
+            "last checkpoint."
+        )
+
+    def _start_trackers(self) -> None:
+        flat: dict[str, Any] = {}
+        for section, values in dataclasses.asdict(self.settings).items():
+            pairs = values.items() if isinstance(values, dict) else [("", values)]
+            flat |= {f"{section}.{name}".rstrip("."): str(value) for name, value in pairs}
+        self.accelerator.init_trackers("easyref", config=flat)
+
+    def _validate(self, step: int) -> None:
+        settings = self.settings
+        records = read_records([settings.output.validation], settings.data.root)
+        with self.accelerator.autocast():
+            picture = generate(
+                self.base,
+                self.model,
+                records,
+                settings.data,
+                self.accelerator.device,
+                settings.seed,
+            )
+        save_picture(picture, Path(settings.output.folder) / "validation" / f"{step:07}.png")
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                import numpy as np
+
+                tracker.writer.add_image("validation", np.asarray(picture), step, dataformats="HWC")
+
+    def _export(self, average: Average | None) -> None:
+        folder, parts = Path(self.settings.output.folder), self.settings.optimiser.parts
+        self.summary.exported = folder / "easyref.safetensors"
+        write_whole(official_state(self.model, parts), self.summary.exported)
+        if average is not None:
+            state = official_state(self.model, parts, average.weights)
+            write_whole(state, folder / "easyref_ema.safetensors")
+
+
+class _Bar:
+    """Progress on stderr: loss, pictures a second, memory."""
+
+    def __init__(self, settings: Settings, accelerator: Accelerator, first: int) -> None:
+        from tqdm import tqdm
+
+        optimiser = settings.optimiser
+        self._pictures = optimiser.batch_size * optimiser.accumulation * accelerator.num_processes
+        self._device = accelerator.device
+        self._start, self._first = time.perf_counter(), first
+        self._bar = tqdm(
+            total=optimiser.steps,
+            initial=first,
+            desc=settings.stage,
+            disable=not accelerator.is_main_process,
+        )
+
+    def show(self, step: int, loss: float) -> None:
+        seconds = time.perf_counter() - self._start
+        speed = (step - self._first) * self._pictures / max(seconds, 1e-9)
+        shown = {"loss": f"{loss:.4f}", "pictures/s": f"{speed:.1f}"}
+        if self._device.type == "cuda":
+            shown["GB"] = f"{torch.cuda.max_memory_allocated(self._device) / 1e9:.1f}"
+        self._bar.set_postfix(shown)
+        self._bar.update(1)
+        if step == self._bar.total:
+            self._bar.close()

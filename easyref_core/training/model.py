@@ -1,0 +1,202 @@
+"""What is trained: encoder and adapter around a frozen UNet, in one module.
+
+Source: official training code. Parameters keep the official checkpoint's names
+(`unet.<layer>.processor...`, `mllm_final_layer...`), so freezing, saving and exporting go by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..checkpoint import BODY, FINAL, PROJECTOR, AdapterCheckpoint, load_checkpoint
+from ..diffusers_adapter import attach_adapter, new_adapter
+from ..encoder import EasyRefEncoder
+from ..errors import EasyRefError
+from ..loading import Source, plan_encoder, read_sources
+from ..mllm_files import MllmDirectory, look_at_directory
+from ..preprocessing import Patches
+from ..prompt import PromptTokenizer
+from .config import ModelSettings
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+_LAYERS = "model.layers."
+_REFERENCE_STD = 0.1  # official initialisation of the reference tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on its way through the UNet, all targets of one size.
+
+    Attributes:
+        noisy, noise: [B, C, h, w].
+        timesteps: [B].
+        text: [B, 77, W]; pooled: [B, P]; time_ids: [B, 6].
+        references: pictures of each sample.
+        captions: what the MLLM reads with them.
+    """
+
+    noisy: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    text: torch.Tensor
+    pooled: torch.Tensor
+    time_ids: torch.Tensor
+    references: Sequence[Sequence[Patches]]
+    captions: Sequence[str]
+
+
+class TrainedModel(nn.Module):
+    """Encoder and UNet with adapter; calling it gives the loss of each sample."""
+
+    def __init__(
+        self, unet: UNet2DConditionModel, encoder: EasyRefEncoder, tokenizer: PromptTokenizer
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.encoder = encoder
+        self._tokenizer = tokenizer
+
+    def tokens(
+        self, references: Sequence[Sequence[Patches]], captions: Sequence[str]
+    ) -> torch.Tensor:
+        """Reference tokens [B, N, W] of a batch of groups."""
+        device = self.encoder.mllm_final_layer.reference_tokens.device
+        everything = [picture for group in references for picture in group]
+        seen = iter(self.encoder.see_all(everything, device))
+        embeds = []
+        for group, caption in zip(references, captions, strict=True):
+            pictures = [next(seen) for _ in group]
+            prompt = self._tokenizer.tokenize([p.num_tokens for p in group], caption)
+            embeds.append(self.encoder.embed(prompt, pictures, device))
+        return self.encoder.project(self.encoder.batch_reference_states(embeds))
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Mean squared error on the noise, [B] in float32."""
+        tokens = self.tokens(batch.references, batch.captions)
+        states = torch.cat((batch.text, tokens.to(batch.text)), dim=1)
+        predicted = self.unet(
+            batch.noisy,
+            batch.timesteps,
+            states,
+            added_cond_kwargs={"text_embeds": batch.pooled, "time_ids": batch.time_ids},
+        ).sample
+        return F.mse_loss(predicted.float(), batch.noise.float(), reduction="none").mean((1, 2, 3))
+
+    def official_name(self, name: str) -> str:
+        """A parameter's name in the official checkpoint."""
+        return name.removeprefix("encoder.")
+
+
+def part_of(name: str) -> str | None:
+    """Which part (`config.PARTS`) a parameter belongs to by its official name; None: the base."""
+    if name.startswith(FINAL):
+        return "final_layers"
+    if name.startswith(PROJECTOR):
+        return "projector"
+    if name.startswith(BODY):
+        return "mllm"
+    if ".processor." in name:
+        return "lora" if "_lora." in name else "cross_attention"
+    return None
+
+
+def build_model(
+    unet: UNet2DConditionModel, settings: ModelSettings, parts: Sequence[str], seed: int
+) -> TrainedModel:
+    """Put encoder and adapter around a base UNet, and freeze all but `parts`.
+
+    A new adapter starts as the official one: to_k_ip and to_v_ip from the base's to_k and to_v,
+    the final layers from the MLLM's last, reference tokens from 0.1 * randn. An adapter of the
+    stage before is continued; a LoRA it does not have yet starts from zero.
+
+    Raises:
+        EasyRefError: parts do not fit together.
+    """
+    tokenizer = PromptTokenizer.from_directory(settings.mllm)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if settings.adapter is None:
+            new_adapter(unet, settings.reference_tokens, settings.lora_rank)
+            encoder = _new_encoder(unet, settings)
+        else:
+            checkpoint = load_checkpoint(settings.adapter)
+            _check_sizes(settings, checkpoint)
+            if checkpoint.lora_rank == settings.lora_rank:
+                attach_adapter(unet, checkpoint)
+            else:
+                new_adapter(unet, checkpoint.num_tokens, settings.lora_rank)
+                _load_cross_attention(unet, checkpoint)
+            encoder = plan_encoder(checkpoint, settings.mllm).build()
+    model = TrainedModel(unet, encoder, tokenizer)
+    for name, parameter in model.named_parameters():
+        trained = part_of(model.official_name(name)) in parts
+        parameter.requires_grad_(trained)
+        if trained:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def _check_sizes(settings: ModelSettings, checkpoint: AdapterCheckpoint) -> None:
+    found = (checkpoint.num_tokens, checkpoint.final_layers)
+    wanted = (settings.reference_tokens, settings.final_layers)
+    if found != wanted or (checkpoint.lora_rank and checkpoint.lora_rank != settings.lora_rank):
+        raise EasyRefError(
+            f"model.adapter {checkpoint.name} has {found[0]} reference tokens, {found[1]} final "
+            f"layers and LoRA rank {checkpoint.lora_rank}; the recipe says {wanted[0]}, "
+            f"{wanted[1]} and {settings.lora_rank}. Make the recipe say what the adapter has."
+        )
+
+
+def _load_cross_attention(unet: UNet2DConditionModel, checkpoint: AdapterCheckpoint) -> None:
+    names = {
+        f"{layer}.processor.{part}.weight": name
+        for layer, parts in checkpoint.cross_attention.items()
+        for part, name in parts.items()
+    }
+    unet.load_state_dict(checkpoint.file.read(names), strict=False)
+
+
+def _new_encoder(unet: UNet2DConditionModel, settings: ModelSettings) -> EasyRefEncoder:
+    directory = look_at_directory(settings.mllm)
+    encoder = EasyRefEncoder(
+        directory.config,
+        settings.reference_tokens,
+        unet.config.cross_attention_dim,
+        settings.final_layers,
+    )
+    sources = _mllm_sources(directory, settings.final_layers)
+    own = encoder.state_dict()
+    missing = [n for n in own if not _starts_new(n) and n not in sources]
+    if missing:
+        raise EasyRefError(f"model.mllm: {settings.mllm} lacks {missing[0]}. Download it again.")
+    encoder.load_state_dict(read_sources(sources, torch.float32), strict=False)
+    nn.init.normal_(encoder.mllm_final_layer.reference_tokens, std=_REFERENCE_STD)
+    return encoder.eval()
+
+
+def _starts_new(name: str) -> bool:
+    """Weights that no MLLM has, so that they start random."""
+    return name.startswith(PROJECTOR) or name == FINAL + "reference_tokens"
+
+
+def _mllm_sources(directory: MllmDirectory, final_layers: int) -> dict[str, Source]:
+    """The directory's weights under official names: its last layers become the final ones, and
+    its norm serves behind both."""
+    layers = directory.config.num_layers - final_layers
+    sources: dict[str, Source] = {}
+    for name, source in directory.sources().items():
+        number, _, rest = name.removeprefix(_LAYERS).partition(".")
+        if name.startswith(_LAYERS) and int(number) >= layers:
+            sources[f"{FINAL}layers.{int(number) - layers}.{rest}"] = source
+        else:
+            sources[BODY + name] = source
+    sources[FINAL + "norm.weight"] = sources[BODY + "model.norm.weight"]
+    return sources

@@ -1,0 +1,117 @@
+"""Pictures of a run: the first batch as it will be seen, and generations during training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..preprocessing import FRAMES, MERGE, PATCH, Patches, black_picture, preprocess
+from .base import Base
+from .config import DataSettings
+from .model import TrainedModel
+from .records import Record
+from .samples import Sample
+
+_CELL = 192
+_GAP = 6
+_BACKGROUND = (24, 26, 31)
+_STEPS, _GUIDANCE = 20, 5.0
+_MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073))
+_STD = torch.tensor((0.26862954, 0.26130258, 0.27577711))
+
+
+def sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Pictures in rows, each fitted into a square cell."""
+    columns = max(len(row) for row in rows)
+    size = (columns * (_CELL + _GAP) + _GAP, len(rows) * (_CELL + _GAP) + _GAP)
+    result = Image.new("RGB", size, _BACKGROUND)
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            scale = _CELL / max(picture.size)
+            fitted = picture.resize(
+                (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))),
+                Image.Resampling.LANCZOS,
+            )
+            left = _GAP + x * (_CELL + _GAP) + (_CELL - fitted.width) // 2
+            top = _GAP + y * (_CELL + _GAP) + (_CELL - fitted.height) // 2
+            result.paste(fitted, (left, top))
+    return result
+
+
+def batch_sheet(samples: Sequence[Sample]) -> Image.Image:
+    """One row a sample: its target, then its references as the MLLM sees them."""
+    return sheet([[_picture(s.target), *(unpatch(p) for p in s.references)] for s in samples])
+
+
+def _picture(pixels: torch.Tensor) -> Image.Image:
+    """[3, H, W] in -1..1"""
+    levels = ((pixels.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy(), "RGB")
+
+
+def unpatch(patches: Patches) -> Image.Image:
+    """The picture that patches were cut from."""
+    from einops import rearrange
+
+    pixels = rearrange(
+        patches.pixels,
+        "(h w mh mw) (c t ph pw) -> t (h mh ph) (w mw pw) c",
+        h=patches.rows // MERGE,
+        mh=MERGE,
+        mw=MERGE,
+        t=FRAMES,
+        ph=PATCH,
+        pw=PATCH,
+    )[0]
+    return _picture((pixels * _STD + _MEAN).permute(2, 0, 1) * 2 - 1)
+
+
+@torch.no_grad()
+def generate(
+    base: Base,
+    model: TrainedModel,
+    records: Sequence[Record],
+    settings: DataSettings,
+    device: torch.device,
+    seed: int,
+) -> Image.Image:
+    """One row a record: its references, then a generation from them and its first caption."""
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_config(base.scheduler.config)
+    black = preprocess(black_picture(), settings.image_size)
+    rows: list[list[Image.Image]] = []
+    for number, record in enumerate(records):
+        pictures = [source.open() for source in record.references[: settings.max_references]]
+        group = [preprocess(p, settings.image_size) for p in pictures]
+        caption = record.texts[0] if record.texts else ""
+        tokens = model.tokens([[black], group], ["", caption])
+        text, pooled = base.encode_text(["", caption])
+        side = settings.resolution
+        times = torch.tensor([[side, side, 0, 0, side, side]] * 2, device=device)
+        scheduler.set_timesteps(_STEPS)
+        shape = (1, model.unet.config.in_channels, side // 8, side // 8)
+        generator = torch.Generator().manual_seed(seed + number)
+        latents = torch.randn(shape, generator=generator).to(device)
+        for timestep in scheduler.timesteps:
+            predicted = model.unet(
+                torch.cat((latents, latents)).to(text.dtype),
+                timestep.to(device),
+                torch.cat((text, tokens.to(text)), dim=1),
+                added_cond_kwargs={"text_embeds": pooled, "time_ids": times.to(pooled)},
+            ).sample.float()
+            guided = predicted[:1] + _GUIDANCE * (predicted[1:] - predicted[:1])
+            latents = scheduler.step(guided, timestep, latents).prev_sample
+        decoded = base.vae.decode(latents / base.vae.config.scaling_factor).sample[0]
+        rows.append([*pictures, _picture(decoded)])
+    return sheet(rows)
+
+
+def save_picture(picture: Image.Image, path: Path) -> Path:
+    """Write a PNG, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path

@@ -1,0 +1,195 @@
+"""From a record to a training sample, the same on any number of processes.
+
+A sample is named by its position in an endless shuffled walk through the records; all chance in it
+comes from the run's seed and that position.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ..errors import EasyRefError
+from ..preprocessing import Patches, black_picture, preprocess
+from .augment import (
+    Target,
+    aspect_target,
+    choose_references,
+    face_crop,
+    square_corner,
+    square_crop,
+)
+from .config import DataSettings
+from .records import Record
+
+_ATTEMPTS = 64
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sample.
+
+    Attributes:
+        position: in the walk; seeds its noise and timestep.
+        record: name of the record it was made from.
+        target: [3, H, W] in -1..1.
+        time_ids: SDXL's six size numbers.
+        text: caption, empty where dropped.
+        references: preprocessed pictures; the black one where dropped.
+        skipped: broken records passed over to get here, with the reason.
+    """
+
+    position: int
+    record: str
+    target: torch.Tensor
+    time_ids: tuple[int, ...]
+    text: str
+    references: tuple[Patches, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+class TrainingSamples(Dataset[Sample]):
+    """Samples by position. Broken records are replaced by the next one of the walk and named."""
+
+    def __init__(self, records: Sequence[Record], settings: DataSettings, seed: int) -> None:
+        self._records = records
+        self._settings = settings
+        self._seed = seed
+
+    def __getitem__(self, position: int) -> Sample:
+        """
+        Raises:
+            EasyRefError: so many records in a row are broken that something else is wrong.
+        """
+        skipped: list[tuple[str, str]] = []
+        for attempt in range(min(_ATTEMPTS, len(self._records))):
+            record = self._records[self._index(position, attempt)]
+            try:
+                sample = make_sample(record, self._settings, self._seed, position)
+            except (EasyRefError, OSError, ValueError) as error:
+                skipped.append((record.name, str(error)))
+                continue
+            return replace(sample, skipped=tuple(skipped))
+        raise EasyRefError(
+            f"{len(skipped)} records in a row cannot be read, the first {skipped[0][0]}: "
+            f"{skipped[0][1]} Check data.files and data.root."
+        )
+
+    def _index(self, position: int, attempt: int) -> int:
+        count = len(self._records)
+        order = _permutation(count, self._seed, position // count)
+        return order[(position + attempt) % count]
+
+
+@lru_cache(maxsize=2)
+def _permutation(count: int, seed: int, epoch: int) -> list[int]:
+    generator = torch.Generator().manual_seed(_mix(seed, epoch))
+    return torch.randperm(count, generator=generator).tolist()
+
+
+def _mix(seed: int, number: int) -> int:
+    """Seeds of neighbouring positions must not be neighbours."""
+    return (seed * 1_000_003 + number * 7_919 + 12_345) % (2**63 - 1)
+
+
+def noise_generator(seed: int, position: int) -> torch.Generator:
+    """Of a sample's noise and timestep, on the CPU so that every device gets the same."""
+    return torch.Generator().manual_seed(_mix(seed + 1, position))
+
+
+def make_sample(record: Record, settings: DataSettings, seed: int, position: int) -> Sample:
+    """Read a record's pictures and vary them.
+
+    Raises:
+        EasyRefError: a picture is missing or broken.
+    """
+    rng = random.Random(_mix(seed, position))
+    picture = record.target.open()
+    text = rng.choice(record.texts) if record.texts else ""
+    pictures = _references(record, picture, settings, rng)
+    target, corner = _target(picture, settings, rng)
+    if corner is not None and len(pictures) == 1 and record.face is None:
+        # A single reference is cropped like its target (alignment: they are the same picture).
+        pictures = [square_crop(pictures[0], settings.resolution, corner)]
+    chance = rng.random()
+    drop_image = chance < settings.drop_image
+    drop_text = settings.drop_image <= chance < settings.drop_image + settings.drop_text
+    both = settings.drop_image + settings.drop_text
+    drop_both = both <= chance < both + settings.drop_both
+    if drop_image or drop_both:
+        pictures = [black_picture()]
+    return Sample(
+        position,
+        record.name,
+        _pixels(target.picture),
+        target.time_ids,
+        "" if drop_text or drop_both else text,
+        tuple(preprocess(p, settings.image_size) for p in pictures),
+    )
+
+
+def _references(
+    record: Record, target: Image.Image, settings: DataSettings, rng: random.Random
+) -> list[Image.Image]:
+    if record.face is not None:
+        return [face_crop(target, record.face, rng)]
+    chosen = choose_references(
+        len(record.references), rng, settings.max_references, settings.subset_probability
+    )
+    return [record.references[n].open() for n in chosen]
+
+
+def _target(
+    picture: Image.Image, settings: DataSettings, rng: random.Random
+) -> tuple[Target, tuple[int, int] | None]:
+    """The target, and the corner of its square where it was cropped."""
+    size = settings.resolution
+    if settings.crop == "aspect":
+        return aspect_target(picture, size), None
+    corner = square_corner(picture, size, rng, settings.crop == "center")
+    square = square_crop(picture, size, corner)
+    return Target(square, (picture.height, picture.width), corner), corner
+
+
+def _pixels(picture: Image.Image) -> torch.Tensor:
+    """[3, H, W] in -1..1"""
+    import numpy as np
+
+    levels = torch.from_numpy(np.array(picture, dtype=np.float32))
+    return levels.permute(2, 0, 1) / 127.5 - 1
+
+
+class Walk:
+    """Which positions one process takes: batches of the global batch, without overlap.
+
+    Process p's batch a of optimiser step s holds positions
+    s * G + (a * P + p) * B ... + B - 1, G = P * A * B, so one process with accumulation sees
+    exactly what several without it see.
+
+    Args:
+        batch, accumulation, processes, process: B, A, P, p.
+        first, steps: optimiser steps from `first` up to `steps`.
+    """
+
+    def __init__(
+        self, batch: int, accumulation: int, processes: int, process: int, first: int, steps: int
+    ) -> None:
+        self._numbers = (batch, accumulation, processes, process, first, steps)
+
+    def __len__(self) -> int:
+        _, accumulation, _, _, first, steps = self._numbers
+        return (steps - first) * accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch, accumulation, processes, process, first, steps = self._numbers
+        whole = batch * accumulation * processes
+        for step in range(first, steps):
+            for micro in range(accumulation):
+                start = step * whole + (micro * processes + process) * batch
+                yield list(range(start, start + batch))

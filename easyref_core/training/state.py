@@ -1,0 +1,161 @@
+"""The whole state of a run on disk: written whole or not at all, the newest few kept.
+
+All chance comes from the seed and a sample's position, so weights, optimiser and step number are
+the whole state. On DeepSpeed and FSDP accelerate writes its own sharded files beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from ..errors import EasyRefError
+from .config import Settings, differences
+from .ema import Average
+from .export import official_state, write_whole
+from .model import TrainedModel
+
+_NAME = re.compile(r"^checkpoint-(\d+)$")
+_SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP)
+# Changing these does not change what the run computes.
+_FREE = ("output", "data.workers", "data.cache", "optimiser.steps")
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every complete checkpoint, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = ((_NAME.match(p.name), p) for p in folder.iterdir() if p.is_dir())
+    return sorted((int(m.group(1)), p) for m, p in found if m)
+
+
+def save_state(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: Average | None,
+    settings: Settings,
+    step: int,
+) -> Path:
+    """Write a checkpoint under a temporary name, rename it, then drop the oldest.
+
+    Raises:
+        EasyRefError: the disk is full or not writable; earlier checkpoints are intact.
+    """
+    folder = Path(settings.output.folder)
+    final, temporary = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.tmp"
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        if accelerator.distributed_type in _SHARDED:
+            accelerator.save_state(str(temporary / "sharded"))
+        if accelerator.is_main_process:
+            _write(accelerator.unwrap_model(model), optimiser, average, settings, step, temporary)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            for _, old in checkpoints(folder)[: -settings.output.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise EasyRefError(
+            f"The checkpoint of step {step} could not be written to {folder} ({error}). Earlier "
+            "checkpoints are intact; free some space and start the command again to resume."
+        ) from error
+    return final
+
+
+def _write(
+    model: TrainedModel,
+    optimiser: torch.optim.Optimizer,
+    average: Average | None,
+    settings: Settings,
+    step: int,
+    folder: Path,
+) -> None:
+    parts = settings.optimiser.parts
+    write_whole(official_state(model, parts), folder / "easyref.safetensors")
+    if average is not None:
+        state = official_state(model, parts, average.weights)
+        write_whole(state, folder / "easyref_ema.safetensors")
+    torch.save(optimiser.state_dict(), folder / "optimiser.pt")
+    state = {"step": step, "settings": dataclasses.asdict(settings)}
+    (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+
+
+def find_resume(settings: Settings, force: bool) -> tuple[int, Path] | None:
+    """The newest checkpoint of this run; None to start anew.
+
+    Raises:
+        EasyRefError: it was made with other settings (each named), unless `force`.
+    """
+    found = checkpoints(Path(settings.output.folder))
+    if not found:
+        return None
+    step, folder = found[-1]
+    try:
+        saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError) as error:
+        raise EasyRefError(f"{folder} is damaged ({error}). Remove it to resume earlier.") from None
+    now = json.loads(json.dumps(dataclasses.asdict(settings)))
+    changed = [d for d in differences(saved, now) if not _is_free(d)]
+    if changed and not force:
+        raise EasyRefError(
+            f"{folder} was made with other settings: {'; '.join(changed)}. Restore them, choose "
+            "another output.folder, or resume all the same with --force."
+        )
+    return step, folder
+
+
+def _is_free(difference: str) -> bool:
+    name = difference.partition(":")[0]
+    return name == "source" or any(name == f or name.startswith(f"{f}.") for f in _FREE)
+
+
+def restore(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: Average | None,
+    folder: Path,
+) -> None:
+    """Load a checkpoint into a prepared model and optimiser.
+
+    Raises:
+        EasyRefError: it does not fit.
+    """
+    from safetensors.torch import load_file
+
+    if accelerator.distributed_type in _SHARDED:
+        accelerator.load_state(str(folder / "sharded"))
+    else:
+        own = accelerator.unwrap_model(model)
+        _load_weights(own, load_file(folder / "easyref.safetensors"), folder)
+        optimiser.load_state_dict(
+            torch.load(folder / "optimiser.pt", map_location="cpu", weights_only=True)
+        )
+    if average is not None:
+        average.load(load_file(folder / "easyref_ema.safetensors"))
+
+
+@torch.no_grad()
+def _load_weights(model: TrainedModel, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        weight: Any = state.get(model.official_name(name))
+        if weight is None or weight.numel() != parameter.numel():
+            raise EasyRefError(f"{folder} does not fit: {name} is missing or of another size.")
+        parameter.copy_(weight.reshape(parameter.shape))

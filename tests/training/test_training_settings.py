@@ -1,0 +1,92 @@
+"""Recipes: what is refused, and with which sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from easyref_core.errors import EasyRefError
+from easyref_core.training.config import Settings, load_settings
+
+Recipe = Callable[..., Path]
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+def test_overrides_replace_values_of_the_recipe(recipe: Recipe) -> None:
+    settings = load_settings(recipe(), ["optimiser.steps=9", "optimiser.learning_rate=1e-4"])
+    assert settings.optimiser.steps == 9
+    assert settings.optimiser.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optimiser.stepz=1", "no setting optimiser.stepz. Did you mean steps"),
+        ("colour=1", "There is no setting colour"),
+        ("optimiser.steps", "write section.key=value"),
+        ("optimiser.steps=many", "optimiser.steps must be of type int"),
+        ("optimiser.steps=0", "optimiser.steps is 0; it must be above 0"),
+        ("optimiser.steps=true", "optimiser.steps must be of type int"),
+        ("stage=alinment", "Did you mean alignment"),
+        ("data.crop=middle", "data.crop is 'middle'"),
+        ("data.drop_text=0.96", "probabilities"),
+        ("data.files=[nothing.json]", "no data file nothing.json"),
+        ("model.base=nowhere", "model.base: there is no folder nowhere"),
+        ("model.adapter=gone.safetensors", "Train the stage before"),
+        ("stage=multi_reference", "starts from the adapter of the stage before"),
+        ("optimiser.parts=[lora, lore]", "Did you mean lora"),
+        ("model.lora_rank=0", "model.lora_rank is 0"),
+        ("optimiser=5", "must be a section"),
+    ],
+)
+def test_wrong_settings_are_refused(recipe: Recipe, override: str, sentence: str) -> None:
+    with pytest.raises(EasyRefError) as refused:
+        load_settings(recipe(), [override])
+    assert sentence in str(refused.value)
+
+
+def test_cache_with_random_crops_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(EasyRefError, match=r"data\.cache needs the same target"):
+        load_settings(recipe(), ["data.cache=cache", "data.crop=random"])
+
+
+def test_missing_section_is_named(recipe: Recipe) -> None:
+    path = recipe()
+    content = yaml.safe_load(path.read_text())
+    del content["optimiser"]["steps"]
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(EasyRefError, match=r"optimiser\.steps is missing"):
+        load_settings(path)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", ""])
+def test_what_is_no_recipe_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(EasyRefError, match="recipe"):
+        load_settings(path)
+
+
+def test_missing_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EasyRefError, match="cannot be read"):
+        load_settings(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_recipes_are_sound(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load(path.read_text())
+    for folder in (content["model"]["base"], content["model"]["mllm"]):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    for file in (*content["data"]["files"], content["model"].get("adapter", "none")):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).touch()
+    settings: Settings = load_settings(path)
+    rates = {"alignment": 1e-4, "single_reference": 4e-5, "multi_reference": 2e-5}
+    assert settings.optimiser.learning_rate == rates[settings.stage]
+    assert ("mllm" in settings.optimiser.parts) == (settings.stage != "alignment")
