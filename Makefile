@@ -16,6 +16,9 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 NO_COMFYUI := $(VENV)/no-comfyui.txt
 
+# Idle threads shall sleep: spinning ones make a busy computer ten times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: test demo thumbnail lint format comfyui clean
 
 # The plugin's summary and the reason for a missing ComfyUI come last, where they are seen.

@@ -27,6 +27,7 @@ MIN_IMAGE_SIZE = 2 * FACTOR
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
 _STD = (0.26862954, 0.26130258, 0.27577711)
+_BICUBIC = Image.Resampling.BICUBIC
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,21 @@ def preprocess(image: Image.Image, image_size: int = DEFAULT_IMAGE_SIZE) -> Patc
         EasyRefError: too elongated, or `image_size` too small.
     """
     first, second = plan_sizes(image.width, image.height, image_size)
-    image = image.resize(first, Image.Resampling.BICUBIC)
-    image = image.resize(second, Image.Resampling.BICUBIC)
-    return _cut(_normalise(image))
+    return _cut(_normalise(_resize(_resize(image, first), second)))
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """PIL's bicubic resize as Pillow 13 does it, the same with every version.
+
+    It goes one axis at a time and rounds in between, so the order shows in a few pixels. Pillow 13
+    starts with the height where that loses enough of it; versions before always started with the
+    width.
+    """
+    width, height = size
+    shorter, narrower = image.height - height, image.width - width
+    height_first = shorter > 0 and shorter > 2 * narrower
+    between = (image.width, height) if height_first else (width, image.height)
+    return image.resize(between, _BICUBIC).resize(size, _BICUBIC)
 
 
 def _normalise(image: Image.Image) -> torch.Tensor:

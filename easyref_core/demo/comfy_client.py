@@ -150,11 +150,9 @@ class ComfyClient:
         query = {key: shown[key] for key in ("filename", "subfolder", "type")}
         return self.get(f"/view?{urllib.parse.urlencode(query)}")
 
-    def pictures(self, run: Run) -> list[Image.Image]:
-        """All pictures a graph saved, in the order of its nodes' ids."""
-        shown = [
-            entry for node in sorted(run.outputs) for entry in run.outputs[node].get("images", ())
-        ]
+    def pictures(self, run: Run, node: str) -> list[Image.Image]:
+        """All pictures that a node of a finished graph saved or previewed."""
+        shown = run.outputs.get(node, {}).get("images", ())
         found = [Image.open(io.BytesIO(self.view(entry))) for entry in shown]
         for picture in found:
             picture.load()

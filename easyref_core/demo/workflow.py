@@ -46,8 +46,8 @@ def use_demo_models(graph: Graph) -> Graph:
     return changed
 
 
-def set_inputs(graph: Graph, class_type: str, **inputs: Any) -> Graph:
-    """The same graph with other values on its one node of a class.
+def only_node(graph: Graph, class_type: str) -> str:
+    """Id of the one node of a class.
 
     Raises:
         EasyRefError: there is no such node, or more than one.
@@ -55,8 +55,13 @@ def set_inputs(graph: Graph, class_type: str, **inputs: Any) -> Graph:
     nodes = [node_id for node_id, node in graph.items() if node["class_type"] == class_type]
     if len(nodes) != 1:
         raise EasyRefError(f"The graph has {len(nodes)} nodes of class {class_type}, not one.")
+    return nodes[0]
+
+
+def set_inputs(graph: Graph, class_type: str, **inputs: Any) -> Graph:
+    """The same graph with other values on its one node of a class; see `only_node`."""
     changed = copy.deepcopy(graph)
-    changed[nodes[0]]["inputs"].update(inputs)
+    changed[only_node(graph, class_type)]["inputs"].update(inputs)
     return changed
 
 

@@ -110,18 +110,24 @@ def new_tokens_path(filename_prefix: str, to_output: bool) -> tuple[Path, str]:
     """A file name that is still free, and the subfolder below the chosen folder.
 
     Raises:
-        EasyRefError: the prefix is empty or leads outside the folder.
+        EasyRefError: the prefix names no file, leads outside the folder, or cannot be written.
     """
     base = _output_tokens() if to_output else Path(folder_paths.get_folder_paths(TOKENS)[0])
-    base.mkdir(parents=True, exist_ok=True)
     prefix = filename_prefix.replace("\\", "/").strip()
-    inside = (base / prefix).resolve().is_relative_to(base.resolve())
-    if not inside or not Path(prefix).name or Path(prefix).is_absolute() or ":" in prefix:
+    path = Path(prefix)
+    plain = path.name not in ("", "..") and not path.is_absolute() and not set(prefix) & set(":\0")
+    if not plain or not (base / path).resolve().is_relative_to(base.resolve()):
         raise EasyRefError(
             f"filename_prefix {filename_prefix!r} cannot be used: it must name a file inside "
             f"{base}. Give a plain name, with / for subfolders."
         )
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(base))
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(base))
+    except OSError as error:
+        raise EasyRefError(
+            f"filename_prefix {filename_prefix!r} cannot be used: {error}. Choose another one."
+        ) from error
     return Path(folder) / f"{name}_{counter:05}_.safetensors", subfolder
 
 

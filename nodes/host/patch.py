@@ -173,20 +173,21 @@ class _ReferenceAttention:
             text = optimized_attention(
                 q, k, v, heads, attn_precision=precision, transformer_options=extra_options
             )
-        if q.shape[0] != self.call.rows or text.shape != q.shape:
-            _warn_once(q.shape[0], self.call.rows)
+        call = self.call
+        uneven = call.rows % len(call.chunks) != 0
+        if uneven or q.shape[0] != call.rows or text.shape != q.shape:
+            _warn_once(q.shape[0], call.rows, len(call.chunks))
             return text
         key, value = (
-            self.call.select(tensor).to(q.dtype)
-            for tensor in self.call.key_values.layers[self.layer]
+            call.select(tensor).to(q.dtype) for tensor in call.key_values.layers[self.layer]
         )
-        height, width = _resolution(extra_options, q.shape[1], self.call.latent)
+        height, width = _resolution(extra_options, q.shape[1], call.latent)
         return add_references(
             text,
             q,
             key,
             value,
-            self.call.strength(height, width, q),
+            call.strength(height, width, q),
             lambda q, k, v: optimized_attention(q, k, v, heads, attn_precision=precision),
         )
 
@@ -208,10 +209,11 @@ def _resolution(
 
 
 @lru_cache(maxsize=8)
-def _warn_once(found: int, expected: int) -> None:
+def _warn_once(found: int, rows: int, conditionings: int) -> None:
     logging.warning(
-        "EasyRef: another node changed the attention's batch from %d to %d rows, so references "
-        "cannot be told apart there and are left out.",
-        expected,
+        "EasyRef: another node changed the batch (%d rows in attention, where the model was called "
+        "with %d for %d conditionings), so references cannot be told apart there and are left out.",
         found,
+        rows,
+        conditionings,
     )

@@ -2,13 +2,12 @@
 
 Two wrappers write it into the run's own copy of the model options, so nothing is shared between
 runs or threads. Conditionings are told apart by their uuid. ComfyUI copies a conditioning, uuid
-included, into the opposite list to give an area its counterpart; therefore a list's role is
-decided by the conditionings that stand in that list alone.
+included, to the end of the opposite list to give an area its counterpart; therefore the first
+conditioning that is known decides a list's role.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +64,9 @@ def chunks_of_call(transformer_options: Mapping[str, Any]) -> list[Chunk]:
     A caller that went around ComfyUI's sampling gets the usual convention: list 0 is positive.
     """
     lists: Sequence[int] = transformer_options.get("cond_or_uncond") or [0]
-    uuids: Sequence[Any] = transformer_options.get("uuids") or [None] * len(lists)
+    uuids: Sequence[Any] = transformer_options.get("uuids") or ()
+    if len(uuids) != len(lists):  # another node cut the call up and told only the lists
+        uuids = [None] * len(lists)
     call: CallInfo | None = transformer_options.get(_CALL)
     chunks: list[Chunk] = []
     for number, identity in zip(lists, uuids, strict=True):
@@ -130,11 +131,8 @@ def _note_call(
 def _roles_of_lists(
     conds: Sequence[Sequence[Mapping[str, Any]] | None], roles: Mapping[Any, bool]
 ) -> tuple[bool, ...]:
-    identities = [{c.get("uuid") for c in conditionings or ()} for conditionings in conds]
-    seen = Counter(identity for ids in identities for identity in ids)
     result: list[bool] = []
-    for number, ids in enumerate(identities):
-        own = [roles[i] for i in ids if i in roles and seen[i] == 1]
-        own = own or [roles[i] for i in ids if i in roles]
-        result.append(sum(own) * 2 > len(own) if own else number != 0)
+    for number, conditionings in enumerate(conds):
+        known = (roles[c["uuid"]] for c in conditionings or () if c.get("uuid") in roles)
+        result.append(next(known, number != 0))
     return tuple(result)

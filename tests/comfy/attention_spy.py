@@ -44,7 +44,8 @@ class Seen:
 
 
 class Spy:
-    """Watches copies of one UNet.
+    """Watches copies of one UNet; asked for its verdict while the watched model is still loaded,
+    since it computes with the weights that are in the UNet then.
 
     Attributes:
         seen: every layer of every model call, in order.
@@ -59,6 +60,9 @@ class Spy:
         self._context: torch.Tensor | None = None
         self.seen: list[Seen] = []
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Spy:
+        return self  # ComfyUI copies what stands in the model options
+
     def watch(self, model: Any) -> Any:
         """A copy of the model that this spy watches."""
         watched = model.clone()
@@ -68,16 +72,26 @@ class Spy:
             watched.set_model_attn2_replace(self._note_attention, *block)
         return watched
 
+    @property
+    def blocks(self) -> list[tuple[str, int, int]]:
+        """Where ComfyUI looks replacements up, for every layer."""
+        return list(self._layers)
+
     def _note_context(self, n: Any, context: Any, value: Any, options: Any) -> tuple[Any, ...]:
         self._context = context
         return n, context, value
 
-    def _note_attention(self, q: Any, k: Any, v: Any, options: Any) -> torch.Tensor:
+    def attend(self, q: Any, k: Any, v: Any, options: Any) -> torch.Tensor:
+        """The text's attention: ComfyUI's own."""
         from comfy.ldm.modules.attention import optimized_attention
 
-        heads = options["n_heads"]
-        text = optimized_attention(q, k, v, heads, attn_precision=options["attn_precision"])
+        precision = options["attn_precision"]
+        return optimized_attention(q, k, v, options["n_heads"], attn_precision=precision)
+
+    def _note_attention(self, q: Any, k: Any, v: Any, options: Any) -> torch.Tensor:
+        text = self.attend(q, k, v, options)
         layer = self._layers[(*options["block"], options["block_index"])]
+        heads = options["n_heads"]
         self.seen.append(Seen(layer, self._context, q, text, heads, dict(options)))
         return text
 

@@ -76,6 +76,7 @@ def start(comfyui: Path, base: Path) -> Pack:
 
         comfy.options.enable_args_parsing()
         import utils.extra_config  # claims the name `utils`, as main.py does
+
         import nodes
     finally:
         sys.argv = arguments
@@ -117,24 +118,25 @@ def random_tokens(pack: Pack, easyref: Any, seed: int, batch: int = 1) -> Any:
     return tokens(cond, uncond, checkpoint.identity, checkpoint.name)
 
 
+def sizes(values: Sequence[float]) -> dict[str, float]:
+    """SDXL's sizes and crops as the settings of a CONDITIONING."""
+    names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
+    return dict(zip(names, values, strict=True))
+
+
 def text(kind: str = "positive", **settings: Any) -> list[list[Any]]:
     """A golden text as ComfyUI's CONDITIONING, with the golden sizes."""
     prefix = "" if kind == "positive" else "negative_"
-    sizes = golden("unet.time_ids")[0].tolist()
-    names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
-    pooled = {"pooled_output": golden(f"unet.{prefix}pooled_text")}
-    return [
-        [golden(f"unet.{prefix}text_states"), pooled | dict(zip(names, sizes)) | settings]
-    ]  # fmt: skip
+    details = {"pooled_output": golden(f"unet.{prefix}pooled_text")}
+    details |= sizes(golden("unet.time_ids")[0].tolist())
+    return [[golden(f"unet.{prefix}text_states"), details | settings]]
 
 
-def other_text(seed: int, like: Sequence[Any] | None = None, **settings: Any) -> list[list[Any]]:
-    """A random text of the golden one's shape (or of `like`'s)."""
-    states, details = (like or text())[0]
+def random_text(seed: int, pooled: int = 32, **settings: Any) -> list[list[Any]]:
+    """A random text for the golden UNet; for the demo's, `pooled` is 64."""
     noise = torch.Generator().manual_seed(seed)
-    pooled = torch.randn(details["pooled_output"].shape, generator=noise)
-    states = torch.randn(states.shape, generator=noise)
-    return [[states, {**details, "pooled_output": pooled, **settings}]]
+    states = torch.randn((1, 77, 96), generator=noise)
+    return [[states, {"pooled_output": torch.randn((1, pooled), generator=noise), **settings}]]
 
 
 def apply(pack: Pack, model: Any, easyref: Any, tokens: Any, **settings: Any) -> Any:
@@ -145,7 +147,7 @@ def apply(pack: Pack, model: Any, easyref: Any, tokens: Any, **settings: Any) ->
 
 def sigmas(model: Any, *timesteps: float) -> torch.Tensor:
     """Sigmas of these timesteps, then 0."""
-    sampling = model.model.model_sampling
+    sampling = model.get_model_object("model_sampling")
     steps = [sampling.sigma(torch.tensor([t]))[0] for t in timesteps]
     return torch.stack([*steps, torch.zeros(())])
 
@@ -199,6 +201,15 @@ def predict_with(
     x = golden("unet.latents") if x is None else x
     noisy = x * torch.sqrt(steps[0] ** 2 + 1)
     return (noisy - euler(made, noisy, steps)) / steps[0]
+
+
+def stock(node: str, *args: Any) -> Any:
+    """The first output of one of ComfyUI's own nodes ("module.Class"), whichever API it has."""
+    module, name = node.rsplit(".", 1)
+    found = getattr(importlib.import_module(module), name)
+    if hasattr(found, "define_schema"):
+        return found.execute(*args)[0]
+    return getattr(found(), found.FUNCTION)(*args)[0]
 
 
 def put_adapter(pack: Pack, name: str, tensors: Mapping[str, torch.Tensor]) -> str:

@@ -44,11 +44,17 @@ def pack(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 @pytest.fixture(autouse=True)
 def _as_in_a_run(pack: Pack) -> Iterator[None]:
-    """Every test runs in inference mode, as ComfyUI runs nodes, and leaves no interrupt behind."""
+    """Every test runs in inference mode, as ComfyUI runs nodes, and leaves no interrupt behind.
+
+    One thread, because models this small only wait for each other's threads on a busy computer.
+    """
     import comfy.model_management as mm
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.inference_mode():
         yield
+    torch.set_num_threads(threads)
     mm.interrupt_current_processing(False)
 
 
@@ -91,8 +97,6 @@ def demo(pack: Pack) -> Any:
 def demo_easyref(pack: Pack, demo: Any) -> Any:
     """The demo adapter, as the demo node gives it."""
     checkpoint = pack.part("easyref_core.checkpoint").load_checkpoint(demo.adapter_file)
-    encoder = pack.part("nodes.host.encoder").HostedEncoder(
-        checkpoint, demo.mllm_directory, "auto"
-    )
+    encoder = pack.part("nodes.host.encoder").HostedEncoder(checkpoint, demo.mllm_directory, "auto")
     store = pack.part("nodes.host.key_values").KeyValueStore(checkpoint)
     return pack.part("nodes.link_types").EasyRefModel(checkpoint, encoder, store)

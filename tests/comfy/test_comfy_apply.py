@@ -8,6 +8,7 @@ import pytest
 import torch
 from attention_spy import Spy
 from comfyhost import (
+    GOLDEN_MLLM,
     Pack,
     apply,
     euler,
@@ -37,9 +38,7 @@ def second_adapter(pack: Pack) -> Any:
             noise = torch.randn(tensor.shape, generator=generator)
             tensors[name] = noise * tensor.std()
     name = put_adapter(pack, "second.safetensors", tensors)
-    return pack.run("EasyRefLoader", name, "from adapter", "auto") if False else pack.run(
-        "EasyRefLoader", name, "golden", "auto"
-    )
+    return pack.run("EasyRefLoader", name, GOLDEN_MLLM, "auto")
 
 
 def test_weight_and_lora_strength_zero_change_nothing_at_all(
@@ -133,6 +132,21 @@ def test_loras_of_two_adapters_are_both_merged(
         weights = adapter.checkpoint.file.read(halves)
         wanted += strength * weights["up"] @ weights["down"]
     assert difference(unet.model.state_dict()[key], wanted) < 1e-6
+
+
+def test_references_of_two_adapters_add_up(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any, second_adapter: Any
+) -> None:
+    other = random_tokens(pack, second_adapter, seed=1)
+    model = apply(pack, unet, easyref, tokens, weight=0.8)
+    model = apply(pack, model, second_adapter, other, weight=0.6)
+    spy, second = (Spy(pack, adapter, unet) for adapter in (easyref, second_adapter))
+    predict(spy.watch(model))
+    for seen in spy.seen:
+        own, others = spy.references(seen, tokens.cond), second.references(seen, other.cond)
+        wanted = spy.to_out(seen, seen.text + 0.8 * own + 0.6 * others)
+        assert difference(seen.out, wanted) < 1e-5
+        assert difference(own, others) > 0.01
 
 
 def test_the_given_model_is_left_as_it_was(

@@ -17,6 +17,7 @@ from comfyhost import (
     guider,
     predict,
     sigmas,
+    sizes,
     text,
 )
 from goldens import IMAGE_SIZE, adapter_tensors, description, difference, pictures, user_prompt
@@ -136,11 +137,10 @@ def test_sampled_latents_are_the_official_ones(
 ) -> None:
     """Four Euler steps at guidance 5 for two samples, the weight through the node's scale."""
     plan = description()["generate"]
-    names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
-    sizes = dict(zip(names, plan["time_ids"], strict=True))
+    picture = sizes(plan["time_ids"])
     model = apply(pack, unet, easyref, tokens, weight=plan["scale"])
     x = golden("generate.latents_in") * plan["init_noise_sigma"]
-    texts = text(**sizes), text("negative", **sizes)
+    texts = text(**picture), text("negative", **picture)
     made = guider(model, plan["guidance_scale"], *texts)
     out = euler(made, x, sigmas(model, *plan["timesteps"]))
     assert difference(out, golden("generate.latents_out")) < GUIDED

@@ -1,0 +1,245 @@
+"""The encoder under ComfyUI's memory management: loaded, split, thrown out, out of memory."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from comfyhost import ADAPTER_ONLY, GOLDEN_MLLM, Pack, golden, put_adapter
+from goldens import IMAGE_SIZE, adapter_tensors, difference, pictures, user_prompt
+
+CASE = "four_refs_prompt"
+TOKENS = 1e-4
+
+
+@pytest.fixture
+def encode(pack: Pack, fresh_easyref: Any) -> Callable[..., Any]:
+    """Encodes the golden group; the settings of the node may be changed."""
+    group = pack.part("easyref_core.aggregation").Reference
+    references = tuple(group(p) for p in pictures(CASE))
+
+    def run(easyref: Any = fresh_easyref, **settings: Any) -> Any:
+        given = {
+            "prompt": user_prompt(CASE),
+            "aggregation": "easyref",
+            "image_size": IMAGE_SIZE,
+            "references": references,
+        }
+        return pack.run("EasyRefEncode", easyref, **(given | settings))
+
+    return run
+
+
+def off(tokens: Any) -> float:
+    """How far from the golden tokens."""
+    return max(
+        difference(tokens.cond, golden(f"full.{CASE}.tokens")),
+        difference(tokens.uncond, golden("full.uncond_black.tokens")),
+    )
+
+
+def test_nothing_is_loaded_before_the_first_encoding(
+    fresh_easyref: Any, encode: Callable[..., Any]
+) -> None:
+    assert fresh_easyref.encoder.patcher is None
+    encode()
+    assert fresh_easyref.encoder.patcher is not None
+
+
+def test_the_encoder_is_thrown_out_and_comes_back(
+    fresh_easyref: Any, encode: Callable[..., Any]
+) -> None:
+    import comfy.model_management as mm
+
+    first = encode()
+    patcher = fresh_easyref.encoder.patcher
+    assert any(loaded.model is patcher for loaded in mm.current_loaded_models)
+    mm.unload_all_models()
+    assert not any(loaded.model is patcher for loaded in mm.current_loaded_models)
+    again = encode()
+    assert fresh_easyref.encoder.patcher is patcher, "it was read from the disk again"
+    assert torch.equal(again.cond, first.cond)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_a_partly_loaded_encoder_gives_the_same_tokens(
+    fresh_easyref: Any,
+    encode: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+) -> None:
+    """The rest stays where it is and is cast layer by layer, as on a card with little memory."""
+    import comfy.model_management as mm
+
+    encode()
+    patcher = fresh_easyref.encoder.patcher
+    patcher.detach()
+
+    def load_part(models: list[Any], **kwargs: Any) -> None:
+        (model,) = models
+        model.patch_model(model.load_device, lowvram_model_memory=int(patcher.size * share) or 1)
+
+    monkeypatch.setattr(mm, "load_models_gpu", load_part)
+    tokens = encode(prompt=user_prompt(CASE))
+    assert patcher.model.model_lowvram
+    assert patcher.loaded_size() < patcher.size
+    assert off(tokens) < TOKENS
+
+
+def test_every_layer_of_the_encoder_can_stay_on_another_device(
+    fresh_easyref: Any, encode: Callable[..., Any]
+) -> None:
+    """A plain torch layer would break as soon as ComfyUI leaves its weights on the CPU."""
+    encode()
+    encoder = fresh_easyref.encoder.patcher.model
+    plain = [
+        f"{name}.{weight}"
+        for name, module in encoder.named_modules()
+        for weight, _ in module.named_parameters(recurse=False)
+        if not hasattr(module, "comfy_cast_weights")
+    ]
+    assert plain == ["mllm_final_layer.reference_tokens"]  # cast where it is used
+
+
+@pytest.mark.parametrize(
+    ("precision", "storage", "close"),
+    [("fp32", torch.float32, 1e-4), ("bf16", torch.bfloat16, 0.3), ("fp16", torch.float16, 0.05)],
+)
+def test_each_precision_is_stored_and_computed_in(
+    pack: Pack,
+    encode: Callable[..., Any],
+    precision: str,
+    storage: torch.dtype,
+    close: float,
+) -> None:
+    easyref = pack.run("EasyRefLoader", "golden.safetensors", GOLDEN_MLLM, precision)
+    tokens = encode(easyref)
+    encoder = easyref.encoder.patcher.model
+    assert {p.dtype for p in encoder.parameters()} == {storage}
+    assert encoder.compute_dtype == storage
+    assert tokens.cond.dtype == torch.float32
+    assert off(tokens) < close
+    assert (off(tokens) > 1e-4) == (precision != "fp32")
+
+
+def test_a_half_precision_file_is_kept_small_and_widened_when_used(
+    pack: Pack, encode: Callable[..., Any]
+) -> None:
+    half = {n: t.half() for n, t in adapter_tensors().items()}
+    name = put_adapter(pack, "half.safetensors", half)
+    wide = put_adapter(pack, "widened.safetensors", {n: t.float() for n, t in half.items()})
+    stored, computed = (pack.run("EasyRefLoader", n, GOLDEN_MLLM, "fp32") for n in (name, wide))
+    assert difference(encode(stored).cond, encode(computed).cond) < 1e-5
+    assert {p.dtype for p in stored.encoder.patcher.model.parameters()} == {torch.float16}
+    assert stored.encoder.patcher.size * 2 == computed.encoder.patcher.size
+
+
+def test_an_interrupt_while_encoding_stops_soon_and_the_next_run_is_clean(
+    encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as mm
+    import comfy.utils
+
+    done: list[int] = []
+
+    def press_the_button(value: int, total: int, *details: Any, **more: Any) -> None:
+        done.append(value)
+        if value == 3:
+            mm.interrupt_current_processing()
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", press_the_button)
+    with pytest.raises(mm.InterruptProcessingException):
+        encode()
+    assert done == [1, 2, 3]
+    monkeypatch.undo()
+    assert off(encode()) < TOKENS
+
+
+def test_progress_counts_every_picture_and_layer_up_to_the_end(
+    encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.utils
+
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *a, **k: seen.append((value, total))
+    )
+    encode()
+    total = 5 + 2 * 4  # four pictures and the black one; two chats through four layers
+    assert seen == [(done, total) for done in range(1, total + 1)]
+
+
+def test_a_changed_prompt_does_not_look_at_the_pictures_again(
+    fresh_easyref: Any, encode: Callable[..., Any]
+) -> None:
+    encode(prompt="something else")
+    looks: list[Any] = []
+    visual = fresh_easyref.encoder.patcher.model.multimodal_llm.visual
+    handle = visual.register_forward_hook(lambda *args: looks.append(args))
+    tokens = encode()
+    assert not looks
+    encode(image_size=2 * IMAGE_SIZE)
+    assert looks
+    handle.remove()
+    assert off(tokens) < TOKENS
+
+
+@pytest.mark.parametrize("kind", ["ComfyUI's", "allocate memory", "MemoryError"])
+def test_out_of_memory_frees_everything_and_the_next_run_works(
+    pack: Pack,
+    fresh_easyref: Any,
+    encode: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    import comfy.model_management as mm
+
+    encode()
+    encoder = weakref.ref(fresh_easyref.encoder.patcher.model)
+    error = {
+        "ComfyUI's": mm.OOM_EXCEPTION("tried to allocate 99 GiB"),
+        "allocate memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: 99 GiB"),
+        "MemoryError": MemoryError(),
+    }[kind]
+    kept: list[Any] = []
+
+    def run_out(found: Any, *args: Any, **kwargs: Any) -> Any:
+        big = torch.zeros(1000)
+        kept.append(weakref.ref(big))
+        raise error
+
+    hosted = pack.part("nodes.host.encoder")
+    monkeypatch.setattr(hosted, "encode_references", run_out)
+    with pack.refused("Not enough memory", "4 references", "Use fewer references"):
+        encode()
+    monkeypatch.undo()
+    error.__traceback__ = None
+    gc.collect()
+    assert fresh_easyref.encoder.patcher is None
+    assert mm.current_loaded_models == []
+    assert encoder() is None
+    assert kept[0]() is None
+    assert off(encode()) < TOKENS
+
+
+def test_another_error_is_not_taken_for_lack_of_memory(
+    pack: Pack, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(pack.part("nodes.host.encoder"), "encode_references", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        encode()
+
+
+def test_two_adapters_are_two_encoders(pack: Pack, encode: Callable[..., Any]) -> None:
+    full = pack.run("EasyRefLoader", "golden.safetensors", GOLDEN_MLLM, "auto")
+    body = pack.run("EasyRefLoader", ADAPTER_ONLY, GOLDEN_MLLM, "auto")
+    for _ in range(2):
+        assert off(encode(full)) < TOKENS
+        assert difference(encode(body).cond, golden(f"adapter_only.{CASE}.tokens")) < TOKENS

@@ -1,0 +1,44 @@
+"""The shipped workflows on the demo models, small enough for a test, and their pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from easyref_core.demo.comfy_client import ComfyClient
+from easyref_core.demo.workflow import (
+    Graph,
+    load_workflow,
+    only_node,
+    set_inputs,
+    use_demo_models,
+    with_pictures,
+)
+
+REFERENCES = ("reference_1.png", "reference_2.png", "reference_3.png")
+OTHERS = ("other_1.png", "other_2.png", "other_3.png")
+CONTROL = "control.png"
+SIDE = 128
+STEPS = 3
+
+
+def small(name: str = "easyref_character", **sampler: Any) -> Graph:
+    """A shipped workflow on the demo models, with a small latent and few steps."""
+    graph = use_demo_models(load_workflow(name))
+    graph = set_inputs(graph, "EmptyLatentImage", width=SIDE, height=SIDE)
+    return set_inputs(graph, "KSampler", **{"steps": STEPS, **sampler})
+
+
+def other_references(graph: Graph) -> Graph:
+    """The same graph with another character's pictures."""
+    return with_pictures(graph, dict(zip(REFERENCES, OTHERS, strict=True)))
+
+
+def pixels(server: ComfyClient, graph: Graph) -> np.ndarray[Any, Any]:
+    """Queue a graph and read the picture that comes back, [H, W, 3]."""
+    run = server.run(graph)
+    (picture,) = server.pictures(run, only_node(graph, "SaveImage"))
+    assert picture.format == "PNG"
+    assert picture.mode == "RGB"
+    return np.asarray(picture)

@@ -1,0 +1,88 @@
+"""What ComfyUI makes of the pack: nodes, templates, help pages, start-up time, log, interrupts."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from server_graphs import pixels, small
+
+from easyref_core.demo.comfy_client import ComfyUIError
+from easyref_core.demo.comfy_server import PACK_NAME, ComfyServer
+from easyref_core.demo.workflow import set_inputs
+
+TEMPLATE = "easyref_character"
+
+
+def node_ids(pack: Path) -> set[str]:
+    """The node ids that the source names."""
+    sources = [path.read_text(encoding="utf-8") for path in (pack / "nodes").glob("*.py")]
+    return {found for text in sources for found in re.findall(r'node_id="(\w+)"', text)}
+
+
+def test_every_node_is_offered_with_texts(server: ComfyServer, pack: Path) -> None:
+    expected = node_ids(pack)
+    assert expected >= {"EasyRefLoader", "EasyRefEncode", "EasyRefApply"}
+    offered = server.get_json("/object_info")
+    assert expected <= offered.keys()
+    for node in sorted(expected):
+        assert offered[node]["category"].split("/")[0] == "EasyRef"
+        assert offered[node]["description"]
+        assert offered[node]["python_module"] == f"custom_nodes.{PACK_NAME}"
+
+
+def test_importing_the_pack_takes_no_time(server: ComfyServer) -> None:
+    found = re.search(rf"([\d.]+) seconds( \(IMPORT FAILED\))?: .*{PACK_NAME}\s", server.log)
+    assert found is not None
+    assert found.group(2) is None
+    assert float(found.group(1)) < 0.3
+
+
+def test_starting_and_running_leave_no_complaint_in_the_log(server: ComfyServer) -> None:
+    started = server.log[: server.log.index("To see the GUI go to")]
+    before = len(server.log)
+    server.run(small(seed=11))
+    for text in (started, server.log[before:]):
+        assert "Traceback" not in text
+        assert "IMPORT FAILED" not in text
+        assert "lora key not loaded" not in text
+
+
+def test_the_template_is_listed_and_served_with_its_picture(server: ComfyServer) -> None:
+    listed = server.get_json("/workflow_templates")
+    assert listed.get(PACK_NAME) == [TEMPLATE]
+    address = f"/api/workflow_templates/{PACK_NAME}/{TEMPLATE}"
+    assert {"nodes", "links", "groups"} <= server.get_json(f"{address}.json").keys()
+    thumbnail = Image.open(io.BytesIO(server.get(f"{address}.jpg")))
+    assert thumbnail.format == "JPEG"
+    assert min(thumbnail.size) >= 256
+
+
+def test_every_help_page_is_served(server: ComfyServer, pack: Path) -> None:
+    pages = sorted((pack / "web" / "docs").glob("*.md"))
+    if not pages:
+        pytest.skip("the pack has no help pages")
+    assert node_ids(pack) <= {page.stem for page in pages}
+    for page in pages:
+        served = server.get(f"/extensions/{PACK_NAME}/docs/{page.name}")
+        assert served.decode("utf-8") == page.read_text(encoding="utf-8")
+
+
+def test_an_interrupted_run_leaves_the_next_one_clean(server: ComfyServer) -> None:
+    clean = pixels(server, small(seed=12))
+    long = set_inputs(small(seed=13, steps=2000), "EmptyLatentImage", width=256, height=256)
+    prompt_id = server.queue(long)
+    end = time.monotonic() + 30
+    while not server.is_running(prompt_id) and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(1.0)  # into the sampling
+    server.interrupt()
+    with pytest.raises(ComfyUIError) as caught:
+        server.wait(prompt_id, 60)
+    assert caught.value.interrupted
+    assert np.array_equal(pixels(server, small(seed=12)), clean)

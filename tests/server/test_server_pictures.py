@@ -1,0 +1,83 @@
+"""Acceptance: the shipped workflows, posted to a real server, and the pictures they give."""
+
+from __future__ import annotations
+
+import numpy as np
+from server_graphs import SIDE, other_references, pixels, small
+
+from easyref_core.demo.comfy_server import ComfyServer
+from easyref_core.demo.workflow import (
+    load_workflow,
+    only_node,
+    set_inputs,
+    use_demo_models,
+    without_easyref,
+)
+
+
+def test_the_shipped_workflow_gives_a_picture_from_references_of_three_sizes(
+    server: ComfyServer,
+) -> None:
+    picture = pixels(server, small())
+    assert picture.shape == (SIDE, SIDE, 3)
+    assert picture.std() > 1
+
+
+def test_the_seed_decides_the_picture(server: ComfyServer) -> None:
+    first = pixels(server, small(seed=1))
+    other = pixels(server, small(seed=2))
+    # The other seed has pushed the first one's results out of ComfyUI's cache.
+    run = server.run(small(seed=1))
+    sampler, save = only_node(small(), "KSampler"), only_node(small(), "SaveImage")
+    assert sampler not in run.cached
+    again = np.asarray(server.pictures(run, save)[0])
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_weight_and_lora_at_zero_give_the_plain_model(server: ComfyServer) -> None:
+    plain = pixels(server, without_easyref(small(seed=3)))
+    silent = set_inputs(small(seed=3), "EasyRefApply", weight=0.0, lora_strength=0.0)
+    assert np.array_equal(pixels(server, silent), plain)
+    assert not np.array_equal(pixels(server, small(seed=3)), plain)
+
+
+def test_the_lora_acts_when_the_weight_is_zero(server: ComfyServer) -> None:
+    plain = pixels(server, without_easyref(small(seed=3)))
+    assert not np.array_equal(
+        pixels(server, set_inputs(small(seed=3), "EasyRefApply", weight=0.0)), plain
+    )
+
+
+def test_other_references_give_another_picture(server: ComfyServer) -> None:
+    graph = small(seed=4)
+    assert not np.array_equal(pixels(server, graph), pixels(server, other_references(graph)))
+
+
+def test_the_prompt_is_read_with_the_references(server: ComfyServer) -> None:
+    graph = small(seed=4)
+    told = set_inputs(graph, "EasyRefEncode", prompt="a character asleep under the moon")
+    assert not np.array_equal(pixels(server, graph), pixels(server, told))
+
+
+def test_a_controlnet_steers_along(server: ComfyServer) -> None:
+    alone = pixels(server, small(seed=5))
+    controlled = small("easyref_controlnet", seed=5)
+    steered = pixels(server, controlled)
+    assert steered.shape == alone.shape
+    assert not np.array_equal(steered, alone)
+    without_references = pixels(server, without_easyref(controlled))
+    assert not np.array_equal(steered, without_references)
+
+
+def test_saved_tokens_give_the_picture_of_fresh_ones(server: ComfyServer) -> None:
+    fresh = pixels(server, small(seed=6))
+    saving = use_demo_models(load_workflow("easyref_save_tokens"))
+    shown = server.run(saving).outputs[only_node(saving, "EasyRefSaveTokens")]["tokens"][0]
+    reusing = small("easyref_load_tokens", seed=6)
+    chosen = reusing[only_node(reusing, "EasyRefLoadTokens")]["inputs"]["file"]
+    assert chosen == f"{shown['filename']} [{shown['type']}]"
+    offered = server.get_json("/object_info/EasyRefLoadTokens")["EasyRefLoadTokens"]
+    assert chosen in offered["input"]["required"]["file"][1]["options"]
+    assert "EasyRefEncode" not in {node["class_type"] for node in reusing.values()}
+    assert np.array_equal(pixels(server, reusing), fresh)

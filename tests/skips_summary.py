@@ -1,0 +1,68 @@
+"""A pytest plugin whose lines come last: how many ComfyUI tests ran, how many did not, and why.
+
+PYTHONPATH=tests python -m pytest -p skips_summary tests
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from easyref_core.demo.find_comfyui import comfyui_version, find_comfyui
+
+_FOLDERS = ("comfy/", "server/")
+
+
+class Tally:
+    """Counts the tests of the folders that need ComfyUI."""
+
+    def __init__(self) -> None:
+        self.ran: set[str] = set()
+        self.reasons: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._count(report, report.when == "call")
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        # A file that was left out as a whole counts once: its tests were never seen.
+        self._count(report, False)
+
+    def _count(self, report: Any, finished: bool) -> None:
+        if not report.nodeid.startswith(_FOLDERS):
+            return
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self.reasons[_reason(report)] += 1
+        elif finished or report.failed:
+            self.ran.add(report.nodeid)
+
+
+def _reason(report: Any) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ").strip()
+
+
+def summary(ran: int, reasons: Iterable[tuple[str, int]]) -> list[str]:
+    """The closing lines."""
+    reasons = list(reasons)
+    found = find_comfyui()
+    against = f"against {comfyui_version(found)}" if found is not None else "without any"
+    skipped = sum(count for _, count in reasons)
+    lines = [f"ComfyUI tests: {ran} ran {against}, {skipped} skipped"]
+    return lines + [f"  {count} skipped: {reason}" for reason, count in reasons]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Tally(), "easyref-tally")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    # Later than the terminal's own summary line.
+    tally: Tally | None = config.pluginmanager.get_plugin("easyref-tally")
+    terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if tally is None or terminal is None or not (tally.ran or tally.reasons):
+        return
+    for line in summary(len(tally.ran), tally.reasons.most_common()):
+        terminal.write_line(line)
