@@ -48,7 +48,7 @@ $(VENV)/.made:
 
 $(VENV)/.project: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing EasyRef with its extras into $(VENV) (the first time this takes minutes)"
-	@$(PIP) torch torchvision torchaudio --editable ".[demo,test]"
+	@$(PIP) torch torchvision torchaudio --editable ".[demo,train,test]"
 	@touch $@
 
 # An older transformers, beside the newest, for tests that compare with both.

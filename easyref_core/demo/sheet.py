@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageStat
 
 from .canvas import Colour
 from .parts import Material, Pictures
@@ -46,26 +46,28 @@ class Column:
 def draw_sheet(material: Material, pictures: Pictures, trained: bool) -> Image.Image:
     """Compose the sheet."""
     settings = material.settings
-    plain = pictures.prompt_only
+    plain, easyref = pictures.prompt_only, pictures.easyref
+    # Thicker lines, to be seen at this size.
+    edges = pictures.edges.convert("RGB").filter(ImageFilter.MaxFilter(5))
     columns = [
         Column("Prompt only", "no EasyRef", plain, text=f"“{settings.prompt}”"),
         Column(
             "EasyRef",
-            _difference(pictures.easyref, plain),
-            pictures.easyref,
+            f"{_difference(easyref, plain)} away from prompt only",
+            easyref,
             material.references,
         ),
         Column(
             "EasyRef, other references",
-            _difference(pictures.others, plain),
+            f"{_difference(pictures.others, easyref)} away from EasyRef",
             pictures.others,
             material.others,
         ),
         Column(
             "EasyRef + ControlNet",
-            _difference(pictures.controlled, plain),
+            f"{_difference(pictures.controlled, easyref)} away from EasyRef",
             pictures.controlled,
-            [*material.references, pictures.edges],
+            [*material.references, edges],
         ),
     ]
     count = len(columns) + 1
@@ -128,10 +130,10 @@ def _high(picture: Image.Image, height: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _difference(picture: Image.Image, plain: Image.Image) -> str:
-    levels = ImageStat.Stat(ImageChops.difference(picture.convert("RGB"), plain.convert("RGB")))
-    share = sum(levels.mean) / len(levels.mean) / 255
-    return f"{share:.1%} away from prompt only"
+def _difference(first: Image.Image, second: Image.Image) -> str:
+    """Mean difference of the levels, in percent of their range."""
+    levels = ImageStat.Stat(ImageChops.difference(first.convert("RGB"), second.convert("RGB")))
+    return f"{sum(levels.mean) / len(levels.mean) / 255:.1%}"
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

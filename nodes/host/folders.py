@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -24,13 +25,15 @@ _MLLM_DEPTH = 3
 
 def register_folders() -> None:
     """Tell ComfyUI about models/easyref, models/easyref_tokens and models/LLM. Folders named in
-    extra_model_paths.yaml are kept.
+    extra_model_paths.yaml are kept. The folder for adapters is made, so that it can be found.
     """
     for name, extensions in ((ADAPTERS, _ADAPTER_FILES), (TOKENS, _TOKEN_FILES), (MLLMS, set())):
         folder = os.path.join(folder_paths.models_dir, name)
         folder_paths.add_model_folder_path(name, folder)
         paths, known = folder_paths.folder_names_and_paths[name]
         folder_paths.folder_names_and_paths[name] = (paths, set(known) | extensions)
+    with contextlib.suppress(OSError):  # where it cannot be made, other folders may serve
+        os.makedirs(os.path.join(folder_paths.models_dir, ADAPTERS), exist_ok=True)
 
 
 def adapter_names() -> list[str]:

@@ -53,9 +53,12 @@ def test_starting_and_running_leave_no_complaint_in_the_log(server: ComfyServer)
         assert "lora key not loaded" not in text
 
 
-def test_the_template_is_listed_and_served_with_its_picture(server: ComfyServer) -> None:
-    listed = server.get_json("/workflow_templates")
-    assert listed.get(PACK_NAME) == [TEMPLATE]
+def test_templates_are_listed_and_served_with_their_picture(
+    server: ComfyServer, pack: Path
+) -> None:
+    listed = server.get_json("/workflow_templates")[PACK_NAME]
+    assert TEMPLATE in listed
+    assert sorted(listed) == sorted(path.stem for path in (pack / "workflows").glob("*.json"))
     address = f"/api/workflow_templates/{PACK_NAME}/{TEMPLATE}"
     assert {"nodes", "links", "groups"} <= server.get_json(f"{address}.json").keys()
     thumbnail = Image.open(io.BytesIO(server.get(f"{address}.jpg")))
