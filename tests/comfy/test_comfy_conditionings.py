@@ -218,30 +218,73 @@ def test_masked_texts(spy: Spy, model: Any, truth: Truth, tokens: Any) -> None:
     assert spy.wrong_by(truth) < EXACT
 
 
-@pytest.mark.parametrize("part", [LEFT, RIGHT, (1.0, 0.5, 0.0, 0.5), (0.5, 0.5, 0.25, 0.25)])
-def test_a_reference_mask_is_cut_to_each_area(
-    pack: Pack, unet: Any, easyref: Any, tokens: Any, part: tuple[float, ...]
-) -> None:
-    """A mask whose right third is white: what of it lies in the area, where it lies there."""
-    more = random_text(1)
-    size, width = 48, 48 // 2
-    mask = torch.zeros(1, size, size)
-    mask[:, :, size * 2 // 3 :] = 1
-    spy = Spy(pack, easyref, unet)
-    model = spy.watch(apply(pack, unet, easyref, tokens, mask=mask))
-    predict(model, CFG, latents(1, size, size), positive=combine(text(), area(more, part)))
+HEIGHT, WIDTH = 24, 48  # of the latent; the golden UNet's attention sees half as many cells
+
+
+def right_third(parts: list[tuple[torch.Tensor, tuple[float, ...]]]) -> Any:
+    """Scale of a mask whose right third is white, for rows whose text has an area of its own.
+
+    All sizes here are multiples of what the UNet shrinks by, so every cell is 0 or 1.
+    """
 
     def scale(seen: Seen) -> torch.Tensor:
-        """All sizes here are multiples of what the UNet shrinks by, so every cell is 0 or 1."""
-        height, cut = seen.grid
-        left = round(part[2] * width) if (height, cut) != (width, width) else 0
-        columns = (torch.arange(cut) + left >= width * 2 // 3).float()
-        return columns.expand(height, cut).reshape(1, -1, 1)
+        height, width = seen.grid
+        rows = []
+        for context in seen.context:
+            own = [part for states, part in parts if torch.equal(states[0], context)]
+            left = round(own[0][2] * WIDTH / 2) if own else 0
+            columns = (torch.arange(width) + left >= WIDTH // 3).float()
+            rows.append(columns.expand(height, width).reshape(-1, 1))
+        return torch.stack(rows)
 
-    truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
-    truth += [(more[0][0], tokens.cond)]
+    return scale
+
+
+@pytest.mark.parametrize("part", [LEFT, RIGHT, (1.0, 0.5, 0.0, 0.5), (0.5, 0.5, 0.25, 0.25)])
+@pytest.mark.parametrize("finer", [1, 4])
+def test_a_reference_mask_is_cut_to_the_area_where_it_lies(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any, part: tuple[float, ...], finer: int
+) -> None:
+    more = random_text(1)
+    mask = torch.zeros(1, HEIGHT * finer, WIDTH * finer)
+    mask[:, :, WIDTH * finer * 2 // 3 :] = 1
+    spy = Spy(pack, easyref, unet)
+    model = spy.watch(apply(pack, unet, easyref, tokens, mask=mask))
+    positive = combine(text(), area(more, part))
+    predict(model, x=latents(1, HEIGHT, WIDTH), positive=positive)
     assert len({seen.grid for seen in spy.seen}) == 2
-    assert spy.wrong_by(truth, scale) < EXACT
+    truth = [(text()[0][0], tokens.cond), (more[0][0], tokens.cond)]
+    assert spy.wrong_by(truth, right_third([(more[0][0], part)])) < EXACT
+
+
+def test_two_areas_of_one_size_get_their_own_parts_of_a_mask(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any
+) -> None:
+    left, right = random_text(1), random_text(2)
+    mask = torch.zeros(1, 2 * HEIGHT, 2 * WIDTH)
+    mask[:, :, WIDTH * 4 // 3 :] = 1
+    spy = Spy(pack, easyref, unet)
+    model = spy.watch(apply(pack, unet, easyref, tokens, mask=mask))
+    positive = combine(area(left, LEFT), area(right, RIGHT))
+    predict(model, x=latents(1, HEIGHT, WIDTH), positive=positive)
+    truth = [(left[0][0], tokens.cond), (right[0][0], tokens.cond)]
+    parts = [(left[0][0], LEFT), (right[0][0], RIGHT)]
+    assert spy.wrong_by(truth, right_third(parts)) < EXACT
+
+
+def test_the_same_area_of_a_larger_picture_gets_another_part_of_a_mask(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any
+) -> None:
+    """What a mask keeps of one run must not leak into the next."""
+    mask = torch.rand(1, 64, 64)
+    corner = stock("nodes.ConditioningSetArea", random_text(1), 128, 128, 0, 0, 1.0)
+    positive = combine(text(), corner)
+    model = apply(pack, unet, easyref, tokens, mask=mask)
+    for size in ((24, 24), (24, 48), (48, 24)):
+        x = latents(1, *size)
+        fresh = apply(pack, unet, easyref, tokens, mask=mask.clone())
+        found = predict(model, CFG, x, positive=positive)
+        assert torch.equal(found, predict(fresh, CFG, x, positive=positive))
 
 
 def test_a_patch_that_asks_for_one_side_only_gets_that_sides_tokens(
@@ -251,6 +294,7 @@ def test_a_patch_that_asks_for_one_side_only_gets_that_sides_tokens(
     import comfy.samplers
 
     def ask_again(args: Any) -> Any:
+        before = dict(args["model_options"]["transformer_options"])
         for wanted in ("uncond", "cond"):
             comfy.samplers.calc_cond_batch(
                 args["model"],
@@ -259,6 +303,7 @@ def test_a_patch_that_asks_for_one_side_only_gets_that_sides_tokens(
                 args["sigma"],
                 args["model_options"],
             )
+        assert args["model_options"]["transformer_options"] == before, "notes leak to others"
         return args["denoised"]
 
     model.set_model_sampler_post_cfg_function(ask_again)

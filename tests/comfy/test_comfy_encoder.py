@@ -191,6 +191,7 @@ def test_a_changed_prompt_does_not_look_at_the_pictures_again(
 @pytest.mark.parametrize("kind", ["ComfyUI's", "allocate memory", "MemoryError"])
 def test_out_of_memory_frees_everything_and_the_next_run_works(
     pack: Pack,
+    unet: Any,
     fresh_easyref: Any,
     encode: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -199,6 +200,7 @@ def test_out_of_memory_frees_everything_and_the_next_run_works(
     import comfy.model_management as mm
 
     encode()
+    mm.load_models_gpu([unet])
     encoder = weakref.ref(fresh_easyref.encoder.patcher.model)
     error = {
         "ComfyUI's": mm.OOM_EXCEPTION("tried to allocate 99 GiB"),

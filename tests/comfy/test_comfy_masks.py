@@ -112,6 +112,32 @@ def test_a_grey_mask_scales_the_references(
     assert spy.wrong_by([(text[0][0], demo_tokens.cond)], 0.5) < EXACT
 
 
+def test_values_beyond_black_and_white_are_black_and_white(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any
+) -> None:
+    mask = half("left", 64, 64)
+    beyond = apply(pack, unet, easyref, tokens, mask=mask * 9 - 4)
+    assert torch.equal(predict(beyond), predict(apply(pack, unet, easyref, tokens, mask=mask)))
+
+
+def test_a_line_thinner_than_a_cell_is_not_lost(
+    pack: Pack, demo: Any, demo_easyref: Any, demo_tokens: Any, text: Any
+) -> None:
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :, 77] = 1
+    spy = Spy(pack, demo_easyref, demo.model)
+    model = apply(pack, demo.model, demo_easyref, demo_tokens, mask=mask)
+    predict(spy.watch(model), positive=text)
+
+    def share_of_the_cell(seen: Seen) -> torch.Tensor:
+        height, width = seen.grid
+        columns = torch.zeros(width)
+        columns[77 * width // 128] = width / 128
+        return columns.expand(height, width).reshape(1, -1, 1)
+
+    assert spy.wrong_by([(text[0][0], demo_tokens.cond)], share_of_the_cell) < EXACT
+
+
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
 def test_a_white_mask_is_none_and_a_black_one_is_weight_zero(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, size: tuple[int, int]

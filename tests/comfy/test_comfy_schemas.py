@@ -216,7 +216,14 @@ def test_a_missing_mllm_names_the_folders_searched_and_what_was_found(pack: Pack
 
 
 @pytest.mark.parametrize(
-    "adapter", ["../easyref/golden.safetensors", "../../models/easyref/golden.safetensors", ""]
+    "adapter",
+    [
+        "../easyref/golden.safetensors",
+        "../../models/easyref/golden.safetensors",
+        "x/../golden.safetensors",
+        "/golden.safetensors",
+        "",
+    ],
 )
 def test_an_adapter_outside_the_lists_is_refused(pack: Pack, adapter: str) -> None:
     said = pack.nodes["EasyRefLoader"].validate_inputs(adapter=adapter, mllm=GOLDEN_MLLM)

@@ -162,6 +162,12 @@ def test_a_prefix_that_leads_outside_or_names_nothing_is_refused_and_nothing_wri
     assert files(pack) == before
 
 
+def test_an_absolute_prefix_is_refused_even_inside(pack: Pack, tokens: Any) -> None:
+    for folder in FOLDERS.values():
+        with pack.refused("filename_prefix", pack.base / folder):
+            save(pack, tokens, str(pack.base / folder / "x"), folder.split("/")[0])
+
+
 @pytest.mark.parametrize("prefix", ["x" * 300, "y" * 300 + "/x"])
 def test_a_name_too_long_for_the_disk_is_refused_and_nothing_written(
     pack: Pack, tokens: Any, prefix: str
