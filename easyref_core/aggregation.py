@@ -19,7 +19,14 @@ from .encoder import EasyRefEncoder
 from .errors import EasyRefError
 from .limits import check_length
 from .pictures import named
-from .preprocessing import DEFAULT_IMAGE_SIZE, Patches, black_picture, preprocess
+from .preprocessing import (
+    DEFAULT_IMAGE_SIZE,
+    FACTOR,
+    Patches,
+    black_picture,
+    plan_sizes,
+    preprocess,
+)
 from .prompt import PromptTokenizer, TokenizedPrompt
 from .tokens import ReferenceTokens
 
@@ -75,17 +82,17 @@ class _Recent:
             self._items.popitem(last=False)
 
 
-def prepare(references: Sequence[Reference], image_size: int) -> list[Patches]:
-    """Preprocess a group's pictures.
+def count_tokens(references: Sequence[Reference], image_size: int) -> list[int]:
+    """How many tokens the MLLM reads for each picture of a group, from its size alone.
 
     Raises:
-        EasyRefError: no picture, a weight out of range, or a picture that cannot be read (named).
+        EasyRefError: no picture, a weight out of range, or a picture too elongated (named).
     """
     if not references:
         raise EasyRefError(
             "There is no reference picture. Connect at least one to images or references."
         )
-    patches = []
+    counts = []
     for reference in references:
         if not (math.isfinite(reference.weight) and reference.weight >= 0):
             raise EasyRefError(
@@ -93,8 +100,9 @@ def prepare(references: Sequence[Reference], image_size: int) -> list[Patches]:
                 "picture's attention and must be 0 or more."
             )
         with named(reference.name):
-            patches.append(preprocess(reference.picture, image_size))
-    return patches
+            _, (width, height) = plan_sizes(*reference.picture.size, image_size)
+        counts.append(width * height // FACTOR**2)
+    return counts
 
 
 @torch.no_grad()
@@ -130,7 +138,7 @@ def encode_references(
         are repeated as often, which leaves attention to them unchanged).
 
     Raises:
-        EasyRefError: see `prepare`; unknown aggregation or layer; the group is longer than the
+        EasyRefError: see `count_tokens`; unknown aggregation or layer; the group is longer than the
             MLLM's context; the MLLM gave values that are not numbers.
     """
     device = torch.device(device)
@@ -144,20 +152,20 @@ def encode_references(
             f"Reference tokens cannot enter before the last {insert_before} layers; 1 to "
             f"{layers} can be chosen."
         )
-    patches = prepare(references, image_size)
+    counts = count_tokens(references, image_size)
     weights = [r.weight for r in references]
-    black = preprocess(black_picture(), image_size)
     joint = aggregation == "easyref"
-    groups = [list(range(len(patches)))] if joint else [[i] for i in range(len(patches))]
-    plans = [tokenizer.tokenize([patches[i].num_tokens for i in g], prompt) for g in groups]
+    groups = [list(range(len(counts)))] if joint else [[i] for i in range(len(counts))]
+    plans = [tokenizer.tokenize([counts[i] for i in g], prompt) for g in groups]
+    black = preprocess(black_picture(), image_size)
     empty = tokenizer.tokenize([black.num_tokens], "")
     for plan in [*plans, empty]:
         check_length(encoder, tokenizer, plan, prompt, image_size)
 
     passes = (len(groups) + 1) * encoder.num_layers
-    steps = _Steps(len(patches) + 1 + passes, progress)
+    steps = _Steps(len(counts) + 1 + passes, progress)
     run = _Run(encoder, device, insert_before, cache or EncodingCache(), steps)
-    seen = [run.see(picture) for picture in patches]
+    seen = [run.see(preprocess(r.picture, image_size)) for r in references]
     parts = [
         run.tokens(plan, [seen[i] for i in group], [weights[i] for i in group] if joint else [1.0])
         for plan, group in zip(plans, groups, strict=True)

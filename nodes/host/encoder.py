@@ -16,8 +16,8 @@ import torch
 from ...easyref_core.aggregation import (
     EncodingCache,
     Reference,
+    count_tokens,
     encode_references,
-    prepare,
 )
 from ...easyref_core.checkpoint import AdapterCheckpoint
 from ...easyref_core.encoder import EasyRefEncoder
@@ -110,13 +110,12 @@ class HostedEncoder:
         aggregation: str,
         image_size: int,
     ) -> ReferenceTokens:
-        patches = prepare(references, image_size)  # raises before anything is loaded
+        counts = count_tokens(references, image_size)  # raises before anything is loaded
         if self._tokenizer is None:
             self._tokenizer = PromptTokenizer.from_directory(self._directory or bundled_tokenizer())
         if self._patcher is None:
             self._patcher = self._build()
         encoder: EasyRefEncoder = self._patcher.model
-        counts = [p.num_tokens for p in patches]
         seen = sum(counts) if aggregation == "easyref" else max(counts)
         needed = activation_bytes(encoder, seen + _PROMPT_TOKENS + encoder.num_tokens)
         mm.load_models_gpu([self._patcher], memory_required=needed)

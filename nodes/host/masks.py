@@ -79,8 +79,7 @@ class Mask:
 
 
 def _resize(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[B, 1, H, W] -> [B, 1, height, width]; averages when it shrinks, so nothing thin is lost."""
-    shrinks = height <= mask.shape[-2] and width <= mask.shape[-1]
-    if shrinks:
-        return F.interpolate(mask, (height, width), mode="area")
+    """[B, 1, H, W] -> [B, 1, height, width]; averages where it shrinks, so nothing thin is lost."""
+    shrunk = min(height, mask.shape[-2]), min(width, mask.shape[-1])
+    mask = F.interpolate(mask, shrunk, mode="area")
     return F.interpolate(mask, (height, width), mode="bilinear", align_corners=False)

@@ -139,6 +139,15 @@ def random_text(seed: int, pooled: int = 32, **settings: Any) -> list[list[Any]]
     return [[states, {"pooled_output": torch.randn((1, pooled), generator=noise), **settings}]]
 
 
+def combine(first: Any, second: Any) -> Any:
+    return stock("nodes.ConditioningCombine", first, second)
+
+
+def area(conditioning: Any, part: tuple[float, float, float, float], strength: float = 1.0) -> Any:
+    """On (width, height, x, y) of the picture, as parts of it."""
+    return stock("nodes.ConditioningSetAreaPercentage", conditioning, *part, strength)
+
+
 def apply(pack: Pack, model: Any, easyref: Any, tokens: Any, **settings: Any) -> Any:
     """The Apply node with its defaults, save for `settings`."""
     defaults = {"weight": 1.0, "start_percent": 0.0, "end_percent": 1.0, "lora_strength": 1.0}

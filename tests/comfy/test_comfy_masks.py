@@ -120,20 +120,22 @@ def test_values_beyond_black_and_white_are_black_and_white(
     assert torch.equal(predict(beyond), predict(apply(pack, unet, easyref, tokens, mask=mask)))
 
 
+@pytest.mark.parametrize("width", [128, 6])
 def test_a_line_thinner_than_a_cell_is_not_lost(
-    pack: Pack, demo: Any, demo_easyref: Any, demo_tokens: Any, text: Any
+    pack: Pack, demo: Any, demo_easyref: Any, demo_tokens: Any, text: Any, width: int
 ) -> None:
-    mask = torch.zeros(1, 128, 128)
-    mask[:, :, 77] = 1
+    """Not even where the mask is narrower than the layer, and so grows the other way."""
+    mask = torch.zeros(1, 128, width)
+    mask[:, 77] = 1
     spy = Spy(pack, demo_easyref, demo.model)
     model = apply(pack, demo.model, demo_easyref, demo_tokens, mask=mask)
     predict(spy.watch(model), positive=text)
 
     def share_of_the_cell(seen: Seen) -> torch.Tensor:
-        height, width = seen.grid
-        columns = torch.zeros(width)
-        columns[77 * width // 128] = width / 128
-        return columns.expand(height, width).reshape(1, -1, 1)
+        height = seen.grid[0]
+        rows = torch.zeros(height)
+        rows[77 * height // 128] = height / 128
+        return rows[:, None].expand(seen.grid).reshape(1, -1, 1)
 
     assert spy.wrong_by([(text[0][0], demo_tokens.cond)], share_of_the_cell) < EXACT
 

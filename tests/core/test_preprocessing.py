@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from easyref_core.aggregation import Reference, prepare
+from easyref_core.aggregation import Reference, count_tokens
 from easyref_core.preprocessing import (
     Patches,
     black_picture,
@@ -157,7 +157,7 @@ def test_a_refused_picture_is_named_within_its_group() -> None:
     good = Reference(Image.new("RGB", (64, 64)), name="reference 1")
     bad = Reference(Image.new("RGB", (500, 2)), name="reference 2")
     with goldens.refused("reference 2: the picture is 500x2"):
-        prepare([good, bad], 336)
+        count_tokens([good, bad], 336)
 
 
 @pytest.mark.parametrize("size", [(512, 512), (333, 120), (56, 2000), (3000, 4000), (1, 1)])
@@ -166,3 +166,9 @@ def test_resized_size_keeps_its_promises(size: tuple[int, int]) -> None:
     width, height = resized_size(*size, low, high)
     assert width % 28 == height % 28 == 0
     assert low <= width * height <= high
+
+
+@pytest.mark.parametrize("size", [(96, 96), (333, 120), (10, 300), (1, 1)])
+def test_tokens_are_counted_without_looking_at_the_pixels(size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", size)
+    assert count_tokens([Reference(picture)], 336) == [preprocess(picture, 336).num_tokens]
