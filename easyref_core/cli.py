@@ -173,7 +173,8 @@ def _train(options: argparse.Namespace) -> int:
     summary = train(settings, resume=not options.restart, force=options.force)
     if summary.skipped:
         print(f"{len(summary.skipped)} broken records were skipped", file=sys.stderr)
-    print(summary.exported)
+    if summary.exported is not None:  # one process writes for all
+        print(summary.exported)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 import zlib
@@ -87,12 +88,21 @@ class _Run:
         folder = Path(settings.output.folder)
         records = read_records(settings.data.files, settings.data.root)
         self.samples = TrainingSamples(records, settings.data, settings.seed)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
         self.accelerator = Accelerator(
+            # Without this accelerate takes several processes on a CPU for unrelated ones.
+            cpu=processes > 1 and not torch.cuda.is_available(),
             mixed_precision=optimiser.precision,
             gradient_accumulation_steps=optimiser.accumulation,
             log_with=list(settings.output.trackers) or None,
             project_config=ProjectConfiguration(str(folder), str(folder / "logs")),
         )
+        if self.accelerator.num_processes != processes:
+            raise EasyRefError(
+                f"{processes} processes were started, but accelerate sees "
+                f"{self.accelerator.num_processes}. Start them with accelerate launch, with a "
+                "configuration for this computer."
+            )
         set_seed(settings.seed)
         self.base: Base = load_base(settings.model.base)
         self.model: TrainedModel = build_model(
@@ -172,8 +182,17 @@ class _Run:
             if average is not None:
                 average.update(accelerator.unwrap_model(model))
             bar.show(step, value)
+            self._write_loss(step, value)
             on_step(step, value)
             self._periodic(model, optimiser, average, step, value)
+
+    def _write_loss(self, step: int, loss: float) -> None:
+        """One line a step; after resuming, a step's last line counts."""
+        if self.accelerator.is_main_process:
+            path = Path(self.settings.output.folder) / "losses.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "loss": loss}) + "\n")
 
     def _periodic(
         self, model: Any, optimiser: Any, average: Average | None, step: int, loss: float

@@ -89,25 +89,16 @@ def test_two_processes_equal_one_with_accumulation(
 ) -> None:
     path = recipe(optimiser_steps=3)
     one = train(load_settings(path, ["optimiser.accumulation=2"])).losses
-    program = (
-        "import json, sys\n"
-        "from easyref_core.training.config import load_settings\n"
-        "from easyref_core.training.loop import train\n"
-        f"s = load_settings({str(path)!r}, ['output.folder={tmp_path / 'two'}'])\n"
-        f"losses = train(s).losses\n"
-        "import os\n"
-        f"if os.environ['RANK'] == '0':\n"
-        f"    open({str(tmp_path)!r} + '/losses.json', 'w').write(json.dumps(losses))\n"
-    )
-    script = tmp_path / "two.py"
-    script.write_text(program)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launch += ["--master_port", str(_free_port()), str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launch += ["--master_port", str(_free_port()), "-m", "easyref_core.cli", "train", str(path)]
+    launch += [f"output.folder={tmp_path / 'two'}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(launch, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    two = json.loads((tmp_path / "losses.json").read_text())
-    assert [two[str(s)] for s in one] == pytest.approx(list(one.values()), abs=1e-5)
+    assert done.stdout.split() == [str(tmp_path / "two" / "easyref.safetensors")]
+    lines = (tmp_path / "two" / "losses.jsonl").read_text().splitlines()
+    two = {line["step"]: line["loss"] for line in map(json.loads, lines)}
+    assert two == pytest.approx(one, abs=1e-5)
 
 
 def _free_port() -> int:
@@ -269,3 +260,34 @@ def test_a_gpu_that_is_too_small_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(EasyRefError, match=r"needs about 3\.0 GB .* has 1\.0 GB free"):
         check_fits({"weights": 2 * 10**9, "optimiser": 10**9}, torch.device("cuda", 0))
     check_fits({"weights": 10**8}, torch.device("cuda", 0))
+
+
+def test_tensorboard_gets_losses_and_validation_pictures(
+    settings: Make, training_set, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps(json.loads(training_set.records.read_text())[:1]))
+    changes = {"output_validation": str(few), "output_log_every": 1}
+    losses = train(settings(optimiser_steps=2, output_trackers=["tensorboard"], **changes)).losses
+    (folder,) = {p.parent for p in (tmp_path / "run" / "logs" / "easyref").glob("events*")}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    logged = {e.step: e.value for e in events.Scalars("loss")}
+    assert logged == pytest.approx(losses, abs=1e-6)
+    assert [e.step for e in events.Images("validation")] == [2]
+
+
+def test_processes_that_do_not_know_each_other_are_refused(
+    settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr("easyref_core.training.loop.Accelerator", lambda **_: _Alone())
+    with pytest.raises(EasyRefError, match="3 processes were started, but accelerate sees 1"):
+        train(settings())
+
+
+class _Alone:
+    num_processes = 1
