@@ -1,4 +1,4 @@
-"""The command `easyref`: look at an adapter file, encode references, train."""
+"""The command `easyref`: look at an adapter file, encode references, draw data, train."""
 
 from __future__ import annotations
 
@@ -64,6 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--out", type=Path, required=True, metavar="FILE")
     encode.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     encode.set_defaults(run=_encode)
+
+    data = commands.add_parser("demo-data", help="draw groups of pictures to train and judge with")
+    data.add_argument("folder", type=Path, metavar="FOLDER")
+    data.add_argument("--groups", type=int, default=1000, help="default: %(default)s")
+    data.add_argument("--held-out-groups", type=int, default=150, help="default: %(default)s")
+    data.add_argument("--pictures", type=int, default=5, help="a group; default: %(default)s")
+    data.add_argument("--side", type=int, default=128, help="in pixels; default: %(default)s")
+    data.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    data.set_defaults(run=_demo_data)
 
     train = commands.add_parser("train", help="train an adapter, one stage a recipe")
     train.add_argument("recipe", type=Path, metavar="CONFIG.yaml")
@@ -150,6 +159,14 @@ def _encode(options: argparse.Namespace) -> int:
     finally:
         print(file=sys.stderr)
     print(save_tokens(tokens, options.out))
+    return 0
+
+
+def _demo_data(options: argparse.Namespace) -> int:
+    from .demo.dataset.files import DatasetOptions, write_dataset
+
+    names = ("groups", "held_out_groups", "pictures", "side", "seed")
+    print(write_dataset(options.folder, DatasetOptions(**{n: getattr(options, n) for n in names})))
     return 0
 
 

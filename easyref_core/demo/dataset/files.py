@@ -1,0 +1,158 @@
+"""The drawn data set on disk, in the layout that `easyref train` reads.
+
+training/ held_out/     pictures, outlines beside them
+groups.json             training groups: references, captions of the scene only, target
+single.json             every picture as its own reference
+captions.json           every picture with captions, two of three naming what it shows
+held_out.json           groups of identities that no training picture shows, friends included
+facts.json              picture -> attributes, for a judge
+overview.png            a few groups of each kind
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...errors import EasyRefError
+from .characters import Identity, split_identities
+from .groups import Drawn, identity_group, random_style, style_group
+
+KINDS = ("identity", "crowded", "style")
+HELD_OUT_SHARE = 0.15
+_SHOWN = 3  # groups of a kind in the overview
+_GAP = 6
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """How much is drawn.
+
+    Attributes:
+        groups, held_out_groups: of each split; two fifths identity, two fifths crowded, a fifth
+            style.
+        pictures: in a group, its target included.
+        side: of the square pictures, in pixels.
+        seed: the same one draws the same files.
+    """
+
+    groups: int = 1000
+    held_out_groups: int = 150
+    pictures: int = 5
+    side: int = 128
+    seed: int = 0
+
+
+def write_dataset(folder: str | Path, options: DatasetOptions, workers: int | None = None) -> Path:
+    """Draw the data set.
+
+    Args:
+        workers: processes that draw; all processors by default.
+
+    Raises:
+        EasyRefError: a number out of range, or a folder that is not empty.
+    """
+    folder = Path(folder)
+    if min(options.groups, options.held_out_groups) < 1 or options.side < 32:
+        raise EasyRefError(
+            f"There must be groups in both splits and at least 32 pixels; found {options}."
+        )
+    if not 2 <= options.pictures <= 32:
+        raise EasyRefError(
+            f"A group has {options.pictures} pictures; 2 to 32 can be drawn: a target and at least "
+            "one reference."
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise EasyRefError(f"{folder} is not empty. Choose another folder for the data set.")
+    jobs = [("training", n) for n in range(options.groups)]
+    jobs += [("held_out", n) for n in range(options.held_out_groups)]
+    for split in ("training", "held_out"):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        made = list(pool.map(_draw_job, [(folder, options, *job) for job in jobs], chunksize=4))
+    _write_lists(folder, made)
+    _overview(folder, made)
+    return folder
+
+
+def draw_group(options: DatasetOptions, split: str, number: int) -> tuple[str, list[Drawn]]:
+    """(kind, pictures) of one group; depends on the seed, split and number alone."""
+    rng = random.Random(f"{options.seed} {split} {number}")
+    kind = KINDS[(0, 0, 1, 1, 2)[number % 5]]
+    if kind == "style":
+        return kind, style_group(random_style(rng), options.pictures, options.side, rng)
+    training, held_out = split_identities(HELD_OUT_SHARE)
+    identity: Identity = rng.choice(training if split == "training" else held_out)
+    friends: Sequence[Identity] = training if kind == "crowded" else ()
+    return kind, identity_group(identity, options.pictures, options.side, rng, friends)
+
+
+def _draw_job(job: tuple[Path, DatasetOptions, str, int]) -> dict[str, Any]:
+    """Draw and save one group; its entry in the lists."""
+    folder, options, split, number = job
+    kind, drawn = draw_group(options, split, number)
+    names, facts, full = [], {}, {}
+    for index, one in enumerate(drawn):
+        name = f"{split}/{number:05}_{index}.png"
+        one.picture.save(folder / name)
+        one.outline.save(folder / name.replace(".png", "_outline.png"))
+        names.append(name)
+        facts[name] = {**one.facts, "kind": kind}
+        full[name] = one.full_caption
+    return {
+        "split": split,
+        "kind": kind,
+        "names": names,
+        "captions": {n: d.caption for n, d in zip(names, drawn, strict=True)},
+        "full": full,
+        "facts": facts,
+    }
+
+
+def _write_lists(folder: Path, made: list[dict[str, Any]]) -> None:
+    groups: dict[str, list[dict[str, Any]]] = {"training": [], "held_out": []}
+    single, captions, facts = [], [], {}
+    for group in made:
+        target, *references = group["names"]
+        text = group["captions"][target]
+        record = {"image_file": references, "text": [text], "target": target}
+        groups[group["split"]].append(record | {"kind": group["kind"]})
+        facts |= group["facts"]
+        if group["split"] == "held_out":
+            continue
+        for name in group["names"]:
+            scene, full = group["captions"][name], group["full"][name]
+            single.append({"image_file": [name], "text": [scene], "target": name})
+            captions.append({"image_file": [name], "text": [full, full, scene], "target": name})
+    lists = {
+        "groups": groups["training"],
+        "held_out": groups["held_out"],
+        "single": single,
+        "captions": captions,
+        "facts": facts,
+    }
+    for name, content in lists.items():
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _overview(folder: Path, made: list[dict[str, Any]]) -> None:
+    """A few groups of each kind, one a row."""
+    rows = []
+    for kind in KINDS:
+        rows += [group["names"] for group in made if group["kind"] == kind][:_SHOWN]
+    pictures = [[Image.open(folder / name) for name in row] for row in rows]
+    side = pictures[0][0].width + _GAP
+    sheet = Image.new("RGB", (side * len(rows[0]) + _GAP, side * len(rows) + _GAP), (24, 26, 31))
+    for y, row in enumerate(pictures):
+        for x, picture in enumerate(row):
+            sheet.paste(picture, (_GAP + x * side, _GAP + y * side))
+    sheet.save(folder / "overview.png")

@@ -1,0 +1,196 @@
+"""Groups of pictures: what they share is meant, everything else differs.
+
+Three kinds. Identity groups show one character in different scenes. In crowded identity groups a
+bigger friend, another one each time, stands beside it, so that only what the pictures share can be
+meant. Style groups show one pattern and palette on different shapes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFilter
+
+from ..canvas import Colour, mixed
+from .characters import (
+    ATTRIBUTES,
+    PAINT,
+    SHAPES,
+    Identity,
+    body_mask,
+    draw_character,
+    pattern_mask,
+)
+from .scenes import Scene, draw_scene, random_scene
+
+STYLE_PATTERNS = ("stripes", "dots", "checks", "rings")
+_INK: Colour = (40, 32, 44)
+
+
+@dataclass(frozen=True, order=True)
+class Style:
+    """A pattern in two colours on a ground of a third."""
+
+    pattern: str
+    first: str
+    second: str
+    ground: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One picture and what is true of it.
+
+    Attributes:
+        caption: speaks of the scene (or, in style groups, the shape) only.
+        full_caption: names the character, or the style, too.
+        outline: the meant character's edges, white on black.
+        facts: attribute -> value, for a judge.
+    """
+
+    picture: Image.Image
+    caption: str
+    full_caption: str
+    outline: Image.Image
+    facts: dict[str, str]
+
+
+def draw_identity(
+    identity: Identity,
+    side: int,
+    rng: random.Random,
+    friend: Identity | None = None,
+    scene: Scene | None = None,
+) -> Drawn:
+    """One character in a scene, at a random place, size and tilt.
+
+    Args:
+        friend: a bigger character beside it.
+        scene: random when None.
+    """
+    scene = scene or random_scene(rng)
+    picture = draw_scene(scene, side, rng)
+    scale = rng.uniform(0.42, 0.54) if friend else rng.uniform(0.62, 0.88)
+    left_half = rng.random() < 0.5
+    if friend is not None:
+        far = 0.7 if left_half else 0.3
+        place = (far + rng.uniform(-0.04, 0.04), rng.uniform(0.5, 0.58))
+        _put(picture, draw_character(friend, side * 2), place, rng.uniform(0.72, 0.84), rng)
+        near = 0.24 if left_half else 0.76
+        place = (near + rng.uniform(-0.04, 0.04), rng.uniform(0.62, 0.72))
+    else:
+        place = (rng.uniform(0.36, 0.64), rng.uniform(0.46, 0.6))
+    alpha = _put(picture, draw_character(identity, side * 2), place, scale, rng)
+    caption = scene.words
+    facts = {name: getattr(identity, name) for name in ATTRIBUTES}
+    return Drawn(
+        picture,
+        caption,
+        f"{identity.words}, {caption}",
+        _edges(alpha),
+        facts | {"place": scene.place, "time": scene.time},
+    )
+
+
+def draw_style(style: Style, shape: str, side: int, rng: random.Random) -> Drawn:
+    """A shape in a style, on its plain ground."""
+    picture = Image.new("RGB", (side, side), mixed(PAINT[style.ground], (255, 255, 255), 0.55))
+    large = side * 2
+    skin = Image.new("RGB", (large, large), PAINT[style.first])
+    skin.paste(PAINT[style.second], mask=style_mask(style.pattern, large))
+    body = body_mask(shape, large)
+    grown = body.filter(ImageFilter.MaxFilter(2 * (large // 80) + 1))
+    figure = Image.new("RGBA", (large, large))
+    figure.paste(_INK, mask=grown)
+    figure.paste(skin, mask=body)
+    place = (rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.55))
+    alpha = _put(picture, figure, place, rng.uniform(0.8, 1.15), rng)
+    words = f"a {shape} shape"
+    full = f"{words}, {style.first} with {style.second} {style.pattern} on {style.ground}"
+    facts = {"shape": shape, "pattern": style.pattern, "first": style.first}
+    facts |= {"second": style.second, "ground": style.ground}
+    return Drawn(picture, words, full, _edges(alpha), facts)
+
+
+def style_mask(pattern: str, side: int) -> Image.Image:
+    """Where a style's second colour stands, [side, side] in mode L."""
+    if pattern in ("stripes", "dots"):
+        return pattern_mask(pattern, side)
+    mask = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(mask)
+    step = side / 12
+    for row in range(12):
+        for column in range(12):
+            corner = (column * step, row * step)
+            if pattern == "checks" and (row + column) % 2:
+                draw.rectangle((*corner, corner[0] + step, corner[1] + step), fill=255)
+            elif pattern == "rings" and row % 2 and column % 2:
+                box = (corner[0] - step * 0.6, corner[1] - step * 0.6)
+                end = (corner[0] + step * 0.6, corner[1] + step * 0.6)
+                draw.ellipse((*box, *end), outline=255, width=max(1, round(step * 0.35)))
+    return mask
+
+
+def random_style(rng: random.Random) -> Style:
+    """Three different colours."""
+    first, second, ground = rng.sample(sorted(PAINT), 3)
+    return Style(rng.choice(STYLE_PATTERNS), first, second, ground)
+
+
+def identity_group(
+    identity: Identity,
+    count: int,
+    side: int,
+    rng: random.Random,
+    friends: Sequence[Identity] = (),
+) -> list[Drawn]:
+    """`count` pictures of a character; with `friends` another of them stands beside it each time,
+    none of which shares more than one attribute with it.
+    """
+    strangers = [f for f in friends if _shared(f, identity) <= 1]
+    chosen = rng.sample(strangers, count) if friends else [None] * count
+    return [draw_identity(identity, side, rng, friend) for friend in chosen]
+
+
+def style_group(style: Style, count: int, side: int, rng: random.Random) -> list[Drawn]:
+    """`count` pictures of a style on shapes that differ as long as there are enough."""
+    shapes = list(SHAPES)
+    rng.shuffle(shapes)
+    return [draw_style(style, shapes[n % len(shapes)], side, rng) for n in range(count)]
+
+
+def _shared(one: Identity, other: Identity) -> int:
+    return sum(getattr(one, n) == getattr(other, n) for n in ATTRIBUTES)
+
+
+def _put(
+    picture: Image.Image,
+    figure: Image.Image,
+    place: tuple[float, float],
+    scale: float,
+    rng: random.Random,
+) -> Image.Image:
+    """Tilt a figure, put its middle at `place` (shares of the side) and return where it stands."""
+    side = picture.width
+    tilted = figure.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC)
+    small = tilted.resize((round(side * scale),) * 2, Image.Resampling.LANCZOS)
+    layer = Image.new("RGBA", picture.size)
+    corner = (round(place[0] * side - small.width / 2), round(place[1] * side - small.height / 2))
+    layer.paste(small, corner)
+    picture.paste(layer, mask=layer)
+    return layer
+
+
+def _edges(layer: Image.Image) -> Image.Image:
+    """Edges of what a layer shows: its outline and its inner lines, white on black."""
+    flat = Image.new("RGB", layer.size, (255, 255, 255))
+    flat.paste(layer, mask=layer)
+    edges = flat.convert("L").filter(ImageFilter.FIND_EDGES)
+    # The filter reports the picture's own border, too.
+    inside = Image.new("L", layer.size, 0)
+    inside.paste(255, (2, 2, layer.width - 2, layer.height - 2))
+    black = Image.new("L", layer.size, 0)
+    thin = Image.composite(edges, black, inside)
+    return thin.point(lambda level: 255 if level > 60 else 0).convert("RGB")

@@ -1,0 +1,217 @@
+"""The drawn data set: what is shared is shared, what is held out is held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+
+from easyref_core.demo.dataset.characters import (
+    ACCESSORIES,
+    ATTRIBUTES,
+    COLOURS,
+    EYES,
+    PATTERNS,
+    SHAPES,
+    Identity,
+    all_identities,
+    draw_character,
+    split_identities,
+)
+from easyref_core.demo.dataset.files import (
+    HELD_OUT_SHARE,
+    KINDS,
+    DatasetOptions,
+    draw_group,
+    write_dataset,
+)
+from easyref_core.demo.dataset.groups import (
+    STYLE_PATTERNS,
+    draw_identity,
+    draw_style,
+    identity_group,
+    random_style,
+    style_group,
+)
+from easyref_core.demo.dataset.scenes import PLACES, TIMES, Scene, draw_scene
+from easyref_core.errors import EasyRefError
+from easyref_core.training.config import DataSettings
+from easyref_core.training.records import read_records
+from easyref_core.training.samples import make_sample
+
+PLAIN = Identity("round", "red", "plain", "beady", "crown")
+SMALL = DatasetOptions(groups=10, held_out_groups=5, pictures=3, side=64)
+VALUES = dict(zip(ATTRIBUTES, (SHAPES, COLOURS, PATTERNS, EYES, ACCESSORIES), strict=True))
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    """Share of pixels that differ clearly."""
+    red, green, blue = ImageChops.difference(one.convert("RGB"), other.convert("RGB")).split()
+    levels = ImageChops.lighter(red, ImageChops.lighter(green, blue))
+    return sum(levels.histogram()[25:]) / (one.width * one.height)
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES)
+def test_every_value_of_an_attribute_can_be_seen(attribute: str) -> None:
+    drawn = {v: draw_character(replace(PLAIN, **{attribute: v}), 96) for v in VALUES[attribute]}
+    for one, other in combinations(drawn.values(), 2):
+        assert difference(one, other) > 0.004
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("accessory", ACCESSORIES)
+def test_nothing_is_cut_off(shape: str, accessory: str) -> None:
+    character = draw_character(replace(PLAIN, shape=shape, accessory=accessory), 128)
+    left, top, right, bottom = character.getchannel("A").point(lambda v: 255 * (v > 40)).getbbox()
+    assert min(left, top) > 0
+    assert max(right, bottom) < 128
+
+
+def test_held_out_identities_are_no_training_identities() -> None:
+    training, held_out = split_identities(HELD_OUT_SHARE)
+    assert not set(training) & set(held_out)
+    assert set(training) | set(held_out) == set(all_identities())
+    assert len(held_out) == pytest.approx(0.15 * len(all_identities()), abs=1)
+    for attribute, values in VALUES.items():
+        counts = [sum(getattr(i, attribute) == v for i in training) for v in values]
+        assert min(counts) > 100
+
+
+def test_friends_are_training_identities_and_other_ones_each_time() -> None:
+    training, held_out = split_identities(HELD_OUT_SHARE)
+    seen: list[Identity | None] = []
+
+    from easyref_core.demo.dataset import groups
+
+    real = groups.draw_identity
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            groups,
+            "draw_identity",
+            lambda identity, side, rng, friend: seen.append(friend) or real(identity, side, rng),
+        )
+        identity_group(held_out[7], 6, 32, random.Random(0), training)
+    assert len(set(seen)) == 6
+    assert set(seen) <= set(training)
+    for friend in seen:
+        shared = sum(getattr(friend, a) == getattr(held_out[7], a) for a in ATTRIBUTES)
+        assert shared <= 1
+
+
+def test_captions_name_the_scene_only() -> None:
+    rng = random.Random(3)
+    scene = Scene("beach", "night")
+    drawn = draw_identity(PLAIN, 64, rng, scene=scene)
+    assert drawn.caption == "on a beach at night"
+    assert not any(value in drawn.caption for values in VALUES.values() for value in values)
+    assert all(getattr(PLAIN, a) in drawn.full_caption for a in ("shape", "colour", "accessory"))
+    assert drawn.facts["place"] == "beach"
+    assert drawn.facts["colour"] == "red"
+
+
+def test_style_captions_name_the_shape_only() -> None:
+    rng = random.Random(3)
+    style = random_style(rng)
+    drawn = draw_style(style, "star", 64, rng)
+    assert drawn.caption == "a star shape"
+    assert style.pattern in drawn.full_caption
+    assert len({style.first, style.second, style.ground}) == 3
+
+
+def test_style_groups_show_different_shapes() -> None:
+    rng = random.Random(1)
+    group = style_group(random_style(rng), 5, 48, rng)
+    assert len({d.facts["shape"] for d in group}) == 5
+    assert len({(d.facts["pattern"], d.facts["first"], d.facts["ground"]) for d in group}) == 1
+
+
+@pytest.mark.parametrize("pattern", STYLE_PATTERNS)
+def test_styles_show_both_colours(pattern: str) -> None:
+    style = replace(random_style(random.Random(0)), pattern=pattern)
+    colours = draw_style(style, "square", 96, random.Random(0)).picture.quantize(8).getcolors()
+    assert sum(count > 60 for count, _ in colours) >= 4  # ground, edge and both colours
+
+
+def test_scenes_differ_in_place_and_time() -> None:
+    drawn = {
+        (place, time): draw_scene(Scene(place, time), 64, random.Random(0))
+        for place in PLACES
+        for time in TIMES
+    }
+    for one, other in combinations(drawn.values(), 2):
+        assert difference(one, other) > 0.02
+    assert len({Scene(place, time).words for place, time in drawn}) == len(drawn)
+
+
+def test_outlines_stand_where_the_character_does() -> None:
+    drawn = draw_identity(PLAIN, 96, random.Random(2), scene=Scene("snow", "day"))
+    edges = drawn.outline.convert("L")
+    left, top, right, bottom = edges.getbbox()
+    assert right - left > 25
+    assert bottom - top > 25
+    white = edges.histogram()[255] / 96**2
+    assert 0.01 < white < 0.3
+
+
+def test_a_group_depends_on_its_seed_and_number_alone() -> None:
+    def pixels(options: DatasetOptions, split: str, number: int) -> str:
+        _, drawn = draw_group(options, split, number)
+        return hashlib.sha256(b"".join(d.picture.tobytes() for d in drawn)).hexdigest()
+
+    first = pixels(SMALL, "training", 3)
+    assert first == pixels(replace(SMALL, groups=99), "training", 3)
+    others = {pixels(SMALL, "training", 4), pixels(SMALL, "held_out", 3)}
+    assert first not in others | {pixels(replace(SMALL, seed=1), "training", 3)}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("drawn") / "set", SMALL, workers=2)
+
+
+def test_the_lists_are_what_the_trainer_reads(dataset: Path) -> None:
+    settings = DataSettings(("x",), resolution=64, crop="center", image_size=56)
+    for name, count in (("groups", 10), ("held_out", 5), ("single", 30), ("captions", 30)):
+        records = read_records([dataset / f"{name}.json"], dataset)
+        assert len(records) == count
+        for position, record in enumerate(records):
+            assert make_sample(record, settings, 0, position).target.shape == (3, 64, 64)
+
+
+def test_every_kind_and_every_fact_is_there(dataset: Path) -> None:
+    facts = json.loads((dataset / "facts.json").read_text())
+    assert {f["kind"] for f in facts.values()} == set(KINDS)
+    pictures = [p for p in dataset.rglob("*_?.png") if "outline" not in p.name]
+    assert {str(p.relative_to(dataset).as_posix()) for p in pictures} == set(facts)
+    assert (dataset / "overview.png").is_file()
+
+
+def test_no_training_picture_shows_a_held_out_identity(dataset: Path) -> None:
+    _, held_out = split_identities(HELD_OUT_SHARE)
+    facts = json.loads((dataset / "facts.json").read_text())
+    for name, fact in facts.items():
+        if fact["kind"] != "style":
+            identity = Identity(**{a: fact[a] for a in ATTRIBUTES})
+            assert (identity in held_out) == name.startswith("held_out/")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"groups": 0}, {"held_out_groups": 0}, {"side": 8}, {"pictures": 1}, {"pictures": 99}]
+)
+def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
+    with pytest.raises(EasyRefError):
+        write_dataset(tmp_path / "new", replace(SMALL, **wrong))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(EasyRefError, match="is not empty"):
+        write_dataset(tmp_path, SMALL)
+    assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
