@@ -132,6 +132,25 @@ class AdapterCheckpoint:
                     digest.update(_bytes(get(name)[:1]))
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def lora_identity(self) -> str:
+        """Sixteen hex digits that tell this adapter's LoRA from any other; empty without LoRA.
+
+        Made from one row of every weight. Tokens do not depend on the LoRA, so `identity` leaves
+        it out.
+        """
+        if not self.lora:
+            return ""
+        digest = hashlib.sha256()
+        with self.file.open() as get:
+            for layer in sorted(self.lora):
+                for part, halves in sorted(self.lora[layer].items()):
+                    for half, name in sorted(halves.items()):
+                        shape = self._info(name).shape
+                        digest.update(f"{layer}.{part}.{half}{shape}".encode())
+                        digest.update(_bytes(get(name)[:1]))
+        return digest.hexdigest()[:16]
+
     def report(self) -> dict[str, Any]:
         """What was found, as plain values (for `easyref inspect --json`)."""
         embedding = sorted(n for n in self.file.tensors if "embed_tokens" in n or "lm_head" in n)

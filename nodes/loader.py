@@ -65,8 +65,10 @@ class EasyRefLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter: str, mllm: str, precision: str) -> Any:
-        stat = adapter_path(adapter).stat()
-        return adapter, mllm, precision, stat.st_size, stat.st_mtime_ns
+        directory = mllm_path(mllm)
+        files = [adapter_path(adapter), *(sorted(directory.iterdir()) if directory else ())]
+        stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        return adapter, mllm, precision, stamps
 
     @classmethod
     def execute(cls, adapter: str, mllm: str, precision: str) -> io.NodeOutput:

@@ -34,7 +34,7 @@ def apply_lora(model: ModelPatcher, checkpoint: AdapterCheckpoint, strength: flo
     if not checkpoint.lora:
         return
     merged: dict[str, _Merged] = dict(model.get_attachment(_ATTACHMENT) or {})
-    earlier = merged.pop(checkpoint.identity, None)
+    earlier = merged.pop(checkpoint.lora_identity, None)
     if (earlier.strength if earlier else 0.0) == strength:
         return
     patches = earlier.patches if earlier else _patches(model, checkpoint)
@@ -42,7 +42,7 @@ def apply_lora(model: ModelPatcher, checkpoint: AdapterCheckpoint, strength: flo
         _remove(model, earlier)
     if strength != 0:
         model.add_patches(patches, strength)
-        merged[checkpoint.identity] = _Merged(strength, patches)
+        merged[checkpoint.lora_identity] = _Merged(strength, patches)
     # Attachments are shared between clones, so a new one is set rather than the old one changed.
     model.set_attachments(_ATTACHMENT, merged)
 

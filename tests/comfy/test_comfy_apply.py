@@ -134,6 +134,22 @@ def test_loras_of_two_adapters_are_both_merged(
     assert difference(unet.model.state_dict()[key], wanted) < 1e-6
 
 
+def test_adapters_that_differ_in_their_lora_only_are_told_apart(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any
+) -> None:
+    tensors = {n: t * 2 if "_lora.up" in n else t for n, t in adapter_tensors().items()}
+    name = put_adapter(pack, "stronger_lora.safetensors", tensors)
+    stronger = pack.run("EasyRefLoader", name, GOLDEN_MLLM, "auto")
+    assert stronger.checkpoint.identity == easyref.checkpoint.identity
+    model = apply(pack, unet, easyref, tokens, weight=0.0)
+    both = apply(pack, model, stronger, tokens, weight=0.0)
+    assert {len(patches) for patches in both.patches.values()} == {2}
+    three = apply(pack, unet, easyref, tokens, weight=0.0, lora_strength=3.0)
+    wanted = predict(three)
+    assert difference(predict(both), wanted) < 1e-3  # three times the LoRA, summed otherwise
+    assert difference(predict(model), wanted) > 0.1
+
+
 def test_references_of_two_adapters_add_up(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, second_adapter: Any
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import Any
 
 import pytest
@@ -48,6 +49,17 @@ def test_the_lists_show_what_lies_in_the_folders(pack: Pack) -> None:
     assert {GOLDEN, ADAPTER_ONLY} <= set(inputs["adapter"].options)
     assert inputs["mllm"].options[0] == "from adapter"
     assert GOLDEN_MLLM in inputs["mllm"].options
+
+
+def test_a_changed_mllm_is_looked_at_anew(pack: Pack) -> None:
+    folders = pack.base / "models" / "LLM"
+    shutil.copytree(folders / GOLDEN_MLLM, folders / "changing")
+    given = {"adapter": GOLDEN, "mllm": "changing", "precision": "auto"}
+    node = pack.nodes["EasyRefLoader"]
+    first = node.fingerprint_inputs(**given)
+    assert node.fingerprint_inputs(**given) == first
+    os.utime(folders / "changing" / "model.safetensors", ns=(1, 1))
+    assert node.fingerprint_inputs(**given) != first
 
 
 def test_a_changed_adapter_is_looked_at_anew(pack: Pack) -> None:
