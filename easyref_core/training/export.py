@@ -16,7 +16,10 @@ _PATCH_EMBED = BODY + "visual.patch_embed.proj.weight"
 
 
 def official_state(
-    model: TrainedModel, parts: tuple[str, ...], replaced: Mapping[str, torch.Tensor] | None = None
+    model: TrainedModel,
+    parts: tuple[str, ...],
+    state: Mapping[str, torch.Tensor] | None = None,
+    replaced: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Weights under the official names.
 
@@ -25,10 +28,11 @@ def official_state(
 
     Args:
         parts: what has been trained.
+        state: the model's state dict where it must be gathered from several processes first.
         replaced: official name -> weight that stands in for the model's own (an average, say).
     """
-    state: dict[str, torch.Tensor] = {}
-    for name, weight in model.state_dict().items():
+    official_weights: dict[str, torch.Tensor] = {}
+    for name, weight in (model.state_dict() if state is None else state).items():
         official = model.official_name(name)
         part = part_of(official)
         if part is None or (part == "mllm" and "mllm" not in parts):
@@ -39,8 +43,8 @@ def official_state(
             patch = vision.patch_size
             shape = (-1, vision.in_channels, vision.temporal_patch_size, patch, patch)
             weight = weight.reshape(shape)
-        state[official] = weight.contiguous()
-    return state
+        official_weights[official] = weight.contiguous()
+    return official_weights
 
 
 def write_whole(state: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -29,7 +29,7 @@ from .model import Batch, TrainedModel, build_model
 from .preview import batch_sheet, generate, save_picture
 from .records import read_records
 from .samples import Sample, TrainingSamples, Walk, noise_generator
-from .state import find_resume, restore, save_state
+from .state import find_resume, gathered, is_sharded, restore, save_state
 
 
 @dataclass
@@ -135,6 +135,11 @@ class _Run:
             config["train_micro_batch_size_per_gpu"] = settings.optimiser.batch_size
         average = None
         if settings.optimiser.ema is not None:
+            if is_sharded(accelerator):
+                raise EasyRefError(
+                    "optimiser.ema needs every process to hold all weights, which DeepSpeed and "
+                    "FSDP do not. Set optimiser.ema=null."
+                )
             self.model.to(accelerator.device)
             average = Average(self.model, settings.optimiser.ema)
         model, optimiser = accelerator.prepare(self.model, optimiser)
@@ -144,8 +149,9 @@ class _Run:
             restore(accelerator, model, optimiser, average, found[1])
         self._start_trackers()
         self._loop(model, optimiser, average, first, on_step)
+        whole = gathered(accelerator, model)
         if accelerator.is_main_process:
-            self._export(average)
+            self._export(whole, average)
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return self.summary
@@ -329,12 +335,12 @@ class _Run:
 
                 tracker.writer.add_image("validation", np.asarray(picture), step, dataformats="HWC")
 
-    def _export(self, average: Average | None) -> None:
+    def _export(self, whole: dict[str, torch.Tensor] | None, average: Average | None) -> None:
         folder, parts = Path(self.settings.output.folder), self.settings.optimiser.parts
         self.summary.exported = folder / "easyref.safetensors"
-        write_whole(official_state(self.model, parts), self.summary.exported)
+        write_whole(official_state(self.model, parts, whole), self.summary.exported)
         if average is not None:
-            state = official_state(self.model, parts, average.weights)
+            state = official_state(self.model, parts, replaced=average.weights)
             write_whole(state, folder / "easyref_ema.safetensors")
 
 

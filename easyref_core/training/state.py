@@ -25,9 +25,18 @@ from .export import official_state, write_whole
 from .model import TrainedModel
 
 _NAME = re.compile(r"^checkpoint-(\d+)$")
-_SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP)
 # Changing these does not change what the run computes.
 _FREE = ("output", "data.workers", "data.cache", "optimiser.steps")
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether no process holds the whole state, so that accelerate must gather it."""
+    return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+
+
+def gathered(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """The model's whole state dict where it is sharded, else None. Every process must ask."""
+    return accelerator.get_state_dict(model) if is_sharded(accelerator) else None
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -58,10 +67,20 @@ def save_state(
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        if accelerator.distributed_type in _SHARDED:
+        whole = gathered(accelerator, model)
+        if whole is not None:
             accelerator.save_state(str(temporary / "sharded"))
         if accelerator.is_main_process:
-            _write(accelerator.unwrap_model(model), optimiser, average, settings, step, temporary)
+            own = accelerator.unwrap_model(model)
+            parts = settings.optimiser.parts
+            write_whole(official_state(own, parts, whole), temporary / "easyref.safetensors")
+            if whole is None:
+                torch.save(optimiser.state_dict(), temporary / "optimiser.pt")
+            if average is not None:
+                averaged = official_state(own, parts, replaced=average.weights)
+                write_whole(averaged, temporary / "easyref_ema.safetensors")
+            state = {"step": step, "settings": dataclasses.asdict(settings)}
+            (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             shutil.rmtree(final, ignore_errors=True)
@@ -75,24 +94,6 @@ def save_state(
             "checkpoints are intact; free some space and start the command again to resume."
         ) from error
     return final
-
-
-def _write(
-    model: TrainedModel,
-    optimiser: torch.optim.Optimizer,
-    average: Average | None,
-    settings: Settings,
-    step: int,
-    folder: Path,
-) -> None:
-    parts = settings.optimiser.parts
-    write_whole(official_state(model, parts), folder / "easyref.safetensors")
-    if average is not None:
-        state = official_state(model, parts, average.weights)
-        write_whole(state, folder / "easyref_ema.safetensors")
-    torch.save(optimiser.state_dict(), folder / "optimiser.pt")
-    state = {"step": step, "settings": dataclasses.asdict(settings)}
-    (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
 
 
 def find_resume(settings: Settings, force: bool) -> tuple[int, Path] | None:
@@ -138,7 +139,7 @@ def restore(
     """
     from safetensors.torch import load_file
 
-    if accelerator.distributed_type in _SHARDED:
+    if is_sharded(accelerator):
         accelerator.load_state(str(folder / "sharded"))
     else:
         own = accelerator.unwrap_model(model)
