@@ -114,14 +114,14 @@ class _Run:
         self.cache = TensorCache(settings.data.cache)
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}
         self.dtype = half.get(optimiser.precision, torch.float32)
+        for parameter in self.model.parameters():
+            if not parameter.requires_grad:  # what is trained stays in float32
+                parameter.data = parameter.data.to(self.dtype)
+        self.model.encoder.compute_dtype = self.dtype
         self.summary = Summary()
 
     def go(self, found: tuple[int, Path] | None, on_step: Callable[[int, float], None]) -> Summary:
         settings, accelerator = self.settings, self.accelerator
-        for parameter in self.model.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(self.dtype)
-        self.model.encoder.compute_dtype = self.dtype
         check_fits(estimate_bytes(self.model, settings), accelerator.device)
         self.base.to(accelerator.device, self.dtype)
         trained = [p for p in self.model.parameters() if p.requires_grad]

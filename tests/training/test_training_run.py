@@ -204,6 +204,12 @@ def test_dry_run_says_what_is_trained_and_draws_the_batch(settings: Make, tmp_pa
     assert not checkpoints(tmp_path / "run")
 
 
+def test_frozen_weights_are_kept_in_half_precision(settings: Make) -> None:
+    run = _Run(settings(optimiser_parts=["projector"], optimiser_precision="bf16"))
+    kinds = {p.requires_grad: p.dtype for p in run.model.parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+
+
 def test_validation_pictures_are_drawn(settings: Make, training_set, tmp_path: Path) -> None:
     few = tmp_path / "few.json"
     few.write_text(json.dumps(json.loads(training_set.records.read_text())[:1]))
