@@ -176,19 +176,30 @@ def new_adapter(unet: UNet2DConditionModel, num_tokens: int, rank: int = 0) -> N
 
 
 def attach_adapter(
-    unet: UNet2DConditionModel, checkpoint: AdapterCheckpoint, scale: float = 1.0
+    unet: UNet2DConditionModel,
+    checkpoint: AdapterCheckpoint,
+    scale: float = 1.0,
+    new_lora_rank: int = 0,
 ) -> None:
     """Put a trained adapter on a UNet, LoRA included (it stays on at every scale, as officially).
+
+    Args:
+        scale: see `set_scale`.
+        new_lora_rank: an adapter without LoRA gets one of this rank that starts from zero (0 for
+            none); one that has a LoRA keeps it.
 
     Raises:
         EasyRefError: the adapter was made for another UNet; nothing is changed then.
     """
     check_model_layers(checkpoint, cross_attention_layers(unet), type(unet).__name__)
-    processors = _processors(unet, checkpoint.num_tokens, checkpoint.lora_rank)
+    rank = checkpoint.lora_rank or new_lora_rank
+    processors = _processors(unet, checkpoint.num_tokens, rank)
     with checkpoint.file.open() as get:
         for name, processor in processors.items():
             layer = name.removesuffix(_SUFFIX)
-            weights = {
+            new = {} if checkpoint.lora else processor.state_dict()
+            weights = {name: weight for name, weight in new.items() if "_lora." in name}
+            weights |= {
                 f"{part}.weight": get(source)
                 for part, source in checkpoint.cross_attention.get(layer, {}).items()
             }

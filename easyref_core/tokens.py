@@ -6,8 +6,6 @@ The safetensors form holds `cond` and `uncond` and says in its metadata which ad
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import torch
 
 from .errors import EasyRefError
+from .files import write_atomically
 from .weights import look
 
 FORMAT = "easyref.reference_tokens"
@@ -130,16 +129,7 @@ def save_tokens(tokens: ReferenceTokens, path: str | Path) -> Path:
     }
     content = {"cond": tokens.cond.contiguous().cpu(), "uncond": tokens.uncond.contiguous().cpu()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".easyref-", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(save(content, metadata))
-            os.chmod(temporary, 0o644)  # mkstemp makes it private
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(path, lambda partial: partial.write_bytes(save(content, metadata)))
     except OSError as error:
         raise EasyRefError(f"{path} cannot be written: {error}. Choose another place.") from error
     return path

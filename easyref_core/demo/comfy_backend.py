@@ -52,8 +52,9 @@ def make_pictures(comfyui: Path, material: Material) -> Pictures:
         easyref = saved(single)
         renamed = dict(zip(_REFERENCES, others, strict=True))
         other = saved(with_pictures(single, renamed))
-        with_control = saved(controlled)
-        edges = server.pictures(server.run(controlled), _EDGES)[0]
+        run = server.run(controlled)
+        with_control = server.pictures(run, only_node(controlled, "SaveImage"))[0]
+        edges = server.pictures(run, _EDGES)[0]
     version = comfyui_version(comfyui)
     return Pictures(prompt_only, easyref, other, with_control, edges, f"ComfyUI {version}")
 

@@ -22,7 +22,8 @@ from ..diffusers_adapter import attach_adapter
 from ..loading import plan_encoder
 from ..prompt import PromptTokenizer
 from ..tokens import ReferenceTokens
-from .parts import Material, Pictures, Settings, find_model_set
+from .parts import Material, Pictures, Settings
+from .tiny import find_model_set
 
 _START, _END, _LENGTH = 49406, 49407, 77
 

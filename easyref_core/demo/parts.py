@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
 from .drawing import FOX, MOUSE, draw_references, meadow
-from .find_comfyui import PACK
-from .tiny import SET_FILE, read_set_info, write_tiny_set
 from .workflow import Graph, load_workflow, only_node
 
-TRAINED_SET = PACK / "demo" / "weights"
 SIDE = 320
 STEPS = 20
 
@@ -96,15 +92,3 @@ def settings_of(graph: Graph) -> Settings:
         cfg=sampler["cfg"],
         control_strength=control["strength"],
     )
-
-
-def find_model_set(scratch: Path) -> Path:
-    """The trained set shipped with the pack, or else a random one, written into `scratch`."""
-    if (TRAINED_SET / SET_FILE).is_file():
-        return TRAINED_SET
-    return write_tiny_set(scratch)
-
-
-def models_are_trained() -> bool:
-    """Whether the pack ships trained demo models, so that pictures can show something."""
-    return bool((read_set_info(TRAINED_SET) or {}).get("trained"))

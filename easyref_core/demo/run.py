@@ -9,8 +9,9 @@ from pathlib import Path
 from ..errors import EasyRefError
 from .comfy_backend import make_pictures as make_with_comfyui
 from .find_comfyui import PACK, find_comfyui
-from .parts import Material, Pictures, draw_material, models_are_trained
+from .parts import Material, Pictures, draw_material
 from .sheet import draw_sheet
+from .tiny import TRAINED_SET, is_trained
 
 OUT = PACK / "demo" / "out"
 
@@ -25,7 +26,7 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     print(f"{sheet} ({time.monotonic() - start:.0f} seconds)")
-    if not models_are_trained():
+    if not is_trained(TRAINED_SET):
         print(
             "The demo models are untrained: the results are noise, which shows that the path "
             "works and that the references change the picture, nothing more."
@@ -54,5 +55,5 @@ def write_results(material: Material, pictures: Pictures, folder: Path) -> Path:
     for name, picture in pictures.named().items():
         picture.save(folder / f"{name}.png")
     path = folder / "sheet.png"
-    draw_sheet(material, pictures, models_are_trained()).save(path)
+    draw_sheet(material, pictures, is_trained(TRAINED_SET)).save(path)
     return path

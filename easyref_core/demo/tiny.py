@@ -27,8 +27,19 @@ from .tiny_unet import write_controlnet, write_unet
 from .tiny_weights import write_json
 
 SET_FILE = "set.json"
+TRAINED_SET = Path(__file__).resolve().parents[2] / "demo" / "weights"
 # Raise when the content of the set changes, so that sets written before are replaced.
 _LAYOUT = 1
+
+
+def find_model_set(scratch: Path) -> Path:
+    """The trained set shipped with the pack, or else the random one, written into `scratch`."""
+    return TRAINED_SET if (TRAINED_SET / SET_FILE).is_file() else write_tiny_set(scratch)
+
+
+def is_trained(directory: Path) -> bool:
+    """Whether a set's pictures can be expected to show anything."""
+    return bool((read_set_info(directory) or {}).get("trained"))
 
 
 def write_tiny_set(directory: Path, seed: int = 0) -> Path:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..files import write_atomically
 
 # Norm weights and biases get this much noise around 1 and 0: with exact ones and zeros, a loader
 # that mixes up two of them would go unnoticed.
@@ -81,27 +82,9 @@ class RandomWeights:
         self.tensors[name] += original
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file next to `path`, then move it into place.
-
-    A reader or an interrupted run never sees half a file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with Unix line ends, atomically."""
-
-    def write(partial: Path) -> None:
-        partial.write_bytes(text.encode("utf-8"))
-
-    write_atomically(path, write)
+    write_atomically(path, lambda partial: partial.write_bytes(text.encode("utf-8")))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import EasyRefError
+from ..files import write_atomically
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -107,9 +108,15 @@ def load_base(folder: str | Path) -> Base:
 
 
 class TensorCache:
-    """Tensors on disk by what they were made from; each file appears whole or not at all."""
+    """Tensors on disk by what they were made from.
 
-    def __init__(self, folder: str | Path | None) -> None:
+    Args:
+        folder: None keeps nothing.
+        base: the models that make them; part of every key.
+    """
+
+    def __init__(self, folder: str | Path | None, base: str) -> None:
+        self._base = base
         self._folder = Path(folder) if folder is not None else None
 
     def get(self, key: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -118,13 +125,11 @@ class TensorCache:
             return make()
         from safetensors.torch import load_file, save_file
 
-        name = hashlib.sha256(key.encode()).hexdigest()
+        name = hashlib.sha256(f"{self._base} {key}".encode()).hexdigest()
         path = self._folder / name[:2] / f"{name}.safetensors"
         if path.is_file():
             return load_file(path)
         made = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{id(made)}.tmp")
-        save_file({n: t.contiguous().cpu() for n, t in made.items()}, temporary)
-        temporary.replace(path)
+        stored = {n: t.contiguous().cpu() for n, t in made.items()}
+        write_atomically(path, lambda partial: save_file(stored, partial))
         return made

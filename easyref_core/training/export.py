@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from ..checkpoint import BODY
 from ..errors import EasyRefError
+from ..files import write_atomically
 from .model import TrainedModel, part_of
 
 _PATCH_EMBED = BODY + "visual.patch_embed.proj.weight"
@@ -55,13 +55,9 @@ def write_whole(state: Mapping[str, torch.Tensor], path: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(state), temporary, {"format": "pt"})
-        os.replace(temporary, path)
+        write_atomically(path, lambda partial: save_file(dict(state), partial, {"format": "pt"}))
     except Exception as error:  # safetensors reports a full disk as its own exception
-        temporary.unlink(missing_ok=True)
         raise EasyRefError(
             f"{path} could not be written ({error}). Earlier checkpoints are intact; free some "
             "space and resume."

@@ -111,7 +111,7 @@ class _Run:
         if optimiser.gradient_checkpointing:
             self.model.unet.enable_gradient_checkpointing()
             self.model.encoder.gradient_checkpointing = True
-        self.cache = TensorCache(settings.data.cache)
+        self.cache = TensorCache(settings.data.cache, str(Path(settings.model.base).resolve()))
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}
         self.dtype = half.get(optimiser.precision, torch.float32)
         for parameter in self.model.parameters():

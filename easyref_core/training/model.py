@@ -129,11 +129,7 @@ def build_model(
         else:
             checkpoint = load_checkpoint(settings.adapter)
             _check_sizes(settings, checkpoint)
-            if checkpoint.lora_rank == settings.lora_rank:
-                attach_adapter(unet, checkpoint)
-            else:
-                new_adapter(unet, checkpoint.num_tokens, settings.lora_rank)
-                _load_cross_attention(unet, checkpoint)
+            attach_adapter(unet, checkpoint, new_lora_rank=settings.lora_rank)
             encoder = plan_encoder(checkpoint, settings.mllm).build()
     model = TrainedModel(unet, encoder, tokenizer)
     for name, parameter in model.named_parameters():
@@ -155,15 +151,6 @@ def _check_sizes(settings: ModelSettings, checkpoint: AdapterCheckpoint) -> None
         )
 
 
-def _load_cross_attention(unet: UNet2DConditionModel, checkpoint: AdapterCheckpoint) -> None:
-    names = {
-        f"{layer}.processor.{part}.weight": name
-        for layer, parts in checkpoint.cross_attention.items()
-        for part, name in parts.items()
-    }
-    unet.load_state_dict(checkpoint.file.read(names), strict=False)
-
-
 def _new_encoder(unet: UNet2DConditionModel, settings: ModelSettings) -> EasyRefEncoder:
     directory = look_at_directory(settings.mllm)
     encoder = EasyRefEncoder(
@@ -173,11 +160,14 @@ def _new_encoder(unet: UNet2DConditionModel, settings: ModelSettings) -> EasyRef
         settings.final_layers,
     )
     sources = _mllm_sources(directory, settings.final_layers)
-    own = encoder.state_dict()
-    missing = [n for n in own if not _starts_new(n) and n not in sources]
-    if missing:
-        raise EasyRefError(f"model.mllm: {settings.mllm} lacks {missing[0]}. Download it again.")
-    encoder.load_state_dict(read_sources(sources, torch.float32), strict=False)
+    new = {name: weight for name, weight in encoder.state_dict().items() if _starts_new(name)}
+    try:
+        encoder.load_state_dict(new | read_sources(sources, torch.float32))
+    except RuntimeError as error:
+        raise EasyRefError(
+            f"model.mllm: the weights in {settings.mllm} do not fit its config.json: {error} "
+            "Download it again."
+        ) from error
     nn.init.normal_(encoder.mllm_final_layer.reference_tokens, std=_REFERENCE_STD)
     return encoder.eval()
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...easyref_core.demo.tiny import SET_FILE, read_set_info, write_tiny_set
+from ...easyref_core.demo.tiny import find_model_set, is_trained
 from ...easyref_core.errors import EasyRefError
 from .diffusers_layout import (
     DIFFUSERS_FILES,
@@ -29,6 +29,7 @@ from .diffusers_layout import (
     require_fields,
     taesd_name,
 )
+from .patcher import new_patcher
 
 if TYPE_CHECKING:
     from comfy.controlnet import ControlNet
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE
 
 log = logging.getLogger(__name__)
-
-TRAINED_SET = Path(__file__).resolve().parents[2] / "demo" / "weights"
-_SEED = 0
 
 _CONTROLNET_FIELDS: dict[str, Any] = {
     "conditioning_embedding_out_channels": [16, 32, 96, 256],
@@ -81,27 +79,17 @@ class DemoSet:
         return self.directory / "easyref.safetensors"
 
 
-def find_demo_set() -> Path:
-    """Directory of the trained set shipped with the pack, or else of a random one, written now.
-
-    The random set lies in ComfyUI's temporary folder, which ComfyUI empties when it starts.
-    """
-    if (TRAINED_SET / SET_FILE).is_file():
-        return TRAINED_SET
-    import folder_paths
-
-    directory = Path(folder_paths.get_temp_directory()) / f"easyref_demo_{_SEED}"
-    return write_tiny_set(directory, _SEED)
-
-
 def load_demo_set() -> DemoSet:
     """Load every model of the demo set.
 
     Raises:
         EasyRefError: A file is missing or does not fit its configuration.
     """
-    directory = find_demo_set()
-    trained = bool((read_set_info(directory) or {}).get("trained"))
+    import folder_paths
+
+    # ComfyUI empties its temporary folder when it starts; the set is then written anew.
+    directory = find_model_set(Path(folder_paths.get_temp_directory()) / "easyref_demo")
+    trained = is_trained(directory)
     if not trained:
         log.warning(
             "EasyRef: the demo models are untrained, so the pictures are noise. They show that a "
@@ -156,10 +144,7 @@ def load_unet_directory(directory: Path, dtype: torch.dtype | None = None) -> Mo
     model = model_config.get_model(state, "").to(offload_device).eval()
     # ComfyUI embeds sizes and crops as wide as SDXL does; smaller models may do otherwise.
     model.embedder = type(model.embedder)(config["addition_time_embed_dim"])
-    patcher_class = getattr(
-        comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
-    )
-    patcher = patcher_class(model, load_device=device, offload_device=offload_device)
+    patcher = new_patcher(model, device, offload_device)
     names = comfy.utils.unet_to_diffusers(shape)
     _fill(model.diffusion_model, state, names, str(directory), patcher)
     return patcher

@@ -27,15 +27,11 @@ from ...easyref_core.loading import EncoderPlan, plan_encoder
 from ...easyref_core.prompt import PromptTokenizer
 from ...easyref_core.tokens import ReferenceTokens
 from .folders import bundled_tokenizer
+from .patcher import new_patcher
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _PROMPT_TOKENS = 512  # room for the chat and the prompt in the memory estimate
-
-
-def _patcher_class() -> type[comfy.model_patcher.ModelPatcher]:
-    """Newer cores want their own subclass for models that they may load dynamically."""
-    return getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 
 
 class HostedEncoder:
@@ -147,9 +143,7 @@ class HostedEncoder:
             compute_dtype=compute,
         )
         logging.info("EasyRef: MLLM built, computing in %s on %s", compute, device)
-        return _patcher_class()(
-            encoder, load_device=device, offload_device=mm.text_encoder_offload_device()
-        )
+        return new_patcher(encoder, device, mm.text_encoder_offload_device())
 
 
 def _progress() -> Callable[[int, int], None]:

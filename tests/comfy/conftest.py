@@ -10,6 +10,7 @@ from typing import Any
 import comfyhost
 import pytest
 import torch
+from attention_spy import Spy
 from comfyhost import ADAPTER_ONLY, GOLDEN, GOLDEN_MLLM, Pack
 from goldens import ADAPTER, BODY, MLLM, adapter_tensors, without, write
 
@@ -111,3 +112,23 @@ def demo_easyref(pack: Pack, demo: Any) -> Any:
     encoder = pack.part("nodes.host.encoder").HostedEncoder(checkpoint, demo.mllm_directory, "auto")
     store = pack.part("nodes.host.key_values").KeyValueStore(checkpoint)
     return pack.part("nodes.link_types").EasyRefModel(checkpoint, encoder, store)
+
+
+@pytest.fixture
+def spy(pack: Pack, easyref: Any, unet: Any) -> Spy:
+    return Spy(pack, easyref, unet)
+
+
+@pytest.fixture
+def model(pack: Pack, spy: Spy, unet: Any, easyref: Any, tokens: Any) -> Any:
+    """The golden model, steered and watched."""
+    return spy.watch(comfyhost.apply(pack, unet, easyref, tokens))
+
+
+@pytest.fixture
+def truth(tokens: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each text with the reference tokens that belong to it."""
+    return [
+        (comfyhost.text()[0][0], tokens.cond),
+        (comfyhost.text("negative")[0][0], tokens.uncond),
+    ]

@@ -25,22 +25,6 @@ EXACT = 1e-5
 Truth = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-@pytest.fixture
-def spy(pack: Pack, easyref: Any, unet: Any) -> Spy:
-    return Spy(pack, easyref, unet)
-
-
-@pytest.fixture
-def model(pack: Pack, spy: Spy, unet: Any, easyref: Any, tokens: Any) -> Any:
-    """The golden model, steered and watched."""
-    return spy.watch(apply(pack, unet, easyref, tokens))
-
-
-@pytest.fixture
-def truth(tokens: Any) -> Truth:
-    return [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
-
-
 LEFT, RIGHT = (0.5, 1.0, 0.0, 0.0), (0.5, 1.0, 0.5, 0.0)
 CORNER, INNER = (0.75, 0.75, 0.0, 0.0), (0.5, 0.5, 0.0, 0.0)
 

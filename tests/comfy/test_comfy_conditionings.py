@@ -32,22 +32,6 @@ DUAL = "comfy_extras.nodes_custom_sampler.DualCFGGuider"
 Truth = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-@pytest.fixture
-def spy(pack: Pack, easyref: Any, unet: Any) -> Spy:
-    return Spy(pack, easyref, unet)
-
-
-@pytest.fixture
-def model(pack: Pack, spy: Spy, unet: Any, easyref: Any, tokens: Any) -> Any:
-    """The golden model, steered and watched."""
-    return spy.watch(apply(pack, unet, easyref, tokens))
-
-
-@pytest.fixture
-def truth(tokens: Any) -> Truth:
-    return [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
-
-
 def test_both_texts_in_one_call(spy: Spy, model: Any, truth: Truth) -> None:
     predict(model, CFG)
     assert sorted(spy.texts(*(t for t, _ in truth))[0]) == [0, 1]

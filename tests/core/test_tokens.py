@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import easyref_core.tokens
 from easyref_core.adapter import check_tokens
 from easyref_core.checkpoint import AdapterCheckpoint
 from easyref_core.tokens import (
@@ -87,9 +86,9 @@ def test_tensors_that_are_views_can_be_saved(tmp_path: Path) -> None:
     assert torch.equal(load_tokens(save_tokens(made, tmp_path / "t")).cond, made.cond)
 
 
-@pytest.mark.parametrize("step", ["replace", "chmod"])
+@pytest.mark.parametrize("step", [(os, "replace"), (Path, "write_bytes")], ids=lambda s: s[1])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str]
 ) -> None:
     path = save_tokens(tokens(0), tmp_path / "tokens.safetensors")
     before = path.read_bytes()
@@ -97,7 +96,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(easyref_core.tokens.os, step, full)
+    monkeypatch.setattr(*step, full)
     with goldens.refused(path, "cannot be written", "No space left"):
         save_tokens(tokens(1), path)
     assert path.read_bytes() == before
@@ -110,7 +109,7 @@ def test_an_interrupted_write_leaves_nothing(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(easyref_core.tokens.os, "replace", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_tokens(tokens(), tmp_path / "tokens.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,47 @@
+"""Parts of the trainer on their own: the cache, and what a new adapter is made from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from easyref_core.errors import EasyRefError
+from easyref_core.training.base import TensorCache, load_base
+from easyref_core.training.config import Settings
+from easyref_core.training.model import build_model
+
+Make = Callable[..., Settings]
+
+
+def test_caches_of_two_base_models_share_nothing(tmp_path: Path) -> None:
+    def value(base: str, number: float) -> float:
+        made = TensorCache(tmp_path, base).get("key", lambda: {"x": torch.tensor(number)})
+        return float(made["x"])
+
+    assert value("one", 1.0) == 1.0
+    assert value("two", 2.0) == 2.0
+    assert value("one", 3.0) == 1.0
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_an_mllm_that_does_not_fit_its_config_is_refused(
+    settings: Make, training_set, tmp_path: Path, change: str
+) -> None:
+    folder = tmp_path / "mllm"
+    shutil.copytree(training_set.mllm, folder)
+    weights = load_file(folder / "model.safetensors")
+    if change == "missing":
+        del weights["visual.merger.ln_q.weight"]
+    else:
+        weights["visual.merger.ln_x.weight"] = torch.zeros(1)
+    save_file(weights, folder / "model.safetensors")
+    made = settings(model_mllm=str(folder))
+    base = load_base(made.model.base)
+    with pytest.raises(EasyRefError, match=r"visual\.merger\.ln_[qx]\.weight"):
+        build_model(base.unet, made.model, made.optimiser.parts, made.seed)
