@@ -2,8 +2,9 @@
 # needed beforehand. A ComfyUI is looked for and, where there is none, installed by comfy-cli.
 #
 #   make test             code checks and all tests
-#   make demo             one run on small untrained models, shown in demo/out/sheet.png
-#   make thumbnail        the template's picture, from the demo's output
+#   make demo             what small models make of references, shown in demo/out/sheet.png
+#   make demo-check       measure the trained demo models; fails where a bar is missed
+#   make thumbnail        the templates' pictures: each one run on the demo models
 #   make lint | format    code checks only | repair what can be repaired
 #   make clean            remove .venv and all that was made
 #
@@ -19,7 +20,7 @@ NO_COMFYUI := $(VENV)/no-comfyui.txt
 # Idle threads shall sleep: spinning ones make a busy computer ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: test demo thumbnail lint format comfyui clean
+.PHONY: test demo demo-check thumbnail lint format comfyui clean
 
 # The plugin's summary and the reason for a missing ComfyUI come last, where they are seen.
 test: lint comfyui $(VENV)/.transformers-4.57
@@ -30,8 +31,11 @@ demo: comfyui
 	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi
 	@$(PY) -m easyref_core.demo
 
-thumbnail: demo
-	@$(PY) -m easyref_core.demo.thumbnail
+demo-check: $(VENV)/.project
+	@$(PY) -m easyref_core.cli demo-check --out demo/out/check.json
+
+thumbnail: comfyui
+	@$(PY) -m easyref_core.demo.template_pictures
 
 lint: $(VENV)/.project
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

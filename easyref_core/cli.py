@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     encode.add_argument("--prompt", default="", metavar="TEXT")
     encode.add_argument(
-        "--image-size", type=int, default=336, metavar="PIXELS", help="default: %(default)s"
+        "--image-size",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="at which images are read; 0, the default: as the adapter was trained",
     )
     encode.add_argument(
         "--aggregation",
@@ -73,6 +78,59 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--side", type=int, default=128, help="in pixels; default: %(default)s")
     data.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     data.set_defaults(run=_demo_data)
+
+    demo = commands.add_parser(
+        "demo-train", help="train all demo models from nothing (hours on a CPU, minutes on a GPU)"
+    )
+    demo.add_argument("--folder", type=Path, default=Path("runs/demo"), metavar="FOLDER")
+    demo.add_argument("--recipes", type=Path, metavar="FOLDER", help="default: recipes/demo")
+    demo.add_argument("--device", help="default: a GPU where there is one")
+    demo.add_argument(
+        "--only",
+        nargs="+",
+        metavar="PART",
+        help="train these parts only, in this order; 3_averaged and 3_from_scratch are trained "
+        "only when named here, to compare with",
+    )
+    demo.add_argument(
+        "--set", type=Path, metavar="FOLDER", help="write the finished model set there"
+    )
+    demo.set_defaults(run=_demo_train)
+
+    check = commands.add_parser(
+        "demo-check",
+        help="measure demo models on characters they have never seen; exit status 0: every bar "
+        "is met, 1: one is missed, 2: cannot be measured",
+    )
+    check.add_argument(
+        "--set", type=Path, metavar="FOLDER", help="default: the shipped trained set"
+    )
+    check.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="a drawn data set; drawn anew by default"
+    )
+    check.add_argument(
+        "--split",
+        default="held_out",
+        metavar="NAME",
+        help="groups to measure: held_out (default), or training, to choose settings with",
+    )
+    check.add_argument("--judge", type=Path, metavar="FILE", help="default: the set's own")
+    check.add_argument("--identities", type=int, default=160, help="default: %(default)s")
+    check.add_argument("--steps", type=int, help="of the sampling; default: as in the demo")
+    check.add_argument("--cfg", type=float, help="default: as in the demo")
+    check.add_argument(
+        "--compare",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="another adapter to report: stage1, stage2, scratch or averaging; can be repeated",
+    )
+    check.add_argument(
+        "--mllm", type=Path, metavar="FOLDER", help="for a compared adapter that carries no MLLM"
+    )
+    check.add_argument("--device", help="default: a GPU where there is one")
+    check.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    check.set_defaults(run=_demo_check)
 
     train = commands.add_parser("train", help="train an adapter, one stage a recipe")
     train.add_argument("recipe", type=Path, metavar="CONFIG.yaml")
@@ -168,6 +226,54 @@ def _demo_data(options: argparse.Namespace) -> int:
     names = ("groups", "held_out_groups", "pictures", "side", "seed")
     print(write_dataset(options.folder, DatasetOptions(**{n: getattr(options, n) for n in names})))
     return 0
+
+
+def _demo_train(options: argparse.Namespace) -> int:
+    import torch
+
+    from .demo.pretraining.assemble import assemble_set
+    from .demo.train import RECIPES, adapter_of, train_demo, train_part
+
+    device = _device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    recipes = options.recipes or RECIPES
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and len(options.only or ()) != 1:
+        raise EasyRefError("Under torchrun, name one part with --only; start the next one anew.")
+    if options.only:
+        for part in options.only:
+            train_part(part, options.folder, device, recipes)
+    else:
+        train_demo(options.folder, device, recipes)
+    if options.set is not None:
+        adapter = adapter_of(options.folder, "3_multi_reference")
+        size = assemble_set(options.folder, adapter, options.set)
+        print(f"{options.set} ({size / 1e6:.1f} MB)")
+    return 0
+
+
+def _demo_check(options: argparse.Namespace) -> int:
+    try:
+        import torch
+
+        try:
+            import diffusers  # noqa: F401
+        except ImportError as error:
+            raise EasyRefError(
+                "Measuring needs diffusers, which is not installed. Install the extra: "
+                'pip install "easyref[demo]".'
+            ) from error
+        from .demo.judging.command import Request, demo_check, parse_compare
+
+        names = ("data", "split", "judge", "identities", "steps", "cfg", "mllm", "out")
+        request = Request(
+            models=options.set,
+            compare=parse_compare(options.compare),
+            device=_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu")),
+            **{name: getattr(options, name) for name in names},
+        )
+        return demo_check(request)
+    except EasyRefError as error:
+        print(f"easyref: {error}", file=sys.stderr)
+        return 2  # 1 says that a bar is missed
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from .comfy_server import ComfyServer
 from .find_comfyui import comfyui_version
-from .parts import Material, Pictures, Settings
+from .parts import Material, Pictures, Row, RowPictures, Settings
 from .workflow import (
     Graph,
     load_workflow,
     only_node,
     set_inputs,
+    set_prompts,
     use_demo_models,
     with_pictures,
+    with_references,
     without_easyref,
+    without_nodes,
 )
 
-_REFERENCES = ("reference_1.png", "reference_2.png", "reference_3.png")
-_CONTROL = "control.png"
-_EDGES = "edges"
+_CONTROL = "control.png"  # in the shipped workflow
 
 
 def make_pictures(comfyui: Path, material: Material) -> Pictures:
@@ -32,39 +32,44 @@ def make_pictures(comfyui: Path, material: Material) -> Pictures:
     Raises:
         ComfyUIError: the server did not start, or refused a workflow.
     """
-    single = _sized(load_workflow("easyref_character"), material.settings)
-    controlled = _sized(load_workflow("easyref_controlnet"), material.settings)
-    canny = only_node(controlled, "Canny")
-    controlled[_EDGES] = {"class_type": "PreviewImage", "inputs": {"images": [canny, 0]}}
     with (
         tempfile.TemporaryDirectory(prefix="easyref_demo_") as base,
         ComfyServer(comfyui, Path(base)) as server,
     ):
-        _upload(server, material.references, _REFERENCES)
-        others = [f"other_{name}" for name in _REFERENCES]
-        _upload(server, material.others, others)
-        server.upload(_CONTROL, material.control)
-
-        def saved(graph: Graph) -> Image.Image:
-            return server.pictures(server.run(graph), only_node(graph, "SaveImage"))[0]
-
-        prompt_only = saved(without_easyref(single))
-        easyref = saved(single)
-        renamed = dict(zip(_REFERENCES, others, strict=True))
-        other = saved(with_pictures(single, renamed))
-        run = server.run(controlled)
-        with_control = server.pictures(run, only_node(controlled, "SaveImage"))[0]
-        edges = server.pictures(run, _EDGES)[0]
-    version = comfyui_version(comfyui)
-    return Pictures(prompt_only, easyref, other, with_control, edges, f"ComfyUI {version}")
+        rows = tuple(_make_row(server, row, material.settings) for row in material.rows)
+    return Pictures(rows, f"ComfyUI {comfyui_version(comfyui)}")
 
 
-def _sized(graph: Graph, settings: Settings) -> Graph:
-    graph = use_demo_models(graph)
-    graph = set_inputs(graph, "EmptyLatentImage", width=settings.side, height=settings.side)
-    return set_inputs(graph, "KSampler", steps=settings.steps)
-
-
-def _upload(server: ComfyServer, pictures: Sequence[Image.Image], names: Sequence[str]) -> None:
-    for name, picture in zip(names, pictures, strict=True):
+def _make_row(server: ComfyServer, row: Row, settings: Settings) -> RowPictures:
+    names = [f"{row.name}_{number}.png" for number in range(1, len(row.references) + 1)]
+    for name, picture in zip(names, row.references, strict=True):
         server.upload(name, picture)
+    outline = server.upload(f"{row.name}_outline.png", row.outline)
+
+    single = _prepared("easyref_character", names, row, settings)
+    controlled = _prepared("easyref_controlnet", names, row, settings)
+    # The outline is drawn already.
+    controlled = without_nodes(controlled, "Canny", "image")
+    controlled = set_inputs(
+        controlled, "ControlNetApplyAdvanced", strength=settings.control_strength
+    )
+    controlled = with_pictures(controlled, {_CONTROL: outline})
+
+    def saved(graph: Graph) -> Image.Image:
+        return server.pictures(server.run(graph), only_node(graph, "SaveImage"))[0]
+
+    return RowPictures(
+        prompt_only=saved(without_easyref(single)),
+        easyref=saved(single),
+        controlled=saved(controlled),
+        averaged=saved(set_inputs(single, "EasyRefEncode", aggregation="average")),
+    )
+
+
+def _prepared(workflow: str, references: list[str], row: Row, settings: Settings) -> Graph:
+    """A shipped workflow with the demo's models, pictures, texts and settings."""
+    graph = use_demo_models(load_workflow(workflow))
+    graph = with_references(graph, references)
+    graph = set_prompts(graph, row.prompt, settings.negative)
+    graph = set_inputs(graph, "EmptyLatentImage", width=settings.side, height=settings.side)
+    return set_inputs(graph, "KSampler", seed=settings.seed, steps=settings.steps, cfg=settings.cfg)

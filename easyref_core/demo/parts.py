@@ -1,94 +1,100 @@
-"""What the demo starts from and what it makes, whichever program makes it."""
+"""What the demo starts from and what it makes, whichever program makes it.
+
+A program (`comfy_backend`, `diffusers_backend`) has one entry, `make_pictures`: it takes a
+`Material` and returns `Pictures`, one `RowPictures` for each `Row` in the same order. For a row it
+makes four pictures from the same noise, seed `settings.seed`, of `settings.side` pixels:
+
+    prompt_only   the base model alone: no adapter, no LoRA, the row's prompt
+    easyref       the row's references and prompt, read together (aggregation "easyref")
+    controlled    the same tokens; the ControlNet sees the row's outline, as it is, no edge finder
+    averaged      each reference read alone, tokens averaged (aggregation "average")
+
+References are read at the size that the adapter's file names. Prompt and negative prompt are
+`row.prompt` and `settings.negative`, and the MLLM reads `row.prompt`, too. The shipped rows come
+from `references.read_rows`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from PIL import Image
-
-from .drawing import FOX, MOUSE, draw_references, meadow
-from .workflow import Graph, load_workflow, only_node
-
-SIDE = 320
-STEPS = 20
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How every picture of the demo is sampled: the shipped workflow's settings, made smaller."""
+    """How every picture of the demo is sampled (DDIM).
 
+    Attributes:
+        negative: empty, as the small base model knows the words of scenes and characters only.
+        side: of the square pictures, in pixels.
+    """
+
+    negative: str = ""
+    seed: int = 1
+    cfg: float = 5.0
+    control_strength: float = 1.0
+    steps: int = 20
+    side: int = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One group of references and what is made of it.
+
+    Attributes:
+        name: short, fit for a folder.
+        kind: "identity", "crowded" (a friend beside the character) or "style".
+        prompt: the scene, or in style groups the shape; never what the references share.
+        references: RGB.
+        outline: white lines on black, `Settings.side` pixels or close to it.
+        facts: attribute -> value that a good result shows, the prompt's part included.
+    """
+
+    name: str
+    kind: str
     prompt: str
-    negative: str
-    seed: int
-    cfg: float
-    control_strength: float
-    steps: int = STEPS
-    side: int = SIDE
+    references: tuple[Image.Image, ...]
+    outline: Image.Image
+    facts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Material:
-    """The demo's inputs.
+    """The demo's inputs."""
 
-    Attributes:
-        references: one character in pictures of different sizes.
-        others: another character, likewise.
-        control: a picture whose edges steer the composition.
-    """
+    rows: tuple[Row, ...]
+    settings: Settings = field(default_factory=Settings)
 
-    references: list[Image.Image]
-    others: list[Image.Image]
-    control: Image.Image
-    settings: Settings
+
+@dataclass(frozen=True, eq=False)
+class RowPictures:
+    """A row's results: same prompt, same seed, other conditioning."""
+
+    prompt_only: Image.Image
+    easyref: Image.Image
+    controlled: Image.Image
+    averaged: Image.Image
+
+    def named(self) -> dict[str, Image.Image]:
+        """Name, as files are called, -> picture."""
+        return {
+            "prompt_only": self.prompt_only,
+            "easyref": self.easyref,
+            "easyref_controlnet": self.controlled,
+            "average": self.averaged,
+        }
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The demo's results: same prompt, same seed, other conditioning.
+    """The demo's results.
 
     Attributes:
-        edges: what the ControlNet saw.
+        rows: one for each row of the material.
         made_by: the program and its version.
     """
 
-    prompt_only: Image.Image
-    easyref: Image.Image
-    others: Image.Image
-    controlled: Image.Image
-    edges: Image.Image
+    rows: tuple[RowPictures, ...]
     made_by: str
-
-    def named(self) -> dict[str, Image.Image]:
-        """File name without ending -> picture."""
-        return {
-            "prompt_only": self.prompt_only,
-            "easyref": self.easyref,
-            "easyref_other_references": self.others,
-            "easyref_controlnet": self.controlled,
-            "edges": self.edges,
-        }
-
-
-def draw_material() -> Material:
-    """Draw the inputs and read the settings from the shipped workflow."""
-    graph = load_workflow("easyref_controlnet")
-    return Material(
-        draw_references(FOX),
-        draw_references(MOUSE),
-        meadow(FOX, 512, 512),
-        settings_of(graph),
-    )
-
-
-def settings_of(graph: Graph) -> Settings:
-    """The sampling settings of the shipped workflow with a ControlNet."""
-    sampler = graph[only_node(graph, "KSampler")]["inputs"]
-    control = graph[only_node(graph, "ControlNetApplyAdvanced")]["inputs"]
-    texts = [n["inputs"]["text"] for n in graph.values() if n["class_type"] == "CLIPTextEncode"]
-    return Settings(
-        prompt=graph[only_node(graph, "PrimitiveStringMultiline")]["inputs"]["value"],
-        negative=next(text for text in texts if isinstance(text, str)),
-        seed=sampler["seed"],
-        cfg=sampler["cfg"],
-        control_strength=control["strength"],
-    )

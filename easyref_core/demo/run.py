@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import EasyRefError
 from .comfy_backend import make_pictures as make_with_comfyui
 from .find_comfyui import PACK, find_comfyui
-from .parts import Material, Pictures, draw_material
+from .parts import Material, Pictures
+from .readings import RowReadings, attribute_table, read_results
+from .references import read_rows
 from .sheet import draw_sheet
 from .tiny import TRAINED_SET, is_trained
 
@@ -17,16 +20,22 @@ OUT = PACK / "demo" / "out"
 
 
 def main() -> int:
-    """Make the pictures and the sheet; returns the exit status."""
+    """Make the pictures, the sheet and the table; returns the exit status."""
     start = time.monotonic()
+    trained = is_trained(TRAINED_SET)
     try:
-        material = draw_material()
-        sheet = write_results(material, _make_pictures(material), OUT)
+        # Noise looks the same in every row.
+        material = Material(read_rows() if trained else read_rows()[:1])
+        pictures = _make_pictures(material)
+        readings = read_results(material, pictures) if trained else None
+        sheet = write_results(material, pictures, OUT, trained, readings)
     except EasyRefError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
+    if readings is not None:
+        print(f"\n{attribute_table(material, readings)}\n")
     print(f"{sheet} ({time.monotonic() - start:.0f} seconds)")
-    if not is_trained(TRAINED_SET):
+    if not trained:
         print(
             "The demo models are untrained: the results are noise, which shows that the path "
             "works and that the references change the picture, nothing more."
@@ -45,15 +54,22 @@ def _make_pictures(material: Material) -> Pictures:
     return make_with_diffusers(material)
 
 
-def write_results(material: Material, pictures: Pictures, folder: Path) -> Path:
-    """Write all parts and the sheet; returns the sheet's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stem, group in (("reference", material.references), ("other", material.others)):
-        for number, picture in enumerate(group, 1):
-            picture.save(folder / f"{stem}_{number}.png")
-    material.control.save(folder / "control.png")
-    for name, picture in pictures.named().items():
-        picture.save(folder / f"{name}.png")
+def write_results(
+    material: Material,
+    pictures: Pictures,
+    folder: Path,
+    trained: bool,
+    readings: Sequence[RowReadings] | None = None,
+) -> Path:
+    """Write the sheet and, in a folder for each row, its parts; returns the sheet's path."""
+    for row, made in zip(material.rows, pictures.rows, strict=True):
+        parts = folder / row.name
+        parts.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(row.references, 1):
+            picture.save(parts / f"reference_{number}.png")
+        row.outline.save(parts / "outline.png")
+        for name, picture in made.named().items():
+            picture.save(parts / f"{name}.png")
     path = folder / "sheet.png"
-    draw_sheet(material, pictures, is_trained(TRAINED_SET)).save(path)
+    draw_sheet(material, pictures, trained, readings).save(path)
     return path

@@ -1,184 +1,176 @@
-"""The demo's result as one picture: references beside what came of them, with labels."""
+"""The demo's result as one picture: a row for each group, its references and what came of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageStat
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat
 
 from .canvas import Colour
-from .parts import Material, Pictures
+from .parts import Material, Pictures, Row, RowPictures
+from .readings import RowReadings, summary
 
 _PAPER: Colour = (250, 248, 244)
-_CARD: Colour = (255, 255, 255)
-_LINE: Colour = (226, 220, 210)
+_LINE: Colour = (222, 216, 206)
 _INK: Colour = (44, 42, 48)
-_GREY: Colour = (122, 116, 112)
+_GREY: Colour = (112, 106, 102)
 _ACCENT: Colour = (34, 139, 141)
 
-_MARGIN = 40
-_GAP = 24
-_TILE = 320
-_HEADER = 112
-_LABEL = 64
-_STRIP = 84
-_FOOTER = 56
+_MARGIN = 48
+_GAP = 20
+_TILE = 256  # twice the demo's pictures
+_SMALL_GAP = 8
+_HEADER = 124
+_HEADINGS = 66
+_CAPTION = 44
+_NOTE = 30
+_BETWEEN = 22  # rows
+_FOOTER = 72
+
+_NARROW = (_TILE - _SMALL_GAP) // 2
+
+# Heading, the line below it, width.
+_COLUMNS = (
+    ("References", "all that EasyRef is given", _TILE),
+    ("Prompt only", "the same model without EasyRef", _TILE),
+    ("EasyRef", "references read together", _TILE),
+    ("Outline", "for the ControlNet", _NARROW),
+    ("EasyRef + ControlNet", "composition from the outline", _TILE),
+    ("Averaged", "each reference read alone", _TILE),
+)
+_OUTLINE = 3
+# Column of each of `RowPictures.named`.
+_PLACES = {"prompt_only": 1, "easyref": 2, "easyref_controlnet": 4, "average": 5}
+_KINDS = {
+    "identity": "One character",
+    "crowded": "One character, a friend in every reference",
+    "style": "One style",
+}
 
 
-@dataclass(frozen=True)
-class Column:
-    """One result with what it was made from.
+def draw_sheet(
+    material: Material,
+    pictures: Pictures,
+    trained: bool,
+    readings: Sequence[RowReadings] | None = None,
+) -> Image.Image:
+    """Compose the sheet.
 
-    Attributes:
-        note: the line below the label.
-        inputs: small pictures below the result.
-        text: shown there where there are no pictures.
+    Args:
+        readings: what the judge sees, by row; without it the notes say how far each picture is
+            away from the one that the prompt alone gives.
     """
-
-    label: str
-    note: str
-    picture: Image.Image
-    inputs: Sequence[Image.Image] = field(default=())
-    text: str = ""
-
-
-def draw_sheet(material: Material, pictures: Pictures, trained: bool) -> Image.Image:
-    """Compose the sheet."""
-    settings = material.settings
-    plain, easyref = pictures.prompt_only, pictures.easyref
-    # Thicker lines, to be seen at this size.
-    edges = pictures.edges.convert("RGB").filter(ImageFilter.MaxFilter(5))
-    columns = [
-        Column("Prompt only", "no EasyRef", plain, text=f"“{settings.prompt}”"),
-        Column(
-            "EasyRef",
-            f"{_difference(easyref, plain)} away from prompt only",
-            easyref,
-            material.references,
-        ),
-        Column(
-            "EasyRef, other references",
-            f"{_difference(pictures.others, easyref)} away from EasyRef",
-            pictures.others,
-            material.others,
-        ),
-        Column(
-            "EasyRef + ControlNet",
-            f"{_difference(pictures.controlled, easyref)} away from EasyRef",
-            pictures.controlled,
-            [*material.references, edges],
-        ),
-    ]
-    count = len(columns) + 1
-    width = 2 * _MARGIN + count * _TILE + (count - 1) * _GAP
-    top = _HEADER + _LABEL
-    height = top + _TILE + _GAP // 2 + _STRIP + _FOOTER
+    row_height = _CAPTION + _TILE + _NOTE + _BETWEEN
+    width = _column(len(_COLUMNS)) - _GAP + _MARGIN
+    top = _HEADER + _HEADINGS
+    height = top + len(material.rows) * row_height + _FOOTER
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, 28), "EasyRef for ComfyUI", _INK, _font(36))
-    made = f"one run on the demo models, made by {pictures.made_by}"
-    draw.text((_MARGIN, 74), made, _GREY, _font(18))
+    _header(draw, width, trained)
+    for number, row in enumerate(material.rows):
+        reading = readings[number] if readings is not None else None
+        y = top + number * row_height
+        _row(sheet, draw, y, row, pictures.rows[number], reading)
+    draw.line((_MARGIN, height - _FOOTER, width - _MARGIN, height - _FOOTER), _LINE, 2)
+    for line, text in enumerate(_footer(material, pictures, trained, readings is not None)):
+        draw.text((_MARGIN, height - _FOOTER + 14 + 24 * line), text, _GREY, _font(16))
+    return sheet
+
+
+def fact_words(row: Row) -> str:
+    """What the references share, in words."""
+    facts = row.facts
+    if row.kind == "style":
+        return f"{facts['first']} and {facts['second']} {facts['pattern']} on {facts['ground']}"
+    pattern = [] if facts["pattern"] == "plain" else [facts["pattern"]]
+    eyes = "a single eye" if facts["eyes"] == "single" else f"{facts['eyes']} eyes"
+    return ", ".join([f"{facts['colour']} {facts['shape']}", *pattern, eyes, facts["accessory"]])
+
+
+def _header(draw: ImageDraw.ImageDraw, width: int, trained: bool) -> None:
+    draw.text((_MARGIN, 34), "EasyRef for ComfyUI", _INK, _font(38))
+    line = "Each row: four references, one prompt that does not describe them, one seed."
+    draw.text((_MARGIN, 84), line, _GREY, _font(18))
     if not trained:
-        _badge(draw, width - _MARGIN, 36, "untrained models: the results are noise")
+        text = "untrained models: the results are noise"
+        left = width - _MARGIN - draw.textlength(text, _font(18)) - 36
+        draw.rounded_rectangle((left, 38, width - _MARGIN, 78), 20, (250, 228, 204))
+        draw.text((left + 18, 58), text, (140, 80, 24), _font(18), anchor="lm")
+    for column, (label, note, wide) in enumerate(_COLUMNS):
+        x = _column(column)
+        line_colour = _ACCENT if column in _PLACES.values() else _LINE
+        draw.rectangle((x, _HEADER, x + wide, _HEADER + 2), line_colour)
+        draw.text((x, _HEADER + 12), label, _INK, _font(21))
+        draw.text((x, _HEADER + 38), note, _GREY, _font(15))
 
-    x = _MARGIN
-    _label(draw, x, "References", "one character, three sizes")
-    box = (_TILE, _TILE + _GAP // 2 + _STRIP)
-    sheet.paste(collage(material.references, box), (x, top))
-    for column in columns:
-        x += _TILE + _GAP
-        _label(draw, x, column.label, column.note)
-        sheet.paste(column.picture.resize((_TILE, _TILE), Image.Resampling.LANCZOS), (x, top))
-        strip = (x, top + _TILE + _GAP // 2, x + _TILE, top + _TILE + _GAP // 2 + _STRIP)
-        draw.rounded_rectangle(strip, 8, _CARD, _LINE)
-        if column.inputs:
-            _row(sheet, strip, column.inputs)
-        else:
-            _paragraph(draw, strip, column.text)
-    line = (
-        f"same seed ({settings.seed}) for all, {settings.steps} steps, CFG {settings.cfg:g}, "
-        f"{settings.side}x{settings.side} pixels"
+
+def _row(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    y: int,
+    row: Row,
+    pictures: RowPictures,
+    readings: RowReadings | None,
+) -> None:
+    """Caption, references as a block, results with a note below each."""
+    base = y + _CAPTION - 14
+    prompt = f"“{row.prompt}”"
+    draw.text((_MARGIN, base), prompt, _INK, _font(20), anchor="ls")
+    beside = _MARGIN + draw.textlength(prompt, _font(20)) + 24
+    draw.text((beside, base), f"shared: {fact_words(row)}", _GREY, _font(16), anchor="ls")
+    right = sheet.width - _MARGIN
+    draw.text((right, base), _KINDS[row.kind], _ACCENT, _font(16), anchor="rs")
+    top = y + _CAPTION
+    _block(sheet, (_MARGIN, top), row.references)
+    middle = top + (_TILE - _NARROW) // 2
+    sheet.paste(_sized(row.outline, _NARROW), (_column(_OUTLINE), middle))
+    for name, picture in pictures.named().items():
+        x = _column(_PLACES[name])
+        sheet.paste(_sized(picture, _TILE), (x, top))
+        note = _difference(picture, pictures.prompt_only)
+        if readings is not None:
+            note = summary(readings[name])
+        elif picture is pictures.prompt_only:
+            note = "no references"
+        draw.text((x, top + _TILE + 20), note, _GREY, _font(15), anchor="ls")
+
+
+def _block(sheet: Image.Image, corner: tuple[int, int], pictures: Sequence[Image.Image]) -> None:
+    """Up to four pictures in two columns, as large as one result."""
+    step = _NARROW + _SMALL_GAP
+    for number, picture in enumerate(pictures[:4]):
+        down, right = divmod(number, 2)
+        sheet.paste(_sized(picture, _NARROW), (corner[0] + right * step, corner[1] + down * step))
+
+
+def _footer(material: Material, pictures: Pictures, trained: bool, judged: bool) -> tuple[str, str]:
+    settings = material.settings
+    held_out = "No training picture shows these characters and this style. " if trained else ""
+    notes = "how many attributes the judge network reads as wanted"
+    if not judged:
+        notes = "how far a picture's levels are from the prompt alone, in percent of their range"
+    return (
+        f"Made by {pictures.made_by}: DDIM, {settings.steps} steps, CFG {settings.cfg:g}, seed "
+        f"{settings.seed} for every picture, ControlNet strength {settings.control_strength:g}, "
+        f"{settings.side} x {settings.side} pixels, shown at {_TILE / settings.side:g} times that.",
+        f"{held_out}Below each picture: {notes}.",
     )
-    draw.text((_MARGIN, height - 36), line, _GREY, _font(16))
-    return sheet
 
 
-def collage(pictures: Sequence[Image.Image], box: tuple[int, int], gap: int = 8) -> Image.Image:
-    """Three pictures filling a box's width: the first alone, the others beside each other below.
-
-    Shapes are kept; what the box leaves over is paper.
-    """
-    first, second, third = pictures
-    sheet = Image.new("RGB", box, _PAPER)
-    top = round(box[0] * first.height / first.width)
-    shapes = second.width / second.height + third.width / third.height
-    bottom = round((box[0] - gap) / shapes)
-    scale = min(1.0, box[1] / (top + gap + bottom))
-    left = round(box[0] * (1 - scale) / 2)
-    top, bottom, gap = round(top * scale), round(bottom * scale), round(gap * scale)
-    above = _high(first, top)
-    sheet.paste(above, (left, 0))
-    beside = _high(second, bottom)
-    sheet.paste(beside, (left, top + gap))
-    sheet.paste(_high(third, bottom), (left + beside.width + gap, top + gap))
-    return sheet
+def _column(number: int) -> int:
+    """Where a column begins."""
+    return _MARGIN + sum(wide + _GAP for _, _, wide in _COLUMNS[:number])
 
 
-def _high(picture: Image.Image, height: int) -> Image.Image:
-    width = round(picture.width * height / picture.height)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+def _sized(picture: Image.Image, side: int) -> Image.Image:
+    return picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
 
 
 def _difference(first: Image.Image, second: Image.Image) -> str:
     """Mean difference of the levels, in percent of their range."""
     levels = ImageStat.Stat(ImageChops.difference(first.convert("RGB"), second.convert("RGB")))
-    return f"{sum(levels.mean) / len(levels.mean) / 255:.1%}"
+    return f"{sum(levels.mean) / len(levels.mean) / 255:.1%} from prompt only"
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
-
-
-def _label(draw: ImageDraw.ImageDraw, x: int, label: str, note: str) -> None:
-    draw.rectangle((x, _HEADER + 2, x + 28, _HEADER + 5), _ACCENT)
-    draw.text((x, _HEADER + 10), label, _INK, _font(22))
-    draw.text((x, _HEADER + 37), note, _GREY, _font(15))
-
-
-def _badge(draw: ImageDraw.ImageDraw, right: int, y: int, text: str) -> None:
-    width = draw.textlength(text, _font(18)) + 32
-    draw.rounded_rectangle((right - width, y, right, y + 38), 19, (250, 228, 204))
-    draw.text((right - width + 16, y + 8), text, (140, 80, 24), _font(18))
-
-
-def _row(
-    sheet: Image.Image, box: tuple[int, int, int, int], pictures: Sequence[Image.Image]
-) -> None:
-    """Small pictures side by side in the middle of a box."""
-    gap, pad = 8, 8
-    shapes = sum(p.width / p.height for p in pictures)
-    room = box[2] - box[0] - 2 * pad - gap * (len(pictures) - 1)
-    height = int(min(box[3] - box[1] - 2 * pad, room / shapes))
-    small = [_high(picture, height) for picture in pictures]
-    x = (box[0] + box[2] - sum(p.width for p in small) - gap * (len(small) - 1)) // 2
-    y = (box[1] + box[3] - height) // 2
-    for picture in small:
-        sheet.paste(picture, (x, y))
-        x += picture.width + gap
-
-
-def _paragraph(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], text: str) -> None:
-    """Text broken into lines, in the middle of a box."""
-    font, room = _font(15), box[2] - box[0] - 24
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if draw.textlength(longer, font) <= room:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    y = (box[1] + box[3] - 20 * len(lines)) / 2
-    for number, line in enumerate(lines):
-        x = (box[0] + box[2] - draw.textlength(line, font)) / 2
-        draw.text((x, y + 20 * number), line, _INK, font)

@@ -1,22 +1,18 @@
-"""The template's picture in ComfyUI's workflow browser, from the demo's output.
-
-python -m easyref_core.demo.thumbnail     after `make demo`; writes workflows/*.jpg
-"""
+"""A template's picture in ComfyUI's workflow browser: references, an arrow, what came of them."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ..errors import EasyRefError
-from ..pictures import open_picture
 from .canvas import Colour
-from .run import OUT
-from .workflow import WORKFLOWS
 
-_SIZE = (768, 576)
+_SIZE = (768, 576)  # in which everything is placed
+_FINISHED = (640, 480)
+_QUALITY = 84
 _OVERSAMPLING = 2
 _TOP: Colour = (233, 244, 241)
 _BOTTOM: Colour = (251, 240, 226)
@@ -26,22 +22,35 @@ _RADIUS = 14
 _BORDER = 7
 
 
-def draw_thumbnail(references: list[Image.Image], result: Image.Image) -> Image.Image:
-    """Reference cards on the left, an arrow, the result on the right."""
+# How many references -> centre, height and angle of each; later ones lie on top.
+_PLACES = {
+    2: (((124, 150), 184, 6.0), ((248, 314), 200, -4.0)),
+    3: (((118, 140), 172, 7.0), ((276, 158), 150, -6.0), ((186, 322), 196, 3.0)),
+    4: (
+        ((108, 126), 150, 5.0),
+        ((280, 128), 150, -5.0),
+        ((106, 324), 150, -4.0),
+        ((278, 322), 150, 5.0),
+    ),
+}
+
+
+def draw_thumbnail(
+    references: Sequence[Image.Image], result: Image.Image, title: str, caption: str
+) -> Image.Image:
+    """Reference cards on the left, an arrow, the result on the right, two lines of text below.
+
+    Args:
+        references: two to four.
+    """
     scale = _OVERSAMPLING
     width, height = (side * scale for side in _SIZE)
     gradient = Image.new("RGB", (1, 2))
     gradient.putdata([_TOP, _BOTTOM])
     sheet = gradient.resize((width, height), Image.Resampling.BILINEAR)
-    first, second, third = references
-    # Later ones lie on top.
-    for picture, centre, picture_height, angle in (
-        (second, (106, 150), 214, 7.0),
-        (third, (272, 156), 168, -6.0),
-        (first, (188, 326), 196, 3.0),
-        (result, (597, 238), 288, 0.0),
-    ):
-        card = _card(picture, picture_height * scale)
+    places = (*_PLACES[len(references)], ((597, 238), 288, 0.0))
+    for picture, (centre, side, angle) in zip((*references, result), places, strict=True):
+        card = _card(picture, side * scale)
         _drop(sheet, card, (centre[0] * scale, centre[1] * scale), angle)
     draw = ImageDraw.Draw(sheet)
     y, left, right = 238 * scale, 376 * scale, 408 * scale
@@ -50,12 +59,12 @@ def draw_thumbnail(references: list[Image.Image], result: Image.Image) -> Image.
     draw.polygon([(right, y - tip), (right + tip * 1.3, y), (right, y + tip)], _ACCENT)
     draw.ellipse((left - 4 * scale, y - 4 * scale, left + 4 * scale, y + 4 * scale), _ACCENT)
     for text, size, x, base in (
-        ("EasyRef", 44, 40, 492),
-        ("one character, any scene: SDXL with reference pictures", 20, 42, 542),
+        (title, 42, 40, 488),
+        (caption, 24, 42, 540),
     ):
         font = ImageFont.load_default(size * scale)
         draw.text((x * scale, base * scale), text, _INK, font, anchor="lm")
-    return sheet.resize(_SIZE, Image.Resampling.LANCZOS)
+    return sheet.resize(_FINISHED, Image.Resampling.LANCZOS)
 
 
 def _card(picture: Image.Image, height: int) -> Image.Image:
@@ -86,25 +95,21 @@ def _drop(sheet: Image.Image, card: Image.Image, centre: tuple[int, int], angle:
     sheet.paste(turned, (x, y), turned)
 
 
-def write_thumbnail(parts: Path, target: Path) -> Path:
-    """Draw the thumbnail from a folder of the demo's parts.
+def write_thumbnail(
+    references: Sequence[Image.Image],
+    result: Image.Image,
+    title: str,
+    caption: str,
+    target: Path,
+) -> Path:
+    """Draw a thumbnail into a JPEG file; see `draw_thumbnail`.
 
     Raises:
-        EasyRefError: a part is missing.
+        EasyRefError: the file cannot be written.
     """
-    references = [open_picture(parts / f"reference_{number}.png") for number in (1, 2, 3)]
-    draw_thumbnail(references, open_picture(parts / "easyref.png")).save(target, quality=88)
-    return target
-
-
-def main() -> int:
+    drawn = draw_thumbnail(references, result, title, caption)
     try:
-        print(write_thumbnail(OUT, WORKFLOWS / "easyref_character.jpg"))
-    except EasyRefError as error:
-        print(f"{error} Run the demo first.", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        drawn.save(target, quality=_QUALITY, optimize=True, progressive=True)
+    except OSError as error:
+        raise EasyRefError(f"{target} cannot be written: {error}") from error
+    return target

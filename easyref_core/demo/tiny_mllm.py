@@ -59,11 +59,31 @@ def write_mllm(directory: Path, seed: int) -> tuple[dict[str, Any], dict[str, to
     Returns:
         The configuration and the float32 weights by name; the adapter is made to fit them.
     """
-    vocabulary, merges = _vocabulary()
-    special = {token: len(vocabulary) + index for index, token in enumerate(SPECIAL_TOKENS)}
-    config = _model_config(special, len(vocabulary) + len(special))
+    config = write_mllm_settings(directory)
     weights = mllm_weights(config, seed)
     write_tensors(directory / "model.safetensors", weights)
+    return config, weights
+
+
+def write_mllm_settings(
+    directory: Path,
+    words: Iterable[str] = (),
+    sizes: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write everything but the weights: configuration, tokenizer and image settings.
+
+    Args:
+        words: that become one token each, beside those of EasyRef's own prompt.
+        sizes, vision: entries of `config.json` and its `vision_config` that differ.
+
+    Returns:
+        The configuration.
+    """
+    vocabulary, merges = _vocabulary(dict.fromkeys((*_WORDS, *words)))
+    special = {token: len(vocabulary) + index for index, token in enumerate(SPECIAL_TOKENS)}
+    config = _model_config(special, len(vocabulary) + len(special)) | dict(sizes or {})
+    config["vision_config"] |= {"hidden_size": config["hidden_size"], **(vision or {})}
     write_json(directory / "config.json", config)
     write_json(
         directory / "generation_config.json",
@@ -71,7 +91,7 @@ def write_mllm(directory: Path, seed: int) -> tuple[dict[str, Any], dict[str, to
     )
     write_json(directory / "preprocessor_config.json", _image_config())
     _write_tokenizer(directory, vocabulary, merges, special)
-    return config, weights
+    return config
 
 
 def mllm_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
@@ -178,7 +198,7 @@ def _image_config() -> dict[str, Any]:
     }
 
 
-def _byte_symbols() -> list[str]:
+def byte_symbols() -> list[str]:
     """The printable character that byte-level tokenizers write for each of the 256 bytes.
 
     Printable bytes of Latin-1 stand for themselves; the others take the characters from 256 on.
@@ -188,16 +208,16 @@ def _byte_symbols() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _vocabulary(whole: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Token ids and merges: all bytes, then the pieces that build up the words.
 
     Merges are found as byte-pair encoding does: join the most frequent pair, the first one found
     among equals, until every word, with and without a space before it, is a single token.
     """
-    symbols = _byte_symbols()
+    symbols = byte_symbols()
     vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
     space = symbols[ord(" ")]
-    words = [list(start + word) for word in _WORDS for start in ("", space)]
+    words = [list(start + word) for word in whole for start in ("", space)]
     merges: list[tuple[str, str]] = []
     while pairs := Counter(pair for word in words for pair in pairwise(word)):
         pair = max(pairs, key=pairs.__getitem__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import EasyRefError
@@ -14,6 +14,7 @@ Graph = dict[str, dict[str, Any]]
 
 WORKFLOWS = PACK / "workflows"
 DEMO_NODE = "demo"
+_SWITCH = "EasyRefDemoModels"
 
 # Loader -> which output of EasyRef Demo Models stands for each of its outputs.
 _STAND_INS: Mapping[str, tuple[int, ...]] = {
@@ -29,21 +30,47 @@ def load_workflow(name: str) -> Graph:
 
 
 def use_demo_models(graph: Graph) -> Graph:
-    """The same graph with one EasyRef Demo Models node in place of all model loaders."""
+    """The same graph without its model loaders, on the demo models.
+
+    In a template this is what muting the loaders gives: all that stands before EasyRef Demo Models
+    goes, and nothing is connected to it. A graph without this node gets one.
+    """
+    switches = [n for n, node in graph.items() if node["class_type"] == _SWITCH]
+    switch = switches[0] if switches else DEMO_NODE
     outputs = {
         (node_id, slot): stand_in
         for node_id, node in graph.items()
         for slot, stand_in in enumerate(_STAND_INS.get(node["class_type"], ()))
     }
-    replaced = {node_id for node_id, _ in outputs}
-    changed = {node_id: copy.deepcopy(n) for node_id, n in graph.items() if node_id not in replaced}
-    for node in changed.values():
-        for name, value in node["inputs"].items():
-            if isinstance(value, list) and tuple(value) in outputs:
-                node["inputs"][name] = [DEMO_NODE, outputs[tuple(value)]]
-    if replaced:
-        changed[DEMO_NODE] = {"class_type": "EasyRefDemoModels", "inputs": {}}
+    gone = {node_id for node_id, _ in outputs} | _before(graph, switches)
+    changed = {node_id: copy.deepcopy(n) for node_id, n in graph.items() if node_id not in gone}
+    if gone and not switches:
+        changed[switch] = {"class_type": _SWITCH, "inputs": {}}
+    for node_id, node in changed.items():
+        for name, value in [*node["inputs"].items()]:
+            if not _is_link(value) or value[0] not in gone:
+                continue
+            if node_id == switch:
+                del node["inputs"][name]
+            else:
+                node["inputs"][name] = [switch, outputs[tuple(value)]]
     return changed
+
+
+def _before(graph: Graph, nodes: Sequence[str]) -> set[str]:
+    """All nodes whose outputs reach one of these, these left out."""
+    found: set[str] = set()
+    waiting = [*nodes]
+    while waiting:
+        for value in graph[waiting.pop()]["inputs"].values():
+            if _is_link(value) and value[0] not in found:
+                found.add(value[0])
+                waiting.append(value[0])
+    return found
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, list)
 
 
 def only_node(graph: Graph, class_type: str) -> str:
@@ -65,19 +92,62 @@ def set_inputs(graph: Graph, class_type: str, **inputs: Any) -> Graph:
     return changed
 
 
+def set_prompts(graph: Graph, prompt: str, negative: str) -> Graph:
+    """The same graph with other texts."""
+    changed = set_inputs(graph, "PrimitiveStringMultiline", value=prompt)
+    for node in changed.values():
+        # The positive text comes over a link.
+        if node["class_type"] == "CLIPTextEncode" and isinstance(node["inputs"]["text"], str):
+            node["inputs"]["text"] = negative
+    return changed
+
+
 def without_easyref(graph: Graph) -> Graph:
     """The same graph with every EasyRef Apply taken out: what the prompt alone gives."""
-    models = {
-        node_id: node["inputs"]["model"]
+    return without_nodes(graph, "EasyRefApply", "model")
+
+
+def without_nodes(graph: Graph, class_type: str, passed: str) -> Graph:
+    """The same graph without the nodes of a class; their input `passed` goes on in their place."""
+    gone = {
+        node_id: node["inputs"][passed]
         for node_id, node in graph.items()
-        if node["class_type"] == "EasyRefApply"
+        if node["class_type"] == class_type
     }
-    changed = {node_id: copy.deepcopy(n) for node_id, n in graph.items() if node_id not in models}
+    changed = {node_id: copy.deepcopy(n) for node_id, n in graph.items() if node_id not in gone}
     for node in changed.values():
         for name, value in node["inputs"].items():
-            while isinstance(value, list) and value[0] in models:
-                value = models[value[0]]
+            while _is_link(value) and value[0] in gone:
+                value = gone[value[0]]
             node["inputs"][name] = value
+    return changed
+
+
+def with_references(graph: Graph, names: Sequence[str]) -> Graph:
+    """The same graph with these files, as many as there are, in its EasyRef References node."""
+    gathering = only_node(graph, "EasyRefReferences")
+    slots = [name for name in graph[gathering]["inputs"] if name.startswith("image_")]
+    before = {graph[gathering]["inputs"][slot][0] for slot in slots}
+    changed = {node_id: copy.deepcopy(n) for node_id, n in graph.items() if node_id not in before}
+    inputs = changed[gathering]["inputs"]
+    for slot in slots:
+        del inputs[slot]
+    for number, name in enumerate(names, 1):
+        node_id = f"reference_{number}"
+        changed[node_id] = {"class_type": "LoadImage", "inputs": {"image": name}}
+        inputs[f"image_{number}"] = [node_id, 0]
+    return changed
+
+
+def with_gallery(graph: Graph, names: Sequence[str]) -> Graph:
+    """The same graph with these files in each EasyRef References node that has no picture yet."""
+    changed = copy.deepcopy(graph)
+    text = json.dumps({"version": 1, "pictures": [{"file": name} for name in names]})
+    for node in changed.values():
+        if node["class_type"] == "EasyRefReferences" and not any(
+            _is_link(value) for value in node["inputs"].values()
+        ):
+            node["inputs"]["gallery"] = text
     return changed
 
 

@@ -16,6 +16,7 @@ from ..errors import EasyRefError
 STAGES = ("alignment", "single_reference", "multi_reference")
 PARTS = ("final_layers", "projector", "cross_attention", "mllm", "lora")
 CROPS = ("random", "center", "aspect")
+AGGREGATIONS = ("easyref", "average")
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -29,6 +30,8 @@ class ModelSettings:
         mllm: Qwen2-VL directory.
         adapter: EasyRef checkpoint of the stage before; None starts anew.
         reference_tokens, final_layers, lora_rank: of a new adapter.
+        aggregation: "easyref" lets the MLLM read a group together; "average" reads each picture
+            alone and takes the mean of their tokens, to compare with.
     """
 
     base: str
@@ -37,6 +40,7 @@ class ModelSettings:
     reference_tokens: int = 64
     final_layers: int = 1
     lora_rank: int = 128
+    aggregation: str = "easyref"
 
 
 @dataclass(frozen=True)
@@ -139,17 +143,15 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
         EasyRefError: no such file, not YAML, unknown or missing keys (with the nearest known
             one), values of a wrong kind or out of range.
     """
+    return make_settings(read_recipe(path), overrides, str(path))
+
+
+def make_settings(
+    content: dict[str, Any], overrides: Sequence[str] = (), source: str = ""
+) -> Settings:
+    """Settings from a recipe's content; see `load_settings`."""
     import yaml
 
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EasyRefError(f"The recipe {path} cannot be read ({error}).") from error
-    except yaml.YAMLError as error:
-        raise EasyRefError(f"The recipe {path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise EasyRefError(f"The recipe {path} holds no settings. See recipes/ for examples.")
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
@@ -162,9 +164,28 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
         except yaml.YAMLError as error:
             raise EasyRefError(f"{override!r}: the value is not YAML: {error}") from error
         _set(content, name.strip().split("."), value, override)
-    settings = _build(Settings, content, "")
+    settings = build(Settings, content, "")
     _check(settings)
-    return dataclasses.replace(settings, source=str(path))
+    return dataclasses.replace(settings, source=source)
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """A recipe's sections and keys, unchecked.
+
+    Raises:
+        EasyRefError: no such file, or not YAML.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EasyRefError(f"The recipe {path} cannot be read ({error}).") from error
+    except yaml.YAMLError as error:
+        raise EasyRefError(f"The recipe {path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise EasyRefError(f"The recipe {path} holds no settings. See recipes/ for examples.")
+    return content
 
 
 def _set(content: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
@@ -175,8 +196,15 @@ def _set(content: dict[str, Any], keys: list[str], value: Any, override: str) ->
     content[keys[-1]] = value
 
 
-def _build(kind: type, content: Any, where: str) -> Any:
-    """A settings dataclass from plain values, strictly."""
+def build(kind: type, content: Any, where: str) -> Any:
+    """A settings dataclass from plain values, strictly.
+
+    Args:
+        where: names the section in errors, with a dot at its end; empty for a whole recipe.
+
+    Raises:
+        EasyRefError: unknown or missing keys, values of a wrong kind.
+    """
     if not isinstance(content, Mapping):
         raise EasyRefError(f"{where or 'The recipe'} must be a section of keys, not {content!r}.")
     hints = typing.get_type_hints(kind)
@@ -197,15 +225,17 @@ def _build(kind: type, content: Any, where: str) -> Any:
 
 def _value(hint: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, f"{name}.")
+        return build(hint, value, f"{name}.")
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
     if typing.get_origin(hint) is tuple:
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list) or not all(isinstance(i, str) for i in items):
-            raise EasyRefError(f"{name} must be a list of names, not {value!r}.")
+        kind = typing.get_args(hint)[0]
+        items = [value] if isinstance(value, kind) else value
+        if not isinstance(items, list) or not all(type(i) is kind for i in items):
+            what = "names" if kind is str else "numbers"
+            raise EasyRefError(f"{name} must be a list of {what}, not {value!r}.")
         return tuple(items)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
@@ -222,6 +252,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 def _check(settings: Settings) -> None:
     data, optimiser, output = settings.data, settings.optimiser, settings.output
     _one_of("stage", settings.stage, STAGES)
+    _one_of("model.aggregation", settings.model.aggregation, AGGREGATIONS)
     _one_of("data.crop", data.crop, CROPS)
     _one_of("optimiser.precision", optimiser.precision, PRECISIONS)
     for part in optimiser.parts:

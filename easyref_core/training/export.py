@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import BODY
+from ..checkpoint import BODY, IMAGE_SIZE
 from ..errors import EasyRefError
 from ..files import write_atomically
 from .model import TrainedModel, part_of
@@ -47,16 +47,22 @@ def official_state(
     return official_weights
 
 
-def write_whole(state: Mapping[str, torch.Tensor], path: Path) -> None:
+def write_whole(
+    state: Mapping[str, torch.Tensor], path: Path, image_size: int | None = None
+) -> None:
     """Write safetensors so that the file appears whole or not at all.
+
+    Args:
+        image_size: at which the references were read, for whoever uses the adapter.
 
     Raises:
         EasyRefError: the disk is full or not writable; nothing is left behind.
     """
     from safetensors.torch import save_file
 
+    metadata = {"format": "pt"} | ({} if image_size is None else {IMAGE_SIZE: str(image_size)})
     try:
-        write_atomically(path, lambda partial: save_file(dict(state), partial, {"format": "pt"}))
+        write_atomically(path, lambda partial: save_file(dict(state), partial, metadata))
     except Exception as error:  # safetensors reports a full disk as its own exception
         raise EasyRefError(
             f"{path} could not be written ({error}). Earlier checkpoints are intact; free some "

@@ -24,6 +24,7 @@ from .base import Base, TensorCache, load_base
 from .config import Settings
 from .ema import Average
 from .export import official_state, write_whole
+from .kernels import quick_attention
 from .memory import check_fits, estimate_bytes, parameters_by_part
 from .model import Batch, TrainedModel, build_model
 from .preview import batch_sheet, generate, save_picture
@@ -148,7 +149,8 @@ class _Run:
             first = found[0]
             restore(accelerator, model, optimiser, average, found[1])
         self._start_trackers()
-        self._loop(model, optimiser, average, first, on_step)
+        with quick_attention(accelerator.device):
+            self._loop(model, optimiser, average, first, on_step)
         whole = gathered(accelerator, model)
         if accelerator.is_main_process:
             self._export(whole, average)
@@ -272,7 +274,7 @@ class _Run:
         )
 
     def _latent(self, sample: Sample) -> torch.Tensor:
-        key = f"latent {sample.record} {tuple(sample.target.shape)} {sample.time_ids}"
+        key = f"latent {sample.source} {tuple(sample.target.shape)} {sample.time_ids}"
         # A cached latent must not depend on which sample needed it first.
         number = zlib.crc32(key.encode()) if self.settings.data.cache else sample.position
         generator = noise_generator(self.settings.seed + 1, number)
@@ -334,14 +336,17 @@ class _Run:
                 import numpy as np
 
                 tracker.writer.add_image("validation", np.asarray(picture), step, dataformats="HWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({"validation": [picture]}, step=step)
 
     def _export(self, whole: dict[str, torch.Tensor] | None, average: Average | None) -> None:
         folder, parts = Path(self.settings.output.folder), self.settings.optimiser.parts
+        size = self.settings.data.image_size
         self.summary.exported = folder / "easyref.safetensors"
-        write_whole(official_state(self.model, parts, whole), self.summary.exported)
+        write_whole(official_state(self.model, parts, whole), self.summary.exported, size)
         if average is not None:
             state = official_state(self.model, parts, replaced=average.weights)
-            write_whole(state, folder / "easyref_ema.safetensors")
+            write_whole(state, folder / "easyref_ema.safetensors", size)
 
 
 class _Bar:

@@ -57,17 +57,33 @@ class TrainedModel(nn.Module):
     """Encoder and UNet with adapter; calling it gives the loss of each sample."""
 
     def __init__(
-        self, unet: UNet2DConditionModel, encoder: EasyRefEncoder, tokenizer: PromptTokenizer
+        self,
+        unet: UNet2DConditionModel,
+        encoder: EasyRefEncoder,
+        tokenizer: PromptTokenizer,
+        average: bool = False,
     ) -> None:
         super().__init__()
         self.unet = unet
         self.encoder = encoder
         self._tokenizer = tokenizer
+        self._average = average
 
     def tokens(
         self, references: Sequence[Sequence[Patches]], captions: Sequence[str]
     ) -> torch.Tensor:
         """Reference tokens [B, N, W] of a batch of groups."""
+        if self._average:
+            alone = [[picture] for group in references for picture in group]
+            repeated = [c for g, c in zip(references, captions, strict=True) for _ in g]
+            tokens = self._read(alone, repeated).split([len(group) for group in references])
+            return torch.stack([of_group.mean(0) for of_group in tokens])
+        return self._read(references, captions)
+
+    def _read(
+        self, references: Sequence[Sequence[Patches]], captions: Sequence[str]
+    ) -> torch.Tensor:
+        """Tokens [B, N, W] of groups that are each read together."""
         device = self.encoder.mllm_final_layer.reference_tokens.device
         everything = [picture for group in references for picture in group]
         seen = iter(self.encoder.see_all(everything, device))
@@ -131,7 +147,7 @@ def build_model(
             _check_sizes(settings, checkpoint)
             attach_adapter(unet, checkpoint, new_lora_rank=settings.lora_rank)
             encoder = plan_encoder(checkpoint, settings.mllm).build()
-    model = TrainedModel(unet, encoder, tokenizer)
+    model = TrainedModel(unet, encoder, tokenizer, settings.aggregation == "average")
     for name, parameter in model.named_parameters():
         trained = part_of(model.official_name(name)) in parts
         parameter.requires_grad_(trained)

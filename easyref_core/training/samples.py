@@ -38,6 +38,7 @@ class Sample:
     Attributes:
         position: in the walk; seeds its noise and timestep.
         record: name of the record it was made from.
+        source: where its target's picture is.
         target: [3, H, W] in -1..1.
         time_ids: SDXL's six size numbers.
         text: caption, empty where dropped.
@@ -47,6 +48,7 @@ class Sample:
 
     position: int
     record: str
+    source: str
     target: torch.Tensor
     time_ids: tuple[int, ...]
     text: str
@@ -127,6 +129,7 @@ def make_sample(record: Record, settings: DataSettings, seed: int, position: int
     return Sample(
         position,
         record.name,
+        str(record.target),
         _pixels(target.picture),
         target.time_ids,
         "" if drop_text or drop_both else text,

@@ -72,13 +72,14 @@ def save_state(
             accelerator.save_state(str(temporary / "sharded"))
         if accelerator.is_main_process:
             own = accelerator.unwrap_model(model)
-            parts = settings.optimiser.parts
-            write_whole(official_state(own, parts, whole), temporary / "easyref.safetensors")
+            parts, size = settings.optimiser.parts, settings.data.image_size
+            weights = official_state(own, parts, whole)
+            write_whole(weights, temporary / "easyref.safetensors", size)
             if whole is None:
                 torch.save(optimiser.state_dict(), temporary / "optimiser.pt")
             if average is not None:
                 averaged = official_state(own, parts, replaced=average.weights)
-                write_whole(averaged, temporary / "easyref_ema.safetensors")
+                write_whole(averaged, temporary / "easyref_ema.safetensors", size)
             state = {"step": step, "settings": dataclasses.asdict(settings)}
             (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
         accelerator.wait_for_everyone()

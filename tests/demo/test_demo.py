@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
+from easyref_core.demo import readings, run
 from easyref_core.demo.comfy_client import ComfyUIError
 from easyref_core.demo.comfy_server import ComfyServer
-from easyref_core.demo.drawing import FOX, MOUSE, draw_references
-from easyref_core.demo.parts import Pictures, draw_material
-from easyref_core.demo.run import write_results
+from easyref_core.demo.dataset.characters import ATTRIBUTES, Identity
+from easyref_core.demo.dataset.groups import Style
+from easyref_core.demo.dataset.splits import identities, styles
+from easyref_core.demo.judging.judge import Judge, Reading, save_judge
+from easyref_core.demo.parts import Material, Pictures, Row, RowPictures, Settings
+from easyref_core.demo.readings import attribute_table, summary
+from easyref_core.demo.references import GROUPS, Group, draw_row, read_rows
+from easyref_core.demo.sheet import fact_words
+from easyref_core.demo.template_pictures import SCENES
 from easyref_core.demo.thumbnail import write_thumbnail
 from easyref_core.demo.workflow import (
     DEMO_NODE,
     Graph,
     load_workflow,
+    only_node,
     set_inputs,
+    set_prompts,
     use_demo_models,
+    with_references,
     without_easyref,
+    without_nodes,
 )
+from easyref_core.demo.workflow import WORKFLOWS as FOLDER
 from easyref_core.errors import EasyRefError
 
-WORKFLOWS = (
-    "easyref_character",
-    "easyref_controlnet",
-    "easyref_save_tokens",
-    "easyref_load_tokens",
-)
+WORKFLOWS = sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
+
+ROUND = Identity("round", "teal", "plain", "single", "crown")
 
 
 def links(graph: Graph) -> list[list[object]]:
@@ -41,7 +50,7 @@ def test_the_switch_replaces_all_loaders_and_nothing_else(name: str) -> None:
     graph = load_workflow(name)
     changed = use_demo_models(graph)
     classes = {node["class_type"] for node in changed.values()}
-    loaders = {"CheckpointLoaderSimple", "EasyRefLoader", "ControlNetLoader"}
+    loaders = {"CheckpointLoaderSimple", "EasyRefLoader", "ControlNetLoader", "LoraLoader"}
     assert not loaders & classes
     assert {link[0] for link in links(changed)} <= changed.keys()
     untouched = {n: graph[n]["class_type"] for n in graph if graph[n]["class_type"] not in loaders}
@@ -51,56 +60,192 @@ def test_the_switch_replaces_all_loaders_and_nothing_else(name: str) -> None:
 
 def test_each_loader_output_has_its_stand_in() -> None:
     graph = use_demo_models(load_workflow("easyref_controlnet"))
+    switch = only_node(graph, "EasyRefDemoModels")
     by_class = {node["class_type"]: node["inputs"] for node in graph.values()}
-    assert by_class["EasyRefApply"]["model"] == [DEMO_NODE, 0]
-    assert by_class["CLIPTextEncode"]["clip"] == [DEMO_NODE, 1]
-    assert by_class["VAEDecode"]["vae"] == [DEMO_NODE, 2]
-    assert by_class["EasyRefEncode"]["easyref"] == [DEMO_NODE, 3]
-    assert by_class["ControlNetApplyAdvanced"]["control_net"] == [DEMO_NODE, 4]
+    assert by_class["EasyRefDemoModels"] == {}
+    assert by_class["EasyRefApply"]["model"] == [switch, 0]
+    assert by_class["CLIPTextEncode"]["clip"] == [switch, 1]
+    assert by_class["VAEDecode"]["vae"] == [switch, 2]
+    assert by_class["EasyRefEncode"]["easyref"] == [switch, 3]
+    assert by_class["ControlNetApplyAdvanced"]["control_net"] == [switch, 4]
 
 
 def test_without_easyref_the_model_goes_straight_to_the_sampler() -> None:
     graph = without_easyref(load_workflow("easyref_character"))
     by_class = {node["class_type"]: node["inputs"] for node in graph.values()}
     assert "EasyRefApply" not in by_class
-    assert by_class["KSampler"]["model"] == ["1", 0]
+    assert by_class["KSampler"]["model"] == [only_node(graph, "EasyRefDemoModels"), 0]
 
 
 def test_setting_an_input_needs_one_node_of_the_class() -> None:
     graph = load_workflow("easyref_character")
-    assert set_inputs(graph, "KSampler", seed=9)["13"]["inputs"]["seed"] == 9
-    assert graph["13"]["inputs"]["seed"] != 9
+    sampler = only_node(graph, "KSampler")
+    assert set_inputs(graph, "KSampler", seed=9)[sampler]["inputs"]["seed"] == 9
+    assert graph[sampler]["inputs"]["seed"] != 9
     with pytest.raises(EasyRefError, match="2 nodes of class CLIPTextEncode"):
         set_inputs(graph, "CLIPTextEncode", text="")
 
 
-def test_the_references_differ_in_size_and_are_the_same_every_time() -> None:
-    first, again = draw_references(FOX), draw_references(FOX)
-    assert len({picture.size for picture in first}) == 3
-    assert [p.tobytes() for p in first] == [p.tobytes() for p in again]
-    assert [p.tobytes() for p in first] != [p.tobytes() for p in draw_references(MOUSE)]
+def test_the_prompts_of_a_workflow_are_set() -> None:
+    graph = set_prompts(load_workflow("easyref_character"), "on a beach by day", "rain")
+    texts = [n["inputs"]["text"] for n in graph.values() if n["class_type"] == "CLIPTextEncode"]
+    prompt = only_node(graph, "PrimitiveStringMultiline")
+    assert graph[prompt]["inputs"]["value"] == "on a beach by day"
+    assert sorted(texts, key=str) == [[prompt, 0], "rain"]
 
 
-def test_sheet_thumbnail_and_parts_are_written(tmp_path: Path) -> None:
-    greys = [Image.new("RGB", (96, 96), (level,) * 3) for level in (0, 64, 128, 192, 255)]
-    sheet = write_results(draw_material(), Pictures(*greys, made_by="a test"), tmp_path)
+def test_a_node_is_taken_out_of_its_line() -> None:
+    graph = without_nodes(load_workflow("easyref_controlnet"), "Canny", "image")
+    source = graph[only_node(graph, "ControlNetApplyAdvanced")]["inputs"]["image"]
+    assert graph[source[0]]["inputs"]["image"] == "control.png"
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_workflow_takes_as_many_references_as_there_are(count: int) -> None:
+    names = [f"picture_{number}.png" for number in range(count)]
+    before = load_workflow("easyref_controlnet")
+    graph = with_references(before, names)
+    inputs = graph[only_node(graph, "EasyRefReferences")]["inputs"]
+    slots = [f"image_{number}" for number in range(1, count + 1)]
+    assert inputs.keys() == {"weight", "gallery", *slots}
+    assert [graph[inputs[slot][0]]["inputs"]["image"] for slot in slots] == names
+    assert {link[0] for link in links(graph)} <= graph.keys()
+    shown = {n["inputs"]["image"] for n in graph.values() if n["class_type"] == "LoadImage"}
+    assert shown == {*names, "control.png"}
+    assert before == load_workflow("easyref_controlnet")
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
+def test_the_demo_shows_nothing_that_training_pictures_show(group: Group) -> None:
+    _, held_out = styles() if isinstance(group.meant, Style) else identities()
+    assert group.meant in held_out
+
+
+def test_the_shipped_references_are_those_that_are_drawn() -> None:
+    shipped = {row.name: row for row in read_rows()}
+    assert list(shipped) == [group.name for group in GROUPS]
+    for group in (GROUPS[0], GROUPS[3], GROUPS[5]):  # one of each kind
+        drawn, found = draw_row(group), shipped[group.name]
+        assert (found.kind, found.prompt, found.facts) == (drawn.kind, drawn.prompt, drawn.facts)
+        pairs = zip(drawn.references, found.references, strict=True)
+        for one, other in ((drawn.outline, found.outline), *pairs):
+            assert one.size == other.size
+            # Another Pillow may round an edge differently.
+            assert max(ImageStat.Stat(ImageChops.difference(one, other)).mean) < 1
+
+
+def test_prompts_do_not_name_what_references_share() -> None:
+    for row in read_rows():
+        asked = ("shape",) if row.kind == "style" else ("place", "time")
+        shared = {value for name, value in row.facts.items() if name not in asked}
+        assert not any(value in row.prompt for value in shared)
+        assert len(row.references) == 4
+
+
+def test_references_that_are_missing_are_said(tmp_path: Path) -> None:
+    with pytest.raises(EasyRefError, match="Draw the references again"):
+        read_rows(tmp_path)
+    (tmp_path / "rows.json").write_text(json.dumps({"a": {"kind": "identity"}}))
+    with pytest.raises(EasyRefError, match="'prompt'"):
+        read_rows(tmp_path)
+
+
+def test_facts_are_put_into_words() -> None:
+    facts = {a: getattr(ROUND, a) for a in ATTRIBUTES} | {"place": "sea", "time": "day"}
+    row = Row("a", "identity", "at sea by day", (), Image.new("RGB", (8, 8)), facts)
+    assert fact_words(row) == "teal round, a single eye, crown"
+    assert fact_words(read_rows()[5]) == "blue and pink checks on yellow"
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_sheet_and_parts_are_written(tmp_path: Path, judged: bool) -> None:
+    rows = read_rows()[3:]
+    greys = [Image.new("RGB", (64, 64), (level,) * 3) for level in (0, 80, 160, 240)]
+    pictures = Pictures((RowPictures(*greys),) * 3, made_by="a test")
+    judged_rows = [dict.fromkeys(pictures.rows[0].named(), answers("star", "day"))] * 3
+    sheet = run.write_results(
+        Material(rows), pictures, tmp_path, trained=judged, readings=judged_rows if judged else None
+    )
     assert Image.open(sheet).width > 1000
-    thumbnail = Image.open(write_thumbnail(tmp_path, tmp_path / "thumbnail.jpg"))
-    assert thumbnail.width > thumbnail.height
-    with pytest.raises(EasyRefError, match=r"reference_1\.png"):
-        write_thumbnail(tmp_path / "absent", tmp_path / "thumbnail.jpg")
+    for row in rows:
+        assert len(list((tmp_path / row.name).glob("*.png"))) == 9
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_thumbnail_is_drawn_of_any_template(tmp_path: Path, count: int) -> None:
+    references = read_rows()[0].references[:count]
+    target = tmp_path / "thumbnail.jpg"
+    thumbnail = Image.open(write_thumbnail(references, references[0], "Title", "text", target))
+    assert thumbnail.width > thumbnail.height >= 400
+    assert target.stat().st_size < 70_000
+    with pytest.raises(EasyRefError, match="cannot be written"):
+        write_thumbnail(references, references[0], "a", "b", tmp_path / "absent" / "x.jpg")
+
+
+def test_every_template_has_its_thumbnail() -> None:
+    templates = {path.stem for path in FOLDER.glob("*.json")}
+    assert {scene.file for scene in SCENES} == templates
+    rows = {row.name: row for row in read_rows()}
+    for scene in SCENES:
+        assert scene.prompt in rows
+        assert all(1 <= number <= 4 for row, number in scene.references if rows[row])
+
+
+def answers(shape: str, time: str) -> list[Reading]:
+    """What a judge says of a picture that should show a star by day."""
+    return [Reading("shape", "star", shape, 0.9), Reading("time", "day", time, 0.9)]
+
+
+def test_the_table_says_what_is_wanted_and_what_is_seen() -> None:
+    answered = [{"prompt_only": answers("drop", "day"), "easyref": answers("star", "day")}]
+    lines = attribute_table(Material(read_rows()[:1]), answered).splitlines()
+    assert [line.split() for line in lines] == [
+        ["row", "attribute", "wanted", "prompt_only", "easyref"],
+        ["flower", "shape", "star", "drop", "="],
+        ["flower", "time", "day", "=", "="],
+        ["all", "right", "1", "of", "2", "2", "of", "2"],
+    ]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_run_on_trained_models_makes_all_rows_and_the_table(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trained: bool,
+) -> None:
+    def noise(material: Material) -> Pictures:
+        picture = Image.effect_noise((64, 64), 80).convert("RGB")
+        return Pictures((RowPictures(*[picture] * 4),) * len(material.rows), "a test")
+
+    save_judge(Judge(), tmp_path / "judge.safetensors")
+    monkeypatch.setattr(readings, "JUDGE_FILE", tmp_path / "judge.safetensors")
+    monkeypatch.setattr(run, "OUT", tmp_path / "out")
+    monkeypatch.setattr(run, "is_trained", lambda directory: trained)
+    monkeypatch.setattr(run, "_make_pictures", noise)
+    assert run.main() == 0
+    said = capsys.readouterr().out
+    assert ("untrained" in said) is not trained
+    assert ("wanted" in said) is trained
+    assert f"{tmp_path / 'out' / 'sheet.png'}" in said
+    folders = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    assert len(folders) == (len(GROUPS) if trained else 1)
+
+
+def test_an_answer_is_summed_up() -> None:
+    assert summary(answers("star", "day")) == "2 of 2"
+    assert summary(answers("drop", "day")) == "1 of 2, not shape"
+    assert summary(answers("drop", "night")) == "0 of 2, not shape and time"
 
 
 def test_diffusers_makes_every_picture_by_its_own_conditioning() -> None:
     pytest.importorskip("diffusers")
     from easyref_core.demo.diffusers_backend import make_pictures
 
-    material = draw_material()
-    settings = replace(material.settings, steps=2, side=64)
-    pictures = make_pictures(replace(material, settings=settings))
-    made = [pictures.prompt_only, pictures.easyref, pictures.others, pictures.controlled]
-    assert [picture.size for picture in made] == [(64, 64)] * 4
-    assert len({picture.tobytes() for picture in made}) == 4
+    pictures = make_pictures(Material(read_rows()[:2], Settings(steps=2, side=64)))
+    made = [picture for row in pictures.rows for picture in row.named().values()]
+    assert [picture.size for picture in made] == [(64, 64)] * 8
+    assert len({picture.tobytes() for picture in made}) == 8
 
 
 def test_a_server_that_dies_says_why(tmp_path: Path) -> None:

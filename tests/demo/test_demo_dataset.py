@@ -22,10 +22,8 @@ from easyref_core.demo.dataset.characters import (
     Identity,
     all_identities,
     draw_character,
-    split_identities,
 )
 from easyref_core.demo.dataset.files import (
-    HELD_OUT_SHARE,
     KINDS,
     DatasetOptions,
     draw_group,
@@ -33,19 +31,22 @@ from easyref_core.demo.dataset.files import (
 )
 from easyref_core.demo.dataset.groups import (
     STYLE_PATTERNS,
+    Style,
+    all_styles,
     draw_identity,
     draw_style,
     identity_group,
-    random_style,
     style_group,
 )
 from easyref_core.demo.dataset.scenes import PLACES, TIMES, Scene, draw_scene
+from easyref_core.demo.dataset.splits import identities, styles
 from easyref_core.errors import EasyRefError
 from easyref_core.training.config import DataSettings
 from easyref_core.training.records import read_records
 from easyref_core.training.samples import make_sample
 
 PLAIN = Identity("round", "red", "plain", "beady", "crown")
+SPOTTED = Style("dots", "blue", "pink", "yellow")
 SMALL = DatasetOptions(groups=10, held_out_groups=5, pictures=3, side=64)
 VALUES = dict(zip(ATTRIBUTES, (SHAPES, COLOURS, PATTERNS, EYES, ACCESSORIES), strict=True))
 
@@ -74,7 +75,7 @@ def test_nothing_is_cut_off(shape: str, accessory: str) -> None:
 
 
 def test_held_out_identities_are_no_training_identities() -> None:
-    training, held_out = split_identities(HELD_OUT_SHARE)
+    training, held_out = identities()
     assert not set(training) & set(held_out)
     assert set(training) | set(held_out) == set(all_identities())
     assert len(held_out) == pytest.approx(0.15 * len(all_identities()), abs=1)
@@ -83,8 +84,17 @@ def test_held_out_identities_are_no_training_identities() -> None:
         assert min(counts) > 100
 
 
-def test_friends_are_training_identities_and_other_ones_each_time() -> None:
-    training, held_out = split_identities(HELD_OUT_SHARE)
+def test_held_out_styles_are_no_training_styles() -> None:
+    training, held_out = styles()
+    assert not set(training) & set(held_out)
+    assert set(training) | set(held_out) == set(all_styles())
+    assert len(held_out) == pytest.approx(0.15 * len(all_styles()), abs=1)
+    for colour in COLOURS:
+        assert min(sum(getattr(s, n) == colour for s in training) for n in ("first", "ground")) > 50
+
+
+def test_friends_are_training_identities_and_stand_in_all_pictures_but_the_target() -> None:
+    training, held_out = identities()
     seen: list[Identity | None] = []
 
     from easyref_core.demo.dataset import groups
@@ -94,12 +104,15 @@ def test_friends_are_training_identities_and_other_ones_each_time() -> None:
         patch.setattr(
             groups,
             "draw_identity",
-            lambda identity, side, rng, friend: seen.append(friend) or real(identity, side, rng),
+            lambda identity, side, rng, friend, **_: (
+                seen.append(friend) or real(identity, side, rng)
+            ),
         )
         identity_group(held_out[7], 6, 32, random.Random(0), training)
-    assert len(set(seen)) == 6
-    assert set(seen) <= set(training)
-    for friend in seen:
+    assert seen[0] is None
+    assert len(set(seen[1:])) == 5
+    assert set(seen[1:]) <= set(training)
+    for friend in seen[1:]:
         shared = sum(getattr(friend, a) == getattr(held_out[7], a) for a in ATTRIBUTES)
         assert shared <= 1
 
@@ -116,24 +129,25 @@ def test_captions_name_the_scene_only() -> None:
 
 
 def test_style_captions_name_the_shape_only() -> None:
-    rng = random.Random(3)
-    style = random_style(rng)
-    drawn = draw_style(style, "star", 64, rng)
+    drawn = draw_style(SPOTTED, "star", 64, random.Random(3))
     assert drawn.caption == "a star shape"
-    assert style.pattern in drawn.full_caption
-    assert len({style.first, style.second, style.ground}) == 3
+    assert all(word in drawn.full_caption for word in ("dots", "blue", "pink", "yellow"))
+
+
+def test_the_colours_of_a_style_differ() -> None:
+    assert all(len({s.first, s.second, s.ground}) == 3 for s in all_styles())
+    assert len(set(all_styles())) == len(STYLE_PATTERNS) * 8 * 7 * 6
 
 
 def test_style_groups_show_different_shapes() -> None:
-    rng = random.Random(1)
-    group = style_group(random_style(rng), 5, 48, rng)
+    group = style_group(SPOTTED, 5, 48, random.Random(1))
     assert len({d.facts["shape"] for d in group}) == 5
     assert len({(d.facts["pattern"], d.facts["first"], d.facts["ground"]) for d in group}) == 1
 
 
 @pytest.mark.parametrize("pattern", STYLE_PATTERNS)
 def test_styles_show_both_colours(pattern: str) -> None:
-    style = replace(random_style(random.Random(0)), pattern=pattern)
+    style = replace(SPOTTED, pattern=pattern)
     colours = draw_style(style, "square", 96, random.Random(0)).picture.quantize(8).getcolors()
     assert sum(count > 60 for count, _ in colours) >= 4  # ground, edge and both colours
 
@@ -170,6 +184,20 @@ def test_a_group_depends_on_its_seed_and_number_alone() -> None:
     assert first not in others | {pixels(replace(SMALL, seed=1), "training", 3)}
 
 
+def test_groups_take_identities_and_styles_in_turn() -> None:
+    meant: dict[str, set[tuple[str, ...]]] = {kind: set() for kind in KINDS}
+    tiny = replace(SMALL, side=32, pictures=2)
+    for number in range(20):
+        kind, (first, *_) = draw_group(tiny, "training", number)
+        names = ("pattern", "first", "second", "ground") if kind == "style" else ATTRIBUTES
+        meant[kind].add(tuple(first.facts[name] for name in names))
+    assert {kind: len(found) for kind, found in meant.items()} == {
+        "identity": 8,
+        "crowded": 8,
+        "style": 4,
+    }
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("drawn") / "set", SMALL, workers=2)
@@ -177,7 +205,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_lists_are_what_the_trainer_reads(dataset: Path) -> None:
     settings = DataSettings(("x",), resolution=64, crop="center", image_size=56)
-    for name, count in (("groups", 10), ("held_out", 5), ("single", 30), ("captions", 30)):
+    # Four of ten groups are crowded: only their targets show one figure alone.
+    for name, count in (("groups", 10), ("held_out", 5), ("single", 10), ("captions", 22)):
         records = read_records([dataset / f"{name}.json"], dataset)
         assert len(records) == count
         for position, record in enumerate(records):
@@ -193,7 +222,7 @@ def test_every_kind_and_every_fact_is_there(dataset: Path) -> None:
 
 
 def test_no_training_picture_shows_a_held_out_identity(dataset: Path) -> None:
-    _, held_out = split_identities(HELD_OUT_SHARE)
+    _, held_out = identities()
     facts = json.loads((dataset / "facts.json").read_text())
     for name, fact in facts.items():
         if fact["kind"] != "style":

@@ -114,6 +114,13 @@ def test_export_reads_back_as_a_checkpoint(settings: Make, training_set) -> None
     plan_encoder(checkpoint, training_set.mllm).build()
 
 
+def test_a_checkpoint_names_the_size_of_its_references(settings: Make, tmp_path: Path) -> None:
+    train(settings(optimiser_steps=2, output_save_every=1, optimiser_ema=0.9))
+    folder = tmp_path / "run" / "checkpoint-1"
+    for name in ("easyref", "easyref_ema"):
+        assert load_checkpoint(folder / f"{name}.safetensors").image_size == 56
+
+
 def test_first_stage_exports_no_mllm(settings: Make, training_set) -> None:
     parts = ["final_layers", "projector", "cross_attention"]
     exported = train(settings(optimiser_steps=1, optimiser_parts=parts, model_lora_rank=0)).exported

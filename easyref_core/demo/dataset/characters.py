@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -73,19 +72,6 @@ def all_identities() -> tuple[Identity, ...]:
     """Every combination of attributes, in a fixed order."""
     kinds = (SHAPES, COLOURS, PATTERNS, EYES, ACCESSORIES)
     return tuple(Identity(*values) for values in product(*kinds))
-
-
-@lru_cache(maxsize=4)
-def split_identities(
-    share: float, seed: int = 0
-) -> tuple[tuple[Identity, ...], tuple[Identity, ...]]:
-    """(training, held out): so large a share of the combinations is held out; every single
-    attribute's value is in training many times over.
-    """
-    identities = list(all_identities())
-    random.Random(seed).shuffle(identities)
-    count = round(len(identities) * share)
-    return tuple(sorted(identities[count:])), tuple(sorted(identities[:count]))
 
 
 def draw_character(identity: Identity, side: int) -> Image.Image:

@@ -2,8 +2,8 @@
 
 training/ held_out/     pictures, outlines beside them
 groups.json             training groups: references, captions of the scene only, target
-single.json             every picture as its own reference
-captions.json           every picture with captions, two of three naming what it shows
+single.json             each group's target as its own reference
+captions.json           every picture of one figure with captions, two of three naming it
 held_out.json           groups of identities that no training picture shows, friends included
 facts.json              picture -> attributes, for a judge
 overview.png            a few groups of each kind
@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,10 @@ from typing import Any
 from PIL import Image
 
 from ...errors import EasyRefError
-from .characters import Identity, split_identities
-from .groups import Drawn, identity_group, random_style, style_group
+from .groups import Drawn, Style, identity_group, style_group
+from .splits import identities, styles
 
 KINDS = ("identity", "crowded", "style")
-HELD_OUT_SHARE = 0.15
 _SHOWN = 3  # groups of a kind in the overview
 _GAP = 6
 
@@ -83,16 +81,24 @@ def write_dataset(folder: str | Path, options: DatasetOptions, workers: int | No
     return folder
 
 
-def draw_group(options: DatasetOptions, split: str, number: int) -> tuple[str, list[Drawn]]:
-    """(kind, pictures) of one group; depends on the seed, split and number alone."""
-    rng = random.Random(f"{options.seed} {split} {number}")
-    kind = KINDS[(0, 0, 1, 1, 2)[number % 5]]
-    if kind == "style":
-        return kind, style_group(random_style(rng), options.pictures, options.side, rng)
-    training, held_out = split_identities(HELD_OUT_SHARE)
-    identity: Identity = rng.choice(training if split == "training" else held_out)
-    friends: Sequence[Identity] = training if kind == "crowded" else ()
-    return kind, identity_group(identity, options.pictures, options.side, rng, friends)
+def draw_group(options: DatasetOptions, part: str, number: int) -> tuple[str, list[Drawn]]:
+    """(kind, pictures) of one group; depends on the seed, part and number alone.
+
+    Groups of one kind take identities (or styles) in turn, so none comes twice before all came.
+    """
+    rng = random.Random(f"{options.seed} {part} {number}")
+    place = number % 5
+    kind = KINDS[(0, 0, 1, 1, 2)[place]]
+    training, held_out = styles() if kind == "style" else identities()
+    pool = training if part == "training" else held_out
+    turn = number // 5 if kind == "style" else number // 5 * 2 + place % 2
+    chosen = pool[turn % len(pool)]
+    if isinstance(chosen, Style):
+        return kind, style_group(chosen, options.pictures, options.side, rng)
+    friends = identities()[0] if kind == "crowded" else ()
+    # Were the friend always the bigger one, its size would give it away in a single picture.
+    bigger = part != "training" or turn % 2 == 0
+    return kind, identity_group(chosen, options.pictures, options.side, rng, friends, bigger)
 
 
 def _draw_job(job: tuple[Path, DatasetOptions, str, int]) -> dict[str, Any]:
@@ -128,9 +134,9 @@ def _write_lists(folder: Path, made: list[dict[str, Any]]) -> None:
         facts |= group["facts"]
         if group["split"] == "held_out":
             continue
-        for name in group["names"]:
+        single.append({"image_file": [target], "text": [text], "target": target})
+        for name in group["names"] if group["kind"] != "crowded" else [target]:
             scene, full = group["captions"][name], group["full"][name]
-            single.append({"image_file": [name], "text": [scene], "target": name})
             captions.append({"image_file": [name], "text": [full, full, scene], "target": name})
     lists = {
         "groups": groups["training"],

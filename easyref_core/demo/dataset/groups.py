@@ -1,8 +1,9 @@
 """Groups of pictures: what they share is meant, everything else differs.
 
 Three kinds. Identity groups show one character in different scenes. In crowded identity groups a
-bigger friend, another one each time, stands beside it, so that only what the pictures share can be
-meant. Style groups show one pattern and palette on different shapes.
+friend, another one each time, stands beside it in every reference, so that only what the references
+share can be meant; the target, drawn first, shows the character alone. Style groups show one
+pattern and palette on different shapes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
 
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -63,26 +66,32 @@ def draw_identity(
     rng: random.Random,
     friend: Identity | None = None,
     scene: Scene | None = None,
+    prominent_friend: bool = True,
 ) -> Drawn:
     """One character in a scene, at a random place, size and tilt.
 
     Args:
-        friend: a bigger character beside it.
+        friend: another character beside it; bigger, unless `prominent_friend` is false.
         scene: random when None.
     """
     scene = scene or random_scene(rng)
     picture = draw_scene(scene, side, rng)
-    scale = rng.uniform(0.42, 0.54) if friend else rng.uniform(0.62, 0.88)
+    scale = rng.uniform(0.5, 0.6) if friend else rng.uniform(0.7, 0.9)
     left_half = rng.random() < 0.5
     if friend is not None:
+        # Two places: a large one, and a small one in front on the other side.
+        behind, before = (friend, identity) if prominent_friend else (identity, friend)
         far = 0.7 if left_half else 0.3
-        place = (far + rng.uniform(-0.04, 0.04), rng.uniform(0.5, 0.58))
-        _put(picture, draw_character(friend, side * 2), place, rng.uniform(0.72, 0.84), rng)
-        near = 0.24 if left_half else 0.76
+        place = (far + rng.uniform(-0.03, 0.03), rng.uniform(0.5, 0.58))
+        large = rng.uniform(0.76, 0.86)
+        alphas = [_put(picture, _character(behind, side * 2), place, large, rng)]
+        near = 0.22 if left_half else 0.78
         place = (near + rng.uniform(-0.04, 0.04), rng.uniform(0.62, 0.72))
+        alphas.append(_put(picture, _character(before, side * 2), place, scale, rng))
+        alpha = alphas[prominent_friend]
     else:
         place = (rng.uniform(0.36, 0.64), rng.uniform(0.46, 0.6))
-    alpha = _put(picture, draw_character(identity, side * 2), place, scale, rng)
+        alpha = _put(picture, _character(identity, side * 2), place, scale, rng)
     caption = scene.words
     facts = {name: getattr(identity, name) for name in ATTRIBUTES}
     return Drawn(
@@ -133,10 +142,11 @@ def style_mask(pattern: str, side: int) -> Image.Image:
     return mask
 
 
-def random_style(rng: random.Random) -> Style:
-    """Three different colours."""
-    first, second, ground = rng.sample(sorted(PAINT), 3)
-    return Style(rng.choice(STYLE_PATTERNS), first, second, ground)
+@lru_cache(maxsize=1)
+def all_styles() -> tuple[Style, ...]:
+    """Every pattern in every three different colours, in a fixed order."""
+    palettes = permutations(sorted(PAINT), 3)
+    return tuple(Style(p, *colours) for colours in palettes for p in STYLE_PATTERNS)
 
 
 def identity_group(
@@ -145,13 +155,17 @@ def identity_group(
     side: int,
     rng: random.Random,
     friends: Sequence[Identity] = (),
+    prominent_friends: bool = True,
 ) -> list[Drawn]:
-    """`count` pictures of a character; with `friends` another of them stands beside it each time,
-    none of which shares more than one attribute with it.
+    """`count` pictures of a character; with `friends` another of them stands beside it in all but
+    the first, none of which shares more than one attribute with it.
     """
     strangers = [f for f in friends if _shared(f, identity) <= 1]
-    chosen = rng.sample(strangers, count) if friends else [None] * count
-    return [draw_identity(identity, side, rng, friend) for friend in chosen]
+    chosen = [None, *rng.sample(strangers, count - 1)] if friends else [None] * count
+    return [
+        draw_identity(identity, side, rng, friend, prominent_friend=prominent_friends)
+        for friend in chosen
+    ]
 
 
 def style_group(style: Style, count: int, side: int, rng: random.Random) -> list[Drawn]:
@@ -159,6 +173,12 @@ def style_group(style: Style, count: int, side: int, rng: random.Random) -> list
     shapes = list(SHAPES)
     rng.shuffle(shapes)
     return [draw_style(style, shapes[n % len(shapes)], side, rng) for n in range(count)]
+
+
+@lru_cache(maxsize=16)
+def _character(identity: Identity, side: int) -> Image.Image:
+    """Drawn once for all pictures of a group; nobody draws on it."""
+    return draw_character(identity, side)
 
 
 def _shared(one: Identity, other: Identity) -> int:

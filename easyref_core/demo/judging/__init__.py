@@ -1,0 +1,1 @@
+"""Measures a trained demo set on identities that no training picture shows."""

@@ -1,0 +1,141 @@
+"""`easyref demo-check`: draws what it needs, measures, prints the table, says whether it is good.
+
+0: every bar is met. 1: a bar is missed.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from ...errors import EasyRefError
+from ..dataset.files import DatasetOptions, write_dataset
+from ..models import DemoModels
+from ..parts import Settings
+from ..tiny import TRAINED_SET
+from .check import CheckOptions, judge_accuracy, run_check
+from .groups import SPLITS, DrawnSplit, read_split
+from .judge import JUDGE_FILE, load_judge
+from .rows import COMPARED, all_rows, judge_rows
+from .table import format_table, missed, write_results
+
+_MOST = 400  # identities: far more than there is time for
+_SEED = 1  # other scenes than the data sets drawn for training with the default seed
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the person asked for.
+
+    Attributes:
+        models: the set's folder; the trained set of the pack by default.
+        data: a drawn data set; drawn for the purpose by default.
+        split: "held_out", or "training" to choose settings with.
+        judge: the set's own by default.
+        steps, cfg: of the sampling; the demo's own by default.
+        compare: name -> adapter file.
+        mllm: for adapters that do not carry the MLLM.
+        out: JSON file with everything measured.
+    """
+
+    models: Path | None = None
+    data: Path | None = None
+    split: str = "held_out"
+    judge: Path | None = None
+    identities: int = 160
+    steps: int | None = None
+    cfg: float | None = None
+    compare: Mapping[str, Path] = field(default_factory=dict)
+    mllm: Path | None = None
+    out: Path | None = None
+    device: torch.device | str = "cpu"
+
+
+def demo_check(request: Request) -> int:
+    """Measure and print; returns the exit status, 0 or 1.
+
+    Raises:
+        EasyRefError: something is missing, damaged or out of range; nothing was measured.
+    """
+    _check(request)
+    start = time.monotonic()
+    directory = request.models or TRAINED_SET
+    models = DemoModels(directory, request.device)
+    judge = load_judge(request.judge or directory / JUDGE_FILE, request.device)
+    options = CheckOptions(_settings(request, models), request.compare, request.mllm)
+    with tempfile.TemporaryDirectory(prefix="easyref_check_") as scratch:
+        split = _split(request, Path(scratch), options.settings.side)
+        _say("judge's own accuracy")
+        drawn, rebuilt = judge_accuracy(judge, models, split)
+        results = run_check(models, judge, split, options, _say)
+    rows = [*judge_rows(drawn, rebuilt), *all_rows(results)]
+    print(format_table(rows))
+    short = missed(rows)
+    names = "; ".join(row.measure.strip() for row in short)
+    minutes = (time.monotonic() - start) / 60
+    verdict = f"{len(short)} bars missed: {names}" if short else "every bar is met"
+    print(f"\n{verdict} ({minutes:.1f} minutes)")
+    if request.out is not None:
+        about = {
+            "set": models.info,
+            "settings": asdict(options.settings),
+            "split": request.split,
+            "identities": request.identities,
+        }
+        write_results(request.out, rows, about, results)
+    return 1 if short else 0
+
+
+def parse_compare(texts: Sequence[str]) -> dict[str, Path]:
+    """NAME=FILE entries.
+
+    Raises:
+        EasyRefError: another name, or no file.
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, file = text.partition("=")
+        if not equals or not file or name not in COMPARED:
+            raise EasyRefError(
+                f"--compare {text}: write NAME=FILE with one of the names {', '.join(COMPARED)}."
+            )
+        found[name] = Path(file)
+    return found
+
+
+def _check(request: Request) -> None:
+    if not 2 <= request.identities <= _MOST:
+        raise EasyRefError(f"--identities is {request.identities}; 2 to {_MOST} can be judged.")
+    if request.steps is not None and not 1 <= request.steps <= 1000:
+        raise EasyRefError(f"--steps is {request.steps}; a picture takes 1 to 1000.")
+    if request.split not in SPLITS:
+        raise EasyRefError(f"There is no split {request.split!r}; choose {' or '.join(SPLITS)}.")
+    if request.split == "training" and request.data is None:
+        raise EasyRefError("--split training needs --data: the folder the set was trained on.")
+
+
+def _settings(request: Request, models: DemoModels) -> Settings:
+    """The demo's, at the size the set was trained for, unless something else is asked for."""
+    chosen = {"side": models.info.get("side"), "steps": request.steps, "cfg": request.cfg}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return replace(Settings(), **given)
+
+
+def _split(request: Request, scratch: Path, side: int) -> DrawnSplit:
+    if request.data is not None:
+        return read_split(request.data, request.split).first(request.identities)
+    # Of five groups two are of identities, two crowded and one is a style's.
+    count = 5 * ((request.identities + 1) // 2)
+    _say(f"drawing {count} held-out groups")
+    drawn = DatasetOptions(groups=1, held_out_groups=count, side=side, seed=_SEED)
+    return read_split(write_dataset(scratch / "drawn", drawn)).first(request.identities)
+
+
+def _say(text: str) -> None:
+    print(f"demo-check: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,179 @@
+"""The table: each measure's number from what was scored, and its bar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..dataset.characters import ATTRIBUTES
+from .judge import STYLE, VALUES
+from .measures import (
+    Row,
+    Scores,
+    at_chance,
+    at_least,
+    chance_of,
+    difference,
+    estimate,
+    mean_of,
+    missing,
+    no_better_than_chance,
+    not_below,
+    reported,
+    rises,
+    within,
+)
+
+IDENTITIES = 150
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SCENE = ("place", "time")
+LOOK = tuple(STYLE + name for name in ("pattern", "first", "second", "ground"))
+SHAPE = STYLE + "shape"
+OUTLINE = "outline"
+# What `--compare` may name; the last one reads each picture alone, as it was trained to.
+AVERAGING = "averaging"
+COMPARED = {
+    "stage1": "stage 1",
+    "stage2": "stage 2",
+    "scratch": "stage 3 from nothing, same steps in all",
+    AVERAGING: "network trained for averaging, same steps",
+}
+_SINGLE_BARS = {"colour": 0.95, "accessory": 0.95, "shape": 0.75}
+
+Results = Mapping[str, Scores]
+"""Condition -> scores, see `check`."""
+
+
+def all_rows(results: Results) -> list[Row]:
+    """Every row of the table, in order."""
+    return [
+        *_identity(results),
+        *_scene(results),
+        *_crowd(results),
+        *_steering(results),
+        *_style(results),
+        *_control(results),
+        *_compared(results),
+    ]
+
+
+def judge_rows(drawn: Scores, rebuilt: Scores) -> list[Row]:
+    """The judge's own accuracy on drawn pictures, and on what the autoencoder leaves of them."""
+    return [
+        reported(
+            f"judge: {head}",
+            estimate(scores),
+            note=f"after the autoencoder {100 * estimate(rebuilt[head]).value:.1f}%",
+        )
+        for head, scores in drawn.items()
+    ]
+
+
+def _identity(results: Results) -> list[Row]:
+    steered, plain = results["easyref"], results["plain"]
+    count = len(steered["shape"])
+    bar = f">= {IDENTITIES}"
+    enough = Row("identities judged", None, bar, count >= IDENTITIES, note=f"{count} of them")
+    rows = [enough, at_least("identity, 4 references", estimate(_whole(steered)), 0.85)]
+    for name in ATTRIBUTES:
+        found = estimate(steered[name])
+        title = f"  identity: {name}"
+        bar = _SINGLE_BARS.get(name)
+        rows.append(reported(title, found) if bar is None else at_least(title, found, bar))
+    chance = chance_of(VALUES, ATTRIBUTES)
+    rows.append(at_chance("identity, no references", estimate(_whole(plain)), chance))
+    for name in ATTRIBUTES:
+        note = f"chance {100 * chance_of(VALUES, [name]):.1f}%"
+        rows.append(reported(f"  no references: {name}", estimate(plain[name]), note=note))
+    return rows
+
+
+def _scene(results: Results) -> list[Row]:
+    steered, plain = (mean_of(results[name], SCENE) for name in ("easyref", "plain"))
+    return [
+        at_least("place and time, 4 references", estimate(steered), 0.97),
+        reported("place and time, no references", estimate(plain)),
+        within("  place and time: with less without", difference(steered, plain), 0.03),
+    ]
+
+
+def _crowd(results: Results) -> list[Row]:
+    four, one, average = (
+        _whole(results[name]) for name in ("crowded 4", "crowded 1", "crowded average")
+    )
+    return [
+        reported("crowded, 4 references", estimate(four)),
+        reported("crowded, 1 reference", estimate(one)),
+        at_least("  crowded: 4 less 1", difference(four, one), 0.25, points=True),
+        reported("crowded, 4 averaged", estimate(average)),
+        at_least("  crowded: joint less averaged", difference(four, average), 0.15, points=True),
+    ]
+
+
+def _steering(results: Results) -> list[Row]:
+    wrong = results["wrong"]
+    own = no_better_than_chance(
+        "wrong references: own identity",
+        estimate(_whole(results["wrong own"])),
+        chance_of(VALUES, ATTRIBUTES),
+    )
+    steps = [_whole(results[f"weight {weight:g}"]) for weight in WEIGHTS]
+    names = ", ".join(f"{weight:g}" for weight in WEIGHTS)
+    return [
+        at_least("wrong references: their identity", estimate(_whole(wrong)), 0.85),
+        own,
+        rises(f"identity at weight {names}", steps),
+    ]
+
+
+def _style(results: Results) -> list[Row]:
+    scores = results["style"]
+    all_right = [float(min(row)) for row in zip(*(scores[n] for n in LOOK), strict=True)]
+    return [
+        at_least("style: pattern and palette", estimate(mean_of(scores, LOOK)), 0.8),
+        *(reported(f"  style: {n.removeprefix(STYLE)}", estimate(scores[n])) for n in LOOK),
+        reported("  style: all four right", estimate(all_right)),
+        at_least("style: shape that the prompt names", estimate(scores[SHAPE]), 0.8),
+    ]
+
+
+def _control(results: Results) -> list[Row]:
+    overlap, identity = "outline with EasyRef less without", "identity with ControlNet less without"
+    if "control easyref" not in results:
+        why = "the set has no ControlNet"
+        return [missing(overlap, why, ">= -5 points"), missing(identity, why, ">= -5 points")]
+    both, alone = results["control easyref"], results["control plain"]
+    easyref = results["easyref"]
+    return [
+        reported("outline, ControlNet alone", estimate(alone[OUTLINE]), note="IoU"),
+        reported("outline, EasyRef and ControlNet", estimate(both[OUTLINE]), note="IoU"),
+        reported("outline, EasyRef alone", estimate(easyref[OUTLINE]), note="IoU"),
+        reported("outline, neither", estimate(results["plain"][OUTLINE]), note="IoU"),
+        not_below(f"  {overlap}", difference(both[OUTLINE], alone[OUTLINE]), 0.05),
+        reported("identity, ControlNet alone", estimate(_whole(alone))),
+        reported("identity, EasyRef and ControlNet", estimate(_whole(both))),
+        not_below(f"  {identity}", difference(_whole(both), _whole(easyref)), 0.05),
+    ]
+
+
+def _compared(results: Results) -> list[Row]:
+    """What the stages and the other networks reach, and this one beside them."""
+    rows = []
+    named = {"": "this adapter"} | {f"{name} ": title for name, title in COMPARED.items()}
+    for prefix, title in named.items():
+        keys = (f"{prefix}easyref", f"{prefix}crowded 4")
+        if keys[0] not in results:
+            name = prefix.strip()
+            rows.append(missing(title, f"not given; --compare {name}=FILE"))
+            continue
+        clear, crowded = (_whole(results[key]) for key in keys)
+        rows.append(reported(f"{title}: identity", estimate(clear)))
+        rows.append(reported(f"{title}: crowded", estimate(crowded)))
+        if prefix.strip() == AVERAGING:
+            lead = difference(_whole(results["crowded 4"]), crowded)
+            rows.append(reported("  crowded: joint less trained averaging", lead, points=True))
+    return rows
+
+
+def _whole(scores: Scores) -> list[float]:
+    """Each group's share of right identity attributes."""
+    return mean_of(scores, ATTRIBUTES)

@@ -1,0 +1,1 @@
+"""The demo models that a real user downloads ready-made: autoencoder, base, MLLM, ControlNet."""

@@ -1,0 +1,66 @@
+"""The demo's autoencoder: TAESD's exact shape, trained on crops of the drawn pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+
+from ..tiny_codecs import VAE_CONFIG, vae_weights
+from .pictures import DrawnPictures
+from .steps import Schedule, run_steps
+
+_CROP = 64
+_LATENT_NOISE = 0.06  # what the UNet leaves; the decoder must not mind
+_MOMENTS = 0.02
+
+
+def train_vae(
+    pictures: DrawnPictures, schedule: Schedule, folder: Path, device: torch.device
+) -> AutoencoderTiny:
+    """Train the autoencoder and write it in the diffusers layout to `folder`/model."""
+    vae = AutoencoderTiny.from_config(VAE_CONFIG)
+    # PyTorch's own start lets the signal die on its way through so many blocks without norms.
+    vae.load_state_dict(vae_weights(schedule.seed))
+    vae.to(device, memory_format=torch.channels_last)
+
+    def loss(step: int, generator: torch.Generator) -> torch.Tensor:
+        pixels = _crops(pictures, schedule.batch, generator)
+        pixels = pixels.to(device, memory_format=torch.channels_last)
+        latents = vae.encode(pixels).latents
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        decoded = vae.decode(latents + _LATENT_NOISE * noise).sample.float()
+        return reconstruction_loss(decoded, pixels) + _MOMENTS * _off_normal(latents.float())
+
+    run_steps(vae, loss, schedule, folder, device)
+    vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / "model")
+    return vae
+
+
+def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Levels, and their steps between neighbours, which keep outlines clean."""
+    levels = F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels)
+    across = F.l1_loss(decoded.diff(dim=-1), pixels.diff(dim=-1))
+    down = F.l1_loss(decoded.diff(dim=-2), pixels.diff(dim=-2))
+    return levels + across + down
+
+
+def _off_normal(latents: torch.Tensor) -> torch.Tensor:
+    """How far each channel is from mean 0 and deviation 1, as a UNet expects its latents."""
+    mean = latents.mean((0, 2, 3))
+    variance = latents.var((0, 2, 3)) + 1e-6
+    return (mean.square() + variance - 1 - variance.log()).mean()
+
+
+def _crops(pictures: DrawnPictures, count: int, generator: torch.Generator) -> torch.Tensor:
+    """[count, 3, 64, 64] in -1..1, at random places."""
+    room = pictures.pixels.shape[-1] - _CROP
+    numbers = torch.randint(len(pictures), (count,), generator=generator)
+    corners = torch.randint(room + 1, (count, 2), generator=generator).tolist()
+    crops = [
+        pictures.pixels[number, :, top : top + _CROP, left : left + _CROP]
+        for number, (top, left) in zip(numbers.tolist(), corners, strict=True)
+    ]
+    return torch.stack(crops).float() / 127.5 - 1

@@ -1,0 +1,76 @@
+"""CLIP's tokenizer and word table, cut down to the words that the captions use.
+
+Every text encoder of SDXL's kind has 49,408 rows of words, of which captions of the drawn pictures
+use under a hundred. Those are trained and stored; all others share one row, "unknown".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..tiny_mllm import byte_symbols
+from ..tiny_weights import write_json, write_text
+
+START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49408
+TABLE = "text_model.embeddings.token_embedding.weight"
+STORED_IDS = "token_ids"  # beside a cut-down table: which row is which word's
+
+_EXCERPT = Path(__file__).with_name("clip_words.json")  # of CLIP's published vocabulary
+
+
+def vocabulary() -> tuple[dict[str, int], list[str]]:
+    """(piece -> CLIP's id, merges): all single bytes, and the pieces that build up the words."""
+    excerpt = json.loads(_EXCERPT.read_text(encoding="utf-8"))
+    # CLIP numbers printable bytes first, then the others.
+    symbols = sorted(byte_symbols(), key=lambda symbol: (ord(symbol) > 255, ord(symbol)))
+    ids = {symbol: number for number, symbol in enumerate(symbols)}
+    ids |= {symbol + "</w>": 256 + number for number, symbol in enumerate(symbols)}
+    ids |= excerpt["ids"] | {"<|startoftext|>": START, "<|endoftext|>": END}
+    return ids, excerpt["merges"]
+
+
+def used_ids() -> torch.Tensor:
+    """[K] ids that get a row of their own: whole pieces, the comma, both ends and padding."""
+    ids, _ = vocabulary()
+    excerpt = json.loads(_EXCERPT.read_text(encoding="utf-8"))["ids"]
+    used = {*excerpt.values(), ids["a</w>"], ids[",</w>"], START, END, 0}
+    return torch.tensor(sorted(used))
+
+
+def rows_of_ids(ids: torch.Tensor) -> torch.Tensor:
+    """[49408] row of each id in a cut-down table; the last one is "unknown"."""
+    rows = torch.full((VOCABULARY,), len(ids))
+    rows[ids] = torch.arange(len(ids))
+    return rows
+
+
+def whole_table(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A text encoder's weights with all 49,408 rows; a table that is whole stays as it is."""
+    weights = dict(state)
+    ids = weights.pop(STORED_IDS, None)
+    if ids is not None:
+        weights[TABLE] = weights[TABLE][rows_of_ids(ids.long())]
+    return weights
+
+
+def write_tokenizer(directory: Path, padding: str) -> None:
+    """Write a `CLIPTokenizer` directory that numbers the captions' words as CLIP does."""
+    ids, merges = vocabulary()
+    write_json(directory / "vocab.json", ids)
+    write_text(directory / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
+    end = "<|endoftext|>"
+    settings: dict[str, Any] = {
+        "bos_token": "<|startoftext|>",
+        "do_lower_case": True,
+        "eos_token": end,
+        "model_max_length": LENGTH,
+        "pad_token": padding,
+        "tokenizer_class": "CLIPTokenizer",
+        "unk_token": end,
+    }
+    write_json(directory / "tokenizer_config.json", settings)

@@ -1,0 +1,206 @@
+"""`easyref demo-train`: all demo models from nothing, part by part; done parts are kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import EasyRefError
+from ..training.config import make_settings, read_recipe
+from .pretraining.recipe import Pretraining, load_pretraining
+from .pretraining.steps import Schedule
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "demo"
+WORK = "runs/demo"  # as the recipes write it
+
+# Parts that stand side by side do not need each other.
+_LANES: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (("data",),),
+    (("vae", "base", "controlnet"), ("mllm", "judge")),
+    (("1_alignment", "2_single_reference", "3_multi_reference"),),
+)
+PARTS = tuple(part for lanes in _LANES for lane in lanes for part in lane)
+# Trained only to compare with.
+COMPARISONS = ("3_averaged", "3_from_scratch")
+
+
+def train_demo(work: Path, device: torch.device, recipes: Path = RECIPES) -> Path:
+    """Train whatever is not trained yet; returns the last stage's adapter.
+
+    On a CPU with several cores, parts that do not need each other are trained side by side, each
+    in a process of its own.
+
+    Raises:
+        EasyRefError: a recipe that cannot be used, or a part that failed.
+    """
+    load_pretraining(recipes / "pretraining.yaml")
+    for lanes in _LANES:
+        if len(lanes) > 1 and device.type == "cpu" and (os.cpu_count() or 1) > 1:
+            _side_by_side(lanes, work, recipes)
+        else:
+            for part in (part for lane in lanes for part in lane):
+                train_part(part, work, device, recipes)
+    return adapter_of(work, "3_multi_reference")
+
+
+def adapter_of(work: Path, stage: str) -> Path:
+    """The averaged weights a stage ends with."""
+    return work / stage / "easyref_ema.safetensors"
+
+
+def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECIPES) -> None:
+    """Train one part, unless it is done; the parts it needs must be.
+
+    Raises:
+        EasyRefError: an unknown part, or one that it needs is missing.
+    """
+    recipe = _share(load_pretraining(recipes / "pretraining.yaml"))
+    makers: Mapping[str, Callable[[Pretraining, Path, torch.device], object]] = {
+        "data": _data,
+        "vae": _vae,
+        "mllm": _mllm,
+        "base": _base,
+        "controlnet": _controlnet,
+        "judge": _judge,
+    }
+    stages = [stage for stage in (*PARTS, *COMPARISONS) if stage not in makers]
+    if part not in makers and part not in stages:
+        raise EasyRefError(
+            f"There is no part {part!r}. Choose one of {', '.join((*PARTS, *COMPARISONS))}."
+        )
+    if is_done(work, part):
+        return
+    print(f"training {part}", file=sys.stderr, flush=True)
+    if part in makers:
+        makers[part](recipe, work, device)
+    else:
+        _stage(part, work, recipes)
+
+
+def _share(recipe: Pretraining) -> Pretraining:
+    """Under torchrun every process takes its share of each batch."""
+    shares = {
+        field.name: replace(schedule, batch=max(1, schedule.batch // _processes()))
+        for field in fields(recipe)
+        if isinstance(schedule := getattr(recipe, field.name), Schedule)
+    }
+    return replace(recipe, **shares)
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_done(work: Path, part: str) -> bool:
+    """Whether a part's result is there; results appear whole."""
+    weights = "diffusion_pytorch_model.safetensors"
+    results = {
+        "data": work / "data" / "facts.json",
+        "vae": work / "vae" / "model" / weights,
+        "mllm": work / "mllm" / "model" / "model.safetensors",
+        "base": work / "base" / "model" / "scheduler",
+        "controlnet": work / "controlnet" / "model" / weights,
+        "judge": work / "judge" / "judge.safetensors",
+    }
+    return results.get(part, adapter_of(work, part)).exists()
+
+
+def _data(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .dataset.files import write_dataset
+
+    write_dataset(work / "data", recipe.data)
+
+
+def _vae(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .pretraining.pictures import read_pictures
+    from .pretraining.vae import train_vae
+
+    train_vae(read_pictures(_needed(work, "data")), recipe.vae, work / "vae", device)
+
+
+def _mllm(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .pretraining.mllm import train_mllm
+    from .pretraining.references import read_groups
+
+    train_mllm(read_groups(_needed(work, "data")), recipe.mllm, work / "mllm", device)
+
+
+def _base(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .pretraining.base import train_base
+    from .pretraining.pictures import read_pictures
+
+    pictures = read_pictures(_needed(work, "data"), recipe.base_pictures)
+    train_base(pictures, _autoencoder(work, device), recipe.base, work / "base", device)
+
+
+def _controlnet(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .pretraining.base import encode_pictures
+    from .pretraining.controlnet import train_controlnet
+    from .pretraining.pictures import read_pictures
+
+    data, base = _needed(work, "data"), _needed(work, "base")
+    pictures = read_pictures(data, recipe.base_pictures)
+    kept = work / "base" / "latents.pt"
+    latents = encode_pictures(_autoencoder(work, device), pictures.pixels, device, kept)
+    folder = work / "controlnet"
+    train_controlnet(pictures, latents, data, base, recipe.controlnet, folder, device)
+
+
+def _judge(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .judging.judge import train_judge
+    from .pretraining.pictures import read_pictures
+
+    train_judge(read_pictures(_needed(work, "data")), recipe.judge, work / "judge", device)
+
+
+def _autoencoder(work: Path, device: torch.device) -> Any:
+    from diffusers import AutoencoderTiny
+
+    return AutoencoderTiny.from_pretrained(_needed(work, "vae")).to(device).eval()
+
+
+def _needed(work: Path, part: str) -> Path:
+    if not is_done(work, part):
+        raise EasyRefError(f"The part {part} is not trained yet. Train it first.")
+    return work / "data" if part == "data" else work / part / "model"
+
+
+def _stage(part: str, work: Path, recipes: Path) -> None:
+    from ..training.loop import train
+
+    settings = make_settings(_moved(read_recipe(recipes / f"{part}.yaml"), work), source=part)
+    share = max(1, settings.optimiser.batch_size // _processes())
+    train(replace(settings, optimiser=replace(settings.optimiser, batch_size=share)))
+
+
+def _moved(content: Any, work: Path) -> Any:
+    """A recipe's content with its folder in place of the usual one."""
+    if isinstance(content, dict):
+        return {key: _moved(value, work) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_moved(value, work) for value in content]
+    if isinstance(content, str) and content.startswith(WORK + "/"):
+        return str(work / content[len(WORK) + 1 :])
+    return content
+
+
+def _side_by_side(lanes: tuple[tuple[str, ...], ...], work: Path, recipes: Path) -> None:
+    threads = max(1, (os.cpu_count() or 1) // len(lanes))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-m", "easyref_core.cli", "demo-train", "--device", "cpu"]
+    command += ["--folder", str(work), "--recipes", str(recipes), "--only"]
+    running = [
+        subprocess.Popen([*command, *lane], env=environment)
+        for lane in lanes
+        if not all(is_done(work, part) for part in lane)
+    ]
+    failed = [process for process in running if process.wait() != 0]
+    if failed:
+        raise EasyRefError("A part failed; its messages are above. Run the command again.")

@@ -1,0 +1,153 @@
+"""`easyref demo-check` from end to end on untrained models, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from easyref_core.cli import main
+from easyref_core.demo.dataset.characters import ATTRIBUTES
+from easyref_core.demo.dataset.files import DatasetOptions, write_dataset
+from easyref_core.demo.judging.check import CheckOptions, run_check
+from easyref_core.demo.judging.groups import read_outlines, read_split, strangers
+from easyref_core.demo.judging.judge import JUDGE_FILE, Judge, save_judge
+from easyref_core.demo.models import DemoModels
+from easyref_core.demo.parts import Settings
+from easyref_core.demo.tiny import write_tiny_set
+from easyref_core.errors import EasyRefError
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained set with an untrained judge."""
+    directory = write_tiny_set(tmp_path_factory.mktemp("check") / "set")
+    torch.manual_seed(0)
+    save_judge(Judge(), directory / JUDGE_FILE)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = DatasetOptions(groups=5, held_out_groups=10)
+    return write_dataset(tmp_path_factory.mktemp("drawn") / "set", options, workers=1)
+
+
+def test_untrained_models_miss_bars(models: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "check.json"
+    options = ["--set", str(models), "--identities", "2", "--steps", "1", "--device", "cpu"]
+    assert main(["demo-check", *options, "--out", str(out)]) == 1
+    printed = capsys.readouterr()
+    assert "identity, 4 references" in printed.out
+    assert "bars missed: identities judged; " in printed.out
+    assert "drawing 5 held-out groups" in printed.err
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert (found["met"], found["split"], found["settings"]["steps"]) == (False, "held_out", 1)
+    assert {len(values) for values in found["scores"]["easyref"].values()} == {2}
+    assert {row["measure"] for row in found["rows"] if row["found"]} >= {
+        "judge: colour",
+        "  crowded: joint less averaged",
+        "style: pattern and palette",
+        "outline, ControlNet alone",
+    }
+
+
+def test_each_condition_makes_pictures_of_its_own(
+    models: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mean_levels(judge: Judge, pixels: torch.Tensor, facts: object) -> dict[str, list[float]]:
+        return {"level": pixels.float().mean((1, 2, 3)).tolist()}
+
+    monkeypatch.setattr(Judge, "right", mean_levels)
+    adapter = models / "easyref.safetensors"
+    settings = Settings(steps=1)
+    options = CheckOptions(settings, {"averaging": adapter, "stage1": adapter}, models / "mllm")
+    said: list[str] = []
+    loaded = DemoModels(models, half=False)
+    results = run_check(loaded, Judge(), read_split(data).first(2), options, said.append)
+    levels = {name: tuple(scores["level"]) for name, scores in results.items()}
+    # The set's own adapter under both names: read together, and by averaging.
+    same = [
+        {"easyref", "weight 1", "stage1 easyref"},
+        {"crowded 4", "stage1 crowded 4"},
+        {"crowded average", "averaging crowded 4"},
+        {"wrong", "wrong own"},
+    ]
+    for names in same:
+        assert len({levels[name] for name in names}) == 1
+    assert len(set(levels.values())) == len(levels) - sum(len(names) - 1 for names in same)
+    assert all(len(set(pair)) == 2 for name, pair in levels.items() if name != "style")
+    assert "crowded, 1 reference: 2 pictures" in said
+
+
+def test_what_cannot_be_measured_ends_with_2(
+    models: Path, data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    for options, message in (
+        (["--set", str(tmp_path)], "not a demo model set"),
+        (["--set", str(models), "--judge", str(tmp_path / "j")], "no weight file"),
+        (["--set", str(models), "--data", str(tmp_path)], "held_out.json"),
+        (["--set", str(models), "--data", str(data), "--identities", "1"], "--identities is 1"),
+        (["--set", str(models), "--steps", "0"], "--steps is 0"),
+        (["--set", str(models), "--split", "all"], "no split 'all'"),
+        (["--set", str(models), "--split", "training"], "needs --data"),
+        (["--set", str(models), "--compare", "stage9=x"], "stage1, stage2, scratch, averaging"),
+        (["--set", str(models), "--compare", "stage1"], "write NAME=FILE"),
+        (["--set", str(models), "--device", "abacus"], "'abacus' cannot be used"),
+    ):
+        assert main(["demo-check", *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.startswith("easyref: ")
+
+
+def test_the_first_groups_of_each_kind_are_judged(data: Path) -> None:
+    chosen = read_split(data).first(3)
+    kinds = [group.kind for group in chosen.groups]
+    assert kinds == ["identity"] * 3 + ["crowded"] * 3 + ["style"] * 2
+    for group in chosen.groups:
+        assert group.facts == chosen.facts[group.target]
+        alone = len(group.alone)
+        assert alone == (1 if group.kind == "crowded" else 5)
+    assert read_outlines(chosen.groups[:2], 128).shape == (2, 3, 128, 128)
+    with pytest.raises(EasyRefError, match="--side 64"):
+        read_outlines(chosen.groups[:2], 64)
+    training = read_split(data, "training").first(2)
+    assert not {g.target for g in training.groups} & {g.target for g in chosen.groups}
+
+
+def test_groups_that_are_too_few_or_too_small_are_refused(data: Path) -> None:
+    split = read_split(data)
+    with pytest.raises(EasyRefError, match="0 style groups"):
+        replace(split, groups=[g for g in split.groups if g.kind != "style"]).first(3)
+    short = [replace(group, references=group.references[:3]) for group in split.groups]
+    with pytest.raises(EasyRefError, match="3 references; 4 are needed"):
+        replace(split, groups=short).first(3)
+
+
+def test_wrong_references_share_as_little_as_any(data: Path) -> None:
+    groups = read_split(data).of_kind("identity")
+    others = strangers(groups)
+    assert len(others) == len(groups)
+    for group, other in zip(groups, others, strict=True):
+        shared = [sum(group.facts[a] == o.facts[a] for a in ATTRIBUTES) for o in groups]
+        mine = shared[groups.index(other)]
+        assert other is not group
+        assert mine == min(s for o, s in zip(groups, shared, strict=True) if o is not group)
+
+
+def test_a_set_of_other_lists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "held_out.json").write_text('[{"text": ["x"]}]')
+    (tmp_path / "facts.json").write_text("{}")
+    with pytest.raises(EasyRefError, match="not drawn by"):
+        read_split(tmp_path)
+    (tmp_path / "facts.json").write_text("{")
+    with pytest.raises(EasyRefError, match="not JSON"):
+        read_split(tmp_path)

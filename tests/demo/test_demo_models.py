@@ -1,0 +1,202 @@
+"""A model set in memory: batches are what single runs are, references act by their weight."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("diffusers")
+
+from easyref_core.aggregation import Reference, encode_references
+from easyref_core.demo.models import DemoAdapter, DemoModels, Steering
+from easyref_core.demo.parts import Settings
+from easyref_core.demo.pretraining.words import STORED_IDS, TABLE, used_ids
+from easyref_core.demo.tiny import write_tiny_set
+from easyref_core.errors import EasyRefError
+
+QUICK = Settings(steps=2, side=64)
+PROMPTS = ["in the snow at sunset", "on a beach by day", "a star shape"]
+SEEDS = [3, 4, 5]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_set(tmp_path_factory.mktemp("models") / "set")
+
+
+@pytest.fixture(scope="module")
+def models(directory: Path) -> DemoModels:
+    return DemoModels(directory, half=False)
+
+
+@pytest.fixture(scope="module")
+def adapter(models: DemoModels) -> DemoAdapter:
+    return models.adapter()
+
+
+@pytest.fixture(scope="module")
+def groups() -> list[list[Image.Image]]:
+    """Three groups of one to three pictures, of several sizes."""
+    generator = torch.Generator().manual_seed(0)
+
+    def picture(width: int, height: int) -> Image.Image:
+        levels = torch.randint(256, (height, width, 3), generator=generator, dtype=torch.uint8)
+        return Image.fromarray(levels.numpy(), "RGB")
+
+    return [
+        [picture(60, 60), picture(90, 60)],
+        [picture(60, 60)],
+        [picture(56, 100), picture(60, 60), picture(70, 70)],
+    ]
+
+
+def largest_difference(one: torch.Tensor, other: torch.Tensor) -> int:
+    return int((one.int() - other.int()).abs().max())
+
+
+@pytest.mark.parametrize("aggregation", ["easyref", "average"])
+def test_groups_read_together_give_what_each_gives_alone(
+    adapter: DemoAdapter, groups: list[list[Image.Image]], aggregation: str
+) -> None:
+    found = adapter.encode(groups, PROMPTS, average=aggregation == "average")
+    for row, (group, prompt) in enumerate(zip(groups, PROMPTS, strict=True)):
+        wanted = encode_references(
+            adapter.encoder,
+            adapter.tokenizer,
+            [Reference(picture) for picture in group],
+            prompt,
+            adapter=adapter.checkpoint.identity,
+            aggregation=aggregation,
+        )
+        assert (found.cond[row] - wanted.cond[0]).abs().max() < 1e-4
+        assert (found.uncond[row] - wanted.uncond[0]).abs().max() < 1e-4
+    assert (found.adapter, found.aggregation) == (adapter.checkpoint.identity, aggregation)
+
+
+def test_a_picture_does_not_depend_on_its_batch(
+    models: DemoModels,
+    adapter: DemoAdapter,
+    groups: list[list[Image.Image]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steering = Steering(adapter, adapter.encode(groups, PROMPTS))
+    together = models.sample(PROMPTS, SEEDS, QUICK, steering)
+    monkeypatch.setattr("easyref_core.demo.models._ROWS", 2)
+    assert largest_difference(models.sample(PROMPTS, SEEDS, QUICK, steering), together) <= 1
+    for row in range(3):
+        alone = Steering(adapter, adapter.encode(groups[row : row + 1], PROMPTS[row : row + 1]))
+        made = models.sample(PROMPTS[row : row + 1], SEEDS[row : row + 1], QUICK, alone)
+        assert largest_difference(made[0], together[row]) <= 1
+    assert largest_difference(together[0], together[1]) > 10
+
+
+def test_tokens_of_one_group_serve_all_rows(
+    models: DemoModels, adapter: DemoAdapter, groups: list[list[Image.Image]]
+) -> None:
+    one = Steering(adapter, adapter.encode(groups[:1], PROMPTS[:1]))
+    prompts = PROMPTS[:1] * 2
+    both = Steering(adapter, adapter.encode(groups[:1] * 2, prompts))
+    made = models.sample(prompts, SEEDS[:2], QUICK, one)
+    assert largest_difference(made, models.sample(prompts, SEEDS[:2], QUICK, both)) <= 1
+
+
+def test_at_weight_0_only_the_lora_is_left(
+    models: DemoModels, directory: Path, groups: list[list[Image.Image]], tmp_path: Path
+) -> None:
+    weights = load_file(directory / "easyref.safetensors")
+    path = tmp_path / "without_lora.safetensors"
+    save_file({name: w for name, w in weights.items() if "_lora." not in name}, path)
+    plain = models.sample(PROMPTS, SEEDS, QUICK)
+    for file, same in ((None, False), (path, True)):
+        adapter = models.adapter(file)
+        steering = Steering(adapter, adapter.encode(groups, PROMPTS))
+        other = Steering(adapter, adapter.encode(groups[::-1], PROMPTS), 0.0)
+        off = models.sample(PROMPTS, SEEDS, QUICK, replace(steering, weight=0.0))
+        assert largest_difference(off, models.sample(PROMPTS, SEEDS, QUICK, other)) == 0
+        assert (largest_difference(off, plain) <= 1) == same
+        assert largest_difference(models.sample(PROMPTS, SEEDS, QUICK, steering), off) > 10
+
+
+def test_prompt_noise_and_outline_each_change_the_picture(models: DemoModels) -> None:
+    prompts, seeds = PROMPTS[:1], SEEDS[:1]
+    plain = models.sample(prompts, seeds, QUICK)
+    black = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    lines = black.clone()
+    lines[:, :, 20:40, 20] = 255
+    outlined = models.sample(prompts, seeds, QUICK, outlines=lines)
+    others = [
+        models.sample(PROMPTS[1:2], seeds, QUICK),
+        models.sample(prompts, [99], QUICK),
+        models.sample(prompts, seeds, replace(QUICK, negative="a crown")),
+        models.sample(prompts, seeds, QUICK, outlines=black),
+        outlined,
+    ]
+    assert all(largest_difference(other, plain) > 3 for other in others)
+    assert largest_difference(outlined, others[3]) > 3
+    without = replace(QUICK, control_strength=0.0)
+    assert largest_difference(models.sample(prompts, seeds, without, outlines=lines), plain) <= 1
+
+
+def test_a_cut_down_word_table_gives_the_same_pictures(
+    models: DemoModels, directory: Path, tmp_path: Path
+) -> None:
+    smaller = tmp_path / "set"
+    shutil.copytree(directory, smaller)
+    ids = used_ids()
+    for name in ("clip_l", "clip_g"):
+        path = smaller / "text_encoders" / name / "model.safetensors"
+        weights = load_file(path)
+        weights[TABLE] = weights[TABLE][torch.cat((ids, torch.tensor([1000])))]
+        weights[STORED_IDS] = ids.int()
+        save_file(weights, path)
+    made = DemoModels(smaller, half=False).sample(PROMPTS, SEEDS, QUICK)
+    assert largest_difference(made, models.sample(PROMPTS, SEEDS, QUICK)) == 0
+
+
+def test_half_precision_gives_nearly_the_same_pictures(models: DemoModels, directory: Path) -> None:
+    made = DemoModels(directory, half=True).sample(PROMPTS, SEEDS, QUICK)
+    full = models.sample(PROMPTS, SEEDS, QUICK)
+    away = (made.float() - full.float()).abs().mean()
+    assert 0 < away < 4
+    assert away < (full[0].float() - full[1].float()).abs().mean() / 3
+
+
+def test_rebuilt_pictures_went_through_the_autoencoder(models: DemoModels) -> None:
+    pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    rebuilt = models.rebuild(pixels)
+    assert (rebuilt.shape, rebuilt.dtype) == (pixels.shape, torch.uint8)
+    assert torch.equal(models.rebuild(pixels[1:]), rebuilt[1:])
+    assert not torch.equal(rebuilt, pixels)
+
+
+def test_what_cannot_be_sampled_is_refused(
+    models: DemoModels, adapter: DemoAdapter, groups: list[list[Image.Image]]
+) -> None:
+    with pytest.raises(EasyRefError, match="3 prompts but 2 seeds"):
+        models.sample(PROMPTS, SEEDS[:2], QUICK)
+    two = Steering(adapter, adapter.encode(groups[:2], PROMPTS[:2]))
+    with pytest.raises(EasyRefError, match="3 prompts but 2 rows of tokens"):
+        models.sample(PROMPTS, SEEDS, QUICK, two)
+    with pytest.raises(EasyRefError, match="without pictures"):
+        adapter.encode([[]], PROMPTS[:1])
+
+
+def test_a_set_may_lack_the_controlnet_and_nothing_else(directory: Path, tmp_path: Path) -> None:
+    smaller = tmp_path / "set"
+    shutil.copytree(directory, smaller, ignore=shutil.ignore_patterns("controlnet"))
+    models = DemoModels(smaller)
+    assert not models.has_controlnet
+    outlines = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    with pytest.raises(EasyRefError, match="no ControlNet"):
+        models.sample(PROMPTS[:1], SEEDS[:1], QUICK, outlines=outlines)
+    shutil.rmtree(smaller / "vae")
+    with pytest.raises(EasyRefError, match="vae of the model set"):
+        DemoModels(smaller)
+    with pytest.raises(EasyRefError, match="not a demo model set"):
+        DemoModels(tmp_path)

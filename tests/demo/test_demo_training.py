@@ -1,0 +1,193 @@
+"""All demo models from nothing, a few steps each: every part reads what the one before left."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from easyref_core.cli import main
+from easyref_core.demo import train as demo_train
+from easyref_core.demo.pretraining.assemble import assemble_set
+from easyref_core.demo.pretraining.steps import Schedule, run_steps
+from easyref_core.demo.train import PARTS, RECIPES, adapter_of, is_done, train_part
+from easyref_core.errors import EasyRefError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped recipes with two steps each, on a few small groups."""
+    folder = tmp_path_factory.mktemp("recipes")
+    for source in RECIPES.glob("*.yaml"):
+        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+        if source.stem == "pretraining":
+            content["data"] |= {"groups": 5, "held_out_groups": 5, "pictures": 5}
+            content["base_pictures"] = 6
+            for part in ("vae", "mllm", "base", "controlnet", "judge"):
+                content[part] |= {"steps": 2, "batch": 4, "warmup": 1}
+            content["vae"]["restarts"] = []
+        else:
+            content["optimiser"] |= {"steps": 2, "batch_size": 2}
+        (folder / source.name).write_text(yaml.safe_dump(content), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    for part in PARTS:
+        train_part(part, folder, CPU, recipes)
+    return folder
+
+
+def test_every_part_leaves_its_result(work: Path) -> None:
+    assert all(is_done(work, part) for part in PARTS)
+
+
+def test_finished_parts_are_not_trained_again(work: Path, recipes: Path, monkeypatch) -> None:
+    monkeypatch.setattr(demo_train, "_stage", lambda *_: pytest.fail("trained again"))
+    for part in PARTS:
+        train_part(part, work, CPU, recipes)
+
+
+def test_an_unknown_part_is_named(tmp_path: Path, recipes: Path) -> None:
+    with pytest.raises(EasyRefError, match=r"no part 'mlm'.*mllm"):
+        train_part("mlm", tmp_path, CPU, recipes)
+
+
+def test_a_part_says_what_it_needs(tmp_path: Path, recipes: Path) -> None:
+    with pytest.raises(EasyRefError, match="data is not trained yet"):
+        train_part("vae", tmp_path, CPU, recipes)
+
+
+def test_the_set_is_small_and_whole(work: Path, tmp_path: Path) -> None:
+    adapter = adapter_of(work, "3_multi_reference")
+    size = assemble_set(work, adapter, tmp_path / "set")
+    assert size == sum(f.stat().st_size for f in (tmp_path / "set").rglob("*.safetensors"))
+    assert size < 32e6
+    info = json.loads((tmp_path / "set" / "set.json").read_text(encoding="utf-8"))
+    assert info["trained"]
+    stored = load_file(tmp_path / "set" / "easyref.safetensors")
+    assert stored.keys() == load_file(adapter).keys()
+    assert {t.dtype for t in stored.values()} == {torch.float16}
+
+
+def test_only_the_stage_before_is_what_the_next_one_starts_from(work: Path) -> None:
+    first, second, third = (
+        load_file(adapter_of(work, stage))
+        for stage in ("1_alignment", "2_single_reference", "3_multi_reference")
+    )
+    key = "mllm_final_layer.reference_tokens"
+    assert (first[key] - second[key]).abs().max() < (first[key]).abs().max() / 4
+    body = [name for name in third if name.startswith("multimodal_llm.")]
+    assert body
+    assert not any(name in first for name in body)  # the first stage leaves the MLLM as it was
+
+
+def test_a_missing_part_stops_the_assembly(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(EasyRefError, match=r"4_none.*missing"):
+        assemble_set(work, work / "4_none.safetensors", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_interrupted_steps_go_on_with_equal_results(tmp_path: Path) -> None:
+    def trained(folder: Path, stop_at: int | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 1)
+
+        def loss(step: int, generator: torch.Generator) -> torch.Tensor:
+            if step == stop_at:
+                raise KeyboardInterrupt
+            inputs = torch.randn(4, 3, generator=generator)
+            return (module(inputs).float() - inputs.sum(-1, keepdim=True)).square().mean()
+
+        schedule = Schedule(1200, 4, 1e-2, warmup=10, restarts=(600,))
+        run_steps(module, loss, schedule, folder, CPU)
+        return module.weight.detach().clone()
+
+    whole = trained(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "parts", 700)
+    assert torch.equal(trained(tmp_path / "parts", None), whole)
+    assert (whole - 1).abs().max() < 0.05
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
+    module = torch.nn.Linear(1, 1)
+    with pytest.raises(EasyRefError, match="not a number"):
+        run_steps(
+            module, lambda *_: module.weight.sum() * float("nan"), Schedule(20, 1, 1e-3),
+            tmp_path, CPU,
+        )  # fmt: skip
+
+
+def test_the_learning_rate_falls_and_begins_anew() -> None:
+    schedule = Schedule(1000, 1, 1.0, warmup=100, restarts=(400,))
+    assert schedule.rate(0) == pytest.approx(0.01)
+    assert schedule.rate(100) == pytest.approx(1.0)
+    assert schedule.rate(399) < 0.03
+    assert schedule.rate(400) == pytest.approx(1.0)
+    assert schedule.rate(999) < 0.03
+
+
+_TWO_PROCESSES = """
+import sys
+from pathlib import Path
+
+import torch
+from easyref_core.demo.pretraining.steps import Schedule, run_steps
+from torch import distributed
+
+torch.manual_seed(0)
+module = torch.nn.Linear(3, 1)
+rank = []
+
+
+def loss(step, generator):
+    inputs = torch.randn(4, 3, generator=generator)
+    rank.append(inputs)
+    return (module(inputs).float() - inputs.sum(-1, keepdim=True)).square().mean()
+
+
+folder = Path(sys.argv[1])
+run_steps(module, loss, Schedule(20, 4, 1e-2, warmup=1), folder, torch.device("cpu"))
+number = distributed.get_rank()
+torch.save((module.weight.detach(), torch.cat(rank)), folder / f"{number}.pt")
+"""
+
+
+def test_two_processes_see_other_samples_and_end_with_equal_weights(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_TWO_PROCESSES, encoding="utf-8")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch += ["--master_port", str(port), str(script), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(RECIPES.parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        launch, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (first, samples), (second, others) = (torch.load(tmp_path / f"{n}.pt") for n in (0, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(samples, others)
+    assert len((tmp_path / "losses.jsonl").read_text().splitlines()) == 1
+
+
+def test_several_processes_train_one_part_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["demo-train", "--folder", str(tmp_path), "--only", "vae", "mllm"]) == 1
+    assert "name one part" in capsys.readouterr().err
