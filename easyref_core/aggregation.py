@@ -6,10 +6,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,20 +18,18 @@ from .errors import EasyRefError
 from .limits import check_length
 from .pictures import named
 from .preprocessing import (
-    DEFAULT_IMAGE_SIZE,
     FACTOR,
-    Patches,
+    MIN_IMAGE_SIZE,
     black_picture,
     plan_sizes,
     preprocess,
 )
-from .prompt import PromptTokenizer, TokenizedPrompt
+from .prompt import PromptTokenizer
+from .reading import EncodingCache, Progress, Reader, Steps
 from .tokens import ReferenceTokens
 
 AGGREGATIONS = ("easyref", "average", "concatenate")
 MAX_INSERTION = 3
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,34 +48,23 @@ class Reference:
     name: str = "the picture"
 
 
-class EncodingCache:
-    """What does not change with the prompt: pictures' vision tokens and the unconditional tokens.
+def chosen_size(image_size: int | None, trained: int) -> int:
+    """The size at which references are read.
 
-    Belongs to one encoder. Keyed by the pixels themselves; holds CPU tensors, about 0.4 MB a
-    picture at real size in half precision.
+    Args:
+        image_size: in pixels; 0 or None for `trained`, the adapter's own.
+
+    Raises:
+        EasyRefError: below 56 pixels, where no picture would be left.
     """
-
-    def __init__(self, pictures: int = 64) -> None:
-        self.seen = _Recent(pictures)
-        self.unconditional = _Recent(8)
-
-
-class _Recent:
-    """The most recently used tensors."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._items: OrderedDict[bytes, torch.Tensor] = OrderedDict()
-
-    def get(self, key: bytes) -> torch.Tensor | None:
-        if key in self._items:
-            self._items.move_to_end(key)
-        return self._items.get(key)
-
-    def put(self, key: bytes, value: torch.Tensor) -> None:
-        self._items[key] = value
-        while len(self._items) > self._size:
-            self._items.popitem(last=False)
+    if not image_size:
+        return trained
+    if image_size < MIN_IMAGE_SIZE:
+        raise EasyRefError(
+            f"image_size is {image_size}; it must be at least {MIN_IMAGE_SIZE} pixels, or 0 for "
+            f"the size at which the adapter was trained ({trained})."
+        )
+    return image_size
 
 
 def count_tokens(references: Sequence[Reference], image_size: int) -> list[int]:
@@ -115,8 +100,9 @@ def encode_references(
     adapter: str,
     adapter_name: str = "",
     aggregation: str = "easyref",
-    image_size: int = DEFAULT_IMAGE_SIZE,
+    image_size: int | None = None,
     insert_before: int | None = None,
+    negatives: Sequence[Reference] = (),
     device: torch.device | str = "cpu",
     cache: EncodingCache | None = None,
     progress: Progress = lambda done, total: None,
@@ -128,8 +114,11 @@ def encode_references(
         prompt: plain text; text that spells a special token stays text.
         adapter, adapter_name: who made the tokens.
         aggregation: `easyref`, `average` or `concatenate`.
-        image_size: the official `cond_image_size`, in pixels.
+        image_size: the official `cond_image_size`, in pixels; 0 or None for the size at which the
+            adapter was trained.
         insert_before: the tokens enter before the last 1, 2 or 3 layers.
+        negatives: pictures to avoid, read together and without the prompt in the unconditional
+            branch; a black picture by default, as in the official code.
         progress: called with (steps done, steps in all) after each picture and each layer; may
             raise to stop.
 
@@ -139,7 +128,8 @@ def encode_references(
 
     Raises:
         EasyRefError: see `count_tokens`; unknown aggregation or layer; the group is longer than the
-            MLLM's context; the MLLM gave values that are not numbers.
+            MLLM's context, or the negatives are; the MLLM gave values that are not numbers; see
+            `chosen_size`.
     """
     device = torch.device(device)
     if aggregation not in AGGREGATIONS:
@@ -152,25 +142,30 @@ def encode_references(
             f"Reference tokens cannot enter before the last {insert_before} layers; 1 to "
             f"{layers} can be chosen."
         )
+    image_size = chosen_size(image_size, encoder.image_size)
     counts = count_tokens(references, image_size)
     weights = [r.weight for r in references]
     joint = aggregation == "easyref"
     groups = [list(range(len(counts)))] if joint else [[i] for i in range(len(counts))]
     plans = [tokenizer.tokenize([counts[i] for i in g], prompt) for g in groups]
-    black = preprocess(black_picture(), image_size)
-    empty = tokenizer.tokenize([black.num_tokens], "")
-    for plan in [*plans, empty]:
+    for plan in plans:
         check_length(encoder, tokenizer, plan, prompt, image_size)
+    negatives = negatives or [Reference(black_picture(), name="the black picture")]
+    with named("negative references"):
+        empty = tokenizer.tokenize(count_tokens(negatives, image_size), "")
+        check_length(encoder, tokenizer, empty, "", image_size)
 
     passes = (len(groups) + 1) * encoder.num_layers
-    steps = _Steps(len(counts) + 1 + passes, progress)
-    run = _Run(encoder, device, insert_before, cache or EncodingCache(), steps)
+    steps = Steps(len(counts) + len(negatives) + passes, progress)
+    run = Reader(encoder, device, insert_before, cache or EncodingCache(), steps)
     seen = [run.see(preprocess(r.picture, image_size)) for r in references]
     parts = [
         run.tokens(plan, [seen[i] for i in group], [weights[i] for i in group] if joint else [1.0])
         for plan, group in zip(plans, groups, strict=True)
     ]
-    uncond = run.unconditional(empty, black)
+    uncond = run.unconditional(
+        empty, [preprocess(n.picture, image_size) for n in negatives], [n.weight for n in negatives]
+    )
     cond = _combine(parts, weights, aggregation)
     return ReferenceTokens(
         cond=_checked(cond, encoder),
@@ -198,80 +193,6 @@ def _combine(parts: list[torch.Tensor], weights: list[float], aggregation: str) 
         return torch.stack(parts).mean(dim=0)
     share = torch.tensor(weights) / sum(weights)
     return (torch.stack(parts) * share[:, None, None, None]).sum(dim=0)
-
-
-@dataclass
-class _Steps:
-    """Counts the work and tells whoever asked."""
-
-    total: int
-    report: Progress
-    done: int = 0
-
-    def __call__(self, count: int = 1) -> None:
-        self.done += count
-        self.report(self.done, self.total)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One call's encoder passes."""
-
-    encoder: EasyRefEncoder
-    device: torch.device
-    insert_before: int | None
-    cache: EncodingCache
-    steps: _Steps
-
-    def see(self, patches: Patches) -> torch.Tensor:
-        """One picture's vision tokens [n, hidden] on the device."""
-        key = _pixel_key(patches)
-        seen = self.cache.seen.get(key)
-        if seen is None:
-            seen = self.encoder.see(patches, self.device)
-            self.cache.seen.put(key, seen.cpu())
-        self.steps()
-        return seen.to(self.device)
-
-    def tokens(
-        self, plan: TokenizedPrompt, pictures: list[torch.Tensor], weights: list[float]
-    ) -> torch.Tensor:
-        """Reference tokens [1, N, W] of one reading, float32 on the CPU."""
-        states = self.encoder.reference_states(
-            self.encoder.embed(plan, pictures, self.device),
-            insert_before=self.insert_before,
-            column_bias=_bias(plan, weights, self.device),
-            on_step=self.steps,
-        )
-        return self.encoder.project(states).float().cpu()
-
-    def unconditional(self, plan: TokenizedPrompt, black: Patches) -> torch.Tensor:
-        """Tokens of the black picture without a prompt; the same for every group."""
-        key = f"unconditional {self.insert_before}".encode() + _pixel_key(black)
-        tokens = self.cache.unconditional.get(key)
-        if tokens is not None:
-            self.steps(1 + self.encoder.num_layers)
-            return tokens
-        tokens = self.tokens(plan, [self.see(black)], [1.0])
-        self.cache.unconditional.put(key, tokens)
-        return tokens
-
-
-def _pixel_key(patches: Patches) -> bytes:
-    shape = f"{patches.rows}x{patches.columns}".encode()
-    return hashlib.sha256(shape + patches.pixels.numpy().tobytes()).digest()
-
-
-def _bias(
-    plan: TokenizedPrompt, weights: Sequence[float], device: torch.device
-) -> torch.Tensor | None:
-    """[L] logarithms of the weights on each picture's columns; None when all are 1."""
-    if all(w == 1.0 for w in weights):
-        return None
-    bias = torch.zeros(len(plan), device=device)
-    for (first, end), weight in zip(plan.image_spans, weights, strict=True):
-        bias[first:end] = math.log(weight) if weight > 0 else float("-inf")
-    return bias
 
 
 def _checked(tokens: torch.Tensor, encoder: EasyRefEncoder) -> torch.Tensor:

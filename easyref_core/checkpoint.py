@@ -18,11 +18,13 @@ import torch
 
 from .errors import EasyRefError
 from .layout import canonical_names
+from .preprocessing import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE
 from .weights import TensorInfo, WeightFile, look
 
 PROJECTOR = "image_proj_model."
 FINAL = "mllm_final_layer."
 BODY = "multimodal_llm."
+IMAGE_SIZE = "image_size"  # in the metadata of files that `easyref train` writes
 
 _IP = re.compile(r"^unet\.(?P<layer>.+\.attn\d+)\.processor\.(?P<part>to_[kv]_ip)\.weight$")
 _LORA = re.compile(
@@ -58,6 +60,8 @@ class AdapterCheckpoint:
             own SDXL model supplies them).
         ignored: names of duplicates and anything else not used.
         num_tokens, mllm_width, token_width, final_layers, lora_rank: sizes; rank 0 without LoRA.
+        image_size: at which references were read in training; the released weights' where the
+            file does not say.
     """
 
     file: WeightFile
@@ -68,6 +72,7 @@ class AdapterCheckpoint:
     lora: Mapping[str, Mapping[str, Mapping[str, str]]]
     base_unet: tuple[str, ...]
     ignored: tuple[str, ...]
+    image_size: int = DEFAULT_IMAGE_SIZE
 
     def _info(self, name: str) -> TensorInfo:
         return self.file.tensors[name]
@@ -160,6 +165,7 @@ class AdapterCheckpoint:
             "bytes": self.file.stamp[0],
             "format": "safetensors" if self.file.is_safetensors else "pytorch",
             "identity": self.identity,
+            "image_size": self.image_size,
             "reference_tokens": self.num_tokens,
             "token_width": self.token_width,
             "mllm_width": self.mllm_width,
@@ -221,8 +227,28 @@ def recognise(file: WeightFile) -> AdapterCheckpoint:
     _check_parts(file, projector, final, cross, lora)
     body = {local: body[source] for local, source in canonical_names(body).items()}
     return AdapterCheckpoint(
-        file, projector, final, body, cross, lora, tuple(base_unet), tuple(ignored)
+        file,
+        projector,
+        final,
+        body,
+        cross,
+        lora,
+        tuple(base_unet),
+        tuple(ignored),
+        _image_size(file),
     )
+
+
+def _image_size(file: WeightFile) -> int:
+    said = file.metadata.get(IMAGE_SIZE)
+    if said is None:
+        return DEFAULT_IMAGE_SIZE
+    if not (said.isdecimal() and int(said) >= MIN_IMAGE_SIZE):
+        raise EasyRefError(
+            f"{file.path} says that it was trained at image_size {said!r}; a whole number of "
+            f"pixels, {MIN_IMAGE_SIZE} or more, is needed. The file is damaged; get it again."
+        )
+    return int(said)
 
 
 def _not_an_adapter(file: WeightFile, projector: Any, final: Any, cross: Any) -> str:

@@ -27,6 +27,10 @@ def rope(config: MllmConfig, length: int, device: torch.device, dtype: torch.dty
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+def _first(position: Rope, length: int) -> Rope:
+    return position[0][:length], position[1][:length]
+
+
 def _rotate(x: torch.Tensor, position: Rope) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * position[0] + torch.cat((-second, first), dim=-1) * position[1]
@@ -50,30 +54,51 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor:
         """x [B, L, D] -> [B, queries, D], the last `queries` rows only."""
         length = x.shape[1]
-        q = self._heads(self.q_proj(x[:, length - queries :]))
-        k = self._heads(self.k_proj(x))
+        q, k = self._queries_and_keys(x, position, queries)
         v = self._heads(self.v_proj(x)).repeat_interleave(self.groups, dim=1)
-        q = _rotate(q, (position[0][length - queries :], position[1][length - queries :]))
-        k = _rotate(k, position).repeat_interleave(self.groups, dim=1)
         if queries == length and bias is None:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            mask = _causal_mask(queries, length, x.device, x.dtype)
-            mask = mask if bias is None else mask + bias.to(mask)
+            mask = _mask(queries, length, bias, x.device, x.dtype)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def probabilities(
+        self, x: torch.Tensor, position: Rope, queries: int, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """How the last `queries` rows of x [B, L, D] share their attention: [B, queries, L]
+        float32, the mean of all heads. Each row adds up to 1."""
+        q, k = (t.float() for t in self._queries_and_keys(x, position, queries))
+        mask = _mask(queries, x.shape[1], bias, x.device, torch.float32)
+        return (q @ k.mT * self.head_dim**-0.5 + mask).softmax(dim=-1).mean(dim=1)
+
+    def _queries_and_keys(
+        self, x: torch.Tensor, position: Rope, queries: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Turned to their positions: [B, heads, queries, head_dim], [B, heads, L, head_dim]."""
+        start = x.shape[1] - queries
+        q = self._heads(self.q_proj(x[:, start:]))
+        k = self._heads(self.k_proj(x))
+        q = _rotate(q, (position[0][start:], position[1][start:]))
+        return q, _rotate(k, position).repeat_interleave(self.groups, dim=1)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         """[B, L, heads * head_dim] -> [B, heads, L, head_dim]"""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
-def _causal_mask(
-    queries: int, length: int, device: torch.device, dtype: torch.dtype
+def _mask(
+    queries: int,
+    length: int,
+    bias: torch.Tensor | None,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Additive mask [queries, length] for the last `queries` of `length` positions."""
+    """Additive causal mask [queries, length] for the last `queries` of `length` positions, with
+    the columns' bias [length] on it."""
     mask = torch.full((queries, length), float("-inf"), device=device, dtype=dtype)
-    return mask.triu(length - queries + 1)
+    mask = mask.triu(length - queries + 1)
+    return mask if bias is None else mask + bias.to(mask)
 
 
 class Mlp(nn.Module):
@@ -116,7 +141,15 @@ class DecoderLayer(nn.Module):
         """
         length = x.shape[1]
         queries = length if queries is None else queries
-        position = (position[0][:length], position[1][:length])
+        position = _first(position, length)
         attended = self.self_attn(self.input_layernorm(x), position, queries, bias)
         x = x[:, length - queries :] + attended
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def attention(
+        self, x: torch.Tensor, position: Rope, queries: int, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What this layer's attention makes of x; see `forward` and
+        `SelfAttention.probabilities`."""
+        position = _first(position, x.shape[1])
+        return self.self_attn.probabilities(self.input_layernorm(x), position, queries, bias)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .config import MllmConfig
 from .decoder import DecoderLayer, Rope, rope
 from .mllm import MllmBody
-from .preprocessing import Patches
+from .preprocessing import DEFAULT_IMAGE_SIZE, Patches
 from .prompt import TokenizedPrompt
 
 OnStep = Callable[[], None]
@@ -71,6 +71,7 @@ class EasyRefEncoder(nn.Module):
         operations: `torch.nn`, or ComfyUI's `comfy.ops` classes that cast weights when used.
         compute_dtype: of the activations; the weights may be stored in another one only if
             `operations` casts them.
+        image_size: at which references were read in training.
         device, dtype: where and how the weights are created.
     """
 
@@ -83,6 +84,7 @@ class EasyRefEncoder(nn.Module):
         *,
         operations: Any = nn,
         compute_dtype: torch.dtype = torch.float32,
+        image_size: int = DEFAULT_IMAGE_SIZE,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -91,6 +93,7 @@ class EasyRefEncoder(nn.Module):
         self.config = config
         self.num_tokens = num_tokens
         self.compute_dtype = compute_dtype
+        self.image_size = image_size
         self.gradient_checkpointing = False
         body_layers = config.num_layers - final_layers
         self.multimodal_llm = MllmBody(config, body_layers, operations, **factory)
@@ -155,6 +158,33 @@ class EasyRefEncoder(nn.Module):
                 attention is causal.
             column_bias: [L] added to the tokens' attention logits in the very last layer.
         """
+        x, position = self._before_the_last_layer(embeds, insert_before, on_step)
+        final = self.mllm_final_layer
+        bias = self._whole_bias(column_bias)
+        x = final.layers[-1](x, position, queries=self.num_tokens, bias=bias)
+        on_step()
+        return final.norm(x)
+
+    def reference_attention(
+        self,
+        embeds: torch.Tensor,
+        *,
+        insert_before: int | None = None,
+        column_bias: torch.Tensor | None = None,
+        on_step: OnStep = _no_step,
+    ) -> torch.Tensor:
+        """How the reference tokens share their attention in the very last layer: [N, L + N]
+        float32, the mean of all heads; each row adds up to 1. See `reference_states`."""
+        x, position = self._before_the_last_layer(embeds, insert_before, on_step)
+        last, bias = self.mllm_final_layer.layers[-1], self._whole_bias(column_bias)
+        shares = last.attention(x, position, queries=self.num_tokens, bias=bias)
+        on_step()
+        return shares[0]
+
+    def _before_the_last_layer(
+        self, embeds: torch.Tensor, insert_before: int | None, on_step: OnStep
+    ) -> tuple[torch.Tensor, Rope]:
+        """What the very last layer reads [1, L + N, hidden], and its positions."""
         model, final = self.multimodal_llm.model, self.mllm_final_layer
         body, last = list(model.layers), list(final.layers)
         insert_before = self.default_insertion if insert_before is None else insert_before
@@ -171,12 +201,13 @@ class EasyRefEncoder(nn.Module):
             x = self._run(last[:split], x, position, on_step)
             x = self._append(x)
             last = last[split:]
-        x = self._run(last[:-1], x, position, on_step)
-        if column_bias is not None:
-            column_bias = torch.nn.functional.pad(column_bias, (0, self.num_tokens))
-        x = last[-1](x, position, queries=self.num_tokens, bias=column_bias)
-        on_step()
-        return final.norm(x)
+        return self._run(last[:-1], x, position, on_step), position
+
+    def _whole_bias(self, column_bias: torch.Tensor | None) -> torch.Tensor | None:
+        """[L] -> [L + N]: none on the reference tokens themselves."""
+        if column_bias is None:
+            return None
+        return nn.functional.pad(column_bias, (0, self.num_tokens))
 
     def batch_reference_states(self, embeds: Sequence[torch.Tensor]) -> torch.Tensor:
         """Reference rows [B, N, hidden] of several groups of any lengths, each [1, L, hidden].

@@ -63,6 +63,7 @@ class EncoderPlan:
             self.checkpoint.final_layers,
             operations=operations,
             compute_dtype=compute_dtype,
+            image_size=self.checkpoint.image_size,
             device="meta",
             dtype=dtype,
         )

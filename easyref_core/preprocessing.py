@@ -104,8 +104,20 @@ def preprocess(image: Image.Image, image_size: int = DEFAULT_IMAGE_SIZE) -> Patc
     Raises:
         EasyRefError: too elongated, or `image_size` too small.
     """
+    fitted = fit(image, image_size)
+    return Patches(
+        cut(normalise(picture_levels(fitted))), fitted.height // PATCH, fitted.width // PATCH
+    )
+
+
+def fit(image: Image.Image, image_size: int) -> Image.Image:
+    """Resize an RGB picture twice, as `preprocess` does.
+
+    Raises:
+        EasyRefError: too elongated, or `image_size` too small.
+    """
     first, second = plan_sizes(image.width, image.height, image_size)
-    return _cut(_normalise(_resize(_resize(image, first), second)))
+    return _resize(_resize(image, first), second)
 
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -122,31 +134,35 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize(between, _BICUBIC).resize(size, _BICUBIC)
 
 
-def _normalise(image: Image.Image) -> torch.Tensor:
-    """[3, H, W] float32. Scaled in double precision first, as the official processor's numpy."""
+def picture_levels(image: Image.Image) -> torch.Tensor:
+    """[3, H, W] uint8"""
     import numpy as np
 
-    levels = torch.from_numpy(np.asarray(image).copy())
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+
+
+def normalise(levels: torch.Tensor) -> torch.Tensor:
+    """uint8 levels [..., 3, H, W] to float32. Scaled in double precision first, as the official
+    processor's numpy."""
     scaled = (levels.double() * (1 / 255)).float()
-    normal = (scaled - torch.tensor(_MEAN)) / torch.tensor(_STD)
-    return normal.permute(2, 0, 1)
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (_MEAN, _STD))
+    return (scaled - mean) / std
 
 
-def _cut(pixels: torch.Tensor) -> Patches:
-    """[3, H, W] -> [rows * columns, 3 * 2 * 14 * 14], the still frame doubled in time."""
+def cut(pixels: torch.Tensor) -> torch.Tensor:
+    """[..., 3, H, W] -> patches [..., rows * columns, 3 * 2 * 14 * 14], the still frame doubled in
+    time."""
     from einops import rearrange, repeat
 
-    rows, columns = pixels.shape[1] // PATCH, pixels.shape[2] // PATCH
     blocks = rearrange(
         pixels,
-        "c (h mh ph) (w mw pw) -> (h w mh mw) c ph pw",
+        "... c (h mh ph) (w mw pw) -> ... (h w mh mw) c ph pw",
         mh=MERGE,
         mw=MERGE,
         ph=PATCH,
         pw=PATCH,
     )
-    patches = repeat(blocks, "n c ph pw -> n (c t ph pw)", t=FRAMES)
-    return Patches(patches.contiguous(), rows, columns)
+    return repeat(blocks, "... n c ph pw -> ... n (c t ph pw)", t=FRAMES).contiguous()
 
 
 def black_picture() -> Image.Image:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,12 @@ class TokenizedPrompt:
     Attributes:
         ids: [L] int64, `<|image_pad|>` repeated for every merged patch.
         image_spans: (first, end) positions of each picture's tokens.
+        prompt_span: (first, end) positions of what the person typed.
     """
 
     ids: torch.Tensor
     image_spans: tuple[tuple[int, int], ...]
+    prompt_span: tuple[int, int]
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -114,6 +117,10 @@ class PromptTokenizer:
     def image_token_id(self) -> int:
         return self._special[IMAGE_PAD]
 
+    def special_id(self, token: str) -> int:
+        """Id of one of the chat's special tokens."""
+        return self._special[token]
+
     def text_ids(self, text: str) -> list[int]:
         """Ids of plain text: text that spells a special token stays text."""
         ids: list[int] = []
@@ -139,6 +146,7 @@ class PromptTokenizer:
             )
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
+        prompt_span = (0, 0)
         remaining = iter(image_tokens)
         for part in chat_parts(len(image_tokens), prompt):
             if part == IMAGE_PAD:
@@ -148,5 +156,13 @@ class PromptTokenizer:
             elif part in self._special:
                 ids.append(self._special[part])
             else:
-                ids += self.text_ids(part)
-        return TokenizedPrompt(torch.tensor(ids, dtype=torch.int64), tuple(spans))
+                text = self.text_ids(part)
+                if part == INSTRUCTION + prompt:
+                    # Tokens may join the two, so the prompt starts where the text first differs
+                    # from the instruction alone.
+                    instruction = self.text_ids(INSTRUCTION)
+                    pairs = zip(text, instruction, strict=False)
+                    start = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+                    prompt_span = (len(ids) + start, len(ids) + len(text))
+                ids += text
+        return TokenizedPrompt(torch.tensor(ids, dtype=torch.int64), tuple(spans), prompt_span)

@@ -5,12 +5,21 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import EasyRefApply
+from .combine import EasyRefCombineTokens
+from .conditioning import EasyRefSetConditioning
+from .crop import EasyRefCrop
 from .demo import EasyRefDemoModels
 from .encode import EasyRefEncode
 from .host.folders import register_folders
+from .host.routes import register_routes
+from .inspect_references import EasyRefInspect
+from .layer_weights import EasyRefLayerWeights
 from .loader import EasyRefLoader
+from .quick import EasyRefQuick
 from .references import EasyRefReferences
+from .region import EasyRefRegion
 from .tokens import EasyRefLoadTokens, EasyRefSaveTokens
+from .weight_curve import EasyRefWeightCurve
 
 NODES: list[type[io.ComfyNode]] = [
     EasyRefLoader,
@@ -20,6 +29,14 @@ NODES: list[type[io.ComfyNode]] = [
     EasyRefSaveTokens,
     EasyRefLoadTokens,
     EasyRefDemoModels,
+    EasyRefQuick,
+    EasyRefCrop,
+    EasyRefCombineTokens,
+    EasyRefInspect,
+    EasyRefRegion,
+    EasyRefSetConditioning,
+    EasyRefLayerWeights,
+    EasyRefWeightCurve,
 ]
 
 
@@ -30,4 +47,5 @@ class EasyRefExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> EasyRefExtension:
     register_folders()
+    register_routes()
     return EasyRefExtension()

@@ -7,13 +7,24 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..easyref_core.adapter import check_model_layers, check_tokens
+from ..easyref_core.curves import WeightCurve
 from ..easyref_core.errors import EasyRefError
+from ..easyref_core.layer_weights import LayerWeights, check_groups
 from ..easyref_core.tokens import ReferenceTokens
-from .host.layers import cross_attention_layers, model_name
+from .host.layers import cross_attention_layers, group_of, model_name
 from .host.lora import apply_lora
 from .host.masks import Mask
+from .host.parts import Settings, check_regions
 from .host.patch import Application
-from .link_types import EasyRef, EasyRefModel, EasyRefTokens
+from .link_types import (
+    EasyRef,
+    EasyRefCurve,
+    EasyRefLayerWeightsLink,
+    EasyRefModel,
+    EasyRefRegions,
+    EasyRefTokens,
+    Regions,
+)
 
 
 class EasyRefApply(io.ComfyNode):
@@ -28,7 +39,12 @@ class EasyRefApply(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="An SDXL model."),
                 EasyRef.Input("easyref", tooltip="The adapter that made the tokens."),
-                EasyRefTokens.Input("tokens", tooltip="From EasyRef Encode or Load Tokens."),
+                EasyRefTokens.Input(
+                    "tokens",
+                    optional=True,
+                    tooltip="From EasyRef Encode or Load Tokens. May be left out if regions are "
+                    "connected, or if prompts carry tokens (EasyRef Set Conditioning).",
+                ),
                 io.Float.Input(
                     "weight",
                     default=1.0,
@@ -71,6 +87,31 @@ class EasyRefApply(io.ComfyNode):
                     tooltip="Where in the picture the references act (white), stretched to the "
                     "picture's shape. One for all latents, or one each.",
                 ),
+                EasyRefLayerWeightsLink.Input(
+                    "layer_weights",
+                    optional=True,
+                    tooltip="From EasyRef Layer Weights: more or less of the references in some "
+                    "layers, as for style or composition alone.",
+                ),
+                EasyRefCurve.Input(
+                    "curve",
+                    optional=True,
+                    tooltip="From EasyRef Weight Curve: multiplies the weight over the sampling "
+                    "and over the frames of a batch.",
+                ),
+                EasyRefRegions.Input(
+                    "regions",
+                    optional=True,
+                    tooltip="From EasyRef Region: up to 16 groups, each where its mask is white. "
+                    "They are added to tokens, within this node's weight, mask and other settings.",
+                ),
+                io.Boolean.Input(
+                    "normalise",
+                    default=False,
+                    optional=True,
+                    tooltip="Where regions overlap: off adds them up, on shares the weight between "
+                    "them so that it never sums above 1. The tokens count as a region too.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The steered model.")],
         )
@@ -80,12 +121,16 @@ class EasyRefApply(io.ComfyNode):
         cls,
         model: ModelPatcher,
         easyref: EasyRefModel,
-        tokens: ReferenceTokens,
-        weight: float,
-        start_percent: float,
-        end_percent: float,
-        lora_strength: float,
+        tokens: ReferenceTokens | None = None,
+        weight: float = 1.0,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        lora_strength: float = 1.0,
         mask: torch.Tensor | None = None,
+        layer_weights: LayerWeights | None = None,
+        curve: WeightCurve | None = None,
+        regions: Regions | None = None,
+        normalise: bool = False,
     ) -> io.NodeOutput:
         if start_percent > end_percent:
             raise EasyRefError(
@@ -93,22 +138,31 @@ class EasyRefApply(io.ComfyNode):
                 "references would never act. Swap them, or set weight to 0."
             )
         checkpoint = easyref.checkpoint
-        check_tokens(checkpoint, tokens)
+        if tokens is not None:
+            check_tokens(checkpoint, tokens)
+        if regions is not None:
+            check_regions(regions)
+            for region in regions:
+                check_tokens(checkpoint, region.tokens)
         layers = cross_attention_layers(model)
-        check_model_layers(
-            checkpoint, {name: layer.widths for name, layer in layers.items()}, model_name(model)
-        )
-        application = Application(
-            tokens,
-            easyref.key_values,
-            {name: layers[name].block for name in checkpoint.cross_attention},
+        kind = model_name(model)
+        check_model_layers(checkpoint, {n: layer.widths for n, layer in layers.items()}, kind)
+        blocks = {layer: layers[layer].block for layer in checkpoint.cross_attention}
+        settings = Settings(
             weight,
-            start_percent,
-            end_percent,
             Mask(mask) if mask is not None else None,
+            layer_weights or LayerWeights(),
+            (curve,) if curve is not None else (),
+            (start_percent, end_percent),
+        )
+        inner = tuple(region.within(settings) for region in regions or ())
+        groups = {group_of(block) for block in blocks.values()}
+        for each in (settings, *(region.settings for region in regions or ())):
+            check_groups(each.layer_weights, groups, kind)
+        application = Application(
+            checkpoint, easyref.key_values, blocks, settings, tokens, inner, normalise
         )
         steered = model.clone()
         apply_lora(steered, checkpoint, lora_strength)
-        if weight != 0:
-            application.add_to(steered)
+        application.add_to(steered)
         return io.NodeOutput(steered)

@@ -1,8 +1,11 @@
-"""EasyRef Demo Models: a complete small model set, so that every workflow runs with no download."""
+"""EasyRef Demo Models: a complete small model set, and the switch between it and real models."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..easyref_core.checkpoint import load_checkpoint
 from ..easyref_core.errors import EasyRefError
@@ -10,6 +13,13 @@ from .host.demo_models import load_demo_set
 from .host.encoder import HostedEncoder
 from .host.key_values import KeyValueStore
 from .link_types import EasyRef, EasyRefModel
+
+_NEEDED = ("model", "clip", "vae", "easyref")
+_NO_CONTROL_NET = (
+    "control_net of EasyRef Demo Models is used, but nothing is connected to its control_net "
+    "input, and the demo ControlNet does not fit real models. Connect Load ControlNet Model, or "
+    "mute all loaders to run on the demo models."
+)
 
 
 class EasyRefDemoModels(io.ComfyNode):
@@ -19,26 +29,74 @@ class EasyRefDemoModels(io.ComfyNode):
             node_id="EasyRefDemoModels",
             display_name="EasyRef Demo Models",
             category="EasyRef",
-            description="Small stand-ins for all models of an EasyRef graph, for trying one out "
-            "on any computer. Untrained so far: pictures are noise.",
-            inputs=[],
+            description="Passes your models on. With none connected, or with their loaders muted, "
+            "it gives small stand-ins for all of them, for trying a graph out on any computer. "
+            "They know drawn characters in simple scenes.",
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Your SDXL model. Connect all of model, clip, vae and easyref, or "
+                    "none of them for the demo models.",
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="Its text encoders."),
+                io.Vae.Input("vae", optional=True, tooltip="Its autoencoder."),
+                EasyRef.Input("easyref", optional=True, tooltip="From EasyRef Loader."),
+                io.ControlNet.Input(
+                    "control_net",
+                    optional=True,
+                    tooltip="Your ControlNet, if the graph uses one.",
+                ),
+            ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="A small UNet built like SDXL's."),
-                io.Clip.Output(display_name="clip", tooltip="Its text encoders."),
-                io.Vae.Output(display_name="vae", tooltip="Its autoencoder."),
-                EasyRef.Output(display_name="easyref", tooltip="Its adapter and MLLM."),
-                io.ControlNet.Output(display_name="control_net", tooltip="Its ControlNet."),
+                io.Model.Output(
+                    display_name="model", tooltip="Yours, or a small UNet built like SDXL's."
+                ),
+                io.Clip.Output(display_name="clip", tooltip="Yours, or the demo's text encoders."),
+                io.Vae.Output(display_name="vae", tooltip="Yours, or the demo's autoencoder."),
+                EasyRef.Output(
+                    display_name="easyref", tooltip="Yours, or the demo's adapter and MLLM."
+                ),
+                io.ControlNet.Output(
+                    display_name="control_net", tooltip="Yours, or the demo's ControlNet."
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        demo = load_demo_set()
-        if demo.control_net is None:
+    def execute(
+        cls,
+        model: Any = None,
+        clip: Any = None,
+        vae: Any = None,
+        easyref: EasyRefModel | None = None,
+        control_net: Any = None,
+    ) -> io.NodeOutput:
+        given = dict(zip(_NEEDED, (model, clip, vae, easyref), strict=True))
+        missing = [name for name, value in given.items() if value is None]
+        if len(missing) == len(given) and control_net is None:
+            return io.NodeOutput(*_demo_models())
+        if missing:
+            present = [name for name in given if name not in missing]
+            present += ["control_net"] if control_net is not None else []
             raise EasyRefError(
-                f"The demo set in {demo.directory} has no ControlNet. Install EasyRef again."
+                f"EasyRef Demo Models has {', '.join(present)} connected, but not "
+                f"{', '.join(missing)}: demo and real models do not fit together. Connect "
+                "what is missing, or disconnect or mute all loaders to run on the demo models."
             )
-        checkpoint = load_checkpoint(demo.adapter_file)
-        encoder = HostedEncoder(checkpoint, demo.mllm_directory, "auto")
-        easyref = EasyRefModel(checkpoint, encoder, KeyValueStore(checkpoint))
-        return io.NodeOutput(demo.model, demo.clip, demo.vae, easyref, demo.control_net)
+        if control_net is None:
+            control_net = ExecutionBlocker(_NO_CONTROL_NET)
+        return io.NodeOutput(*given.values(), control_net)
+
+
+def _demo_models() -> tuple[Any, ...]:
+    """The demo set, in the order of the outputs."""
+    demo = load_demo_set()
+    if demo.control_net is None:
+        raise EasyRefError(
+            f"The demo set in {demo.directory} has no ControlNet. Install EasyRef again."
+        )
+    checkpoint = load_checkpoint(demo.adapter_file)
+    encoder = HostedEncoder(checkpoint, demo.mllm_directory, "auto")
+    easyref = EasyRefModel(checkpoint, encoder, KeyValueStore(checkpoint))
+    return demo.model, demo.clip, demo.vae, easyref, demo.control_net

@@ -6,7 +6,6 @@ import torch
 from comfy_api.latest import io
 
 from ..easyref_core.aggregation import AGGREGATIONS
-from ..easyref_core.preprocessing import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, EasyRefTokens, References
 from .references import references_from_batch
 
@@ -50,13 +49,19 @@ class EasyRefEncode(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "image_size",
-                    default=DEFAULT_IMAGE_SIZE,
-                    min=MIN_IMAGE_SIZE,
+                    default=0,
+                    min=0,
                     max=1344,
                     step=28,
-                    tooltip="Pixels of a side of a square with the area each reference is resized "
-                    "to; shapes are kept. EasyRef was trained at 336. More takes more time and "
-                    "memory.",
+                    tooltip="0: as the adapter was trained (336 for the released weights). Else, "
+                    "from 56 on, pixels of a side of a square with the area each reference is "
+                    "resized to; shapes are kept. More takes more time and memory.",
+                ),
+                EasyRefReferenceGroup.Input(
+                    "negative_references",
+                    optional=True,
+                    tooltip="Pictures to avoid, from EasyRef References. They take the place of "
+                    "the black picture in the negative branch, so they act at a CFG above 1.",
                 ),
             ],
             outputs=[
@@ -73,7 +78,11 @@ class EasyRefEncode(io.ComfyNode):
         image_size: int,
         images: torch.Tensor | None = None,
         references: References | None = None,
+        negative_references: References | None = None,
     ) -> io.NodeOutput:
         group = references_from_batch(images, "images") if images is not None else ()
         group += references or ()
-        return io.NodeOutput(easyref.encoder.encode(group, prompt, aggregation, image_size))
+        tokens = easyref.encoder.encode(
+            group, prompt, aggregation, image_size, negative_references or ()
+        )
+        return io.NodeOutput(tokens)

@@ -10,12 +10,17 @@ from ..easyref_core.aggregation import Reference
 from ..easyref_core.checkpoint import AdapterCheckpoint
 from .host.encoder import HostedEncoder
 from .host.key_values import KeyValueStore
+from .host.parts import Part
 
 EasyRef = io.Custom("EASYREF")
 EasyRefReferenceGroup = io.Custom("EASYREF_REFERENCES")
 EasyRefTokens = io.Custom("EASYREF_TOKENS")
+EasyRefLayerWeightsLink = io.Custom("EASYREF_LAYER_WEIGHTS")
+EasyRefCurve = io.Custom("EASYREF_CURVE")
+EasyRefRegions = io.Custom("EASYREF_REGIONS")
 
 References = tuple[Reference, ...]
+Regions = tuple[Part, ...]
 
 
 @dataclass(frozen=True, eq=False)

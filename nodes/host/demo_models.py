@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...easyref_core.demo.pretraining.words import whole_table
 from ...easyref_core.demo.tiny import find_model_set, is_trained
 from ...easyref_core.errors import EasyRefError
 from .diffusers_layout import (
@@ -279,7 +280,8 @@ def _read_text_encoder(directory: Path) -> tuple[dict[str, Any], dict[str, torch
             f"{directory}: SDXL reads the second to last layer, for which ComfyUI needs three "
             f"layers or more; the model has {config['num_hidden_layers']}."
         )
-    weights = read_weights(directory, TRANSFORMERS_FILES)
+    # The trained set stores only the words its captions use.
+    weights = whole_table(read_weights(directory, TRANSFORMERS_FILES))
     # Older files store the numbers 0..76 as if they were a weight.
     weights.pop("text_model.embeddings.position_ids", None)
     return config, weights

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -14,20 +15,25 @@ import comfy.utils
 import torch
 
 from ...easyref_core.aggregation import (
-    EncodingCache,
     Reference,
+    chosen_size,
     count_tokens,
     encode_references,
 )
 from ...easyref_core.checkpoint import AdapterCheckpoint
 from ...easyref_core.encoder import EasyRefEncoder
 from ...easyref_core.errors import OutOfMemoryError
+from ...easyref_core.inspection import Inspection, inspect_references
 from ...easyref_core.limits import activation_bytes
 from ...easyref_core.loading import EncoderPlan, plan_encoder
+from ...easyref_core.pictures import named
 from ...easyref_core.prompt import PromptTokenizer
+from ...easyref_core.reading import EncodingCache
 from ...easyref_core.tokens import ReferenceTokens
 from .folders import bundled_tokenizer
 from .patcher import new_patcher
+
+Result = TypeVar("Result")
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -70,17 +76,68 @@ class HostedEncoder:
         prompt: str,
         aggregation: str,
         image_size: int,
+        negatives: Sequence[Reference] = (),
     ) -> ReferenceTokens:
         """Encode a group; shows progress and stops when the user interrupts.
+
+        Args:
+            image_size: 0 for the size at which the adapter was trained.
+            negatives: pictures to avoid; none for the official black picture.
 
         Raises:
             EasyRefError: see `encode_references` and `plan_encoder`.
             OutOfMemoryError: the device has no room; everything is unloaded then.
         """
+
+        def encode() -> ReferenceTokens:
+            size, counts = self._read_sizes(references, image_size)
+            seen = sum(counts) if aggregation == "easyref" else max(counts)
+            if negatives:
+                with named("negative references"):
+                    seen = max(seen, sum(self._read_sizes(negatives, size)[1]))
+            encoder, tokenizer = self._ready(seen)
+            return encode_references(
+                encoder,
+                tokenizer,
+                references,
+                prompt,
+                adapter=self.checkpoint.identity,
+                adapter_name=self.checkpoint.name,
+                aggregation=aggregation,
+                image_size=size,
+                negatives=negatives,
+                device=self._patcher.load_device,
+                cache=self._cache,
+                progress=_progress(),
+            )
+
+        return self._with_room(len(references) + len(negatives), encode)
+
+    def inspect(self, references: Sequence[Reference], prompt: str, image_size: int) -> Inspection:
+        """Say where the reference tokens of a group look; as `encode` otherwise."""
+
+        def inspect() -> Inspection:
+            size, counts = self._read_sizes(references, image_size)
+            encoder, tokenizer = self._ready(sum(counts))
+            return inspect_references(
+                encoder,
+                tokenizer,
+                references,
+                prompt,
+                image_size=size,
+                device=self._patcher.load_device,
+                cache=self._cache,
+                progress=_progress(),
+            )
+
+        return self._with_room(len(references), inspect)
+
+    def _with_room(self, references: int, work: Callable[[], Result]) -> Result:
+        """Run one job at a time; where memory runs out, free all of it and say so."""
         with self._lock:
             failed: str | None = None
             try:
-                return self._encode(references, prompt, aggregation, image_size)
+                return work()
             except mm.OOM_EXCEPTION as error:
                 failed = str(error)
             except MemoryError as error:
@@ -94,40 +151,28 @@ class HostedEncoder:
             mm.unload_all_models()
             mm.soft_empty_cache()
             raise OutOfMemoryError(
-                f"Not enough memory to read {len(references)} references with the MLLM "
+                f"Not enough memory to read {references} references with the MLLM "
                 f"({failed.splitlines()[0]}). Everything was unloaded; the graph can be queued "
                 "again. Use fewer references, a smaller image_size, or bf16 in EasyRef Loader."
             )
 
-    def _encode(
-        self,
-        references: Sequence[Reference],
-        prompt: str,
-        aggregation: str,
-        image_size: int,
-    ) -> ReferenceTokens:
-        counts = count_tokens(references, image_size)  # raises before anything is loaded
+    def _read_sizes(
+        self, references: Sequence[Reference], image_size: int
+    ) -> tuple[int, list[int]]:
+        """The size at which pictures are read, and each one's tokens. Loads nothing."""
+        size = chosen_size(image_size, self.checkpoint.image_size)
+        return size, count_tokens(references, size)
+
+    def _ready(self, seen: int) -> tuple[EasyRefEncoder, PromptTokenizer]:
+        """The encoder, on its device, with room to read so many tokens of pictures at once."""
         if self._tokenizer is None:
             self._tokenizer = PromptTokenizer.from_directory(self._directory or bundled_tokenizer())
         if self._patcher is None:
             self._patcher = self._build()
         encoder: EasyRefEncoder = self._patcher.model
-        seen = sum(counts) if aggregation == "easyref" else max(counts)
         needed = activation_bytes(encoder, seen + _PROMPT_TOKENS + encoder.num_tokens)
         mm.load_models_gpu([self._patcher], memory_required=needed)
-        return encode_references(
-            encoder,
-            self._tokenizer,
-            references,
-            prompt,
-            adapter=self.checkpoint.identity,
-            adapter_name=self.checkpoint.name,
-            aggregation=aggregation,
-            image_size=image_size,
-            device=self._patcher.load_device,
-            cache=self._cache,
-            progress=_progress(),
-        )
+        return encoder, self._tokenizer
 
     def _build(self) -> comfy.model_patcher.ModelPatcher:
         plan = self.plan()

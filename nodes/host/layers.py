@@ -53,6 +53,12 @@ def cross_attention_layers(model: ModelPatcher) -> dict[str, CrossAttentionLayer
     return layers
 
 
+def group_of(block: BlockKey) -> str:
+    """The name of a slot's group of layers, such as `output_1`; SDXL has one in the middle."""
+    side, number, _ = block
+    return side if side == "middle" else f"{side}_{number}"
+
+
 def model_name(model: ModelPatcher) -> str:
     """What kind of model it is, for messages."""
     return f"The model ({type(model.model).__name__})"

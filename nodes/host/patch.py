@@ -16,40 +16,46 @@ from typing import Any
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
 
-from ...easyref_core.adapter import TokenKeyValues
-from ...easyref_core.attention import add_references
+from ...easyref_core.adapter import TokenKeyValues, check_tokens
+from ...easyref_core.attention import add_shares
+from ...easyref_core.checkpoint import AdapterCheckpoint
 from ...easyref_core.errors import EasyRefError
-from ...easyref_core.tokens import ReferenceTokens
+from ...easyref_core.layer_weights import check_groups
+from ...easyref_core.tokens import ReferenceTokens, describe
+from .carried import CarriedTokens
 from .key_values import KeyValueStore
-from .layers import BlockKey
-from .masks import Mask
+from .layers import BlockKey, group_of
+from .model_call import Lane, ModelCall, Scale, shares_of_lane
+from .parts import Part, Settings
 from .run_info import KEY, Chunk, chunks_of_call, watch_runs, whole_latent
+from .timing import rate
 
 Slot = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Application:
-    """One Apply node's references on a model. Immutable; copies of the model share it.
+    """One Apply node on a model. Immutable; copies of the model share it.
 
     Attributes:
-        tokens: of one group, or of one group a latent.
-        key_values: what the adapter makes of them.
+        checkpoint: the adapter.
+        key_values: what the adapter makes of tokens.
         blocks: layer name -> ComfyUI's attention slot.
-        weight: how strongly the references act.
-        start_percent, end_percent: part of the sampling in which they act.
-        mask: where they act, None for everywhere.
+        settings: of everything that the node adds.
+        tokens: its own, for conditionings that carry none; of one group, or of one a latent.
+        regions: tokens that act beside them; their settings hold the node's already.
+        normalise: weights that overlap are scaled down to a sum of 1.
     """
 
-    tokens: ReferenceTokens
+    checkpoint: AdapterCheckpoint
     key_values: KeyValueStore
     blocks: Mapping[str, BlockKey]
-    weight: float
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-    mask: Mask | None = None
+    settings: Settings
+    tokens: ReferenceTokens | None = None
+    regions: tuple[Part, ...] = ()
+    normalise: bool = False
 
     def add_to(self, model: ModelPatcher) -> None:
         """Add the references to a cloned model."""
@@ -58,6 +64,35 @@ class Application:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Application:
         return self
+
+    def check_run(
+        self, carried: Sequence[CarriedTokens], applications: Sequence[Application]
+    ) -> None:
+        """Refuse, before the first step, what this node and the run's conditionings cannot do.
+
+        Raises:
+            EasyRefError: tokens of an adapter that no Apply node of the model has, layer weights
+                for layers that the model lacks, or nothing to apply at all.
+        """
+        adapters = {one.checkpoint.identity: one.checkpoint.name for one in applications}
+        own = [one for one in carried if one.tokens.adapter == self.checkpoint.identity]
+        for one in carried:
+            if one.tokens.adapter not in adapters:
+                raise EasyRefError(
+                    f"A conditioning carries reference tokens made by {describe(one.tokens)}, but "
+                    f"the model went through EasyRef Apply with {', '.join(adapters.values())} "
+                    "only. Add an EasyRef Apply with that adapter, or encode the references again."
+                )
+        groups = {group_of(block) for block in self.blocks.values()}
+        for one in own:
+            check_tokens(self.checkpoint, one.tokens)
+            check_groups(one.layer_weights, groups, "the model")
+        if self.settings.weight != 0 and self.tokens is None and not self.regions and not own:
+            raise EasyRefError(
+                f"EasyRef Apply with {self.checkpoint.name} has neither tokens nor regions, and "
+                "no conditioning of this sampling carries tokens of this adapter. Connect tokens "
+                "or regions, or put EasyRef Set Conditioning behind the prompt."
+            )
 
     def __call__(
         self,
@@ -72,87 +107,100 @@ class Application:
     ) -> torch.Tensor:
         """ComfyUI's APPLY_MODEL wrapper. x [B, C, H, W] latents, t [B] sigmas."""
         options = dict(transformer_options or {})
-        model = executor.class_obj
+        chunks = chunks_of_call(options)
+        lanes = [lane for lane in self._lanes(chunks, options) if any(lane)]
+        if lanes and x.shape[0] % len(chunks) != 0:
+            _warn_once(x.shape[0], x.shape[0], len(chunks))
+            lanes = []
+        if lanes:
+            call = self._call(executor.class_obj, lanes, chunks, x, t, whole_latent(options, x))
+            self._take_slots(options, call)
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def _lanes(self, chunks: Sequence[Chunk], options: Mapping[str, Any]) -> list[Lane]:
+        """What acts on each chunk: first the tokens of node or conditioning, then each region."""
+        if self.settings.never:
+            return []
+        same = [
+            one
+            for one in get_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY, options)
+            if one.checkpoint.identity == self.checkpoint.identity and not one.settings.never
+        ] or [self]
+        # As with the LoRA, the last of several Apply nodes with one adapter counts.
+        serves = same[-1] is self
+        lends = serves and all(one.tokens is None for one in same)
+        own = Part(self.tokens, self.settings) if self.tokens is not None else None
+        made: dict[int, Part] = {}
+
+        def carried_part(carried: CarriedTokens) -> Part | None:
+            if id(carried) not in made:
+                inner = Settings(carried.weight, layer_weights=carried.layer_weights)
+                made[id(carried)] = Part(carried.tokens, inner).within(self.settings)
+            part = made[id(carried)]
+            return None if part.settings.never else part
+
+        def of_chunk(chunk: Chunk) -> tuple[Part | None, bool]:
+            for use in chunk.uses:
+                if use.carried.tokens.adapter == self.checkpoint.identity:
+                    return carried_part(use.carried) if serves else None, use.unconditional
+            if own is None and lends:
+                for carried in chunk.lent:
+                    if carried.tokens.adapter == self.checkpoint.identity:
+                        return carried_part(carried), True
+            return own, chunk.negative
+
+        first = [(part, half) if part else None for part, half in map(of_chunk, chunks)]
+        return [first] + [
+            [(region, chunk.negative) for chunk in chunks]
+            for region in self.regions
+            if not region.settings.never
+        ]
+
+    def _call(
+        self,
+        model: Any,
+        lanes: Sequence[Lane],
+        chunks: Sequence[Chunk],
+        x: torch.Tensor,
+        t: torch.Tensor,
+        whole: tuple[int, int],
+    ) -> ModelCall:
         dtype = model.manual_cast_dtype or model.get_dtype()
-        call = _Call(
-            chunks=chunks_of_call(options),
-            rows=x.shape[0],
-            latent=(x.shape[-2], x.shape[-1]),
-            whole=whole_latent(options, x),
-            scale=self._scale(model, t, dtype),
-            mask=self.mask,
-            key_values=self.key_values.get(self.tokens, x.device, dtype),
-        )
+        each = x.shape[0] // len(chunks)
+
+        def rate_of(settings: Settings) -> Scale:
+            return rate(settings, model.model_sampling, t, each, dtype)
+
+        def key_values_of(part: Part) -> TokenKeyValues:
+            return self.key_values.get(part.tokens, x.device, dtype)
+
+        shares = [
+            share
+            for lane in lanes
+            for share in shares_of_lane(lane, chunks, each, rate_of, key_values_of)
+        ]
+        latent = x.shape[-2], x.shape[-1]
+        return ModelCall(shares, x.shape[0], len(chunks), latent, whole, self.normalise)
+
+    def _take_slots(self, options: dict[str, Any], call: ModelCall) -> None:
         replace = dict(options.get("patches_replace", {}))
         slots = dict(replace.get("attn2", {}))
         for layer, block in self.blocks.items():
-            before = slots.get(block) or slots.get(block[:2])
-            slots[block] = _ReferenceAttention(call, layer, before)
+            group = group_of(block)
+            if call.acts_on(group):
+                before = slots.get(block) or slots.get(block[:2])
+                slots[block] = _ReferenceAttention(call, layer, group, before)
         replace["attn2"] = slots
         options["patches_replace"] = replace
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-
-    def _scale(self, model: Any, t: torch.Tensor, dtype: torch.dtype) -> float | torch.Tensor:
-        """The weight, or where the window is not the whole run a tensor [B, 1, 1].
-
-        Decided on the device: asking for the sigma's value would make the host wait every step.
-        """
-        if self.start_percent <= 0 and self.end_percent >= 1:
-            return self.weight
-        first, last = _window(model.model_sampling, self.start_percent, self.end_percent)
-        inside = (t <= first) & (t >= last)
-        return (inside * self.weight).to(dtype)[:, None, None]
-
-
-@lru_cache(maxsize=32)
-def _window(model_sampling: Any, start: float, end: float) -> tuple[float, float]:
-    """First and last sigma of a part of the sampling; ComfyUI computes it on the host."""
-    return model_sampling.percent_to_sigma(start), model_sampling.percent_to_sigma(end)
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """What all layers of one model call share."""
-
-    chunks: Sequence[Chunk]
-    rows: int
-    latent: tuple[int, int]
-    whole: tuple[int, int]
-    scale: float | torch.Tensor
-    mask: Mask | None
-    key_values: TokenKeyValues
-
-    def select(self, both: torch.Tensor) -> torch.Tensor:
-        """[2 * groups, N, C], positive groups first -> one group a row [rows, N, C]."""
-        groups, each = self.key_values.batch, self.rows // len(self.chunks)
-        if groups not in (1, each):
-            raise EasyRefError(
-                f"The reference tokens hold {groups} groups, but the batch has {each} latents. "
-                "Make the batch as large as the number of groups, or use one group for all."
-            )
-        parts = []
-        for chunk in self.chunks:
-            first = groups if chunk.negative else 0
-            parts.append(both[first : first + groups].expand(each, -1, -1))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def strength(self, height: int, width: int, like: torch.Tensor) -> float | torch.Tensor:
-        """The scale with the mask at an attention resolution: a number, or [rows, 1 or T, 1]."""
-        if self.mask is None:
-            return self.scale
-        each = self.rows // len(self.chunks)
-        masks = [
-            self.mask.at(height, width, self.whole, chunk.area, each, like) for chunk in self.chunks
-        ]
-        return torch.cat(masks) * self.scale
 
 
 @dataclass(frozen=True, eq=False)
 class _ReferenceAttention:
     """What stands on one attention slot during one model call."""
 
-    call: _Call
+    call: ModelCall
     layer: str
+    group: str
     before: Slot | None
 
     def __call__(
@@ -174,20 +222,14 @@ class _ReferenceAttention:
                 q, k, v, heads, attn_precision=precision, transformer_options=extra_options
             )
         call = self.call
-        uneven = call.rows % len(call.chunks) != 0
-        if uneven or q.shape[0] != call.rows or text.shape != q.shape:
-            _warn_once(q.shape[0], call.rows, len(call.chunks))
+        if q.shape[0] != call.rows or text.shape != q.shape:
+            _warn_once(q.shape[0], call.rows, call.conditionings)
             return text
-        key, value = (
-            call.select(tensor).to(q.dtype) for tensor in call.key_values.layers[self.layer]
-        )
         height, width = _resolution(extra_options, q.shape[1], call.latent)
-        return add_references(
+        return add_shares(
             text,
             q,
-            key,
-            value,
-            call.strength(height, width, q),
+            call.at(self.layer, self.group, height, width, q),
             lambda q, k, v: optimized_attention(q, k, v, heads, attn_precision=precision),
         )
 

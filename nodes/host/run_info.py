@@ -1,4 +1,5 @@
-"""What a sampling run knows of itself: which conditionings are negative, and where they act.
+"""What a sampling run knows of itself: which conditionings are negative, where they act, and which
+carry reference tokens of their own.
 
 Two wrappers write it into the run's own copy of the model options, so nothing is shared between
 runs or threads. Conditionings are told apart by their uuid. ComfyUI copies a conditioning, uuid
@@ -8,16 +9,18 @@ conditioning that is known decides a list's role.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
+
+from .carried import CarriedTokens, Use, carried_by, lent_to_negative, uses_of
 
 KEY = "easyref"
-_ROLES = "easyref_roles"
+_RUN = "easyref_run"
 _CALL = "easyref_call"
 
 Area = tuple[int, ...]
@@ -30,10 +33,27 @@ class Chunk:
     Attributes:
         negative: it gets the unconditional reference tokens.
         area: (height, width, top, left) in latent cells, None for the whole latent.
+        uses: tokens that it gets instead of an Apply node's own, at most one of each adapter.
+        lent: whose unconditional half it gets where no Apply node has tokens of its own.
     """
 
     negative: bool
     area: Area | None = None
+    uses: tuple[Use, ...] = ()
+    lent: tuple[CarriedTokens, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run began with.
+
+    Attributes:
+        roles: uuid of a conditioning -> whether it is negative.
+        lent: as `Chunk.lent` of the negative ones.
+    """
+
+    roles: Mapping[Any, bool] = field(default_factory=dict)
+    lent: tuple[CarriedTokens, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,19 +62,28 @@ class CallInfo:
 
     Attributes:
         negative: role of each of its lists.
-        areas: (list number, uuid) -> area.
+        entries: (list number, uuid) -> that conditioning's share.
+        lent: as `Chunk.lent` of the negative lists.
         latent: (height, width) of the whole latent.
     """
 
     negative: tuple[bool, ...]
-    areas: Mapping[tuple[int, Any], Area]
+    entries: Mapping[tuple[int, Any], Chunk]
+    lent: tuple[CarriedTokens, ...]
     latent: tuple[int, int]
+
+    def chunk(self, number: int, identity: Any) -> Chunk:
+        """The share of one of a list's conditionings, which another node may have brought."""
+        negative = self.negative[number]
+        return self.entries.get((number, identity)) or Chunk(
+            negative, lent=self.lent if negative else ()
+        )
 
 
 def watch_runs(model: ModelPatcher) -> None:
     """Add the two wrappers to a cloned model, once."""
     if not model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
-        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _note_roles)
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _note_run)
         model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _note_call)
 
 
@@ -71,7 +100,7 @@ def chunks_of_call(transformer_options: Mapping[str, Any]) -> list[Chunk]:
     chunks: list[Chunk] = []
     for number, identity in zip(lists, uuids, strict=True):
         if call is not None and number < len(call.negative):
-            chunks.append(Chunk(call.negative[number], call.areas.get((number, identity))))
+            chunks.append(call.chunk(number, identity))
         else:
             chunks.append(Chunk(number != 0))
     return chunks
@@ -90,17 +119,20 @@ def _with_note(model_options: Mapping[str, Any] | None, name: str, note: Any) ->
     return options
 
 
-def _note_roles(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _note_run(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """OUTER_SAMPLE: a guider names its conditionings ("positive", "negative", "middle", ...)."""
     guider = executor.class_obj
+    negative = {name: "negative" in name for name in guider.conds}
     roles = {
-        conditioning["uuid"]: "negative" in name
+        conditioning["uuid"]: negative[name]
         for name, conditionings in guider.conds.items()
         for conditioning in conditionings
         if "uuid" in conditioning
     }
+    _check_run(guider.model_options, guider.conds.values())
+    run = RunInfo(roles, lent_to_negative(guider.conds, negative))
     # The guider's options are this run's own copy; the patcher's are never touched.
-    guider.model_options = _with_note(guider.model_options, _ROLES, roles)
+    guider.model_options = _with_note(guider.model_options, _RUN, run)
     return executor(*args, **kwargs)
 
 
@@ -114,18 +146,40 @@ def _note_call(
 ) -> Any:
     """CALC_COND_BATCH: the lists of a call in their order, with areas resolved."""
     transformer_options = (model_options or {}).get("transformer_options", {})
-    roles: Mapping[Any, bool] = transformer_options.get(_ROLES, {})
+    run: RunInfo | None = transformer_options.get(_RUN)
+    if run is None:  # a sampler of another kind
+        _check_run(model_options, conds)
+        run = RunInfo()
+    negative = _roles_of_lists(conds, run.roles)
     info = CallInfo(
-        negative=_roles_of_lists(conds, roles),
-        areas={
-            (number, c["uuid"]): tuple(c["area"])
+        negative=negative,
+        entries={
+            (number, c["uuid"]): Chunk(
+                negative[number],
+                tuple(c["area"]) if "area" in c else None,
+                uses_of(c, negative[number], run.roles, conditionings),
+                run.lent if negative[number] else (),
+            )
             for number, conditionings in enumerate(conds)
             for c in conditionings or ()
-            if "area" in c and "uuid" in c
+            if "uuid" in c
         },
+        lent=run.lent,
         latent=(x_in.shape[-2], x_in.shape[-1]),
     )
     return executor(model, conds, x_in, timestep, _with_note(model_options, _CALL, info))
+
+
+def _check_run(
+    model_options: Mapping[str, Any] | None, lists: Iterable[Sequence[Mapping[str, Any]] | None]
+) -> None:
+    """Let every Apply node refuse what it cannot do with these conditionings."""
+    carried = [one for entries in lists for entry in entries or () for one in carried_by(entry)]
+    applications = get_wrappers_with_key(
+        WrappersMP.APPLY_MODEL, KEY, model_options or {}, is_model_options=True
+    )
+    for application in applications:
+        application.check_run(carried, applications)
 
 
 def _roles_of_lists(

@@ -47,6 +47,7 @@ def test_report_of_the_golden_adapter(checkpoint: AdapterCheckpoint) -> None:
         "file": str(goldens.ADAPTER),
         "bytes": goldens.ADAPTER.stat().st_size,
         "format": "safetensors",
+        "image_size": 336,
         "reference_tokens": 16,
         "token_width": 96,
         "mllm_width": 64,
@@ -263,8 +264,16 @@ def test_inspect_prints_what_was_found(capsys: pytest.CaptureFixture[str]) -> No
     rows = dict(line.split("  ", 1) for line in out.splitlines())
     rows = {name.strip(): value.strip() for name, value in rows.items()}
     assert rows["reference tokens"] == "16"
+    assert rows["image size"] == "336"
     assert rows["mllm inside"] == "yes"
     assert rows["embedding keys"] == f"{HEAD}, {EMBEDDING}"
+
+
+@pytest.mark.parametrize("said", ["112px", "", "55", "-112"])
+def test_a_damaged_image_size_is_refused(tmp_path: Path, said: str) -> None:
+    path = goldens.write(tmp_path / "a.safetensors", goldens.adapter_tensors(), image_size=said)
+    with goldens.refused(str(path), f"image_size {said!r}", "56"):
+        load_checkpoint(path)
 
 
 def test_inspect_as_json(capsys: pytest.CaptureFixture[str], checkpoint: AdapterCheckpoint) -> None:

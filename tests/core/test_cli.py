@@ -9,6 +9,7 @@ from pathlib import Path
 
 import goldens
 import pytest
+import torch
 from PIL import Image
 
 from easyref_core.checkpoint import AdapterCheckpoint
@@ -55,6 +56,9 @@ def test_options_reach_the_encoder(tmp_path: Path) -> None:
     half = load_tokens(out).cond
     assert main(arguments(out, REFS[:1])) == 0
     full = load_tokens(out).cond
+    own = [main(arguments(tmp_path / s, REFS[:1], image_size=s)) for s in ("0", "336")]
+    assert own == [0, 0]
+    assert torch.equal(load_tokens(tmp_path / "0").cond, load_tokens(tmp_path / "336").cond)
     assert 0 < float((half - full).norm() / full.norm()) < 0.05
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import goldens
@@ -12,12 +13,13 @@ import torch
 from goldens import CASES, Tensors
 from PIL import Image
 
-from easyref_core.aggregation import EncodingCache, Reference, encode_references
-from easyref_core.checkpoint import AdapterCheckpoint
+from easyref_core.aggregation import Reference, encode_references
+from easyref_core.checkpoint import AdapterCheckpoint, load_checkpoint
 from easyref_core.encoder import EasyRefEncoder
 from easyref_core.loading import EncoderPlan, plan_encoder
 from easyref_core.preprocessing import preprocess
 from easyref_core.prompt import PromptTokenizer
+from easyref_core.reading import EncodingCache
 from easyref_core.tokens import ReferenceTokens
 
 CPU = torch.device("cpu")
@@ -247,6 +249,28 @@ def test_cache_tells_insertion_layers_and_image_sizes_apart(encode: Callable) ->
     for options in ({}, {"insert_before": 2}, {"image_size": 112}, {}):
         found = encode(cache=cache, **options)
         assert torch.equal(found.uncond, encode(**options).uncond)
+
+
+@pytest.mark.parametrize("asked", [None, 0])
+def test_references_are_read_at_the_adapters_own_size(
+    encode: Callable, tmp_path: Path, asked: int | None
+) -> None:
+    path = goldens.write(tmp_path / "a.safetensors", goldens.adapter_tensors(), image_size="112")
+    trained = plan_encoder(load_checkpoint(path), goldens.MLLM).build()
+    assert trained.image_size == 112
+    found = encode(encoder=trained, image_size=asked).cond
+    assert torch.equal(found, encode(image_size=112).cond)
+    assert torch.equal(encode(encoder=trained, image_size=84).cond, encode(image_size=84).cond)
+
+
+def test_an_adapter_that_does_not_say_is_read_as_the_released_one(encode: Callable) -> None:
+    assert torch.equal(encode(image_size=0).cond, encode(image_size=336).cond)
+
+
+@pytest.mark.parametrize("size", [-1, 1, 28, 55])
+def test_an_image_size_below_two_patches_is_refused(encode: Callable, size: int) -> None:
+    with goldens.refused(f"image_size is {size}", "at least 56", "or 0", "(336)"):
+        encode(image_size=size)
 
 
 def test_cache_forgets_the_oldest() -> None:

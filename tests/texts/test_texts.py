@@ -58,7 +58,7 @@ def test_the_nodes_are_found() -> None:
 def test_comprehensions_are_read() -> None:
     references = next(node for node in NODES if node.node_id == "EasyRefReferences")
     pictures = [f"image_{number}" for number in range(1, 9)]
-    assert list(references.inputs) == [*pictures, "weight", "previous"]
+    assert list(references.inputs) == [*pictures, "weight", "previous", "gallery"]
 
 
 @pytest.mark.parametrize("node", NODES, ids=named)
@@ -337,7 +337,8 @@ def test_package_keeps_what_it_needs_and_leaves_out_the_rest() -> None:
     assert all(line.startswith("/") for line in lines), "anchor the patterns"
     ignored = pathspec.PathSpec.from_lines("gitwildmatch", lines).match_file
     kept = ["__init__.py", "LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"]
-    kept += [p.relative_to(ROOT).as_posix() for p in PAGES.rglob("*") if p.is_file()]
+    kept += [p.relative_to(ROOT).as_posix() for p in PAGES.parent.rglob("*") if p.is_file()]
+    assert {"web/js/gallery.js", "web/css/gallery.css"} <= set(kept)
     kept += [f"locales/{language}/nodeDefs.json" for language in LANGUAGES]
     kept += ["easyref_core/demo/tiny.py", "nodes/host/patch.py", "workflows/any.json"]
     for path in kept:

@@ -1,0 +1,70 @@
+"""EasyRef Set Conditioning: a prompt that brings its own reference tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..easyref_core.errors import EasyRefError
+from ..easyref_core.layer_weights import LayerWeights
+from ..easyref_core.tokens import ReferenceTokens
+from .host.carried import CarriedTokens, carry
+from .link_types import EasyRefLayerWeightsLink, EasyRefTokens
+
+
+class EasyRefSetConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EasyRefSetConditioning",
+            display_name="EasyRef Set Conditioning",
+            category="EasyRef",
+            description="Gives a prompt reference tokens of its own, which take the place of "
+            "EasyRef Apply's. The model must have gone through EasyRef Apply with their adapter.",
+            inputs=[
+                io.Conditioning.Input(
+                    "conditioning",
+                    tooltip="A prompt, before or behind nodes that set its area, mask or timestep "
+                    "range. In the negative prompt, references to avoid.",
+                ),
+                EasyRefTokens.Input(
+                    "tokens", tooltip="What the prompt is to be read with, from EasyRef Encode."
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=-1.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="How strongly these references act: 1 as trained, 0 none for this "
+                    "prompt. The weight of EasyRef Apply multiplies it.",
+                ),
+                EasyRefLayerWeightsLink.Input(
+                    "layer_weights",
+                    optional=True,
+                    tooltip="From EasyRef Layer Weights: in which layers these references act.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning", tooltip="The prompt with its references."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        conditioning: list[list[Any]],
+        tokens: ReferenceTokens,
+        weight: float,
+        layer_weights: LayerWeights | None = None,
+    ) -> io.NodeOutput:
+        if not conditioning:
+            raise EasyRefError(
+                "The conditioning is empty, so there is no prompt to carry the tokens. Connect a "
+                "CLIP Text Encode."
+            )
+        carried = CarriedTokens(tokens, weight, layer_weights or LayerWeights())
+        return io.NodeOutput(carry(conditioning, carried))

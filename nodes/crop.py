@@ -1,0 +1,109 @@
+"""EasyRef Crop: a face or a thing made to fill the frame, by mask or box."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..easyref_core.crop import Box, crop_pictures, mask_boxes
+from .link_types import EasyRefReferenceGroup, References
+from .references import references_from_batch
+
+
+class EasyRefCrop(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EasyRefCrop",
+            display_name="EasyRef Crop",
+            category="EasyRef",
+            description="Crops references to what a mask or a box covers, so that a face fills the "
+            "frame. Several masks on one picture give several crops.",
+            inputs=[
+                io.Image.Input("images", tooltip="A picture, or a batch of pictures of one size."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="What to keep, in white: one mask for all pictures, one for each, or "
+                    "several for one picture. Stretched to the picture's shape.",
+                ),
+                io.Float.Input(
+                    "x",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Left side of the box as a share of the picture's width. Only used "
+                    "without a mask, as are y, width and height.",
+                ),
+                io.Float.Input(
+                    "y",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Top of the box as a share of the picture's height.",
+                ),
+                io.Float.Input(
+                    "width",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Width of the box as a share of the picture's width.",
+                ),
+                io.Float.Input(
+                    "height",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Height of the box as a share of the picture's height.",
+                ),
+                io.Float.Input(
+                    "padding",
+                    default=0.25,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="What is kept around the mask or box on every side, as a share of its "
+                    "larger side.",
+                ),
+                io.Boolean.Input(
+                    "square",
+                    default=True,
+                    tooltip="Grow the crop to a square, as far as the picture has room. Nothing "
+                    "inside the mask or box is ever cut off.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="images",
+                    tooltip="The crops as a list, as their sizes differ.",
+                    is_output_list=True,
+                ),
+                EasyRefReferenceGroup.Output(
+                    display_name="references",
+                    tooltip="The crops as one group, for EasyRef Encode.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: torch.Tensor,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        padding: float,
+        square: bool,
+        mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        boxes = mask_boxes(mask) if mask is not None else [Box(x, y, width, height)]
+        crops = crop_pictures(images, boxes, padding, square)
+        group: References = ()
+        for number, crop in enumerate(crops, start=1):
+            group += references_from_batch(crop, f"crop {number}" if len(crops) > 1 else "crop")
+        return io.NodeOutput(crops, group)

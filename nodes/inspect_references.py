@@ -1,0 +1,86 @@
+"""EasyRef Inspect: which references, and which parts of them, the reference tokens look at."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+
+from ..easyref_core.heat_maps import draw_heat_maps
+from ..easyref_core.inspection import report
+from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, References
+from .references import references_from_batch
+
+
+class EasyRefInspect(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EasyRefInspect",
+            display_name="EasyRef Inspect",
+            category="EasyRef",
+            description="Shows what of the references is used: each one's share in the reference "
+            "tokens' attention, and a heat map over it.",
+            inputs=[
+                EasyRef.Input("easyref", tooltip="From EasyRef Loader."),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Reference pictures as one batch. They come before those of "
+                    "references.",
+                ),
+                EasyRefReferenceGroup.Input(
+                    "references",
+                    optional=True,
+                    tooltip="The group that EasyRef Encode gets; weights count here too.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="The prompt that EasyRef Encode gets.",
+                ),
+                io.Int.Input(
+                    "image_size",
+                    default=0,
+                    min=0,
+                    max=1344,
+                    step=28,
+                    tooltip="As in EasyRef Encode; 0: as the adapter was trained.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="heat_maps",
+                    tooltip="Every reference with what was looked at in warm colours, and its "
+                    "share below.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="One line a reference with its share, then the shares of prompt and "
+                    "tokens.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        easyref: EasyRefModel,
+        prompt: str,
+        image_size: int,
+        images: torch.Tensor | None = None,
+        references: References | None = None,
+    ) -> io.NodeOutput:
+        group = references_from_batch(images, "images") if images is not None else ()
+        group += references or ()
+        inspection = easyref.encoder.inspect(group, prompt, image_size)
+        cards = draw_heat_maps(inspection, [reference.picture for reference in group])
+        heat_maps = torch.stack(
+            [torch.from_numpy(np.asarray(card, dtype=np.float32) / 255) for card in cards]
+        )
+        text = report(inspection)
+        shown = {**ui.PreviewImage(heat_maps, cls=cls).as_dict(), "text": (text,)}
+        return io.NodeOutput(heat_maps, text, ui=shown)

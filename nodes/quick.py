@@ -1,0 +1,85 @@
+"""EasyRef Quick: references and prompt into a model in one step."""
+
+from __future__ import annotations
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from .apply import EasyRefApply
+from .encode import EasyRefEncode
+from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, References
+
+
+class EasyRefQuick(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EasyRefQuick",
+            display_name="EasyRef Quick",
+            category="EasyRef",
+            description="EasyRef Encode and EasyRef Apply in one, with their defaults: the node to "
+            "start with.",
+            inputs=[
+                io.Model.Input("model", tooltip="An SDXL model."),
+                EasyRef.Input("easyref", tooltip="From EasyRef Loader."),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Reference pictures as one batch. They come before those of "
+                    "references.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="What the picture shall show; usually the same text as the positive "
+                    "prompt. May be empty.",
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=-1.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="How strongly the references act: 1 as trained, 0 not at all, below 0 "
+                    "away from them.",
+                ),
+                EasyRefReferenceGroup.Input(
+                    "references",
+                    optional=True,
+                    tooltip="Reference pictures of any sizes, from EasyRef References or EasyRef "
+                    "Crop.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The steered model.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        easyref: EasyRefModel,
+        prompt: str,
+        weight: float,
+        images: torch.Tensor | None = None,
+        references: References | None = None,
+    ) -> io.NodeOutput:
+        (tokens,) = EasyRefEncode.execute(
+            easyref=easyref,
+            prompt=prompt,
+            aggregation="easyref",
+            image_size=0,
+            images=images,
+            references=references,
+        ).args
+        return EasyRefApply.execute(
+            model=model,
+            easyref=easyref,
+            tokens=tokens,
+            weight=weight,
+            start_percent=0.0,
+            end_percent=1.0,
+            lora_strength=1.0,
+        )

@@ -1,0 +1,90 @@
+"""EasyRef Region: reference tokens for a part of the picture."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..easyref_core.curves import WeightCurve
+from ..easyref_core.layer_weights import LayerWeights
+from ..easyref_core.tokens import ReferenceTokens
+from .host.masks import Mask
+from .host.parts import Part, Settings, add_region
+from .link_types import (
+    EasyRefCurve,
+    EasyRefLayerWeightsLink,
+    EasyRefRegions,
+    EasyRefTokens,
+    Regions,
+)
+
+
+class EasyRefRegion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EasyRefRegion",
+            display_name="EasyRef Region",
+            category="EasyRef",
+            description="Gives a part of the picture reference tokens of its own. Chain up to 16 "
+            "of these; EasyRef Apply takes them all.",
+            inputs=[
+                EasyRefTokens.Input(
+                    "tokens", tooltip="What acts in this region. All regions need one adapter."
+                ),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="Where in the picture it acts (white), stretched to the picture's "
+                    "shape. One for all latents, or one each. A small region costs little.",
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=-1.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="How strongly the region's references act: 1 as trained. The weight "
+                    "of EasyRef Apply multiplies it.",
+                ),
+                EasyRefLayerWeightsLink.Input(
+                    "layer_weights",
+                    optional=True,
+                    tooltip="From EasyRef Layer Weights: in which layers this region acts.",
+                ),
+                EasyRefCurve.Input(
+                    "curve",
+                    optional=True,
+                    tooltip="From EasyRef Weight Curve: multiplies this region's weight over the "
+                    "sampling and over the frames of a batch.",
+                ),
+                EasyRefRegions.Input(
+                    "previous",
+                    optional=True,
+                    tooltip="Regions that come before this one, from another EasyRef Region.",
+                ),
+            ],
+            outputs=[
+                EasyRefRegions.Output(
+                    display_name="regions",
+                    tooltip="All regions so far, for EasyRef Apply or another EasyRef Region.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        tokens: ReferenceTokens,
+        mask: torch.Tensor,
+        weight: float,
+        layer_weights: LayerWeights | None = None,
+        curve: WeightCurve | None = None,
+        previous: Regions | None = None,
+    ) -> io.NodeOutput:
+        settings = Settings(
+            weight,
+            Mask(mask),
+            layer_weights or LayerWeights(),
+            (curve,) if curve is not None else (),
+        )
+        return io.NodeOutput(add_region(previous or (), Part(tokens, settings)))

@@ -1,0 +1,110 @@
+"""EasyRef Weight Curve: a weight that changes over the sampling and over frames."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..easyref_core.curves import SHAPES, WeightCurve, curve_points
+from .link_types import EasyRefCurve
+
+
+class EasyRefWeightCurve(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EasyRefWeightCurve",
+            display_name="EasyRef Weight Curve",
+            category="EasyRef",
+            description="Lets the weight of references change over the sampling, and over the "
+            "frames of a batch. Both factors multiply the weight.",
+            inputs=[
+                io.Combo.Input(
+                    "shape",
+                    options=list(SHAPES),
+                    default="linear",
+                    tooltip="How the factor goes from the start of the sampling to its end. "
+                    "constant keeps start_value; custom points uses points.",
+                ),
+                io.Float.Input(
+                    "start_value",
+                    default=1.0,
+                    min=-1.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="Factor at the start of the sampling, where composition is decided.",
+                ),
+                io.Float.Input(
+                    "end_value",
+                    default=0.0,
+                    min=-1.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="Factor at the end of the sampling, where details are decided.",
+                ),
+                io.String.Input(
+                    "points",
+                    default="0:1, 0.5:0.2, 1:0",
+                    tooltip="For custom points: place:factor, separated by commas, places from 0 "
+                    "(start) to 1 (end) in rising order.",
+                ),
+                io.Combo.Input(
+                    "frames_shape",
+                    options=list(SHAPES),
+                    default="constant",
+                    tooltip="How the factor goes from the first latent of a batch to its last. "
+                    "constant keeps frames_start_value.",
+                ),
+                io.Float.Input(
+                    "frames_start_value",
+                    default=1.0,
+                    min=-1.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="Factor of the first latent of the batch.",
+                ),
+                io.Float.Input(
+                    "frames_end_value",
+                    default=1.0,
+                    min=-1.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="Factor of the last latent of the batch.",
+                ),
+                io.String.Input(
+                    "frames_points",
+                    default="0:1, 1:1",
+                    tooltip="For frames_shape custom points: place:factor, places from 0 (first "
+                    "latent) to 1 (last).",
+                ),
+            ],
+            outputs=[
+                EasyRefCurve.Output(
+                    display_name="curve", tooltip="For EasyRef Apply or EasyRef Region."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        shape: str,
+        start_value: float,
+        end_value: float,
+        points: str,
+        frames_shape: str,
+        frames_start_value: float,
+        frames_end_value: float,
+        frames_points: str,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            WeightCurve(
+                curve_points(shape, start_value, end_value, points),
+                curve_points(
+                    frames_shape,
+                    frames_start_value,
+                    frames_end_value,
+                    frames_points,
+                    "frames_points",
+                ),
+            )
+        )

@@ -1,0 +1,98 @@
+"""EasyRef Combine Tokens on models: what is combined acts as the arithmetic says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from attention_spy import Spy
+from comfyhost import Pack, apply, predict, random_tokens, text
+from goldens import difference
+
+METHODS = ("concatenate", "average", "weighted average", "add", "subtract", "avoid")
+
+
+def combine(pack: Pack, method: str, *tokens: Any, **settings: Any) -> Any:
+    """The node with its defaults."""
+    given = {f"tokens_{n}": t for n, t in enumerate(tokens, start=1)}
+    weights = {f"weight_{n}": 1.0 for n in range(1, 5)}
+    return pack.run("EasyRefCombineTokens", method=method, **(given | weights | settings))
+
+
+@pytest.fixture
+def groups(pack: Pack, easyref: Any) -> list[Any]:
+    return [random_tokens(pack, easyref, seed) for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_combined_tokens_act_as_written(
+    pack: Pack, spy: Spy, unet: Any, easyref: Any, groups: list[Any], method: str
+) -> None:
+    combined = combine(pack, method, *groups)
+    predict(spy.watch(apply(pack, unet, easyref, combined)), cfg=5.0)
+    a, b = groups
+    truth = {
+        "concatenate": (torch.cat((a.cond, b.cond), 1), torch.cat((a.uncond, b.uncond), 1)),
+        "average": ((a.cond + b.cond) / 2, (a.uncond + b.uncond) / 2),
+        "weighted average": ((a.cond + b.cond) / 2, (a.uncond + b.uncond) / 2),
+        "add": (a.cond + b.cond, (a.uncond + b.uncond) / 2),
+        "subtract": (a.cond - b.cond, (a.uncond + b.uncond) / 2),
+        "avoid": (a.cond, b.cond),
+    }[method]
+    texts = [text()[0][0], text("negative")[0][0]]
+    assert spy.wrong_by(list(zip(texts, truth, strict=True))) < 1e-4
+
+
+def test_a_group_combined_with_itself_stays_what_it_is(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any
+) -> None:
+    """Twice the same keys share the attention that one had."""
+    wanted = predict(apply(pack, unet, easyref, tokens), cfg=5.0)
+    for method in ("concatenate", "average", "weighted average"):
+        twice = combine(pack, method, tokens, tokens, weight_1=0.5)
+        assert difference(predict(apply(pack, unet, easyref, twice), cfg=5.0), wanted) < 1e-4
+
+
+def test_four_groups_with_a_gap_and_weights(pack: Pack, easyref: Any) -> None:
+    a, b, c = (random_tokens(pack, easyref, seed) for seed in range(3))
+    found = combine(pack, "subtract", a, b, tokens_4=c, weight_2=0.5, weight_3=9.0, weight_4=2.0)
+    assert difference(found.cond, a.cond - 0.5 * b.cond - 2 * c.cond) < 1e-5
+    assert found.aggregation == "subtract of 3"
+
+
+def test_one_group_a_latent_can_be_combined(pack: Pack, unet: Any, easyref: Any) -> None:
+    batch = random_tokens(pack, easyref, 1, batch=3)
+    found = combine(pack, "concatenate", random_tokens(pack, easyref, 2), batch)
+    x = torch.randn((3, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+    assert predict(apply(pack, unet, easyref, found), x=x).isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_combined_tokens_are_saved_and_loaded(
+    pack: Pack, easyref: Any, groups: list[Any], method: str
+) -> None:
+    made = combine(pack, method, *groups)
+    result = pack.nodes["EasyRefSaveTokens"].execute(made, f"combined/{method}", "output")
+    path = Path(result.ui["text"][0]).relative_to(pack.base / "output/easyref_tokens")
+    found = pack.run("EasyRefLoadTokens", f"{path.as_posix()} [output]", easyref)
+    assert torch.equal(found.cond, made.cond)
+    assert torch.equal(found.uncond, made.uncond)
+
+
+def test_mistakes_name_the_inputs(pack: Pack, easyref: Any, groups: list[Any]) -> None:
+    from dataclasses import replace
+
+    a, b = groups
+    with pack.refused("tokens_1", "golden", "tokens_4", "other.safetensors"):
+        other = replace(b, adapter="else", adapter_name="other.safetensors")
+        combine(pack, "add", a, b, tokens_4=other)
+    with pack.refused("tokens_1 hold", "tokens_2", "'average'"):
+        combine(pack, "average", a, combine(pack, "concatenate", a, b))
+    with pack.refused("2 groups", "3"):
+        combine(
+            pack, "average", *(random_tokens(pack, easyref, 1, batch=batch) for batch in (2, 3))
+        )
+    with pack.refused("(1, -1)", "add up to 0"):
+        combine(pack, "weighted average", a, b, weight_2=-1.0)

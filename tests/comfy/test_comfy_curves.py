@@ -1,0 +1,211 @@
+"""Weight curves over the sampling and over the frames of a batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfyhost import (
+    Pack,
+    apply,
+    euler,
+    guider,
+    latents,
+    predict,
+    random_tokens,
+    sigmas,
+)
+from goldens import difference
+from test_comfy_steps import waits
+
+CFG = 5.0
+CLOSE = 5e-5
+STEPS = (901.0, 701.0, 501.0, 301.0, 101.0)
+
+
+def node(pack: Pack, **settings: Any) -> Any:
+    """The Weight Curve node with its defaults, save for `settings`."""
+    inputs = pack.nodes["EasyRefWeightCurve"].GET_SCHEMA().inputs
+    return pack.run("EasyRefWeightCurve", **({i.id: i.default for i in inputs} | settings))
+
+
+def custom(pack: Pack, points: str, **settings: Any) -> Any:
+    return node(pack, shape="custom points", points=points, **settings)
+
+
+@pytest.mark.parametrize(
+    ("shape", "middle", "quarter"),
+    [
+        ("constant", 0.2, 0.2),
+        ("linear", 0.6, 0.4),
+        ("ease in", 0.4, 0.25),
+        ("ease out", 0.8, 0.55),
+        ("ease in-out", 0.6, 0.325),
+    ],
+)
+def test_shapes_go_from_start_to_end(pack: Pack, shape: str, middle: float, quarter: float) -> None:
+    values = {"start_value": 0.2, "end_value": 1.0}
+    curve = node(pack, shape=shape, **values)
+    assert curve.at(0.0) == 0.2
+    assert curve.at(1.0) == pytest.approx(0.2 if shape == "constant" else 1.0)
+    assert curve.at(0.5) == pytest.approx(middle)
+    assert curve.at(0.25) == pytest.approx(quarter)
+    assert curve.of_frames(3) == (1.0, 1.0, 1.0)
+    frames = {f"frames_{name}": value for name, value in {"shape": shape, **values}.items()}
+    assert node(pack, **frames).of_frames(3) == pytest.approx((0.2, middle, curve.at(1.0)))
+
+
+def test_points_are_joined_by_straight_lines_and_level_outside(pack: Pack) -> None:
+    curve = custom(pack, " 0.2:1 ,0.6 : -0.5,\n0.8:2, ")
+    assert curve.sampling == ((0.2, 1.0), (0.6, -0.5), (0.8, 2.0))
+    found = [curve.at(p) for p in (0.0, 0.2, 0.4, 0.6, 0.7, 1.0)]
+    assert found == pytest.approx([1.0, 1.0, 0.25, -0.5, 0.75, 2.0])
+    assert custom(pack, "0.3:2").at(0.9) == 2.0
+    with pytest.raises(AttributeError):
+        curve.sampling = ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "there is no point"),
+        (" , ", "there is no point"),
+        ("0:1, 0.7:1, 0.5:0", "0.5 comes after the one at 0.7"),
+        ("0:1, 0.5:1, 0.5:0", "0.5 comes after the one at 0.5"),
+        ("0:1, 1.5:0", "1.5, outside 0 to 1"),
+        ("-0.1:1", "-0.1, outside 0 to 1"),
+        ("0:1, half:2", "'half:2' is not a point"),
+        ("0:1, 0.5", "'0.5' is not a point"),
+        ("0:1:2", "'0:1:2' is not a point"),
+        ("0:nan", "0:nan is not a point"),
+        ("0:inf", "0:inf is not a point"),
+    ],
+)
+def test_points_that_are_none_are_refused(pack: Pack, text: str, said: str) -> None:
+    with pack.refused("points:", said):
+        custom(pack, text)
+    with pack.refused("frames_points:", said):
+        node(pack, frames_shape="custom points", frames_points=text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "exact"),
+    [
+        ("ModelSamplingDiscrete", 2e-4),
+        ("zsnr", 2e-4),
+        ("ModelSamplingContinuousEDM", 2e-4),
+        ("ModelSamplingContinuousV", 2e-4),
+        ("ModelSamplingDiscreteFlow", 2e-3),
+        ("ModelSamplingFlux", 2e-3),
+        ("StableCascadeSampling", 2e-3),
+    ],
+)
+def test_every_kind_of_schedule_gives_the_factor_of_comfyuis_percent(
+    pack: Pack, kind: str, exact: float
+) -> None:
+    """On the device from sigmas alone, as the host computes it from percent."""
+    import comfy.model_sampling as kinds
+
+    sampling = kinds.ModelSamplingDiscrete(zsnr=True) if kind == "zsnr" else getattr(kinds, kind)()
+    curve = custom(pack, "0.1:1, 0.37:-0.5, 0.61:2, 0.95:0.5")
+    places = [0.001, *(k / 50 for k in range(1, 50)), 0.1234, 0.37, 0.61, 0.999]
+    t = torch.tensor([float(sampling.percent_to_sigma(p)) for p in places])
+    found = pack.part("nodes.host.timing").over_sampling(curve, sampling, t)
+    wanted = torch.tensor([curve.at(p) for p in places])
+    assert difference(found, wanted) < exact
+
+
+@pytest.mark.parametrize("settings", [{}, {"end_percent": 0.6}])
+def test_the_curve_is_the_weight_step_by_step(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any, settings: dict[str, float]
+) -> None:
+    curve = custom(pack, "0:0.2, 0.35:1.3, 0.9:-0.4")
+    steps = sigmas(unet, *STEPS)
+    x = latents(2) * torch.sqrt(steps[0] ** 2 + 1)
+    curved = apply(pack, unet, easyref, tokens, curve=curve, weight=0.8, **settings)
+    found = euler(guider(curved, CFG), x, steps)
+    for number, timestep in enumerate(STEPS):
+        place = 1 - timestep / 999
+        weight = 0.8 * curve.at(place) if place <= settings.get("end_percent", 1) else 0.0
+        model = apply(pack, unet, easyref, tokens, weight=weight)
+        x = euler(guider(model, CFG), x, steps[number : number + 2])
+    assert difference(found, x) < 1e-3
+
+
+def test_a_constant_of_one_is_no_curve_and_another_is_a_weight(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any
+) -> None:
+    def run(**settings: Any) -> torch.Tensor:
+        return predict(apply(pack, unet, easyref, tokens, **settings), CFG, latents(2))
+
+    one, half = (node(pack, shape="constant", start_value=v) for v in (1.0, 0.5))
+    assert torch.equal(run(curve=one), run())
+    assert torch.equal(run(curve=half), run(weight=0.5))
+    level = custom(pack, "0:1, 1:1", frames_shape="linear", frames_end_value=1.0)
+    assert torch.equal(run(curve=level), run())
+
+
+def test_frames_are_weighted_by_their_place_in_the_batch(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any
+) -> None:
+    curve = node(
+        pack,
+        shape="constant",
+        frames_shape="custom points",
+        frames_points="0:0.2, 0.5:1.5, 1:-0.3",
+    )
+    x = latents(5)
+    together = predict(apply(pack, unet, easyref, tokens, curve=curve), CFG, x)
+    factors = [0.2, 0.85, 1.5, 0.6, -0.3]
+    assert curve.of_frames(5) == pytest.approx(factors)
+    for number, factor in enumerate(factors):
+        alone = apply(pack, unet, easyref, tokens, weight=factor)
+        own = slice(number, number + 1)
+        assert difference(together[own], predict(alone, CFG, x[own])) < CLOSE
+    single = predict(apply(pack, unet, easyref, tokens, curve=curve), CFG, x[:1])
+    assert difference(single, together[:1]) < CLOSE
+
+
+def test_sampling_and_frames_multiply(pack: Pack, unet: Any, easyref: Any, tokens: Any) -> None:
+    curve = node(pack, end_value=0.0, frames_shape="linear", frames_end_value=0.0)
+    x = latents(2)
+    together = predict(apply(pack, unet, easyref, tokens, curve=curve), CFG, x, timestep=601.0)
+    for number, factor in enumerate((601 / 999, 0.0)):
+        alone = apply(pack, unet, easyref, tokens, weight=factor)
+        own = slice(number, number + 1)
+        wanted = predict(alone, CFG, x[own], timestep=601.0)
+        assert difference(together[own], wanted) < 1e-4
+
+
+def test_a_step_with_curves_regions_and_prompts_own_tokens_never_waits(
+    pack: Pack, comfyui: Path, unet: Any, fresh_easyref: Any
+) -> None:
+    from comfyhost import text
+
+    curve = node(pack, frames_shape="linear", frames_end_value=0.2)
+    groups = [random_tokens(pack, fresh_easyref, seed) for seed in (1, 2, 3)]
+    masks = [torch.zeros(1, 32, 32) for _ in range(2)]
+    masks[0][:, :16, :9] = 1
+    masks[1][:, 8:] = 0.5
+    chain = None
+    for group, mask in zip(groups, masks, strict=False):
+        chain = pack.run("EasyRefRegion", group, mask, 0.7, curve=curve, previous=chain)
+    model = apply(
+        pack,
+        unet,
+        fresh_easyref,
+        groups[2],
+        regions=chain,
+        curve=curve,
+        normalise=True,
+        start_percent=0.05,
+    )
+    positive = pack.run("EasyRefSetConditioning", text(), groups[0], 0.6)
+    steps = sigmas(model, 901.0, 601.0, 301.0)
+    x = latents(2) * 14
+    euler(guider(model, CFG, positive), x, steps)
+    with waits(comfyui) as found:
+        euler(guider(model, CFG, positive), x, steps)
+    assert not found

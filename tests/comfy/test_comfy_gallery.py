@@ -1,0 +1,210 @@
+"""EasyRef References with pictures of its gallery, read from ComfyUI's input folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfyhost import Pack
+from PIL import Image
+
+COLOURS = ("red", "lime", "blue", "white")
+
+
+@pytest.fixture
+def folder(pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An input folder of its own, with four pictures of one colour each."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    (tmp_path / "input" / "sub").mkdir(parents=True)
+    for name, colour in zip(("a.png", "b.png", "sub/c.png", "d.png"), COLOURS, strict=True):
+        Image.new("RGB", (60, 40), colour).save(tmp_path / "input" / name)
+    return tmp_path / "input"
+
+
+def text(*pictures: Any, version: int = 1) -> str:
+    entries = [{"file": p} if isinstance(p, str) else p for p in pictures]
+    return json.dumps({"version": version, "pictures": entries})
+
+
+def references(pack: Pack, gallery: str, **inputs: Any) -> Any:
+    return pack.run("EasyRefReferences", gallery=gallery, **inputs)
+
+
+def colours(group: Any) -> list[tuple[int, ...]]:
+    return [r.picture.getpixel((0, 0)) for r in group]
+
+
+RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)
+
+
+def test_previous_then_gallery_then_images(pack: Pack, folder: Path) -> None:
+    previous = references(pack, text("sub/c.png"))
+    grey = torch.full((2, 8, 8, 3), 128 / 255)
+    group = references(pack, text("b.png", "a.png"), previous=previous, image_1=grey, weight=2.0)
+    assert colours(group) == [BLUE, GREEN, RED, GREY, GREY]
+    assert [r.name for r in group[:3]] == ["sub/c.png", "b.png", "a.png"]
+    assert [r.weight for r in group] == [1.0, 2.0, 2.0, 2.0, 2.0]
+
+
+def test_each_picture_has_its_own_weight_times_the_nodes(pack: Pack, folder: Path) -> None:
+    gallery = text({"file": "a.png", "weight": 0.5}, {"file": "a.png", "weight": 0}, "b.png")
+    group = references(pack, gallery, weight=3.0)
+    assert [r.weight for r in group] == [1.5, 0.0, 3.0]
+
+
+def test_nothing_is_as_before(pack: Pack) -> None:
+    grey = torch.full((1, 8, 8, 3), 128 / 255)
+    for gallery in ("", " ", text()):
+        assert colours(references(pack, gallery, image_1=grey)) == [GREY]
+    with pack.refused("EasyRef References has no picture", "image_1"):
+        references(pack, "")
+    previous = references(pack, "", image_1=grey)
+    assert references(pack, "", previous=previous) == previous
+
+
+def test_crops_are_shares_of_the_upright_picture(pack: Pack, folder: Path) -> None:
+    picture = Image.new("RGB", (80, 40), "blue")
+    picture.paste("red", (0, 0, 40, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees: red above blue
+    picture.save(folder / "turned.jpg", exif=exif, quality=100, subsampling=0)
+    whole, part = references(
+        pack, text("turned.jpg", {"file": "turned.jpg", "crop": [0, 0.75, 1, 0.25]})
+    )
+    assert whole.picture.size == (40, 80)
+    assert part.picture.size == (40, 20)
+    for at, wanted in ((whole.picture.getpixel((20, 5)), 0), (part.picture.getpixel((20, 5)), 2)):
+        assert at.index(max(at)) == wanted
+
+
+def test_alpha_is_dropped_and_other_modes_are_read(pack: Pack, folder: Path) -> None:
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(folder / "clear.png")
+    Image.new("P", (8, 8)).save(folder / "palette.gif")
+    Image.new("I;16", (8, 8), 257 * 128).save(folder / "deep.png")
+    group = references(pack, text("clear.png", "palette.gif", "deep.png"))
+    assert colours(group) == [RED, (0, 0, 0), GREY]
+
+
+@pytest.mark.parametrize("name", ["a b.png", 'it\'s "x".png', "ünï 图片.png", "100% #1 [x].png"])
+def test_names_of_any_kind(pack: Pack, folder: Path, name: str) -> None:
+    Image.new("RGB", (8, 8), "red").save(folder / name)
+    assert colours(references(pack, text(name))) == [RED]
+    assert pack.nodes["EasyRefReferences"].validate_inputs(gallery=text(name)) is True
+
+
+def test_missing_files_are_all_named_at_once(pack: Pack, folder: Path) -> None:
+    gallery = text("a.png", "x.png", "sub/y.png", "x.png", "sub")
+    with pack.refused("3 of the gallery's pictures are missing", "'x.png', 'sub/y.png', 'sub'"):
+        references(pack, gallery)
+    refused = pack.nodes["EasyRefReferences"].validate_inputs(gallery=gallery)
+    assert "'x.png', 'sub/y.png', 'sub'" in refused
+    with pack.refused("12 of the gallery's", "and 2 more"):
+        references(pack, text(*(f"{n}.png" for n in range(12))))
+
+
+@pytest.mark.parametrize("file", ["../secret.png", "sub/../../secret.png", "link.png", "out/s.png"])
+def test_nothing_outside_the_input_folder_is_read(
+    pack: Pack, folder: Path, tmp_path: Path, file: str
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere" / "s.png")
+    os.symlink(tmp_path / "secret.png", folder / "link.png")
+    os.symlink(tmp_path / "elsewhere", folder / "out")
+    with pack.refused("out of ComfyUI's input folder"):
+        references(pack, text(file))
+    with pack.refused("out of ComfyUI's input folder"):
+        pack.part("nodes.host.gallery").thumbnail(file, 64)
+
+
+def test_an_input_folder_that_is_a_link_itself_serves(
+    pack: Pack, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import folder_paths
+
+    os.symlink(folder, tmp_path / "linked")
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "linked"))
+    assert colours(references(pack, text("a.png"))) == [RED]
+
+
+def test_other_sentences_reach_the_person(pack: Pack, folder: Path) -> None:
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    with pack.refused("broken.png"):
+        references(pack, text("broken.png"))
+    with pack.refused("newer EasyRef"):
+        references(pack, text("a.png", version=2))
+    validate = pack.nodes["EasyRefReferences"].validate_inputs
+    assert "newer EasyRef" in validate(gallery=text(version=2))
+    assert "[output]" in validate(gallery=text("a.png [output]"))
+    assert validate() is True
+    assert validate(gallery=None) is True
+
+
+def test_a_huge_picture_is_shrunk_and_keeps_its_shape(pack: Pack, folder: Path) -> None:
+    Image.new("L", (12_500, 8_000), 200).save(folder / "huge.png", compress_level=1)
+    whole, part = references(
+        pack, text("huge.png", {"file": "huge.png", "crop": [0.5, 0.5, 0.2, 0.2]})
+    )
+    assert whole.picture.size == (4096, 2621)
+    assert part.picture.size == (2500, 1600), "a part is cut out before it is shrunk"
+    assert whole.picture.getpixel((9, 9)) == (200, 200, 200)
+
+
+def test_a_changed_file_is_read_again(pack: Pack, folder: Path) -> None:
+    fingerprint = pack.nodes["EasyRefReferences"].fingerprint_inputs
+    gallery = text("a.png", "b.png")
+    before = fingerprint(gallery=gallery, weight=1.0)
+    assert fingerprint(gallery=gallery, weight=1.0) == before
+    Image.new("RGB", (61, 40), "blue").save(folder / "a.png")
+    assert fingerprint(gallery=gallery, weight=1.0) != before
+    (folder / "b.png").unlink()
+    assert fingerprint(gallery=gallery, weight=1.0) == []
+    assert fingerprint() == fingerprint(gallery=None) == []
+
+
+def test_folders_and_pictures_are_listed_in_natural_order(
+    pack: Pack, folder: Path, tmp_path: Path
+) -> None:
+    gallery = pack.part("nodes.host.gallery")
+    for name in ("10.png", "9.png", "B.PNG", "note.txt", ".hidden.png"):
+        (folder / "sub" / name).touch()
+    (folder / "empty").mkdir()
+    os.symlink(tmp_path, folder / "outside")
+    os.symlink(tmp_path / "any.png", folder / "sub" / "link.png")
+    assert gallery.list_pictures("sub") == [
+        "sub/9.png",
+        "sub/10.png",
+        "sub/B.PNG",
+        "sub/c.png",
+    ]
+    assert gallery.list_pictures("") == ["a.png", "b.png", "d.png"]
+    assert gallery.list_folders() == [("", 3), ("sub", 4)]
+    for name, said in (
+        ("empty", "The folder 'empty' holds no picture"),
+        ("absent", "There is no folder 'absent'"),
+        ("..", "out of ComfyUI's input folder"),
+        ("outside", "out of ComfyUI's input folder"),
+    ):
+        with pack.refused(said):
+            gallery.list_pictures(name)
+
+
+@pytest.mark.parametrize("crop", [None, (0.5, 0.0, 0.5, 1.0)])
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_thumbnails_are_small_and_upright(pack: Pack, folder: Path, ending: str, crop: Any) -> None:
+    import io
+
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (1600, 400), "red").save(folder / f"photo.{ending}", exif=exif)
+    found = pack.part("nodes.host.gallery").thumbnail(f"photo.{ending}", 128, crop)
+    with Image.open(io.BytesIO(found)) as picture:
+        assert picture.format == "WEBP"
+        assert picture.size == ((32, 128) if crop is None else (16, 128))

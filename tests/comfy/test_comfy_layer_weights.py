@@ -1,0 +1,168 @@
+"""Layer weights: what the node says, and in which layers references act."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from attention_spy import Seen, Spy
+from comfyhost import Pack, apply, latents, predict, random_text, random_tokens
+from goldens import difference
+
+CFG = 5.0
+EXACT = 2e-5
+GROUPS = ["input_4", "input_5", "input_7", "input_8", "middle", *(f"output_{n}" for n in range(6))]
+MODULES = {
+    "input_4": "down_blocks.1.attentions.0",
+    "input_5": "down_blocks.1.attentions.1",
+    "input_7": "down_blocks.2.attentions.0",
+    "input_8": "down_blocks.2.attentions.1",
+    "middle": "mid_block.attentions.0",
+    "output_0": "up_blocks.0.attentions.0",
+    "output_1": "up_blocks.0.attentions.1",
+    "output_2": "up_blocks.0.attentions.2",
+    "output_3": "up_blocks.1.attentions.0",
+    "output_4": "up_blocks.1.attentions.1",
+    "output_5": "up_blocks.1.attentions.2",
+}
+
+
+@pytest.fixture
+def texts() -> dict[str, Any]:
+    return {"positive": random_text(1, pooled=64), "negative": random_text(2, pooled=64)}
+
+
+@pytest.fixture
+def demo_tokens(pack: Pack, demo_easyref: Any) -> Any:
+    return random_tokens(pack, demo_easyref, seed=3)
+
+
+def made(pack: Pack, profile: str = "all", **factors: float) -> Any:
+    return pack.run("EasyRefLayerWeights", profile, **(dict.fromkeys(GROUPS, 1.0) | factors))
+
+
+def group_of(seen: Seen) -> str:
+    return next(g for g, module in MODULES.items() if seen.layer.startswith(module + "."))
+
+
+def test_the_node_multiplies_the_profile_and_shows_the_result(pack: Pack) -> None:
+    output = pack.nodes["EasyRefLayerWeights"].execute(
+        "style and composition", **(dict.fromkeys(GROUPS, 1.0) | {"input_8": 0.5, "output_3": 2.0})
+    )
+    weights, text = output.result
+    expected = {"input_8": 0.5, "output_1": 1.0}
+    assert [weights.of(group) for group in GROUPS] == [expected.get(g, 0.0) for g in GROUPS]
+    assert text.splitlines() == [f"{g}: {expected.get(g, 0):g}" for g in GROUPS]
+    assert output.ui == {"text": (text,)}
+
+
+def test_every_profile_differs_and_all_is_everything(pack: Pack) -> None:
+    core = pack.part("easyref_core.layer_weights")
+    assert list(core.GROUPS) == GROUPS
+    assert next(iter(core.PROFILES)) == "all"
+    assert core.PROFILES["all"] == core.LayerWeights()
+    assert len({weights.factors for weights in core.PROFILES.values()}) == len(core.PROFILES) == 5
+    with pytest.raises(AttributeError):
+        core.PROFILES["style"].factors = ()
+
+
+@pytest.mark.parametrize("weights", [{"input_9": 1}, {"OUTPUT_1": 0.5}, {"up_blocks": 0}])
+def test_an_unknown_group_is_refused_with_the_known_ones(
+    pack: Pack, weights: dict[str, Any]
+) -> None:
+    with pack.refused(next(iter(weights)), "input_4", "middle", "output_5"):
+        pack.part("easyref_core.layer_weights").LayerWeights(weights)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None])
+def test_a_weight_that_is_no_number_is_refused(pack: Pack, value: Any) -> None:
+    with pack.refused("middle", repr(value)):
+        pack.part("easyref_core.layer_weights").LayerWeights({"middle": value})
+
+
+def test_all_at_one_is_as_without(
+    pack: Pack, demo: Any, demo_easyref: Any, demo_tokens: Any, texts: dict[str, Any]
+) -> None:
+    plain = apply(pack, demo.model, demo_easyref, demo_tokens)
+    ones = apply(pack, demo.model, demo_easyref, demo_tokens, layer_weights=made(pack))
+    assert torch.equal(predict(ones, CFG, **texts), predict(plain, CFG, **texts))
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_at_zero_is_left_alone_and_the_others_are_as_they_were(
+    pack: Pack,
+    demo: Any,
+    demo_easyref: Any,
+    demo_tokens: Any,
+    texts: dict[str, Any],
+    group: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    patch = pack.part("nodes.host.patch")
+    taken, slot = [], patch._ReferenceAttention
+    monkeypatch.setattr(
+        patch, "_ReferenceAttention", lambda *args: taken.append(args[1]) or slot(*args)
+    )
+    weights = made(pack, **{group: 0.0})
+    spy = Spy(pack, demo_easyref, demo.model)
+    model = apply(pack, demo.model, demo_easyref, demo_tokens, layer_weights=weights)
+    predict(spy.watch(model), positive=texts["positive"])
+    assert taken
+    assert not any(layer.startswith(MODULES[group] + ".") for layer in taken)
+    own = [seen for seen in spy.seen if group_of(seen) == group]
+    assert own
+    assert all(torch.equal(seen.out, spy.to_out(seen, seen.text)) for seen in own)
+    truth = [(texts["positive"][0][0], demo_tokens.cond)]
+    assert spy.wrong_by(truth, lambda seen: float(group_of(seen) != group)) < EXACT
+
+
+def test_weights_multiply_in_each_group_with_mask_and_weight(
+    pack: Pack, demo: Any, demo_easyref: Any, demo_tokens: Any, texts: dict[str, Any]
+) -> None:
+    values = {group: number / 5 - 1 for number, group in enumerate(GROUPS)}
+    spy = Spy(pack, demo_easyref, demo.model)
+    mask = torch.full((1, 8, 8), 0.5)
+    model = apply(
+        pack,
+        demo.model,
+        demo_easyref,
+        demo_tokens,
+        layer_weights=made(pack, **values),
+        mask=mask,
+        weight=1.5,
+    )
+    predict(spy.watch(model), CFG, latents(2), **texts)
+    truth = [
+        (texts["positive"][0][0], demo_tokens.cond),
+        (texts["negative"][0][0], demo_tokens.uncond),
+    ]
+    assert spy.wrong_by(truth, lambda seen: 0.75 * values[group_of(seen)]) < EXACT
+
+
+def test_two_profiles_on_two_applications_add_up(
+    pack: Pack, demo: Any, demo_easyref: Any, demo_tokens: Any, texts: dict[str, Any]
+) -> None:
+    model = demo.model
+    for name in ("style", "composition"):
+        weights = made(pack, name)
+        model = apply(pack, model, demo_easyref, demo_tokens, layer_weights=weights)
+    both = made(pack, "style and composition")
+    once = apply(pack, demo.model, demo_easyref, demo_tokens, layer_weights=both)
+    assert difference(predict(model, CFG, **texts), predict(once, CFG, **texts)) < 5e-5
+
+
+def test_weights_for_layers_that_the_model_lacks_are_refused(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any
+) -> None:
+    layers = pack.part("nodes.host.layers")
+    present = {layers.group_of(x.block) for x in layers.cross_attention_layers(unet).values()}
+    lacking = next(group for group in GROUPS if group not in present)
+    weights = made(pack, **{lacking: 0.5})
+    with pack.refused(lacking, "has no such layers", *sorted(present)):
+        apply(pack, unet, easyref, tokens, layer_weights=weights)
+    region = pack.run("EasyRefRegion", tokens, torch.ones(1, 8, 8), 1.0, layer_weights=weights)
+    with pack.refused(lacking, "has no such layers"):
+        apply(pack, unet, easyref, None, regions=region)
+    own = next(group for group in GROUPS if group in present)
+    apply(pack, unet, easyref, tokens, layer_weights=made(pack, **{own: 0.5}))

@@ -1,0 +1,172 @@
+"""What regions cost: queries under their masks, and keys and values once for each tokens."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from comfyhost import Pack, apply, latents, predict, random_text, random_tokens
+from goldens import difference
+from test_comfy_regions import CFG, LEFT, RIGHT, box, regions
+
+
+@pytest.fixture
+def texts() -> dict[str, Any]:
+    return {"positive": random_text(1, pooled=64), "negative": random_text(2, pooled=64)}
+
+
+@pytest.fixture
+def groups(pack: Pack, demo_easyref: Any) -> list[Any]:
+    return [random_tokens(pack, demo_easyref, seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture
+def asked(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(rows x positions, tokens) of every attention over reference tokens."""
+    patch = pack.part("nodes.host.patch")
+    attend, found = patch.optimized_attention, []
+
+    def noted(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
+        if k.shape[1] != 77:  # not the text
+            found.append((q.shape[0] * q.shape[1], k.shape[1]))
+        return attend(q, k, v, *args, **kwargs)
+
+    monkeypatch.setattr(patch, "optimized_attention", noted)
+    return found
+
+
+def tiles(pack: Pack, easyref: Any) -> list[tuple[Any, torch.Tensor, dict[str, Any]]]:
+    """Sixteen regions that cover the picture once."""
+    return [
+        (
+            random_tokens(pack, easyref, seed=number),
+            box(*(part / 4 for part in (row, row + 1, column, column + 1))),
+            {},
+        )
+        for number, (row, column) in enumerate((r, c) for r in range(4) for c in range(4))
+    ]
+
+
+def test_a_region_asks_only_for_the_queries_under_its_mask(
+    pack: Pack,
+    demo: Any,
+    demo_easyref: Any,
+    groups: list[Any],
+    texts: dict[str, Any],
+    asked: list[tuple[int, int]],
+) -> None:
+    x = latents(1, 32, 32)
+    predict(apply(pack, demo.model, demo_easyref, groups[0]), CFG, x, **texts)
+    whole = sum(queries for queries, _ in asked)
+    for given, share in (
+        ([(groups[0], box(0, 0.25, 0, 0.25), {})], 1 / 16),
+        ([(groups[0], LEFT, {}), (groups[1], RIGHT, {})], 1.0),
+        ([(groups[0], box(0, 0.5, 0, 0.5), {}), (groups[1], LEFT, {})], 3 / 4),
+        (tiles(pack, demo_easyref), 1.0),
+    ):
+        asked.clear()
+        model = apply(pack, demo.model, demo_easyref, None, regions=regions(pack, *given))
+        predict(model, CFG, x, **texts)
+        assert sum(queries for queries, _ in asked) == whole * share
+
+
+def test_sixteen_small_regions_are_the_work_of_one_application(
+    pack: Pack, demo: Any, demo_easyref: Any, texts: dict[str, Any], asked: list[tuple[int, int]]
+) -> None:
+    given = tiles(pack, demo_easyref)
+    small = apply(pack, demo.model, demo_easyref, None, regions=regions(pack, *given))
+    full = demo.model
+    for tokens, mask, _ in given:
+        # Masks of two latents are not gathered, so this is what every one would cost in full.
+        full = apply(pack, full, demo_easyref, tokens, mask=mask.expand(2, -1, -1))
+    x = latents(2, 32, 32)
+    work, results = {}, {}
+    for name, model in (("regions", small), ("applications", full)):
+        asked.clear()
+        results[name] = predict(model, 1.0, x, **texts)
+        work[name] = sum(queries * tokens for queries, tokens in asked)
+    assert difference(results["regions"], results["applications"]) < 5e-4
+    assert work["regions"] * 16 == work["applications"]
+
+
+def test_sixteen_small_regions_take_less_time_than_sixteen_applications(pack: Pack) -> None:
+    """Measured in one layer of SDXL's width, since a tiny model spends its time elsewhere."""
+    core = pack.part("easyref_core.attention")
+    heads, positions, width = 10, 1024, 640
+    noise = torch.Generator().manual_seed(1)
+    query = torch.randn(1, positions, width, generator=noise)
+    keys = torch.randn(16, 2, 1, 64, width, generator=noise)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return core.sdpa(q, k, v, heads)
+
+    def shares(small: bool) -> list[Any]:
+        places = torch.arange(positions).chunk(16)
+        whole = torch.zeros(16, 1, positions, 1)
+        for own, place in zip(whole, places, strict=True):
+            own[:, place] = 1
+        return [
+            core.ReferenceShare(*keys[n], 1.0, None, places[n])
+            if small
+            else core.ReferenceShare(*keys[n], whole[n])
+            for n in range(16)
+        ]
+
+    seconds, results = {}, {}
+    for small in (True, False):
+        given, taken = shares(small), []
+        for _ in range(3):
+            start = time.process_time()
+            results[small] = core.add_shares(query, query, given, attend)
+            taken.append(time.process_time() - start)
+        seconds[small] = min(taken)
+    assert difference(results[True], results[False]) < 1e-5
+    assert seconds[True] < seconds[False] / 3
+
+
+def test_an_empty_region_costs_nothing(
+    pack: Pack,
+    demo: Any,
+    demo_easyref: Any,
+    groups: list[Any],
+    texts: dict[str, Any],
+    asked: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = pack.part("nodes.host.key_values")
+    monkeypatch.setattr(store, "project_tokens", lambda *args: pytest.fail("made keys for nothing"))
+    for given in (
+        (groups[0], torch.zeros(1, 8, 8), {}),
+        (groups[0], LEFT, {"weight": 0.0}),
+    ):
+        model = apply(pack, demo.model, demo_easyref, None, regions=regions(pack, given))
+        nothing = apply(pack, demo.model, demo_easyref, groups[1], weight=0.0)
+        assert torch.equal(predict(model, CFG, **texts), predict(nothing, CFG, **texts))
+    assert asked == []
+
+
+def test_keys_and_values_of_regions_are_made_once_for_each_tokens(
+    pack: Pack,
+    demo: Any,
+    demo_easyref: Any,
+    groups: list[Any],
+    texts: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = pack.part("nodes.host.key_values")
+    project, made = store.project_tokens, []
+
+    def noted(checkpoint: Any, tokens: Any, *args: Any) -> Any:
+        made.append(tokens)
+        return project(checkpoint, tokens, *args)
+
+    monkeypatch.setattr(store, "project_tokens", noted)
+    given = regions(
+        pack, (groups[0], LEFT, {}), (groups[0], RIGHT, {"weight": 0.5}), (groups[1], LEFT, {})
+    )
+    model = apply(pack, demo.model, demo_easyref, groups[1], regions=given)
+    for seed in (1, 2):
+        predict(model, CFG, latents(1, seed=seed), **texts)
+    assert sorted(map(id, made)) == sorted(map(id, groups[:2]))

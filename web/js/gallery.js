@@ -1,0 +1,59 @@
+// Registers the gallery of EasyRef References with ComfyUI's page.
+
+import { app } from "../../../scripts/app.js";
+import { GalleryNode } from "./gallery_node.js";
+import { texts } from "./gallery_texts.js";
+
+const NODE = "EasyRefReferences";
+
+/** Galleries by their node; forgotten with it. */
+const galleries = new WeakMap();
+
+app.registerExtension({
+  name: "EasyRef.Gallery",
+
+  init() {
+    const style = document.createElement("link");
+    style.rel = "stylesheet";
+    style.href = new URL("../css/gallery.css", import.meta.url).href;
+    document.head.append(style);
+    // Before ComfyUI's own listener, which would make a Load Image node of the pasted picture.
+    document.addEventListener("paste", onPaste, true);
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return;
+    const widget = node.widgets?.find((w) => w.name === "gallery");
+    if (!widget || typeof node.addDOMWidget !== "function") return;
+    const locale = app.extensionManager?.setting?.get("Comfy.Locale") ?? navigator.language;
+    galleries.set(node, new GalleryNode(node, widget, texts(locale)));
+  },
+
+  /** The person asked to read the folders again ("R"). */
+  refreshComboInNodes() {
+    for (const node of app.canvas?.graph?.nodes ?? []) galleries.get(node)?.check();
+  },
+});
+
+/** Pictures pasted into a gallery, or onto the one node that is selected. */
+function onPaste(event) {
+  const pasted = [...(event.clipboardData?.files ?? [])];
+  if (!pasted.length) return;
+  const gallery = galleryFor(event.target);
+  if (!gallery) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  gallery.upload(pasted);
+}
+
+function galleryFor(target) {
+  const selected = Object.values(app.canvas?.selected_nodes ?? {});
+  const inside = target instanceof Element ? target.closest(".easyref-gallery") : null;
+  if (inside) {
+    const nodes = app.canvas?.graph?.nodes ?? [];
+    return nodes.map((node) => galleries.get(node)).find((g) => g?.view.element === inside);
+  }
+  const writes = target instanceof Element && target.closest("input, textarea, dialog");
+  if (writes || selected.length !== 1) return undefined;
+  return galleries.get(selected[0]);
+}

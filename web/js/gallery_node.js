@@ -1,0 +1,290 @@
+// One EasyRef References node with its gallery: the hidden text widget holds the state, the view
+// shows it, and every change is one step of undo.
+
+import { app } from "../../../scripts/app.js";
+import { askForCrop } from "./crop_dialog.js";
+import { askForFolder } from "./folder_dialog.js";
+import * as files from "./gallery_files.js";
+import * as state from "./gallery_state.js";
+import { dragsFiles, GalleryView } from "./gallery_view.js";
+
+const WIDGET = "gallery";
+const VIEW = "easyref_gallery";
+const MARGIN = 10;
+const MIN_WIDTH = 330;
+const UPLOADS_AT_ONCE = 3;
+const CROP_SIDE = 1200;
+
+/** Node id -> the gallery that was last shown for it. */
+const lastShown = new Map();
+
+export class GalleryNode {
+  constructor(node, widget, t) {
+    this.node = node;
+    this.widget = widget;
+    this.t = t;
+    this.pictures = [];
+    this.problem = null;
+    this.text = null;
+    this.fittedHeight = 0;
+    this.stamps = new Map();
+    this.view = new GalleryView(t, {
+      upload: (chosen) => this.upload(chosen),
+      addFolder: () => this.addFolder(),
+      weigh: (id, value) => this.#commit(state.setWeight(this.pictures, id, value)),
+      crop: (id) => this.crop(id),
+      remove: (id) => this.#remove(id),
+      move: (id, place) => this.#move(id, place),
+      resized: () => this.#fitNode(),
+    });
+    this.#attach();
+    this.refresh();
+  }
+
+  /** Show what the widget holds; nothing happens where that is shown already. */
+  refresh() {
+    const text = this.widget.value ?? "";
+    if (text === this.text) return;
+    this.text = text;
+    ({ pictures: this.pictures, problem: this.problem } = state.parse(text));
+    this.view.setEnabled(this.problem !== "newer");
+    this.#show();
+    this.check();
+  }
+
+  /** Ask the server which files are there. */
+  async check() {
+    const asked = [...new Set(this.pictures.map((p) => p.file))];
+    this.#say();
+    if (!asked.length) return;
+    try {
+      const found = await files.stamps(asked);
+      asked.forEach((file, index) => this.stamps.set(file, found[index]));
+    } catch (error) {
+      this.view.say(this.t("noServer", { reason: error.message }), "problem");
+      return;
+    }
+    this.#show();
+    this.#say();
+  }
+
+  /** Put files of the computer into ComfyUI's input folder and into the gallery. */
+  async upload(chosen) {
+    if (this.problem === "newer" || !chosen.length) return;
+    const meant = chosen.filter(files.isPicture);
+    const others = chosen.filter((file) => !files.isPicture(file)).map((file) => file.name);
+    const names = new Array(meant.length).fill(null);
+    const failed = [];
+    let started = 0;
+    let reason = "";
+    const work = async () => {
+      while (started < meant.length) {
+        const index = started++;
+        this.view.progress(this.t("uploading", { done: index + 1, count: meant.length }));
+        try {
+          names[index] = await files.upload(meant[index]);
+        } catch (error) {
+          failed.push(meant[index].name);
+          reason = error.message;
+        }
+      }
+    };
+    await Promise.all(Array.from({ length: UPLOADS_AT_ONCE }, work));
+    const complaints = [];
+    if (others.length) complaints.push(this.t("notPictures", { names: others.join(", ") }));
+    if (failed.length) {
+      complaints.push(this.t("notUploaded", { names: failed.join(", "), reason }));
+    }
+    this.view.progress("");
+    await this.#add(names.filter((name) => name !== null));
+    if (complaints.length) this.view.say(complaints.join(" "), "problem");
+  }
+
+  /** Let the person choose a folder of the input, and add all its pictures. */
+  async addFolder() {
+    try {
+      const folder = await askForFolder(this.t, await files.folders());
+      if (folder === null) return;
+      const { pictures, found } = await files.picturesIn(folder);
+      await this.#add(pictures);
+      if (found > pictures.length) {
+        this.view.say(this.t("addedSome", { count: pictures.length, found }));
+      }
+    } catch (error) {
+      this.view.say(error.message, "problem");
+    }
+  }
+
+  /** Let the person choose the part of a picture that is used. */
+  async crop(id) {
+    const { file, crop } = this.pictures.find((p) => p.id === id);
+    const name = state.baseName(file);
+    const url = files.thumbnailUrl(file, this.stamps.get(file), CROP_SIDE);
+    const answer = await askForCrop(this.t, name, url, crop);
+    if (!answer) return;
+    const pictures = state.setCrop(this.pictures, id, answer.crop);
+    const cropped = pictures.find((p) => p.id === id)?.crop;
+    this.#commit(pictures, this.t(cropped ? "cropped" : "uncropped", { name }));
+  }
+
+  async #add(names) {
+    if (!names.length) {
+      this.#say();
+      return;
+    }
+    const [first] = names;
+    const sentence =
+      names.length === 1
+        ? this.t("addedOne", { name: state.baseName(first) })
+        : this.t("added", { count: names.length });
+    // A new upload may have the name of a file that was missing.
+    for (const name of names) this.stamps.delete(name);
+    this.#commit(state.add(this.pictures, names), sentence);
+    await this.check();
+  }
+
+  #remove(id) {
+    const { file } = this.pictures.find((p) => p.id === id);
+    const sentence = this.t("removed", { name: state.baseName(file) });
+    this.#commit(state.remove(this.pictures, id), sentence);
+    this.#say();
+  }
+
+  #move(id, to) {
+    const pictures = state.move(this.pictures, id, to);
+    const index = pictures.findIndex((p) => p.id === id);
+    const name = state.baseName(pictures[index].file);
+    const values = { name, place: index + 1, count: pictures.length };
+    this.#commit(pictures, this.t("moved", values));
+    this.view.tiles.get(id)?.scrollIntoView({ block: "nearest" });
+  }
+
+  /** Make a new state the workflow's, as one step of undo. */
+  #commit(pictures, sentence = "") {
+    this.pictures = pictures;
+    this.problem = null;
+    this.text = state.toText(pictures);
+    app.canvas?.emitBeforeChange?.();
+    this.widget.value = this.text;
+    this.widget.callback?.(this.text);
+    this.#show(); // before the step ends, as the node changes its size
+    app.canvas?.emitAfterChange?.();
+    if (sentence) this.view.announce(sentence);
+  }
+
+  #show() {
+    this.view.show(this.pictures, this.stamps);
+    this.#fitNode();
+  }
+
+  /**
+   * Make room on the classic canvas, which would do so one picture too late; give it back where the
+   * node was not made larger by hand.
+   */
+  #fitNode() {
+    const { node } = this;
+    if (!LiteGraph.vueNodesMode) {
+      const height = node.computeSize()[1];
+      const snug = Math.abs(node.size[1] - this.fittedHeight) < 1;
+      if (node.size[1] < height || snug) node.setSize([node.size[0], height]);
+      this.fittedHeight = height;
+    }
+    node.graph?.setDirtyCanvas(true, true);
+  }
+
+  /** What is wrong with the gallery as it is, or nothing. */
+  #say() {
+    if (this.problem) {
+      this.view.say(this.t(this.problem), "problem");
+      return;
+    }
+    const gone = this.pictures.filter((p) => this.stamps.get(p.file) === "").map((p) => p.file);
+    const names = [...new Set(gone)].join(", ");
+    this.view.say(names ? this.t("missingCount", { names }) : "", "problem");
+  }
+
+  /** Put the view onto the node, in place of the text. */
+  #attach() {
+    const { node, view, widget } = this;
+    widget.hidden = true;
+    widget.options ??= {};
+    widget.options.hidden = true;
+    widget.computeSize = () => [0, -4]; // hidden widgets of the classic canvas still take a line
+    // Where the page gave the text a socket all the same, no link could be seen.
+    const socket = node.findInputSlot(WIDGET);
+    if (socket >= 0) node.removeInput(socket);
+    const shown = node.addDOMWidget(VIEW, VIEW, view.element, {
+      serialize: false,
+      hideOnZoom: false,
+      margin: MARGIN,
+      getMinHeight: () => view.heightAt(node.size[0] - 2 * MARGIN) + 2 * MARGIN,
+      getValue: () => "",
+      setValue: () => {},
+      onDraw: () => this.refresh(),
+    });
+    shown.serialize = false;
+    chain(node, "onConfigure", () => this.refresh());
+    chain(node, "onAdded", () => this.#replaceForerunner());
+    acceptDropsOnTitle(node, (chosen) => this.upload(chosen));
+    leaveCanvasItsGestures(view);
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(width, node.size[0], MIN_WIDTH), Math.max(height, node.size[1])]);
+  }
+
+  /** Undo and loading make new nodes under old ids; Vue nodes then go on showing the old element. */
+  #replaceForerunner() {
+    const id = String(this.node.id);
+    const forerunner = lastShown.get(id);
+    lastShown.set(id, this);
+    if (!forerunner || forerunner === this) return;
+    const old = forerunner.view.element;
+    const own = this.view.element;
+    afterFrames(2, () => {
+      if (LiteGraph.vueNodesMode && old.isConnected && !own.isConnected) old.replaceWith(own);
+    });
+  }
+}
+
+function afterFrames(count, then) {
+  if (count) requestAnimationFrame(() => afterFrames(count - 1, then));
+  else then();
+}
+
+/** Files dropped on the node beside the gallery belong to the gallery too. */
+function acceptDropsOnTitle(node, onFiles) {
+  node.onDragOver = dragsFiles;
+  node.onDragDrop = (event) => {
+    if (!dragsFiles(event)) return false;
+    onFiles([...event.dataTransfer.files]);
+    return true;
+  };
+}
+
+/** The wheel zooms and the middle button pans over the gallery as they do beside it. */
+function leaveCanvasItsGestures({ element, grid }) {
+  element.addEventListener(
+    "wheel",
+    (event) => {
+      const scrolls = grid.contains(event.target) && grid.scrollHeight > grid.clientHeight;
+      if (scrolls && !event.ctrlKey && !event.metaKey) event.stopPropagation();
+      else if (!LiteGraph.vueNodesMode) app.canvas?.processMouseWheel(event);
+    },
+    { passive: false },
+  );
+  const forward = (name, wanted, method) =>
+    element.addEventListener(name, (event) => {
+      if (wanted(event) && !LiteGraph.vueNodesMode) app.canvas?.[method](event);
+    });
+  forward("pointerdown", (event) => event.button === 1, "processMouseDown");
+  forward("pointermove", (event) => (event.buttons & 4) === 4, "processMouseMove");
+  forward("pointerup", (event) => event.button === 1, "processMouseUp");
+}
+
+function chain(object, name, then) {
+  const before = object[name];
+  object[name] = function (...values) {
+    const result = before?.apply(this, values);
+    then(...values);
+    return result;
+  };
+}
