@@ -2,6 +2,8 @@
 
     python docs/make_pictures.py
 
+That of EasyRef References is a photograph, made by gallery_picture.py.
+
 Pillow's built-in typeface is used, so the pictures come out the same on every computer. Each one
 brings its own dark card with rounded corners and can stand on a light or a dark page.
 """
@@ -229,49 +231,6 @@ def loader() -> None:
     sheet.save("loader")
 
 
-def references() -> None:
-    sheet = Sheet(272)
-    sheet.picture(18, 22, 58, 42, SKIES[0])
-    sheet.picture(29, 76, 36, 56, SKIES[1])
-    sheet.picture(20, 146, 54, 54, SKIES[2])
-    first, first_out = sheet.node(
-        104,
-        16,
-        136,
-        "EasyRef References",
-        [("image_1", IMAGE), ("image_2", IMAGE)],
-        [("references", GROUP)],
-        [("weight", "1.00")],
-        GROUP,
-    )
-    second, second_out = sheet.node(
-        276,
-        92,
-        136,
-        "EasyRef References",
-        [("image_1", IMAGE), ("previous", GROUP)],
-        [("references", GROUP)],
-        [("weight", "0.50")],
-        GROUP,
-    )
-    sheet.link((80, 43), first["image_1"], IMAGE)
-    sheet.link((69, 104), first["image_2"], IMAGE)
-    sheet.link((78, 173), second["image_1"], IMAGE)
-    sheet.link(first_out["references"], second["previous"], GROUP)
-    x, y = second_out["references"]
-    sheet.line([(x, y), (421, y), (421, 234), (400, 234)], GROUP, 2.2)
-    sheet.dot(x, y, GROUP)
-    sheet.box(116, 208, 284, 52, FIELD, GROUP, 6)
-    sheet.text(128, 228, "one group,", TEXT, 10.5, bold=True)
-    sheet.text(128, 243, "in this order", SOFT, 9.5)
-    places = ((212, 0, "1.0"), (276, 1, "1.0"), (334, 2, "0.5"))
-    for number, (left, which, weight) in enumerate(places, start=1):
-        w, h = (side * 0.62 for side in SIZES[which])
-        sheet.picture(left, 234 - h / 2, w, h, SKIES[which], number)
-        sheet.text(left + w + 6, 234, weight, SOFT, 9.5)
-    sheet.save("references")
-
-
 def encode() -> None:
     sheet = Sheet(208)
     x = 16.0
@@ -435,13 +394,13 @@ def demo_models() -> None:
         sheet.link(outputs[name], end, colour)
         sheet.text(226, end[1] - 1, target, TEXT, 10.5)
         sheet.text(226, end[1] + 13, stands, SOFT, 9.5)
-    sheet.text(14, 188, "Untrained so far: pictures are noise.", SOFT, 10)
+    sheet.text(14, 188, "They know drawn characters, at 128 x 128.", SOFT, 10)
     sheet.save("demo_models")
 
 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    for draw in (loader, references, encode, apply, save_tokens, load_tokens, demo_models):
+    for draw in (loader, encode, apply, save_tokens, load_tokens, demo_models):
         draw()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from easyref_core.demo.find_comfyui import comfyui_version, find_comfyui
 
-_FOLDERS = ("comfy/", "server/")
+_FOLDERS = ("comfy/", "server/", "browser/")
 
 
 class Tally:

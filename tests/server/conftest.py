@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_graphs import CONTROL, OTHERS, REFERENCES
+from server_graphs import CONTROL, FOURTH, OTHERS, REFERENCES
 
 from easyref_core.demo.comfy_server import ComfyServer
-from easyref_core.demo.drawing import FOX, MOUSE, draw_references, meadow
 from easyref_core.demo.find_comfyui import find_comfyui
+from easyref_core.demo.references import read_rows
+
+SIZES = ((320, 224), (224, 320), (256, 256))
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +22,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     if comfyui is None:
         pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run easyref_core.demo.find_comfyui")
     with ComfyServer(comfyui, tmp_path_factory.mktemp("server")) as running:
-        for names, character in ((REFERENCES, FOX), (OTHERS, MOUSE)):
-            for name, picture in zip(names, draw_references(character), strict=True):
-                running.upload(name, picture)
-        running.upload(CONTROL, meadow(FOX, 512, 512))
+        meant, other, *_ = read_rows()
+        for names, row in ((REFERENCES, meant), (OTHERS, other)):
+            for name, size, picture in zip(names, SIZES, row.references, strict=False):
+                running.upload(name, picture.resize(size))
+        running.upload(FOURTH, other.references[0])
+        running.upload(CONTROL, meant.references[3])
         yield running
 
 

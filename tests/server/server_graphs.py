@@ -13,11 +13,13 @@ from easyref_core.demo.workflow import (
     only_node,
     set_inputs,
     use_demo_models,
+    with_gallery,
     with_pictures,
 )
 
 REFERENCES = ("reference_1.png", "reference_2.png", "reference_3.png")
 OTHERS = ("other_1.png", "other_2.png", "other_3.png")
+FOURTH = "reference_4.png"
 CONTROL = "control.png"
 SIDE = 128
 STEPS = 3
@@ -25,7 +27,7 @@ STEPS = 3
 
 def small(name: str = "easyref_character", **sampler: Any) -> Graph:
     """A shipped workflow on the demo models, with a small latent and few steps."""
-    graph = use_demo_models(load_workflow(name))
+    graph = with_gallery(use_demo_models(load_workflow(name)), REFERENCES)
     graph = set_inputs(graph, "EmptyLatentImage", width=SIDE, height=SIDE)
     return set_inputs(graph, "KSampler", **{"steps": STEPS, **sampler})
 

@@ -1,8 +1,9 @@
-"""The template for the graph editor: the same graph as its API form, and laid out to be read."""
+"""The templates for the graph editor: the same graphs as their API forms, laid out to be read."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -11,17 +12,29 @@ from typing import Any
 import pytest
 
 from easyref_core.demo.comfy_server import ComfyServer
-from easyref_core.demo.workflow import Graph, load_workflow
+from easyref_core.demo.workflow import WORKFLOWS, Graph, load_workflow, use_demo_models
 
+# Those that are made with an API form.
+NAMES = sorted(p.stem for p in WORKFLOWS.glob("*.json") if (WORKFLOWS / "api" / p.name).exists())
+EXPECTED = {"character", "style", "controlnet", "two_people", "curves_and_layers", "tokens"}
+EXPECTED |= {"with_lora", "quick"}
+MODELS_BOX = "1. Models"
+LOADERS = {"CheckpointLoaderSimple", "EasyRefLoader", "ControlNetLoader", "LoraLoader"}
 TITLE_HEIGHT = 30
+ROW, WIDGET = 20, 24
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 Box = tuple[float, float, float, float]
 
 
+@pytest.fixture(scope="module", params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def template(pack: Path) -> dict[str, Any]:
-    path = pack / "workflows" / "easyref_character.json"
+def template(pack: Path, name: str) -> dict[str, Any]:
+    path = pack / "workflows" / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -61,20 +74,53 @@ def api_form(template: dict[str, Any], object_info: Mapping[str, Any]) -> Graph:
     return graph
 
 
+def plain(graph: Graph) -> Graph:
+    """A graph without what only people read."""
+    return {
+        node_id: {"class_type": node["class_type"], "inputs": node["inputs"]}
+        for node_id, node in graph.items()
+    }
+
+
+def test_every_use_has_its_template() -> None:
+    assert {name.removeprefix("easyref_") for name in NAMES} == EXPECTED
+
+
 def test_template_and_api_form_describe_one_graph(
-    server: ComfyServer, template: dict[str, Any]
+    server: ComfyServer, name: str, template: dict[str, Any]
 ) -> None:
     object_info = server.get_json("/object_info")
-    expected = {
-        node_id: {"class_type": node["class_type"], "inputs": node["inputs"]}
-        for node_id, node in load_workflow("easyref_character").items()
+    assert api_form(template, object_info) == plain(load_workflow(name))
+
+
+def test_muting_the_loaders_gives_the_demo(
+    server: ComfyServer, name: str, template: dict[str, Any]
+) -> None:
+    """As the editor does it: muted nodes go, and links from them."""
+    graph = api_form(template, server.get_json("/object_info"))
+    muted = {
+        str(node["id"]) for node in template["nodes"] if around(template, node) == [MODELS_BOX]
     }
-    assert api_form(template, object_info) == expected
+    assert {graph[n]["class_type"] for n in muted} <= LOADERS
+    left = {
+        node_id: {
+            "class_type": node["class_type"],
+            "inputs": {
+                key: value
+                for key, value in node["inputs"].items()
+                if not (isinstance(value, list) and value[0] in muted)
+            },
+        }
+        for node_id, node in graph.items()
+        if node_id not in muted
+    }
+    assert left == plain(use_demo_models(load_workflow(name)))
+    assert not LOADERS & {node["class_type"] for node in left.values()}
 
 
-def test_titles_agree(server: ComfyServer, nodes: dict[int, dict[str, Any]]) -> None:
+def test_titles_agree(server: ComfyServer, name: str, nodes: dict[int, dict[str, Any]]) -> None:
     object_info = server.get_json("/object_info")
-    for node_id, node in load_workflow("easyref_character").items():
+    for node_id, node in load_workflow(name).items():
         shown = nodes[int(node_id)].get("title") or object_info[node["class_type"]]["display_name"]
         assert shown == node["_meta"]["title"]
 
@@ -96,17 +142,30 @@ def test_links_agree_with_the_slots_at_both_ends(
 def test_every_loader_names_its_file_and_where_to_get_it(
     server: ComfyServer, nodes: dict[int, dict[str, Any]]
 ) -> None:
-    loaders = [
-        n for n in nodes.values() if n["type"] in {"CheckpointLoaderSimple", "EasyRefLoader"}
-    ]
-    assert len(loaders) == 2
+    loaders = [n for n in nodes.values() if n["type"] in LOADERS]
+    assert len(loaders) >= 2
     folders = server.get_json("/models")
+    (note,) = (n["widgets_values"][0] for n in nodes.values() if n["type"] == "MarkdownNote")
     for node in loaders:
         (model,) = node["properties"]["models"]
-        assert model["name"] == node["widgets_values"][0]
+        assert model["name"] in node["widgets_values"]
         assert model["directory"] in folders
         assert model["url"].startswith("https://")
         assert model["url"].endswith(f"/{model['name']}")
+        page = model["url"].removesuffix(f"/resolve/main/{model['name']}")
+        for said in (f"[{model['name']}]({model['url']})", f"]({page})"):
+            assert said in note
+        assert f"`models/{model['directory']}`" in note
+
+
+def test_the_note_says_what_to_do(nodes: dict[int, dict[str, Any]]) -> None:
+    (note,) = (n for n in nodes.values() if n["type"] == "MarkdownNote")
+    (text,) = note["widgets_values"]
+    assert note["title"] == "How to use"
+    for part in ("**Models**", "**Steps**\n1. ", "**If the result is off**\n- ", "Never**"):
+        assert part in text
+    named = set(re.findall(r"\*\*Set Group Nodes to (\w+)\*\*", text))
+    assert named == {"Never", "Always"}
 
 
 def box(node: dict[str, Any]) -> Box:
@@ -122,15 +181,38 @@ def test_nodes_do_not_overlap(nodes: dict[int, dict[str, Any]]) -> None:
         assert apart, f"{first['type']} and {second['type']} overlap"
 
 
+def test_nodes_are_large_enough_for_what_is_in_them(
+    server: ComfyServer, nodes: dict[int, dict[str, Any]]
+) -> None:
+    object_info = server.get_json("/object_info")
+    for node in nodes.values():
+        if node["type"] not in object_info:
+            continue
+        sockets = [slot for slot in node["inputs"] if "widget" not in slot]
+        rows = max(len(sockets), len(node["outputs"]), 1)
+        lines = sum(stored for _, stored in widgets(object_info[node["type"]]))
+        assert node["size"][1] >= rows * ROW + lines * WIDGET, node["type"]
+
+
+def around(template: dict[str, Any], node: dict[str, Any]) -> list[str]:
+    """The titles of the boxes that hold a node entirely."""
+    left, top, right, bottom = box(node)
+    return [
+        group["title"]
+        for group in template["groups"]
+        for x, y, width, height in [group["bounding"]]
+        if x <= left and y <= top and right <= x + width and bottom <= y + height
+    ]
+
+
 def test_every_node_but_the_note_lies_in_one_group(
     template: dict[str, Any], nodes: dict[int, dict[str, Any]]
 ) -> None:
     for node in nodes.values():
-        left, top, right, bottom = box(node)
-        around = [
-            group["title"]
-            for group in template["groups"]
-            for x, y, width, height in [group["bounding"]]
-            if x <= left and y <= top and right <= x + width and bottom <= y + height
-        ]
-        assert len(around) == (0 if node["type"] == "MarkdownNote" else 1)
+        assert len(around(template, node)) == (0 if node["type"] == "MarkdownNote" else 1)
+
+
+def test_groups_do_not_overlap(template: dict[str, Any]) -> None:
+    boxes = [(x, y, x + w, y + h) for g in template["groups"] for x, y, w, h in [g["bounding"]]]
+    for a, b in combinations(boxes, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]

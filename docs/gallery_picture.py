@@ -1,0 +1,104 @@
+"""Photographs the gallery of EasyRef References for its help page, in ComfyUI and a real browser.
+
+    python docs/gallery_picture.py
+
+Needs ComfyUI, playwright and a Chromium (tests/browser/install_chromium.sh). The pictures in it are
+the demo's references.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+from shutil import which
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "web" / "docs" / "images" / "gallery.png"
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "browser")]
+
+MARGIN = 14
+SCALE = 2
+COLOURS = 192
+
+
+def main() -> None:
+    from comfy_page import FLAGS, ComfyPage
+    from playwright.sync_api import sync_playwright
+
+    from easyref_core.demo.comfy_server import ComfyServer
+    from easyref_core.demo.find_comfyui import find_comfyui
+
+    comfyui = find_comfyui()
+    if comfyui is None:
+        raise SystemExit("No ComfyUI found: set COMFYUI_PATH.")
+    with (
+        tempfile.TemporaryDirectory() as base,
+        ComfyServer(comfyui, Path(base), arguments=["--cpu"], seconds=600) as server,
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(executable_path=which("chromium"), args=list(FLAGS))
+        page = ComfyPage(browser, server, scale=SCALE)
+        page.add_node()
+        page.choose_files(pictures())
+        page.wait_for(lambda: page.tiles.count() == len(pictures()))
+        page.wait_for_thumbnails()
+        page.tile(3).locator(".easyref-weight").fill("0.5")
+        page.tile(3).locator(".easyref-weight").press("Enter")
+        page.evaluate(
+            """() => {
+                const node = app.graph.nodes[0];
+                const text = node.widgets.find((w) => w.name === 'gallery');
+                const content = JSON.parse(text.value);
+                content.pictures[1].crop = [0.15, 0.05, 0.7, 0.7];
+                text.value = JSON.stringify(content);
+                app.graph.setDirtyCanvas(true, true);
+                document.activeElement.blur();
+            }"""
+        )
+        page.tab.wait_for_timeout(1500)
+        page.wait_for_thumbnails()
+        page.tile(2).hover()
+        page.tab.wait_for_timeout(500)
+        picture = Image.open(io.BytesIO(page.tab.screenshot())).convert("RGB")
+        left, top, right, bottom = page.evaluate(
+            """() => {
+                const {ds, canvas} = app.canvas;
+                const {left, top} = canvas.getBoundingClientRect();
+                const [x, y, w, h] = app.graph.nodes[0].boundingRect;
+                const at = (px, py) => [(px + ds.offset[0]) * ds.scale + left,
+                    (py + ds.offset[1]) * ds.scale + top];
+                return [...at(x, y), ...at(x + w, y + h)];
+            }"""
+        )
+        browser.close()
+    box = (left - MARGIN, top - 2 * MARGIN, right + MARGIN, bottom + MARGIN)
+    picture = picture.crop(tuple(round(side * SCALE) for side in box))
+    few = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(OUT, optimize=True)
+    print(f"{OUT}: {few.width} x {few.height}, {OUT.stat().st_size:,} bytes")
+
+
+def pictures() -> list[dict[str, object]]:
+    """Four of the demo's references of one character, in several shapes."""
+    from easyref_core.demo.references import read_rows
+
+    references = read_rows()[0].references
+    shapes = ((1.0, 0.7), (0.7, 1.0), (1.0, 1.0), (0.8, 1.0))
+    found = []
+    for number, (picture, (wide, high)) in enumerate(zip(references, shapes, strict=True), start=1):
+        width, height = picture.size
+        left, top = width * (1 - wide) / 2, height * (1 - high) / 2
+        part = picture.crop((round(left), round(top), round(width - left), round(height - top)))
+        buffer = io.BytesIO()
+        part.save(buffer, "PNG")
+        name = f"character {number}.png"
+        found.append({"name": name, "mimeType": "image/png", "buffer": buffer.getvalue()})
+    return found
+
+
+if __name__ == "__main__":
+    main()

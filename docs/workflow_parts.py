@@ -1,0 +1,218 @@
+"""Parts that the templates share: loaders with the switch, references, texts, sampling, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from workflow_editor import Box
+from workflow_graph import Graph, ModelFile, Node, Output
+
+SDXL_PAGE = "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0"
+SDXL = ModelFile("sd_xl_base_1.0.safetensors", "checkpoints", SDXL_PAGE, "any SDXL model will do")
+ADAPTER = ModelFile(
+    "model.safetensors",
+    "easyref",
+    "https://huggingface.co/zongzhuofan/EasyRef",
+    "choose it in **EasyRef Loader**",
+)
+CONTROLNET = ModelFile(
+    "diffusers_xl_canny_full.safetensors",
+    "controlnet",
+    "https://huggingface.co/lllyasviel/sd_control_collection",
+    "or another edge ControlNet for SDXL",
+)
+LORA = ModelFile(
+    "sd_xl_offset_example-lora_1.0.safetensors",
+    "loras",
+    SDXL_PAGE,
+    "or any LoRA for SDXL",
+)
+
+MODELS_BOX = "1. Models"
+NEGATIVE = "A collage of images, monochrome, lowres, bad anatomy, worst quality, low quality"
+_LEAST_REFERENCES = (
+    "They may have any sizes; connect more to **EasyRef References** (up to eight), or drop files "
+    "onto it."
+)
+
+
+@dataclass
+class Models:
+    """All models of a graph, behind the switch.
+
+    Attributes:
+        switch: EasyRef Demo Models; its outputs are model, clip, vae, easyref, control_net.
+        loaders: what stands before it.
+    """
+
+    switch: Node
+    loaders: list[Node] = field(default_factory=list)
+
+    @property
+    def model(self) -> Output:
+        return self.switch.out(0)
+
+    @property
+    def clip(self) -> Output:
+        return self.switch.out(1)
+
+    @property
+    def vae(self) -> Output:
+        return self.switch.out(2)
+
+    @property
+    def easyref(self) -> Output:
+        return self.switch.out(3)
+
+    @property
+    def control_net(self) -> Output:
+        return self.switch.out(4)
+
+    @property
+    def stage(self) -> list[Box]:
+        """Muting the first box leaves the second with nothing connected."""
+        return [
+            Box(MODELS_BOX, [self.loaders]),
+            Box("Demo models, if 1 is muted", [[self.switch]], own=True),
+        ]
+
+
+def add_models(graph: Graph, *, lora: bool = False, control_net: bool = False) -> Models:
+    """Loaders of SDXL and EasyRef, if asked for a LoRA and a ControlNet, and the switch."""
+    checkpoint = graph.add(
+        "CheckpointLoaderSimple", "Load SDXL", models=(SDXL,), ckpt_name=SDXL.name
+    )
+    loader = graph.add("EasyRefLoader", models=(ADAPTER,), adapter=ADAPTER.name)
+    loaders = [checkpoint, loader]
+    model, clip = checkpoint.out(0), checkpoint.out(1)
+    if lora:
+        changed = graph.add(
+            "LoraLoader", models=(LORA,), model=model, clip=clip, lora_name=LORA.name
+        )
+        model, clip = changed.out(0), changed.out(1)
+        loaders.insert(1, changed)
+    others: dict[str, Node] = {}
+    if control_net:
+        others["control_net"] = graph.add(
+            "ControlNetLoader", "ControlNet", models=(CONTROLNET,), control_net_name=CONTROLNET.name
+        )
+        loaders.append(others["control_net"])
+    switch = graph.add(
+        "EasyRefDemoModels",
+        model=model,
+        clip=clip,
+        vae=checkpoint.out(2),
+        easyref=loader,
+        **others,
+    )
+    return Models(switch, loaders)
+
+
+def add_pictures(graph: Graph, numbers: Sequence[int], title: str = "Reference") -> list[Node]:
+    """Load Image nodes for reference_1.png and so on."""
+    return [
+        graph.add("LoadImage", f"{title} {place}", image=f"reference_{number}.png")
+        for place, number in enumerate(numbers, 1)
+    ]
+
+
+def add_group(graph: Graph, pictures: Sequence[Node], title: str | None = None) -> Node:
+    connected = {f"image_{place}": node for place, node in enumerate(pictures, 1)}
+    return graph.add("EasyRefReferences", title, **connected)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The prompt and what SDXL's text encoders make of it and of the negative one."""
+
+    prompt: Node
+    positive: Node
+    negative: Node
+
+    @property
+    def box(self) -> Box:
+        return Box("2. What to draw", [[self.prompt], [self.positive, self.negative]])
+
+
+def add_texts(graph: Graph, models: Models, prompt: str) -> Texts:
+    text = graph.add("PrimitiveStringMultiline", "Prompt", value=prompt)
+    return Texts(
+        text,
+        graph.add("CLIPTextEncode", "Positive prompt", clip=models.clip, text=text),
+        graph.add("CLIPTextEncode", "Negative prompt", clip=models.clip, text=NEGATIVE),
+    )
+
+
+def add_sampling(
+    graph: Graph,
+    models: Models,
+    model: Node,
+    positive: Output | Node,
+    negative: Output | Node,
+    title: str,
+) -> Box:
+    """From the steered model to the saved picture, with the official settings."""
+    size = graph.add("EmptyLatentImage", "Picture size", width=1024, height=1024)
+    sampler = graph.add(
+        "KSampler",
+        model=model,
+        positive=positive,
+        negative=negative,
+        latent_image=size,
+        seed=1,
+        steps=30,
+        cfg=7.5,
+        sampler_name="ddim",
+        scheduler="normal",
+    )
+    decoded = graph.add("VAEDecode", samples=sampler, vae=models.vae)
+    saved = graph.add("SaveImage", images=decoded, filename_prefix="EasyRef")
+    return Box(title, [[size, sampler, decoded], [saved]])
+
+
+def note(
+    title: str,
+    models: Models,
+    steps: Sequence[str],
+    hints: Sequence[str],
+    remarks: Sequence[str] = (),
+) -> str:
+    """The template's instructions, in Markdown.
+
+    Args:
+        hints: what to change if the result is off.
+        remarks: paragraphs for the end.
+    """
+    files = [file for node in models.loaders for file in node.models]
+    parts = [
+        f"# {title}",
+        "**Models**\n" + "\n".join(_file_line(file) for file in files),
+        "**Steps**\n" + "\n".join(f"{n}. {step}" for n, step in enumerate(steps, 1)),
+        "**If the result is off**\n" + "\n".join(f"- {hint}" for hint in hints),
+        *remarks,
+        "**No models at hand?** Right-click on an empty spot of the box **1. Models** and choose "
+        "**Set Group Nodes to Never**. The graph then runs on the demo models: small models of "
+        "drawn characters, made for 128 x 128 pixels (**Picture size**) and prompts such as `in "
+        "the snow at night`. **Set Group Nodes to Always** brings yours back.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _file_line(file: ModelFile) -> str:
+    remark = f"; {file.remark}" if file.remark else ""
+    return (
+        f"- [{file.name}]({file.url}) in `models/{file.folder}`, from [its page]({file.page})"
+        f"{remark}"
+    )
+
+
+def choose_pictures(what: str) -> str:
+    """The step that all templates with Load Image nodes have."""
+    return f"Choose {what} in the **Load Image** nodes. {_LEAST_REFERENCES}"
+
+
+TOO_STRONG = (
+    "Too much like the references, or the prompt is lost: lower `weight` in **EasyRef Apply** to "
+    "0.6, or raise `start_percent` to 0.2."
+)

@@ -1,0 +1,404 @@
+"""The templates: what each graph holds, where its nodes stand, and what its note says."""
+
+from __future__ import annotations
+
+from workflow_editor import Box, Template
+from workflow_graph import Graph
+from workflow_parts import (
+    TOO_STRONG,
+    add_group,
+    add_models,
+    add_pictures,
+    add_sampling,
+    add_texts,
+    choose_pictures,
+    note,
+)
+
+_HIKING = "the character hiking through a pine forest, storybook illustration, soft morning light"
+_LIGHTHOUSE = "a lighthouse on a cliff above the sea, at dawn"
+_FRIENDS = "two friends having coffee at a street cafe, one left and one right, film photo"
+_REFERENCES_BOX = "3. Reference pictures: any number, any sizes"
+_SAMPLING_BOX = "5. Sampling and result"
+
+
+def templates() -> list[Template]:
+    return [
+        quick(),
+        character(),
+        style(),
+        controlnet(),
+        two_people(),
+        curves_and_layers(),
+        tokens(),
+        with_lora(),
+    ]
+
+
+def quick() -> Template:
+    graph = Graph()
+    models = add_models(graph)
+    texts = add_texts(graph, models, _HIKING)
+    group = graph.add("EasyRefReferences", "Drop reference pictures here")
+    steered = graph.add(
+        "EasyRefQuick",
+        model=models.model,
+        easyref=models.easyref,
+        references=group,
+        prompt=texts.prompt,
+    )
+    sampling = add_sampling(
+        graph, models, steered, texts.positive, texts.negative, "4. Sampling and result"
+    )
+    easyref = Box("3. EasyRef", [[group], [steered]], own=True)
+    text = note(
+        "EasyRef in its smallest form",
+        models,
+        [
+            "Drop two or more pictures of one person, character or style onto the node **Drop "
+            "reference pictures here**. They may have any sizes.",
+            "Say in **Prompt** what the picture shall show. Both SDXL and EasyRef read it.",
+        ],
+        [
+            "Too much like the references, or the prompt is lost: lower `weight` in **EasyRef "
+            "Quick** to 0.6.",
+            "Too little like them: more references that share just what you want, or `weight` 1.2.",
+            "For masks, curves and everything else use **EasyRef Encode** and **EasyRef Apply**, "
+            "as in the template easyref_character.",
+        ],
+    )
+    return Template("easyref_quick", graph, [models.stage, [texts.box, easyref], [sampling]], text)
+
+
+def character() -> Template:
+    return _single_group(
+        "easyref_character",
+        "EasyRef: one character, any scene",
+        _HIKING,
+        "pictures of one character",
+        "Say in **Prompt** what the character does and where. Both SDXL and EasyRef read it.",
+        [
+            TOO_STRONG,
+            "Too little like them: more references of the same character, or `weight` 1.2.",
+            "Something else of the references comes along, such as their background: take "
+            "pictures that share nothing but the character, or crop them in **EasyRef "
+            "References**.",
+        ],
+    )
+
+
+def style() -> Template:
+    return _single_group(
+        "easyref_style",
+        "EasyRef: one style, any subject",
+        _LIGHTHOUSE,
+        "pictures of one style with different subjects",
+        "Say in **Prompt** what to draw; leave the style to the references.",
+        [
+            "Things of the references come along: take references whose subjects have nothing in "
+            "common, or connect **EasyRef Layer Weights** with the profile `style` to **EasyRef "
+            "Apply**.",
+            TOO_STRONG,
+            "Too little of the style: more references, `weight` 1.2, or a word for the style in "
+            "the prompt.",
+        ],
+    )
+
+
+def _single_group(
+    name: str, title: str, prompt: str, what: str, say: str, hints: list[str]
+) -> Template:
+    graph = Graph()
+    models = add_models(graph)
+    pictures = add_pictures(graph, (1, 2, 3))
+    group = add_group(graph, pictures)
+    texts = add_texts(graph, models, prompt)
+    encoded = graph.add(
+        "EasyRefEncode", easyref=models.easyref, references=group, prompt=texts.prompt
+    )
+    applied = graph.add("EasyRefApply", model=models.model, easyref=models.easyref, tokens=encoded)
+    sampling = add_sampling(graph, models, applied, texts.positive, texts.negative, _SAMPLING_BOX)
+    references = Box(_REFERENCES_BOX, [*([p] for p in pictures), [group]])
+    easyref = Box("4. EasyRef", [[encoded, applied]], own=True)
+    text = note(title, models, [choose_pictures(what), say], hints)
+    return Template(
+        name, graph, [models.stage, [texts.box, references], [easyref], [sampling]], text
+    )
+
+
+def controlnet() -> Template:
+    graph = Graph()
+    models = add_models(graph, control_net=True)
+    pictures = add_pictures(graph, (1, 2, 3))
+    group = add_group(graph, pictures)
+    texts = add_texts(graph, models, _HIKING)
+    encoded = graph.add(
+        "EasyRefEncode", easyref=models.easyref, references=group, prompt=texts.prompt
+    )
+    applied = graph.add("EasyRefApply", model=models.model, easyref=models.easyref, tokens=encoded)
+    pose = graph.add("LoadImage", "Pose or composition", image="control.png")
+    edges = graph.add("Canny", "Edges", image=pose, low_threshold=0.1, high_threshold=0.3)
+    controlled = graph.add(
+        "ControlNetApplyAdvanced",
+        "Apply ControlNet",
+        positive=texts.positive,
+        negative=texts.negative,
+        control_net=models.control_net,
+        image=edges,
+        strength=0.7,
+        vae=models.vae,
+    )
+    sampling = add_sampling(
+        graph, models, applied, controlled.out(0), controlled.out(1), "6. Sampling and result"
+    )
+    references = Box(_REFERENCES_BOX, [*([p] for p in pictures), [group]])
+    easyref = Box("4. EasyRef", [[encoded, applied]], own=True)
+    structure = Box("5. Structure", [[pose], [edges, controlled]])
+    text = note(
+        "EasyRef with a ControlNet",
+        models,
+        [
+            choose_pictures("pictures of one character"),
+            "Choose the picture whose lines the result shall follow in **Pose or composition**.",
+            "Say in **Prompt** what the character does and where.",
+        ],
+        [
+            "Too stiff, or the shape is that of the control picture: lower `strength` in **Apply "
+            "ControlNet**, or its `end_percent` to 0.5.",
+            "It ignores the lines: raise `strength`, or lower the thresholds in **Edges**.",
+            TOO_STRONG,
+        ],
+        ["The ControlNet sees your prompt only; the references act in SDXL beside it."],
+    )
+    stages = [models.stage, [texts.box, references], [easyref], [structure], [sampling]]
+    return Template("easyref_controlnet", graph, stages, text)
+
+
+def two_people() -> Template:
+    graph = Graph()
+    models = add_models(graph)
+    texts = add_texts(graph, models, _FRIENDS)
+    first, second = (
+        add_pictures(graph, numbers, f"Person {name}")
+        for name, numbers in (("A", (1, 2)), ("B", (3, 4)))
+    )
+    groups = [
+        add_group(graph, pictures, f"Person {name}")
+        for name, pictures in (("A", first), ("B", second))
+    ]
+    read = [
+        graph.add(
+            "EasyRefEncode",
+            f"Read person {name}",
+            easyref=models.easyref,
+            references=group,
+            prompt=texts.prompt,
+        )
+        for name, group in zip("AB", groups, strict=True)
+    ]
+    ground = graph.add("SolidMask", "Whole picture", value=0.0, width=1024, height=1024)
+    half = graph.add("SolidMask", "Left half", value=1.0, width=512, height=1024)
+    left = graph.add(
+        "MaskComposite", "Left: person A", destination=ground, source=half, operation="add"
+    )
+    right = graph.add("InvertMask", "Right: person B", mask=left)
+    region_a = graph.add("EasyRefRegion", "Region of A", tokens=read[0], mask=left)
+    region_b = graph.add(
+        "EasyRefRegion", "Region of B", tokens=read[1], mask=right, previous=region_a
+    )
+    applied = graph.add(
+        "EasyRefApply", model=models.model, easyref=models.easyref, regions=region_b
+    )
+    sampling = add_sampling(
+        graph, models, applied, texts.positive, texts.negative, "6. Sampling and result"
+    )
+    references = [
+        Box(f"3. References of person {name}", [*([p] for p in pictures), [group, encoded]])
+        for name, pictures, group, encoded in zip("AB", (first, second), groups, read, strict=True)
+    ]
+    masks = Box("4. Where each of them stands", [[ground, half], [left, right]])
+    easyref = Box("5. EasyRef", [[region_a, region_b, applied]], own=True)
+    text = note(
+        "EasyRef: two people, each with references",
+        models,
+        [
+            "Choose pictures of one person in **Person A 1** and **2**, of the other in **Person "
+            "B 1** and **2**. They may have any sizes; drop more onto the two **Person** nodes.",
+            "Say in **Prompt** who they are, what they do, and that one stands left and one right.",
+            "Each person's references act where the mask is white. Here A has the left half and B "
+            "the right: for another share change `width` of **Left half**. Masks that you paint "
+            "(**Load Image (as Mask)**) go to the two **Region** nodes; any size will do.",
+        ],
+        [
+            "Both look alike: leave a gap between the masks, and describe both in the prompt.",
+            "One of them is missing: name both places in the prompt, or add a ControlNet for the "
+            "poses.",
+            "One is too strong: lower `weight` of this **Region**.",
+            "Hard seams: blur the masks, or set `end_percent` in **EasyRef Apply** to 0.8.",
+        ],
+        [
+            "The masks say where references act, not where SDXL draws people: that is up to the "
+            "prompt."
+        ],
+    )
+    stages = [
+        models.stage,
+        [texts.box, masks],
+        references,
+        [easyref],
+        [sampling],
+    ]
+    return Template("easyref_two_people", graph, stages, text)
+
+
+def curves_and_layers() -> Template:
+    graph = Graph()
+    models = add_models(graph)
+    pictures = add_pictures(graph, (1, 2, 3))
+    group = add_group(graph, pictures)
+    texts = add_texts(graph, models, _LIGHTHOUSE)
+    encoded = graph.add(
+        "EasyRefEncode", easyref=models.easyref, references=group, prompt=texts.prompt
+    )
+    curve = graph.add(
+        "EasyRefWeightCurve", "Prompt first, references later", start_value=0.4, end_value=1.0
+    )
+    layers = graph.add("EasyRefLayerWeights", "Style only", profile="style")
+    applied = graph.add(
+        "EasyRefApply",
+        model=models.model,
+        easyref=models.easyref,
+        tokens=encoded,
+        layer_weights=layers,
+        curve=curve,
+    )
+    sampling = add_sampling(graph, models, applied, texts.positive, texts.negative, _SAMPLING_BOX)
+    references = Box(_REFERENCES_BOX, [*([p] for p in pictures), [group]])
+    easyref = Box("4. When and where in SDXL", [[encoded, applied, curve], [layers]], own=True)
+    text = note(
+        "EasyRef: weight curve and layer profile",
+        models,
+        [
+            choose_pictures("pictures that share a style"),
+            "Say in **Prompt** what to draw; leave the style to the references.",
+            "**Prompt first, references later** multiplies the weight over the sampling: here 0.4 "
+            "at the start, where the composition is decided, and 1 at the end. `custom points` "
+            "takes a line of your own, such as `0:0, 0.3:1, 1:0.5`.",
+            "**Style only** lets the references act in the layers known for style. Choose another "
+            "`profile`, or `all` and factors of your own below it.",
+        ],
+        [
+            "Too little of the references: `weight` 1.5 in **EasyRef Apply**, `start_value` 1, or "
+            "the profile `style and composition`.",
+            "Things of the references come along: stay with `style`, and lower `start_value`.",
+            "To see what each of them does, disconnect one and run again with the same seed.",
+        ],
+        [
+            "What layers are known for comes from published work on SDXL; how clearly it shows "
+            "differs from model to model. The frames part of the curve is for batches, as in "
+            "animations."
+        ],
+    )
+    return Template(
+        "easyref_curves_and_layers",
+        graph,
+        [models.stage, [texts.box, references], [easyref], [sampling]],
+        text,
+    )
+
+
+def tokens() -> Template:
+    graph = Graph()
+    models = add_models(graph)
+    texts = add_texts(graph, models, _HIKING)
+    pictures = add_pictures(graph, (1, 2, 3))
+    group = add_group(graph, pictures)
+    encoded = graph.add(
+        "EasyRefEncode", easyref=models.easyref, references=group, prompt=texts.prompt
+    )
+    saved = graph.add("EasyRefSaveTokens", tokens=encoded, filename_prefix="character")
+    loaded = graph.add(
+        "EasyRefLoadTokens", file="character_00001_.safetensors [output]", easyref=models.easyref
+    )
+    applied = graph.add("EasyRefApply", model=models.model, easyref=models.easyref, tokens=loaded)
+    sampling = add_sampling(
+        graph, models, applied, texts.positive, texts.negative, "5. Sampling and result"
+    )
+    reading = Box("3. Once: read and save", [*([p] for p in pictures), [group], [encoded, saved]])
+    using = Box("4. From then on: load", [[loaded, applied]], own=True)
+    text = note(
+        "EasyRef: save tokens once, use them again",
+        models,
+        [
+            choose_pictures("pictures of one character"),
+            "Run. The tokens are saved; **Save Tokens** shows the file. No picture comes yet: "
+            "**Load Tokens** is marked, as the file was not there when you started.",
+            "Press R, and choose the file in **Load Tokens**. The name that stands there is that "
+            "of the very first file.",
+            "Mute box 3: right-click on an empty spot of it, **Set Group Nodes to Never**. From "
+            "now on the references and the MLLM are not needed, so a run starts sooner and "
+            "takes less memory.",
+            "Change prompt and seed as you like.",
+        ],
+        [
+            "Tokens remember the prompt they were read with. If the old one shows through, save "
+            "them with an empty prompt in **EasyRef Encode**, or lower `weight` to 0.8.",
+            TOO_STRONG,
+            "Load Tokens refuses a file: it was made by another adapter. The message names it.",
+        ],
+        [
+            "The files lie in `output/easyref_tokens`. Moved to `models/easyref_tokens` they stand "
+            "beside your models; about 1 MB each, easy to share."
+        ],
+    )
+    return Template(
+        "easyref_tokens",
+        graph,
+        [models.stage, [texts.box, reading], [using], [sampling]],
+        text,
+    )
+
+
+def with_lora() -> Template:
+    graph = Graph()
+    models = add_models(graph, lora=True)
+    pictures = add_pictures(graph, (1, 2, 3))
+    group = add_group(graph, pictures)
+    texts = add_texts(graph, models, _HIKING)
+    encoded = graph.add(
+        "EasyRefEncode", easyref=models.easyref, references=group, prompt=texts.prompt
+    )
+    applied = graph.add("EasyRefApply", model=models.model, easyref=models.easyref, tokens=encoded)
+    sampling = add_sampling(graph, models, applied, texts.positive, texts.negative, _SAMPLING_BOX)
+    references = Box(_REFERENCES_BOX, [*([p] for p in pictures), [group]])
+    easyref = Box("4. EasyRef", [[encoded, applied]], own=True)
+    text = note(
+        "EasyRef beside a LoRA",
+        models,
+        [
+            "Choose your LoRA in **Load LoRA** and set its two strengths; the example is only a "
+            "stand-in.",
+            choose_pictures("pictures of one character or style"),
+            "Write the LoRA's trigger words, if it has any, into **Prompt**.",
+        ],
+        [
+            "The LoRA's look is lost: lower `weight` in **EasyRef Apply** to 0.7, then "
+            "`lora_strength`. EasyRef brings a LoRA of its own, and both add up.",
+            "The references are lost: lower `strength_model` of **Load LoRA**.",
+            "Burnt colours: lower both, or the CFG.",
+        ],
+        [
+            "**More LoRAs** go one behind the other between **Load SDXL** and **EasyRef Demo "
+            "Models**. The demo models have no LoRA: muting box 1 leaves it out.",
+            "**Beside IPAdapter**: put its Apply node before or behind **EasyRef Apply**, in the "
+            "line of the model. Both add to the same layers, so start with 0.5 to 0.7 for each, "
+            "for instance IPAdapter for the face and EasyRef for what a whole group of pictures "
+            "shares.",
+        ],
+    )
+    return Template(
+        "easyref_with_lora",
+        graph,
+        [models.stage, [texts.box, references], [easyref], [sampling]],
+        text,
+    )

@@ -1,0 +1,211 @@
+"""ComfyUI's page as a person uses it, with the gallery of one EasyRef References node."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlparse
+
+from PIL import Image, ImageDraw
+
+from easyref_core.demo.comfy_server import ComfyServer
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+READY = """() => !!(window.app && app.graph && app.extensionManager
+    && LiteGraph.registered_node_types["EasyRefReferences"])"""
+LOADED = "() => !!app.extensionManager.workflow?.activeWorkflow?.changeTracker"
+NEW_NODE = """type => {
+    const node = LiteGraph.createNode(type);
+    node.pos = [240, 40];
+    app.graph.add(node);
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [60, 60];
+    app.graph.setDirtyCanvas(true, true);
+    return node.id;
+}"""
+# ComfyUI's own: it asks for a style sheet that does not exist, and an error at the start.
+KNOWN_ERROR = "reading 'id'"
+PATIENCE = 60_000  # on a busy computer
+
+
+class ComfyPage:
+    """A tab with ComfyUI."""
+
+    def __init__(self, browser: Any, server: ComfyServer, scale: float = 1) -> None:
+        self.server = server
+        self.context = browser.new_context(
+            viewport={"width": 1280, "height": 900}, locale="en", device_scale_factor=scale
+        )
+        self.tab = self.context.new_page()
+        self.tab.set_default_timeout(PATIENCE)
+        self._problems: list[str] = []
+        self._watching = False
+        self.tab.on("pageerror", lambda error: self._note(f"error: {error}"))
+        self.tab.on("console", self._on_console)
+        self.tab.on("request", self._on_request)
+        self.open()
+
+    def open(self) -> None:
+        """Load the page anew, and start with an empty graph."""
+        self._watching = False  # ComfyUI asks for the models of the workflow it opens first
+        self.tab.goto(self.server.url, timeout=120_000)
+        self.tab.wait_for_function(READY, timeout=120_000)
+        # It loads a workflow of its own, and shows templates on a first visit.
+        self.tab.wait_for_function(LOADED, timeout=120_000)
+        self.tab.wait_for_timeout(1500)
+        self.tab.keyboard.press("Escape")
+        self.tab.evaluate("() => app.graph.clear()")
+        self._watching = True
+
+    def close(self) -> None:
+        self.context.close()
+
+    def mistakes(self) -> list[str]:
+        """What went wrong on the page, save for what ComfyUI does itself."""
+        return [problem for problem in self._problems if KNOWN_ERROR not in problem]
+
+    def _note(self, problem: str) -> None:
+        self._problems.append(problem)
+
+    def _on_console(self, message: Any) -> None:
+        text = f"{message.text} ({message.location.get('url', '')})"
+        if message.type in ("error", "warning") and "easyref" in text.lower():
+            self._note(f"{message.type}: {text}")
+
+    def _on_request(self, request: Any) -> None:
+        address = urlparse(request.url)
+        if (
+            self._watching
+            and address.scheme in ("http", "https", "ws")
+            and address.hostname != "127.0.0.1"
+        ):
+            self._note(f"a request to {address.hostname}")
+
+    # The graph
+
+    def evaluate(self, script: str, value: Any = None) -> Any:
+        return self.tab.evaluate(script, value)
+
+    def add_node(self, kind: str = "EasyRefReferences") -> Any:
+        """Put a node onto the canvas; its id."""
+        return self.evaluate(NEW_NODE, kind)
+
+    def setting(self, name: str, value: Any) -> None:
+        self.evaluate("([n, v]) => app.extensionManager.setting.set(n, v)", [name, value])
+
+    def workflow(self) -> dict[str, Any]:
+        """What saving would write."""
+        return json.loads(self.evaluate("() => JSON.stringify(app.graph.serialize())"))
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        self.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+
+    def prompt(self) -> dict[str, Any]:
+        """The graph in ComfyUI's API form."""
+        return self.evaluate("async () => (await app.graphToPrompt()).output")
+
+    # The gallery
+
+    @property
+    def gallery(self) -> Any:
+        return self.tab.locator(".easyref-gallery")
+
+    @property
+    def tiles(self) -> Any:
+        return self.tab.locator(".easyref-tile")
+
+    def tile(self, place: int) -> Any:
+        """From 1 on."""
+        return self.tiles.nth(place - 1)
+
+    def state(self, node: int = 0) -> list[dict[str, Any]]:
+        """The pictures as the workflow keeps them."""
+        found = [n for n in self.workflow()["nodes"] if n["type"] == "EasyRefReferences"]
+        text = sorted(found, key=lambda n: n["id"])[node]["widgets_values"][1]
+        return json.loads(text)["pictures"] if text else []
+
+    def files(self, node: int = 0) -> list[str]:
+        return [picture["file"].removeprefix("easyref/") for picture in self.state(node)]
+
+    def wait_for_files(self, *files: str) -> None:
+        """Until the workflow holds exactly these uploads, and they are shown."""
+        self.wait_for(lambda: self.files() == list(files), lambda: self.files())
+        self.wait_for(lambda: self.tiles.count() == len(files), lambda: self.tiles.count())
+
+    def wait_for(self, is_so: Any, found: Any = lambda: "") -> None:
+        for _ in range(PATIENCE // 100):
+            if is_so():
+                return
+            self.tab.wait_for_timeout(100)
+        raise AssertionError(f"it did not come true; found {found()}")
+
+    def wait_for_thumbnails(self) -> None:
+        script = """() => [...document.querySelectorAll('.easyref-tile:not([data-lost]) img')]
+            .every(image => image.complete && image.naturalWidth > 0)"""
+        self.tab.wait_for_function(script)
+
+    def choose_files(self, files: Sequence[dict[str, Any]]) -> None:
+        """Through the file chooser of "Add files"."""
+        self.gallery.locator("input[type=file]").set_input_files(files)
+
+    def drop_files(
+        self, selector: str, files: Sequence[dict[str, Any]], kind: str = "drop"
+    ) -> None:
+        """Drop or paste files of the computer on an element."""
+        script = """async ([selector, files, kind]) => {
+            const data = new DataTransfer();
+            for (const {name, mimeType, hex} of files) {
+                const bytes = Uint8Array.from(hex.match(/../g).map((h) => parseInt(h, 16)));
+                data.items.add(new File([bytes], name, {type: mimeType}));
+            }
+            const target = document.querySelector(selector);
+            const options = {bubbles: true, cancelable: true};
+            if (kind === 'paste') {
+                const event = new ClipboardEvent(kind, {...options, clipboardData: data});
+                target.dispatchEvent(event);
+                return;
+            }
+            const {left, top, width, height} = target.getBoundingClientRect();
+            const at = {clientX: left + width / 2, clientY: top + height / 2};
+            for (const name of ['dragenter', 'dragover', 'drop']) {
+                const event = new DragEvent(name, {...options, ...at, dataTransfer: data});
+                target.dispatchEvent(event);
+            }
+        }"""
+        hexed = [
+            {"name": f["name"], "mimeType": f["mimeType"], "hex": f["buffer"].hex()} for f in files
+        ]
+        self.evaluate(script, [selector, hexed, kind])
+
+
+def picture_file(name: str, colour: str, size: tuple[int, int] = (120, 90)) -> dict[str, Any]:
+    """A drawn picture as a file of the computer."""
+    image = Image.new("RGB", size, colour)
+    width, height = size
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((width * 0.25, height * 0.2, width * 0.75, height * 0.8), "#f2c79b")
+    for x in (0.42, 0.58):
+        draw.ellipse((width * x - 4, height * 0.42, width * x + 4, height * 0.42 + 8), "#30241c")
+    draw.arc((width * 0.4, height * 0.45, width * 0.6, height * 0.7), 20, 160, "#30241c", 3)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {"name": name, "mimeType": "image/png", "buffer": buffer.getvalue()}
+
+
+def five_pictures() -> list[dict[str, Any]]:
+    colours = ("#7a4b5c", "#4b6b7a", "#5f7a4b", "#7a6a4b", "#5c4b7a")
+    sizes = ((300, 200), (200, 300), (256, 256), (400, 180), (220, 260))
+    return [
+        picture_file(f"face {number}.png", colour, size)
+        for number, (colour, size) in enumerate(zip(colours, sizes, strict=True), start=1)
+    ]

@@ -1,0 +1,76 @@
+"""ComfyUI's page in a real browser; where there is none, every test here is skipped with a reason.
+
+EASYREF_CHROMIUM   the browser to use, if it is not on the PATH
+EASYREF_FRONTEND   the folder of another release of ComfyUI's page to test with
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_page import FLAGS, ComfyPage
+
+from easyref_core.demo.comfy_server import ComfyServer
+from easyref_core.demo.find_comfyui import find_comfyui
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A server of its own, as tests here change its settings."""
+    comfyui = find_comfyui()
+    if comfyui is None:
+        pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run easyref_core.demo.find_comfyui")
+    arguments = ["--cpu"]
+    if frontend := os.environ.get("EASYREF_FRONTEND"):
+        arguments += ["--front-end-root", frontend]
+    base = tmp_path_factory.mktemp("browser")
+    with ComfyServer(comfyui, base, arguments=arguments, seconds=300) as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Any]:
+    """Ends with this folder's tests: while it is there, an event loop runs in this thread."""
+    found = os.environ.get("EASYREF_CHROMIUM") or next(
+        filter(None, map(shutil.which, BROWSERS)), ""
+    )
+    if not found:
+        pytest.skip("no Chromium: run tests/browser/install_chromium.sh, or set EASYREF_CHROMIUM")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: make test")
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=found, headless=True, args=list(FLAGS))
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(server: ComfyServer, browser: Any) -> Iterator[ComfyPage]:
+    """ComfyUI's page with an empty graph; afterwards nothing of ours may have gone wrong in it."""
+    opened = ComfyPage(browser, server)
+    try:
+        yield opened
+        assert opened.mistakes() == []
+    finally:
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pictures of the page go, to be looked at; EASYREF_SCREENSHOTS names another folder."""
+    named = os.environ.get("EASYREF_SCREENSHOTS")
+    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pack() -> Path:
+    """The pack's own folder."""
+    return Path(__file__).resolve().parents[2]

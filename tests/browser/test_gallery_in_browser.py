@@ -1,0 +1,385 @@
+"""The reference gallery in ComfyUI's page, used as a person uses it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_page import ComfyPage, five_pictures, picture_file
+
+FIVE = tuple(f"face {number}.png" for number in range(1, 6))
+CROP = ".easyref-tile-bottom .easyref-tool"
+REMOVE = ".easyref-tile-top .easyref-tool"
+NO_DOM_IN_VUE = "this release of ComfyUI's page shows no DOM widgets in its Vue nodes"
+
+_UNABLE: set[str] = set()
+
+
+@pytest.fixture(params=["classic", "vue"])
+def either(request: pytest.FixtureRequest, page: ComfyPage) -> Any:
+    """A node on the classic canvas and as a Vue node."""
+    if request.param == "vue" and NO_DOM_IN_VUE in _UNABLE:
+        pytest.skip(NO_DOM_IN_VUE)
+    page.setting("Comfy.VueNodes.Enabled", request.param == "vue")
+    page.add_node()
+    try:
+        page.gallery.wait_for(timeout=5000)
+    except Exception:
+        assert request.param == "vue", "the gallery is not shown"
+        page.setting("Comfy.VueNodes.Enabled", False)
+        _UNABLE.add(NO_DOM_IN_VUE)
+        pytest.skip(NO_DOM_IN_VUE)
+    yield page
+    page.setting("Comfy.VueNodes.Enabled", False)
+
+
+@pytest.fixture
+def five(page: ComfyPage) -> ComfyPage:
+    """A node with five pictures."""
+    page.add_node()
+    page.choose_files(five_pictures())
+    page.wait_for_files(*FIVE)
+    return page
+
+
+def test_everything_a_person_does_comes_back(either: ComfyPage) -> None:
+    page = either
+    page.choose_files(five_pictures())
+    page.wait_for_files(*FIVE)
+    page.wait_for_thumbnails()
+    assert page.state() == [{"file": f"easyref/{name}", "weight": 1} for name in FIVE]
+
+    page.tile(1).hover()
+    page.tab.mouse.down()
+    for place in (2, 3):
+        box = page.tile(place).bounding_box()
+        page.tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    page.tab.mouse.up()
+    page.wait_for_files("face 2.png", "face 3.png", "face 1.png", "face 4.png", "face 5.png")
+
+    page.tile(2).locator(".easyref-weight").fill("0.35")
+    page.tile(2).locator(".easyref-weight").press("Enter")
+    page.tile(4).hover()
+    page.tile(4).locator(CROP).click()
+    box = page.tab.locator(".easyref-crop-box")
+    box.wait_for()
+    corner = page.tab.locator("[data-handle=se]").bounding_box()
+    whole = box.bounding_box()
+    page.tab.mouse.move(corner["x"] + corner["width"] / 2, corner["y"] + corner["height"] / 2)
+    page.tab.mouse.down()
+    middle = (whole["x"] + whole["width"] / 2, whole["y"] + whole["height"] / 2)
+    page.tab.mouse.move(*middle, steps=4)
+    page.tab.mouse.up()
+    page.tab.get_by_role("button", name="Apply").click()
+    page.tile(1).hover()
+    page.tile(1).locator(REMOVE).click()
+    page.wait_for_files("face 3.png", "face 1.png", "face 4.png", "face 5.png")
+
+    wanted = page.state()
+    assert [p["weight"] for p in wanted] == [0.35, 1, 1, 1]
+    assert wanted[2]["crop"] == pytest.approx([0, 0, 0.5, 0.5], abs=0.02)
+    (node,) = page.prompt().values()
+    assert json.loads(node["inputs"]["gallery"])["pictures"] == wanted
+    assert set(node["inputs"]) == {"weight", "gallery"}, "only the text is in the API form"
+
+    saved = page.workflow()
+    page.open()
+    page.load(saved)
+    page.wait_for(lambda: page.tiles.count() == 4)
+    page.wait_for_thumbnails()
+    assert page.state() == wanted
+    assert page.workflow()["nodes"][0]["widgets_values"] == saved["nodes"][0]["widgets_values"]
+    assert page.tile(1).locator(".easyref-weight").input_value() == "0.35"
+
+
+def test_undo_redo_and_copies(either: ComfyPage) -> None:
+    page = either
+    page.choose_files(five_pictures()[:2])
+    page.wait_for_files("face 1.png", "face 2.png")
+    page.tile(1).focus()
+    page.tab.keyboard.press("Alt+ArrowRight")
+    page.wait_for_files("face 2.png", "face 1.png")
+    page.tile(1).focus()
+    page.tab.keyboard.press("Delete")
+    page.wait_for_files("face 1.png")
+    page.tab.keyboard.press("Control+z")
+    page.wait_for_files("face 2.png", "face 1.png")
+    page.tab.keyboard.press("Control+z")
+    page.wait_for_files("face 1.png", "face 2.png")
+    page.tab.keyboard.press("Control+y")
+    page.wait_for_files("face 2.png", "face 1.png")
+
+    page.evaluate("""() => {
+        app.canvas.selectNode(app.graph.nodes[0]);
+        app.canvas.copyToClipboard();
+        app.canvas.pasteFromClipboard();
+    }""")
+    page.wait_for(lambda: page.tiles.count() == 4)
+    assert page.files(0) == page.files(1) == ["face 2.png", "face 1.png"]
+    page.tab.locator(".easyref-gallery").nth(1).locator(REMOVE).first.click(force=True)
+    page.wait_for(lambda: page.tiles.count() == 3)
+    assert sorted([len(page.files(0)), len(page.files(1))]) == [1, 2], "copies share nothing"
+
+
+def test_the_keyboard_alone_is_enough(five: ComfyPage) -> None:
+    page = five
+
+    def focused() -> str:
+        return page.evaluate("() => document.activeElement.getAttribute('aria-label') ?? ''")
+
+    page.gallery.get_by_role("button", name="Add files").focus()
+    page.tab.keyboard.press("Tab")
+    page.tab.keyboard.press("Tab")
+    assert focused() == "Picture 1 of 5: face 1.png, weight 1"
+    page.tab.keyboard.press("ArrowRight")
+    page.tab.keyboard.press("Alt+ArrowRight")
+    page.wait_for_files("face 1.png", "face 3.png", "face 2.png", "face 4.png", "face 5.png")
+    assert focused() == "Picture 3 of 5: face 2.png, weight 1"
+    live = page.gallery.locator("[aria-live]")
+    assert live.inner_text() == "face 2.png is picture 3 of 5 now."
+    page.tab.keyboard.press("Alt+ArrowDown")
+    page.wait_for_files("face 1.png", "face 3.png", "face 4.png", "face 5.png", "face 2.png")
+    page.tab.keyboard.press("Alt+Home")
+    page.wait_for_files("face 2.png", "face 1.png", "face 3.png", "face 4.png", "face 5.png")
+
+    page.tab.keyboard.press("Tab")
+    assert focused() == "Remove face 2.png"
+    page.tab.keyboard.press("Tab")
+    assert focused() == "Weight of face 2.png"
+    page.tab.keyboard.type("0.5")
+    page.tab.keyboard.press("Enter")
+    assert page.state()[0]["weight"] == 0.5
+    assert focused() == "Picture 1 of 5: face 2.png, weight 0.5"
+    for _ in range(3):
+        page.tab.keyboard.press("Tab")
+    assert focused() == "Crop face 2.png"
+    page.tab.keyboard.press("Enter")
+    page.tab.locator(".easyref-crop-box").wait_for()
+    assert focused() == "The part that is used"
+    page.tab.keyboard.press("Tab")
+    assert focused() == "Top left corner"
+    for _ in range(4):
+        page.tab.keyboard.press("Shift+ArrowRight")
+    page.tab.keyboard.press("ArrowDown")
+    page.tab.locator(".easyref-crop-size", has_text="left 20 %, top 1 %").wait_for()
+    page.tab.get_by_role("button", name="Apply").focus()
+    page.tab.keyboard.press("Enter")
+    page.wait_for(lambda: "crop" in page.state()[0])
+    assert page.state()[0]["crop"] == [0.2, 0.01, 0.8, 0.99]
+    assert focused() == "Crop face 2.png", "the focus is where it was"
+
+    page.tab.keyboard.press("Delete")
+    assert len(page.workflow()["nodes"]) == 1, "Delete in the gallery is not for the node"
+    page.tile(1).focus()
+    page.tab.keyboard.press("Delete")
+    page.wait_for_files("face 1.png", "face 3.png", "face 4.png", "face 5.png")
+    assert focused() == "Picture 1 of 4: face 1.png, weight 1"
+    assert len(page.workflow()["nodes"]) == 1
+
+
+def test_square_and_whole_pictures(five: ComfyPage) -> None:
+    page = five
+    page.tile(1).hover()
+    page.tile(1).locator(CROP).click()
+    page.tab.get_by_label("Square").check()
+    page.tab.get_by_role("button", name="Apply").click()
+    page.wait_for(lambda: "crop" in page.state()[0])
+    x, y, w, h = page.state()[0]["crop"]
+    assert (y, h) == (0, 1)
+    assert w == pytest.approx(2 / 3, abs=0.01)
+    assert x == pytest.approx(1 / 6, abs=0.01)
+    page.tile(1).locator(CROP).click()
+    page.tab.get_by_role("button", name="Whole picture").click()
+    page.tab.get_by_role("button", name="Apply").click()
+    page.wait_for(lambda: "crop" not in page.state()[0])
+    page.tile(1).locator(CROP).click()
+    page.tab.keyboard.press("Escape")
+    page.wait_for(lambda: page.tab.locator("dialog").count() == 0)
+    assert "crop" not in page.state()[0]
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_files_dropped_and_pasted(either: ComfyPage, kind: str) -> None:
+    page = either
+    files = [picture_file(f"{kind} {number}.png", "teal") for number in range(7)]
+    other = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"x"}
+    page.drop_files(".easyref-gallery", [*files[:3], other, *files[3:]], kind)
+    page.wait_for_files(*(f"{kind} {number}.png" for number in range(7)))
+    page.gallery.get_by_text("Not a picture: notes.txt").wait_for()
+    assert [n["type"] for n in page.workflow()["nodes"]] == ["EasyRefReferences"]
+
+
+def test_paste_goes_to_the_selected_node(page: ComfyPage) -> None:
+    page.add_node()
+    page.evaluate("() => app.canvas.selectNode(app.graph.nodes[0])")
+    page.drop_files("#graph-canvas", [picture_file("selected.png", "teal")], "paste")
+    page.wait_for_files("selected.png")
+    assert len(page.workflow()["nodes"]) == 1
+    page.evaluate("() => app.canvas.deselectAll()")
+    page.drop_files("#graph-canvas", [picture_file("other.png", "teal")], "paste")
+    page.wait_for(lambda: len(page.workflow()["nodes"]) == 2)
+    assert page.files() == ["selected.png"], "without it ComfyUI does what it always does"
+
+
+def test_a_folder_of_the_input(page: ComfyPage) -> None:
+    folder = page.server.base / "input" / "people & places"
+    folder.mkdir(exist_ok=True)
+    for name in ("ann 10.png", "ann 9.png", "bé'a.png"):
+        (folder / name).write_bytes(picture_file(name, "navy")["buffer"])
+    page.add_node()
+    page.gallery.get_by_role("button", name="Folder").click()
+    page.tab.get_by_label("Folder of ComfyUI's input").select_option("people & places")
+    page.tab.get_by_role("button", name="Apply").click()
+    page.wait_for(lambda: len(page.files()) == 3)
+    assert page.files() == [f"people & places/{n}" for n in ("ann 9.png", "ann 10.png", "bé'a.png")]
+    page.wait_for_thumbnails()
+
+
+def test_a_workflow_whose_files_are_missing_says_which(five: ComfyPage, screenshots: Path) -> None:
+    page = five
+    saved = page.workflow()
+    for name in ("face 2.png", "face 5.png"):
+        (page.server.base / "input" / "easyref" / name).unlink()
+    page.open()
+    page.load(saved)
+    page.wait_for(lambda: page.tab.locator("[data-lost=missing]").count() == 2)
+    note = page.gallery.get_by_role("status")
+    assert note.inner_text() == (
+        "Missing in ComfyUI's input folder: easyref/face 2.png, easyref/face 5.png"
+    )
+    assert "missing" in page.tile(2).get_attribute("aria-label")
+    assert page.files() == list(FIVE), "nothing is lost"
+    page.wait_for_thumbnails()
+    page.tab.screenshot(path=screenshots / "missing.png")
+    page.choose_files([five_pictures()[1]])
+    page.wait_for(lambda: page.tab.locator("[data-lost=missing]").count() == 1)
+    page.tile(5).hover()
+    page.tile(5).locator(REMOVE).click()
+    page.wait_for(lambda: not note.is_visible())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"version": 2, "pictures": [{"file": "a.png", "colour": 1}]}', "A newer EasyRef saved"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_text_that_cannot_be_shown_is_kept(page: ComfyPage, text: str, said: str) -> None:
+    page.add_node()
+    saved = page.workflow()
+    saved["nodes"][0]["widgets_values"][1] = text
+    page.load(saved)
+    page.gallery.get_by_text(said).wait_for()
+    assert page.workflow()["nodes"][0]["widgets_values"][1] == text
+    assert page.gallery.get_by_role("button", name="Add files").is_disabled() == ("newer" in said)
+
+
+def test_workflows_from_before_the_gallery_keep_their_links(page: ComfyPage, pack: Path) -> None:
+    old = json.loads((pack / "workflows" / "easyref_character.json").read_text(encoding="utf-8"))
+    for node in old["nodes"]:
+        node.get("properties", {}).pop("models", None)  # ComfyUI would ask for them online
+        if node["type"] == "EasyRefReferences":
+            node["widgets_values"] = [0.75]
+    page.load(old)
+    page.gallery.wait_for()
+    (inputs,) = (
+        node["inputs"]
+        for node in page.prompt().values()
+        if node["class_type"] == "EasyRefReferences"
+    )
+    linked = sorted(name for name, value in inputs.items() if isinstance(value, list))
+    assert linked == ["image_1", "image_2", "image_3"]
+    assert (inputs["weight"], inputs["gallery"]) == (0.75, "")
+
+
+def test_a_hundred_pictures_scroll(page: ComfyPage) -> None:
+    page.add_node()
+    page.choose_files([picture_file("one.png", "teal")])
+    page.wait_for_files("one.png")
+    saved = page.workflow()
+    many = {"version": 1, "pictures": [{"file": "easyref/one.png", "weight": 1}] * 100}
+    saved["nodes"][0]["widgets_values"][1] = json.dumps(many)
+    start = time.monotonic()
+    page.load(saved)
+    page.wait_for(lambda: page.tiles.count() == 100)
+    assert time.monotonic() - start < 10
+    height = page.evaluate("() => app.graph.nodes[0].size[1]")
+    assert height < 700, "three rows are shown, the others scroll"
+    page.tile(100).focus()
+    assert page.tile(100).is_visible()
+
+
+def test_chinese(page: ComfyPage) -> None:
+    page.setting("Comfy.Locale", "zh")
+    try:
+        page.open()
+        page.add_node()
+        page.gallery.get_by_text("将图像拖放或粘贴到此处").wait_for()
+    finally:
+        page.setting("Comfy.Locale", "en")
+
+
+@pytest.mark.parametrize("palette", ["dark", "light"])
+def test_looks(either: ComfyPage, screenshots: Path, palette: str) -> None:
+    """Pictures to look at; only that the words can be read is checked."""
+    page = either
+    mode = page.evaluate("() => LiteGraph.vueNodesMode ? 'vue' : 'classic'")
+    page.setting("Comfy.ColorPalette", palette)
+    try:
+        page.tab.wait_for_timeout(500)
+        page.tab.screenshot(path=screenshots / f"empty_{mode}_{palette}.png")
+        page.choose_files(five_pictures())
+        page.wait_for_files(*FIVE)
+        page.wait_for_thumbnails()
+        page.tile(3).locator(".easyref-weight").fill("0.5")
+        page.tile(3).locator(".easyref-weight").press("Enter")
+        page.tile(2).hover()
+        page.tab.screenshot(path=screenshots / f"five_{mode}_{palette}.png")
+        for selector in (".easyref-count", ".easyref-button", ".easyref-place", ".easyref-weight"):
+            assert contrast(page, selector) >= 4.5, selector
+        page.tile(4).locator(CROP).click(force=True)
+        page.tab.locator(".easyref-crop-box").wait_for()
+        page.tab.locator("[data-handle=nw]").focus()
+        for _ in range(5):
+            page.tab.keyboard.press("Shift+ArrowRight")
+        page.tab.wait_for_timeout(300)
+        page.tab.screenshot(path=screenshots / f"crop_{mode}_{palette}.png")
+        page.tab.keyboard.press("Escape")
+    finally:
+        page.setting("Comfy.ColorPalette", "dark")
+
+
+def contrast(page: ComfyPage, selector: str) -> float:
+    """Of an element's text against what is behind it (WCAG), see-through colours taken as full."""
+    text, behind = page.evaluate(
+        """selector => {
+            const paint = document.createElement('canvas').getContext('2d');
+            const rgb = (colour) => {
+                paint.clearRect(0, 0, 1, 1);
+                paint.fillStyle = colour;
+                paint.fillRect(0, 0, 1, 1);
+                return [...paint.getImageData(0, 0, 1, 1).data];
+            };
+            let element = document.querySelector(selector);
+            const text = rgb(getComputedStyle(element).color);
+            let behind = [0, 0, 0, 0];
+            while (element && behind[3] < 128) {
+                behind = rgb(getComputedStyle(element).backgroundColor);
+                element = element.parentElement;
+            }
+            if (LiteGraph.vueNodesMode || behind[3] >= 128) return [text, behind];
+            return [text, rgb(LiteGraph.NODE_DEFAULT_BGCOLOR)];
+        }""",
+        selector,
+    )
+    first, second = sorted((_luminance(text), _luminance(behind)), reverse=True)
+    return (first + 0.05) / (second + 0.05)
+
+
+def _luminance(rgb: list[int]) -> float:
+    linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,0 +1,117 @@
+"""The gallery's plain values in JavaScript, by Node's own test runner, and that Python agrees."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from easyref_core.errors import EasyRefError
+from easyref_core.gallery import parse_gallery, to_text
+
+HERE = Path(__file__).parent
+STATE = HERE.parents[1] / "web" / "js" / "gallery_state.js"
+LEAST_NODE = 20  # the first with toSpliced, as browsers have it
+PARSE = """
+import { parse, toText } from %s;
+const texts = JSON.parse(process.argv[1]);
+console.log(JSON.stringify(texts.map((text) => {
+  const { pictures, problem } = parse(text);
+  return problem ?? JSON.parse(toText(pictures) || "null");
+})));
+"""
+TEXTS = (
+    "",
+    "{",
+    "[]",
+    '{"version": 1, "pictures": []}',
+    '{"version": 2, "pictures": []}',
+    '{"version": "1", "pictures": []}',
+    '{"version": 1, "pictures": {}}',
+    '{"version": 1, "pictures": [{"file": "ü/a b.png", "weight": 0.35, "crop": [0.1, 0, 0.5, 1]}]}',
+    '{"version": 1, "pictures": [{"file": "a.png"}, {"file": "a.png", "crop": [0, 0, 1, 1]}]}',
+    '{"version": 1, "pictures": [{"file": ""}]}',
+    '{"version": 1, "pictures": [{"file": "a.png", "weight": true}]}',
+    '{"version": 1, "pictures": [{"file": "a.png", "weight": -1}]}',
+    '{"version": 1, "pictures": [{"file": "a.png", "crop": [0, 0, 1]}]}',
+    '{"version": 1, "pictures": [{"file": "a.png", "crop": [0.5, 0, 0.6, 1]}]}',
+    '{"version": 1, "pictures": [{"file": "a.png", "crop": [0.5, 0, 0, 1]}]}',
+)
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    found = shutil.which("node")
+    if found is None:
+        pytest.skip("no Node.js on the PATH")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
+    if int(version.stdout.strip().lstrip("v").split(".")[0]) < LEAST_NODE:
+        pytest.skip(f"Node.js {version.stdout.strip()} is older than {LEAST_NODE}")
+    return found
+
+
+def test_the_modules_own_tests(node: str) -> None:
+    done = subprocess.run(
+        [node, "--test", str(HERE / "gallery_state.test.mjs")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_the_page_and_python_read_the_same_texts(node: str) -> None:
+    script = PARSE % json.dumps(STATE.as_uri())
+    done = subprocess.run(
+        [node, "--input-type=module", "--eval", script, json.dumps(TEXTS)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    for text, found in zip(TEXTS, json.loads(done.stdout), strict=True):
+        assert found == read_by_python(text), text
+
+
+def read_by_python(text: str) -> object:
+    """The gallery's content, or the problem by the page's name for it."""
+    try:
+        return json.loads(to_text(parse_gallery(text)) or "null")
+    except EasyRefError as error:
+        return "newer" if "newer" in str(error) else "unreadable"
+
+
+def test_the_page_loads_nothing_from_elsewhere() -> None:
+    web = STATE.parents[1]
+    files = [*web.glob("js/*.js"), *web.glob("css/*.css")]
+    assert len(files) > 5
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        text = text.replace("http://www.w3.org/2000/svg", "")
+        for wanted in ("http:", "https:", "//cdn", "@import", "eval(", "innerHTML"):
+            assert wanted not in text, f"{path.name}: {wanted}"
+
+
+def test_both_languages_say_everything(node: str) -> None:
+    script = f"""
+        import {{ TABLES, texts }} from {json.dumps((STATE.parent / "gallery_texts.js").as_uri())};
+        const holes = (text) => (text.match(/{{\\w+}}/g) ?? []).sort();
+        const of = (table) => Object.fromEntries(
+          Object.entries(table).map(([name, text]) => [name, holes(text)]));
+        console.log(JSON.stringify([of(TABLES.ENGLISH), of(TABLES.CHINESE),
+          texts("zh-TW")("missing"), texts("en")("missing"), texts(undefined)("missing")]));
+    """
+    done = subprocess.run(
+        [node, "--input-type=module", "--eval", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    english, chinese, *missing = json.loads(done.stdout)
+    assert english == chinese
+    assert missing == ["缺失", "missing", "missing"]

@@ -1,0 +1,143 @@
+"""The gallery on a real server: its routes, its refusals, and files that change."""
+
+from __future__ import annotations
+
+import io
+import json
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from server_graphs import REFERENCES, pixels, small
+
+from easyref_core.demo.comfy_client import ComfyUIError
+from easyref_core.demo.comfy_server import ComfyServer
+from easyref_core.demo.workflow import Graph, set_inputs
+
+FOLDER = "gallery test"
+
+
+@pytest.fixture
+def folder(server: ComfyServer) -> Iterator[Path]:
+    """A subfolder of the server's input with two pictures, emptied afterwards."""
+    path = server.base / "input" / FOLDER
+    path.mkdir()
+    for name, colour in (("ü 2.png", "red"), ("ü 10.png", "blue")):
+        Image.new("RGB", (400, 200), colour).save(path / name)
+    yield path
+    for child in path.iterdir():
+        child.unlink()
+    path.rmdir()
+
+
+def text(*files: str, version: int = 1) -> str:
+    return json.dumps({"version": version, "pictures": [{"file": file} for file in files]})
+
+
+def with_gallery(gallery: str) -> Graph:
+    """The template without connected pictures."""
+    graph = set_inputs(small(), "EasyRefReferences", gallery=gallery)
+    for node in graph.values():
+        if node["class_type"] == "EasyRefReferences":
+            node["inputs"] = {
+                name: value for name, value in node["inputs"].items() if "image_" not in name
+            }
+    return graph
+
+
+def ask(server: ComfyServer, path: str, **query: Any) -> Any:
+    return server.get_json(f"/easyref/{path}?{urllib.parse.urlencode(query)}")
+
+
+def test_folders_and_pictures_are_listed(server: ComfyServer, folder: Path) -> None:
+    assert {"folder": FOLDER, "pictures": 2} in ask(server, "folders")["folders"]
+    wanted = [f"{FOLDER}/ü 2.png", f"{FOLDER}/ü 10.png"]
+    assert ask(server, "pictures", folder=FOLDER) == {"pictures": wanted, "found": 2}
+    assert ask(server, "pictures")["found"] >= 1
+
+
+@pytest.mark.parametrize("name", ["absent", "..", "/", "../output", "C:\\"])
+def test_only_folders_of_the_input_are_listed(server: ComfyServer, name: str) -> None:
+    if name == "/":
+        assert ask(server, "pictures", folder=name) == ask(server, "pictures")
+        return
+    with pytest.raises(ComfyUIError, match=r"input folder|There is no folder"):
+        ask(server, "pictures", folder=name)
+
+
+def test_stamps_tell_what_is_there(server: ComfyServer, folder: Path) -> None:
+    files = [f"{FOLDER}/ü 2.png", "absent.png", "../models", FOLDER, 5]
+    first, *others = server.post_json("/easyref/stamps", {"files": files})["stamps"]
+    assert first
+    assert others == ["", "", "", ""]
+    Image.new("RGB", (41, 20), "red").save(folder / "ü 2.png")
+    assert server.post_json("/easyref/stamps", {"files": files[:1]})["stamps"] != [first]
+    for wrong in ([], {}, {"files": "a.png"}):
+        with pytest.raises(ComfyUIError, match="files"):
+            server.post_json("/easyref/stamps", wrong)
+
+
+def test_thumbnails(server: ComfyServer, folder: Path) -> None:
+    def thumbnail(**query: Any) -> Image.Image:
+        query = {"file": f"{FOLDER}/ü 2.png", "side": 100, **query}
+        content = server.get(f"/easyref/thumbnail?{urllib.parse.urlencode(query)}")
+        return Image.open(io.BytesIO(content))
+
+    assert thumbnail().size == (100, 50)
+    assert thumbnail(crop="0,0,0.25,1").size == (50, 100)
+    for wrong in (
+        {"file": "../models/x.png"},
+        {"file": "absent.png"},
+        {"file": ""},
+        {"file": "notes.txt"},
+        {"side": 9999},
+        {"side": "x"},
+        {"crop": "0,0"},
+        {"crop": "x"},
+    ):
+        with pytest.raises(ComfyUIError):
+            thumbnail(**wrong)
+
+
+def test_a_gallery_gives_the_picture_that_connected_pictures_give(server: ComfyServer) -> None:
+    assert (pixels(server, with_gallery(text(*REFERENCES))) == pixels(server, small())).all()
+
+
+def test_a_changed_file_is_noticed(server: ComfyServer, folder: Path) -> None:
+    graph = with_gallery(text(f"{FOLDER}/ü 2.png"))
+    before = pixels(server, graph)
+    nodes = [name for name, node in graph.items() if node["class_type"] == "EasyRefReferences"]
+    assert set(nodes) <= server.run(graph).cached
+    Image.new("RGB", (400, 200), "green").save(folder / "ü 2.png")
+    assert (pixels(server, graph) != before).any()
+
+
+@pytest.mark.parametrize(
+    ("gallery", "said"),
+    [
+        (text("absent 1.png", REFERENCES[0], "absent 2.png"), "'absent 1.png', 'absent 2.png'"),
+        (text("../../secret.png"), "leads out of ComfyUI's input folder"),
+        (text("x.png", version=2), "newer EasyRef"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_a_gallery_that_cannot_be_read_is_refused_before_the_run(
+    server: ComfyServer, gallery: str, said: str
+) -> None:
+    with pytest.raises(ComfyUIError) as caught:
+        server.queue(with_gallery(gallery))
+    assert said in str(caught.value)
+
+
+def test_a_weight_out_of_range_is_still_refused_by_comfyui(server: ComfyServer) -> None:
+    graph = set_inputs(with_gallery(text(*REFERENCES)), "EasyRefReferences", weight=9.0)
+    with pytest.raises(ComfyUIError, match="bigger than max"):
+        server.queue(graph)
+
+
+def test_no_picture_at_all_says_what_to_do(server: ComfyServer) -> None:
+    with pytest.raises(ComfyUIError, match="EasyRef References has no picture"):
+        server.run(with_gallery(""))

@@ -1,0 +1,78 @@
+"""The package for the registry, unpacked into an empty ComfyUI, is all that is needed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server_graphs import REFERENCES, pixels, small
+
+from easyref_core.demo.comfy_server import PACK_NAME, ComfyServer
+from easyref_core.demo.find_comfyui import find_comfyui
+from easyref_core.demo.references import read_rows
+
+_QUIET = ("--skip-prompt", "--no-enable-telemetry")
+
+
+@pytest.fixture(scope="module")
+def package(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The zip that the registry would get, of all files that git knows or would take."""
+    comfy = shutil.which("comfy", path=str(Path(sys.executable).parent)) or shutil.which("comfy")
+    if comfy is None or shutil.which("git") is None:
+        pytest.skip("comfy-cli and git are needed to pack")
+    copy = tmp_path_factory.mktemp("package")
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(listed, cwd=pack, capture_output=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("the pack is no clone, so git cannot tell its files")
+    for name in filter(None, done.stdout.decode().split("\0")):
+        if (pack / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(pack / name, copy / name)
+    for command in (
+        ["git", "init", "-q"],
+        ["git", "add", "-A"],
+        [comfy, *_QUIET, "node", "pack"],
+    ):
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return copy / "node.zip"
+
+
+@pytest.fixture(scope="module")
+def unpacked(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A server with nothing but the unpacked package."""
+    comfyui = find_comfyui()
+    if comfyui is None:
+        pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run easyref_core.demo.find_comfyui")
+    base = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(package) as archive:
+        archive.extractall(base / "custom_nodes" / PACK_NAME)
+    with ComfyServer(comfyui, base) as running:
+        yield running
+
+
+def test_the_package_holds_what_users_need_and_nothing_else(package: Path) -> None:
+    names = set(zipfile.ZipFile(package).namelist())
+    needed = {"__init__.py", "pyproject.toml", "LICENSE", "README.md", "locales/zh/nodeDefs.json"}
+    assert needed <= names
+    assert any(name.startswith("web/docs/") for name in names)
+    unwanted = ("tests/", "benchmarks/", ".ci/", ".github/", "docs/", "runs/", "Makefile")
+    assert not [name for name in names if name.startswith(unwanted)]
+
+
+def test_the_unpacked_package_offers_every_node(unpacked: ComfyServer, pack: Path) -> None:
+    wanted = {page.stem for page in (pack / "web" / "docs").glob("EasyRef*.md")}
+    assert wanted <= unpacked.get_json("/object_info").keys()
+
+
+def test_the_unpacked_package_runs_the_first_workflow(unpacked: ComfyServer) -> None:
+    for name, picture in zip(REFERENCES, read_rows()[0].references, strict=False):
+        unpacked.upload(name, picture)
+    assert pixels(unpacked, small()).std() > 0
+    assert "Traceback" not in unpacked.log

@@ -1,0 +1,97 @@
+"""The template with EasyRef as a subgraph: taken apart, it is the whole chain of nodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# The subgraph's own ends, as the editor numbers them.
+INPUT, OUTPUT = -10, -20
+
+Link = tuple[tuple[int, str], tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def template(pack: Path) -> dict[str, Any]:
+    path = pack / "workflows" / "easyref_subgraph.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def taken_apart(template: dict[str, Any]) -> tuple[dict[int, str], set[Link]]:
+    """Classes by node id, and links from (node, output) to (node, input), without the subgraph."""
+    (definition,) = template["definitions"]["subgraphs"]
+    (outer,) = (node for node in template["nodes"] if node["type"] == definition["id"])
+    inner = {node["id"]: node for node in definition["nodes"]}
+    nodes = {node["id"]: node for node in template["nodes"] if node is not outer} | inner
+
+    def output(node: int, slot: int) -> tuple[int, str]:
+        return node, nodes[node]["outputs"][slot]["name"]
+
+    def entry(node: int, slot: int) -> tuple[int, str]:
+        return node, nodes[node]["inputs"][slot]["name"]
+
+    into: dict[int, list[tuple[int, str]]] = {}
+    out_of: dict[int, tuple[int, str]] = {}
+    links: set[Link] = set()
+    for link in definition["links"]:
+        start = (link["origin_id"], link["origin_slot"])
+        end = (link["target_id"], link["target_slot"])
+        if start[0] == INPUT:
+            into.setdefault(start[1], []).append(entry(*end))
+        elif end[0] == OUTPUT:
+            out_of[end[1]] = output(*start)
+        else:
+            links.add((output(*start), entry(*end)))
+    for _, source, out_slot, target, in_slot, _ in template["links"]:
+        start = out_of[out_slot] if source == outer["id"] else output(source, out_slot)
+        ends = into[in_slot] if target == outer["id"] else [entry(target, in_slot)]
+        links |= {(start, end) for end in ends}
+    return {number: node["type"] for number, node in nodes.items()}, links
+
+
+def test_taken_apart_it_is_the_whole_chain(template: dict[str, Any]) -> None:
+    classes, links = taken_apart(template)
+    found = {(classes[a], out, classes[b], entry) for (a, out), (b, entry) in links}
+    assert found >= {
+        ("CheckpointLoaderSimple", "MODEL", "EasyRefApply", "model"),
+        ("EasyRefLoader", "easyref", "EasyRefEncode", "easyref"),
+        ("EasyRefLoader", "easyref", "EasyRefApply", "easyref"),
+        ("LoadImage", "IMAGE", "EasyRefReferences", "image_1"),
+        ("EasyRefReferences", "references", "EasyRefEncode", "references"),
+        ("PrimitiveStringMultiline", "STRING", "EasyRefEncode", "prompt"),
+        ("PrimitiveStringMultiline", "STRING", "CLIPTextEncode", "text"),
+        ("EasyRefEncode", "tokens", "EasyRefApply", "tokens"),
+        ("EasyRefApply", "model", "KSampler", "model"),
+    }
+    assert ("CheckpointLoaderSimple", "MODEL", "KSampler", "model") not in found
+
+
+def test_the_subgraph_holds_the_whole_chain_and_shows_its_main_settings(
+    template: dict[str, Any],
+) -> None:
+    (definition,) = template["definitions"]["subgraphs"]
+    assert definition["name"] == "EasyRef"
+    kinds = {node["type"] for node in definition["nodes"]}
+    assert kinds == {"EasyRefLoader", "EasyRefEncode", "EasyRefApply"}
+    shown = [slot["name"] for slot in definition["inputs"]]
+    assert {"model", "references", "images", "prompt", "adapter", "mllm", "weight"} <= set(shown)
+    (outer,) = (node for node in template["nodes"] if node["type"] == definition["id"])
+    assert [slot["name"] for slot in outer["inputs"]] == shown
+    values = [slot["name"] for slot in outer["inputs"] if slot.get("widget")]
+    assert len(outer["widgets_values"]) == len(values)
+
+
+def test_settings_shown_outside_are_those_inside(template: dict[str, Any]) -> None:
+    (definition,) = template["definitions"]["subgraphs"]
+    (outer,) = (node for node in template["nodes"] if node["type"] == definition["id"])
+    names = [slot["name"] for slot in outer["inputs"] if slot.get("widget")]
+    shown = dict(zip(names, outer["widgets_values"], strict=True))
+    inside = {}
+    for node in definition["nodes"]:
+        widgets = [slot["name"] for slot in node["inputs"] if slot.get("widget")]
+        inside |= dict(zip(widgets, node["widgets_values"], strict=False))
+    assert shown.items() <= inside.items()
+    assert (shown["weight"], shown["mllm"]) == (1, "from adapter")
