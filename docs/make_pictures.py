@@ -40,6 +40,7 @@ MASK = "#9ccc65"
 CLIP = "#ffd54f"
 VAE = "#ff6e6e"
 CONTROL = "#80cbc4"
+LATENT = "#ff9cf9"
 
 
 class Sheet:
@@ -378,13 +379,14 @@ def load_tokens() -> None:
 
 
 def demo_models() -> None:
-    sheet = Sheet(208)
+    sheet = Sheet(242)
     kinds = (
         ("model", MODEL, "EasyRef Apply, KSampler", "instead of an SDXL model"),
         ("clip", CLIP, "CLIP Text Encode", "instead of SDXL's text encoders"),
         ("vae", VAE, "VAE Decode", "instead of SDXL's autoencoder"),
         ("easyref", EASYREF, "EasyRef Encode, EasyRef Apply", "instead of EasyRef Loader"),
         ("control_net", CONTROL, "Apply ControlNet", "instead of a ControlNet for SDXL"),
+        ("latent", LATENT, "KSampler", "the picture's size, made to fit"),
     )
     _, outputs = sheet.node(
         14, 40, 150, "EasyRef Demo Models", (), [(name, colour) for name, colour, *_ in kinds]
@@ -394,7 +396,7 @@ def demo_models() -> None:
         sheet.link(outputs[name], end, colour)
         sheet.text(226, end[1] - 1, target, TEXT, 10.5)
         sheet.text(226, end[1] + 13, stands, SOFT, 9.5)
-    sheet.text(14, 188, "They know drawn characters, at 128 x 128.", SOFT, 10)
+    sheet.text(14, 222, "They know drawn characters, at 128 x 128.", SOFT, 10)
     sheet.save("demo_models")
 
 

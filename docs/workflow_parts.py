@@ -42,11 +42,13 @@ class Models:
     """All models of a graph, behind the switch.
 
     Attributes:
-        switch: EasyRef Demo Models; its outputs are model, clip, vae, easyref, control_net.
-        loaders: what stands before it.
+        switch: EasyRef Demo Models; its outputs are model, clip, vae, easyref, control_net, latent.
+        size: the empty latent before it, which is not muted with the loaders.
+        loaders: what else stands before it.
     """
 
     switch: Node
+    size: Node
     loaders: list[Node] = field(default_factory=list)
 
     @property
@@ -68,6 +70,10 @@ class Models:
     @property
     def control_net(self) -> Output:
         return self.switch.out(4)
+
+    @property
+    def latent(self) -> Output:
+        return self.switch.out(5)
 
     @property
     def stage(self) -> list[Box]:
@@ -98,15 +104,17 @@ def add_models(graph: Graph, *, lora: bool = False, control_net: bool = False) -
             "ControlNetLoader", "ControlNet", models=(CONTROLNET,), control_net_name=CONTROLNET.name
         )
         loaders.append(others["control_net"])
+    size = graph.add("EmptyLatentImage", "Picture size", width=1024, height=1024)
     switch = graph.add(
         "EasyRefDemoModels",
         model=model,
         clip=clip,
         vae=checkpoint.out(2),
         easyref=loader,
+        latent=size,
         **others,
     )
-    return Models(switch, loaders)
+    return Models(switch, size, loaders)
 
 
 def add_pictures(graph: Graph, numbers: Sequence[int], title: str = "Reference") -> list[Node]:
@@ -127,18 +135,21 @@ class Texts:
     """The prompt and what SDXL's text encoders make of it and of the negative one."""
 
     prompt: Node
+    size: Node
     positive: Node
     negative: Node
 
     @property
     def box(self) -> Box:
-        return Box("2. What to draw", [[self.prompt], [self.positive, self.negative]])
+        columns = [[self.prompt, self.size], [self.positive, self.negative]]
+        return Box("2. What to draw", columns)
 
 
 def add_texts(graph: Graph, models: Models, prompt: str) -> Texts:
     text = graph.add("PrimitiveStringMultiline", "Prompt", value=prompt)
     return Texts(
         text,
+        models.size,
         graph.add("CLIPTextEncode", "Positive prompt", clip=models.clip, text=text),
         graph.add("CLIPTextEncode", "Negative prompt", clip=models.clip, text=NEGATIVE),
     )
@@ -153,13 +164,12 @@ def add_sampling(
     title: str,
 ) -> Box:
     """From the steered model to the saved picture, with the official settings."""
-    size = graph.add("EmptyLatentImage", "Picture size", width=1024, height=1024)
     sampler = graph.add(
         "KSampler",
         model=model,
         positive=positive,
         negative=negative,
-        latent_image=size,
+        latent_image=models.latent,
         seed=1,
         steps=30,
         cfg=7.5,
@@ -168,7 +178,7 @@ def add_sampling(
     )
     decoded = graph.add("VAEDecode", samples=sampler, vae=models.vae)
     saved = graph.add("SaveImage", images=decoded, filename_prefix="EasyRef")
-    return Box(title, [[size, sampler, decoded], [saved]])
+    return Box(title, [[sampler, decoded], [saved]])
 
 
 def note(
@@ -193,8 +203,9 @@ def note(
         *remarks,
         "**No models at hand?** Right-click on an empty spot of the box **1. Models** and choose "
         "**Set Group Nodes to Never**. The graph then runs on the demo models: small models of "
-        "drawn characters, made for 128 x 128 pixels (**Picture size**) and prompts such as `in "
-        "the snow at night`. **Set Group Nodes to Always** brings yours back.",
+        "drawn characters, which make pictures of 128 x 128 pixels whatever **Picture size** says "
+        "and know prompts such as `in the snow at night`. **Set Group Nodes to Always** brings "
+        "yours back.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -12,6 +12,7 @@ from ..easyref_core.errors import EasyRefError
 from .host.demo_models import load_demo_set
 from .host.encoder import HostedEncoder
 from .host.key_values import KeyValueStore
+from .host.latents import empty_latent, shrink_latent
 from .link_types import EasyRef, EasyRefModel
 
 _NEEDED = ("model", "clip", "vae", "easyref")
@@ -19,6 +20,10 @@ _NO_CONTROL_NET = (
     "control_net of EasyRef Demo Models is used, but nothing is connected to its control_net "
     "input, and the demo ControlNet does not fit real models. Connect Load ControlNet Model, or "
     "mute all loaders to run on the demo models."
+)
+_NO_LATENT = (
+    "latent of EasyRef Demo Models is used, but nothing is connected to its latent input. Connect "
+    "Empty Latent Image, or mute all loaders to run on the demo models."
 )
 
 
@@ -47,6 +52,12 @@ class EasyRefDemoModels(io.ComfyNode):
                     optional=True,
                     tooltip="Your ControlNet, if the graph uses one.",
                 ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="What the sampler starts from, such as Empty Latent Image. With the "
+                    "demo models it is made as small as their pictures are.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -60,6 +71,9 @@ class EasyRefDemoModels(io.ComfyNode):
                 io.ControlNet.Output(
                     display_name="control_net", tooltip="Yours, or the demo's ControlNet."
                 ),
+                io.Latent.Output(
+                    display_name="latent", tooltip="Yours; for the demo models a smaller one."
+                ),
             ],
         )
 
@@ -71,11 +85,12 @@ class EasyRefDemoModels(io.ComfyNode):
         vae: Any = None,
         easyref: EasyRefModel | None = None,
         control_net: Any = None,
+        latent: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
         given = dict(zip(_NEEDED, (model, clip, vae, easyref), strict=True))
         missing = [name for name, value in given.items() if value is None]
         if len(missing) == len(given) and control_net is None:
-            return io.NodeOutput(*_demo_models())
+            return io.NodeOutput(*_demo_models(latent))
         if missing:
             present = [name for name in given if name not in missing]
             present += ["control_net"] if control_net is not None else []
@@ -86,11 +101,13 @@ class EasyRefDemoModels(io.ComfyNode):
             )
         if control_net is None:
             control_net = ExecutionBlocker(_NO_CONTROL_NET)
-        return io.NodeOutput(*given.values(), control_net)
+        if latent is None:
+            latent = ExecutionBlocker(_NO_LATENT)
+        return io.NodeOutput(*given.values(), control_net, latent)
 
 
-def _demo_models() -> tuple[Any, ...]:
-    """The demo set, in the order of the outputs."""
+def _demo_models(latent: dict[str, Any] | None) -> tuple[Any, ...]:
+    """The demo set and a latent of its size, in the order of the outputs."""
     demo = load_demo_set()
     if demo.control_net is None:
         raise EasyRefError(
@@ -99,4 +116,5 @@ def _demo_models() -> tuple[Any, ...]:
     checkpoint = load_checkpoint(demo.adapter_file)
     encoder = HostedEncoder(checkpoint, demo.mllm_directory, "auto")
     easyref = EasyRefModel(checkpoint, encoder, KeyValueStore(checkpoint))
-    return demo.model, demo.clip, demo.vae, easyref, demo.control_net
+    latent = empty_latent(demo.side) if latent is None else shrink_latent(latent, demo.side)
+    return demo.model, demo.clip, demo.vae, easyref, demo.control_net, latent

@@ -30,6 +30,7 @@ SET_FILE = "set.json"
 TRAINED_SET = Path(__file__).resolve().parents[2] / "demo" / "weights"
 # Raise when the content of the set changes, so that sets written before are replaced.
 _LAYOUT = 1
+_SIDE = 128  # of sets that do not say
 
 
 def find_model_set(scratch: Path) -> Path:
@@ -40,6 +41,11 @@ def find_model_set(scratch: Path) -> Path:
 def is_trained(directory: Path) -> bool:
     """Whether a set's pictures can be expected to show anything."""
     return bool((read_set_info(directory) or {}).get("trained"))
+
+
+def picture_side(directory: Path) -> int:
+    """Side of the square pictures a set is made for, in pixels."""
+    return int((read_set_info(directory) or {}).get("side", _SIDE))
 
 
 def write_tiny_set(directory: Path, seed: int = 0) -> Path:

@@ -15,6 +15,7 @@ Graph = dict[str, dict[str, Any]]
 WORKFLOWS = PACK / "workflows"
 DEMO_NODE = "demo"
 _SWITCH = "EasyRefDemoModels"
+_LATENT = "latent"  # its input that is not muted with the models
 
 # Loader -> which output of EasyRef Demo Models stands for each of its outputs.
 _STAND_INS: Mapping[str, tuple[int, ...]] = {
@@ -32,8 +33,8 @@ def load_workflow(name: str) -> Graph:
 def use_demo_models(graph: Graph) -> Graph:
     """The same graph without its model loaders, on the demo models.
 
-    In a template this is what muting the loaders gives: all that stands before EasyRef Demo Models
-    goes, and nothing is connected to it. A graph without this node gets one.
+    In a template this is what muting the loaders gives: all models before EasyRef Demo Models go,
+    and nothing but the latent is connected to it. A graph without this node gets one.
     """
     switches = [n for n, node in graph.items() if node["class_type"] == _SWITCH]
     switch = switches[0] if switches else DEMO_NODE
@@ -42,7 +43,7 @@ def use_demo_models(graph: Graph) -> Graph:
         for node_id, node in graph.items()
         for slot, stand_in in enumerate(_STAND_INS.get(node["class_type"], ()))
     }
-    gone = {node_id for node_id, _ in outputs} | _before(graph, switches)
+    gone = {node_id for node_id, _ in outputs} | _models_before(graph, switches)
     changed = {node_id: copy.deepcopy(n) for node_id, n in graph.items() if node_id not in gone}
     if gone and not switches:
         changed[switch] = {"class_type": _SWITCH, "inputs": {}}
@@ -57,13 +58,15 @@ def use_demo_models(graph: Graph) -> Graph:
     return changed
 
 
-def _before(graph: Graph, nodes: Sequence[str]) -> set[str]:
-    """All nodes whose outputs reach one of these, these left out."""
+def _models_before(graph: Graph, switches: Sequence[str]) -> set[str]:
+    """All nodes whose outputs reach a switch, but for those that make its latent."""
     found: set[str] = set()
-    waiting = [*nodes]
+    waiting = [*switches]
     while waiting:
-        for value in graph[waiting.pop()]["inputs"].values():
-            if _is_link(value) and value[0] not in found:
+        node_id = waiting.pop()
+        for name, value in graph[node_id]["inputs"].items():
+            stays = node_id in switches and name == _LATENT
+            if _is_link(value) and not stays and value[0] not in found:
                 found.add(value[0])
                 waiting.append(value[0])
     return found

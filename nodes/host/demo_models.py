@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...easyref_core.demo.pretraining.words import whole_table
-from ...easyref_core.demo.tiny import find_model_set, is_trained
+from ...easyref_core.demo.tiny import find_model_set, is_trained, picture_side
 from ...easyref_core.errors import EasyRefError
 from .diffusers_layout import (
     DIFFUSERS_FILES,
@@ -59,7 +59,7 @@ class DemoSet:
     """The demo models, ready for ComfyUI's nodes.
 
     `control_net` is None where the set has no `controlnet/`; `trained` says whether pictures can
-    be expected to show anything.
+    be expected to show anything; `side` is that of its square pictures, in pixels.
     """
 
     model: ModelPatcher
@@ -68,6 +68,7 @@ class DemoSet:
     control_net: ControlNet | None
     directory: Path
     trained: bool
+    side: int
 
     @property
     def mllm_directory(self) -> Path:
@@ -104,6 +105,7 @@ def load_demo_set() -> DemoSet:
         control_net=load_controlnet(control_net) if control_net.is_dir() else None,
         directory=directory,
         trained=trained,
+        side=picture_side(directory),
     )
 
 

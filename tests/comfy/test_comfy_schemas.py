@@ -236,5 +236,6 @@ def test_the_demo_node_gives_a_whole_set(pack: Pack) -> None:
     from comfy.sd import CLIP, VAE
 
     outputs = pack.nodes["EasyRefDemoModels"].execute().result
-    kinds = (ModelPatcher, CLIP, VAE, pack.part("nodes.link_types").EasyRefModel, ControlNet)
+    model = pack.part("nodes.link_types").EasyRefModel
+    kinds = (ModelPatcher, CLIP, VAE, model, ControlNet, dict)
     assert [type(o) for o in outputs] == list(kinds)

@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+import torch
 from comfyhost import Pack
 
 NEEDED = ("model", "clip", "vae", "easyref")
@@ -18,21 +19,58 @@ def yours() -> dict[str, Any]:
 
 
 def test_connected_models_are_passed_on_as_they_are(pack: Pack, yours: dict[str, Any]) -> None:
-    control_net = object()
-    outputs = pack.nodes["EasyRefDemoModels"].execute(**yours, control_net=control_net).result
-    assert list(outputs) == [*yours.values(), control_net]
+    others = {"control_net": object(), "latent": {"samples": torch.zeros(1, 4, 128, 128)}}
+    outputs = pack.nodes["EasyRefDemoModels"].execute(**yours, **others).result
+    wanted = [*yours.values(), *others.values()]
+    assert all(found is given for found, given in zip(outputs, wanted, strict=True))
 
 
-def test_the_demo_controlnet_is_not_mixed_with_your_models(
+def test_what_is_not_connected_beside_your_models_stops_only_what_needs_it(
     pack: Pack, yours: dict[str, Any]
 ) -> None:
     from comfy_execution.graph_utils import ExecutionBlocker
 
-    *models, control_net = pack.nodes["EasyRefDemoModels"].execute(**yours).result
+    *models, control_net, latent = pack.nodes["EasyRefDemoModels"].execute(**yours).result
     assert models == [*yours.values()]
-    assert isinstance(control_net, ExecutionBlocker)
-    assert control_net.message.endswith(".")
-    assert "Load ControlNet Model" in control_net.message
+    for output, remedy in ((control_net, "Load ControlNet Model"), (latent, "Empty Latent Image")):
+        assert isinstance(output, ExecutionBlocker)
+        assert output.message.endswith(".")
+        assert remedy in output.message
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ((128, 128), (16, 16)),  # 1024 x 1024 pixels
+        ((152, 104), (20, 12)),
+        ((160, 80), (24, 12)),
+        ((1024, 16), (128, 4)),
+        ((16, 16), (16, 16)),
+        ((20, 12), (20, 12)),
+        ((4, 9), (4, 9)),
+    ],
+)
+def test_a_latent_for_the_demo_models_keeps_its_shape_and_loses_its_size(
+    pack: Pack, size: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    latent = {"samples": torch.rand(3, 4, *size), "batch_index": [4, 5, 6]}
+    found = pack.part("nodes.host.latents").shrink_latent(latent, 128)
+    assert found["samples"].shape == (3, 4, *wanted)
+    assert found["batch_index"] == [4, 5, 6]
+    assert latent["samples"].shape == (3, 4, *size)
+    if size == wanted:
+        assert torch.equal(found["samples"], latent["samples"])
+    else:
+        means = [one["samples"].mean().item() for one in (found, latent)]
+        assert means[0] == pytest.approx(means[1], abs=0.02)
+
+
+def test_the_demo_models_bring_a_latent_of_their_size(pack: Pack) -> None:
+    latent = pack.nodes["EasyRefDemoModels"].execute().result[5]
+    assert latent["samples"].shape == (1, 4, 16, 16)
+    given = {"samples": torch.zeros(2, 4, 128, 128)}
+    smaller = pack.nodes["EasyRefDemoModels"].execute(latent=given).result[5]
+    assert torch.equal(smaller["samples"], torch.zeros(2, 4, 16, 16))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

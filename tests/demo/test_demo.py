@@ -62,7 +62,9 @@ def test_each_loader_output_has_its_stand_in() -> None:
     graph = use_demo_models(load_workflow("easyref_controlnet"))
     switch = only_node(graph, "EasyRefDemoModels")
     by_class = {node["class_type"]: node["inputs"] for node in graph.values()}
-    assert by_class["EasyRefDemoModels"] == {}
+    # Picture size is no loader: it stays, and the node makes it fit.
+    assert by_class["EasyRefDemoModels"] == {"latent": [only_node(graph, "EmptyLatentImage"), 0]}
+    assert by_class["KSampler"]["latent_image"] == [switch, 5]
     assert by_class["EasyRefApply"]["model"] == [switch, 0]
     assert by_class["CLIPTextEncode"]["clip"] == [switch, 1]
     assert by_class["VAEDecode"]["vae"] == [switch, 2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from server_graphs import SIDE, pixels, small
+from server_graphs import REFERENCES, SIDE, STEPS, pixels, small
 
 from easyref_core.demo.comfy_client import ComfyUIError
 from easyref_core.demo.comfy_server import ComfyServer
@@ -15,6 +15,8 @@ from easyref_core.demo.workflow import (
     load_workflow,
     only_node,
     set_inputs,
+    use_demo_models,
+    with_gallery,
     without_easyref,
 )
 
@@ -22,6 +24,14 @@ SWITCH = "EasyRefDemoModels"
 NAMES = sorted(p.stem for p in WORKFLOWS.glob("*.json") if (WORKFLOWS / "api" / p.name).exists())
 TOKENS = "easyref_tokens"
 PREFIX = "switch"
+
+
+def test_muting_the_loaders_is_all_that_the_demo_models_need(server: ComfyServer) -> None:
+    graph = with_gallery(use_demo_models(load_workflow("easyref_quick")), REFERENCES)
+    size = graph[only_node(graph, "EmptyLatentImage")]["inputs"]
+    assert (size["width"], size["height"]) == (1024, 1024)
+    graph = set_inputs(graph, "KSampler", steps=STEPS)
+    assert pixels(server, graph).shape == (SIDE, SIDE, 3)
 
 
 def prepared(server: ComfyServer, name: str) -> Graph:
@@ -67,7 +77,7 @@ def twice(graph: Graph, *left_out: str) -> Graph:
         for name, value in node["inputs"].items():
             if isinstance(value, list) and value[0] == first:
                 node["inputs"][name] = ["second", value[1]]
-    names = ("model", "clip", "vae", "easyref", "control_net")
+    names = ("model", "clip", "vae", "easyref", "control_net", "latent")
     inputs = {name: [first, slot] for slot, name in enumerate(names) if name not in left_out}
     changed["second"] = {"class_type": SWITCH, "inputs": inputs}
     return changed
