@@ -16,6 +16,7 @@ from .host.lora import apply_lora
 from .host.masks import Mask
 from .host.parts import Settings, check_regions
 from .host.patch import Application
+from .inputs import weight_input
 from .link_types import (
     EasyRef,
     EasyRefCurve,
@@ -45,14 +46,9 @@ class EasyRefApply(io.ComfyNode):
                     tooltip="From EasyRef Encode or Load Tokens. May be left out if regions are "
                     "connected, or if prompts carry tokens (EasyRef Set Conditioning).",
                 ),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=-1.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="How strongly the references act: 1 as trained, 0 not at all, below 0 "
-                    "away from them.",
+                weight_input(
+                    "How strongly the references act: 1 as trained, 0 not at all, below 0 "
+                    "away from them."
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -71,15 +67,11 @@ class EasyRefApply(io.ComfyNode):
                     step=0.01,
                     tooltip="Until which part of the sampling the references act.",
                 ),
-                io.Float.Input(
-                    "lora_strength",
-                    default=1.0,
-                    min=-1.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="Strength of the LoRA that was trained with the adapter; it acts "
+                weight_input(
+                    "Strength of the LoRA that was trained with the adapter; it acts "
                     "during the whole sampling whatever the weight. 1 as trained. Of several "
                     "Apply nodes with one adapter, the last one's counts.",
+                    "lora_strength",
                 ),
                 io.Mask.Input(
                     "mask",

@@ -10,6 +10,7 @@ from ..easyref_core.errors import EasyRefError
 from ..easyref_core.layer_weights import LayerWeights
 from ..easyref_core.tokens import ReferenceTokens
 from .host.carried import CarriedTokens, carry
+from .inputs import weight_input
 from .link_types import EasyRefLayerWeightsLink, EasyRefTokens
 
 
@@ -31,14 +32,9 @@ class EasyRefSetConditioning(io.ComfyNode):
                 EasyRefTokens.Input(
                     "tokens", tooltip="What the prompt is to be read with, from EasyRef Encode."
                 ),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=-1.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="How strongly these references act: 1 as trained, 0 none for this "
-                    "prompt. The weight of EasyRef Apply multiplies it.",
+                weight_input(
+                    "How strongly these references act: 1 as trained, 0 none for this "
+                    "prompt. The weight of EasyRef Apply multiplies it."
                 ),
                 EasyRefLayerWeightsLink.Input(
                     "layer_weights",

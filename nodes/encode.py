@@ -6,8 +6,9 @@ import torch
 from comfy_api.latest import io
 
 from ..easyref_core.aggregation import AGGREGATIONS
+from .inputs import image_size_input, images_input, prompt_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, EasyRefTokens, References
-from .references import references_from_batch
+from .references import gather
 
 
 class EasyRefEncode(io.ComfyNode):
@@ -21,25 +22,13 @@ class EasyRefEncode(io.ComfyNode):
             "what they have in common into reference tokens.",
             inputs=[
                 EasyRef.Input("easyref", tooltip="From EasyRef Loader."),
-                io.Image.Input(
-                    "images",
-                    optional=True,
-                    tooltip="Reference pictures as one batch. They come before those of "
-                    "references.",
-                ),
+                images_input(),
                 EasyRefReferenceGroup.Input(
                     "references",
                     optional=True,
                     tooltip="Reference pictures of any sizes, from EasyRef References.",
                 ),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    dynamic_prompts=True,
-                    default="",
-                    tooltip="What the picture shall show; usually the same text as the positive "
-                    "prompt. May be empty.",
-                ),
+                prompt_input(),
                 io.Combo.Input(
                     "aggregation",
                     options=list(AGGREGATIONS),
@@ -47,15 +36,10 @@ class EasyRefEncode(io.ComfyNode):
                     tooltip="easyref: the MLLM reads all pictures together. average and "
                     "concatenate: each alone, for comparison.",
                 ),
-                io.Int.Input(
-                    "image_size",
-                    default=0,
-                    min=0,
-                    max=1344,
-                    step=28,
-                    tooltip="0: as the adapter was trained (336 for the released weights). Else, "
+                image_size_input(
+                    "0: as the adapter was trained (336 for the released weights). Else, "
                     "from 56 on, pixels of a side of a square with the area each reference is "
-                    "resized to; shapes are kept. More takes more time and memory.",
+                    "resized to; shapes are kept. More takes more time and memory."
                 ),
                 EasyRefReferenceGroup.Input(
                     "negative_references",
@@ -80,8 +64,7 @@ class EasyRefEncode(io.ComfyNode):
         references: References | None = None,
         negative_references: References | None = None,
     ) -> io.NodeOutput:
-        group = references_from_batch(images, "images") if images is not None else ()
-        group += references or ()
+        group = gather(images, references)
         tokens = easyref.encoder.encode(
             group, prompt, aggregation, image_size, negative_references or ()
         )

@@ -8,8 +8,9 @@ from comfy_api.latest import io, ui
 
 from ..easyref_core.heat_maps import draw_heat_maps
 from ..easyref_core.inspection import report
+from .inputs import image_size_input, images_input, prompt_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, References
-from .references import references_from_batch
+from .references import gather
 
 
 class EasyRefInspect(io.ComfyNode):
@@ -23,32 +24,14 @@ class EasyRefInspect(io.ComfyNode):
             "tokens' attention, and a heat map over it.",
             inputs=[
                 EasyRef.Input("easyref", tooltip="From EasyRef Loader."),
-                io.Image.Input(
-                    "images",
-                    optional=True,
-                    tooltip="Reference pictures as one batch. They come before those of "
-                    "references.",
-                ),
+                images_input(),
                 EasyRefReferenceGroup.Input(
                     "references",
                     optional=True,
                     tooltip="The group that EasyRef Encode gets; weights count here too.",
                 ),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    dynamic_prompts=True,
-                    default="",
-                    tooltip="The prompt that EasyRef Encode gets.",
-                ),
-                io.Int.Input(
-                    "image_size",
-                    default=0,
-                    min=0,
-                    max=1344,
-                    step=28,
-                    tooltip="As in EasyRef Encode; 0: as the adapter was trained.",
-                ),
+                prompt_input("The prompt that EasyRef Encode gets."),
+                image_size_input("As in EasyRef Encode; 0: as the adapter was trained."),
             ],
             outputs=[
                 io.Image.Output(
@@ -74,8 +57,7 @@ class EasyRefInspect(io.ComfyNode):
         images: torch.Tensor | None = None,
         references: References | None = None,
     ) -> io.NodeOutput:
-        group = references_from_batch(images, "images") if images is not None else ()
-        group += references or ()
+        group = gather(images, references)
         inspection = easyref.encoder.inspect(group, prompt, image_size)
         cards = draw_heat_maps(inspection, [reference.picture for reference in group])
         heat_maps = torch.stack(

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from .apply import EasyRefApply
 from .encode import EasyRefEncode
+from .inputs import images_input, prompt_input, weight_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, References
 
 
@@ -23,28 +24,11 @@ class EasyRefQuick(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="An SDXL model."),
                 EasyRef.Input("easyref", tooltip="From EasyRef Loader."),
-                io.Image.Input(
-                    "images",
-                    optional=True,
-                    tooltip="Reference pictures as one batch. They come before those of "
-                    "references.",
-                ),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    dynamic_prompts=True,
-                    default="",
-                    tooltip="What the picture shall show; usually the same text as the positive "
-                    "prompt. May be empty.",
-                ),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=-1.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="How strongly the references act: 1 as trained, 0 not at all, below 0 "
-                    "away from them.",
+                images_input(),
+                prompt_input(),
+                weight_input(
+                    "How strongly the references act: 1 as trained, 0 not at all, below 0 "
+                    "away from them."
                 ),
                 EasyRefReferenceGroup.Input(
                     "references",

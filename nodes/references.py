@@ -31,6 +31,16 @@ def references_from_batch(images: torch.Tensor, name: str, weight: float = 1.0) 
     )
 
 
+def gather(images: torch.Tensor | None, references: References | None) -> References:
+    """A node's `images` and `references` inputs as one group, in this order.
+
+    Raises:
+        EasyRefError: the batch cannot be used, see `references_from_batch`.
+    """
+    group = references_from_batch(images, "images") if images is not None else ()
+    return group + (references or ())
+
+
 class EasyRefReferences(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

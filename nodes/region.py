@@ -10,6 +10,7 @@ from ..easyref_core.layer_weights import LayerWeights
 from ..easyref_core.tokens import ReferenceTokens
 from .host.masks import Mask
 from .host.parts import Part, Settings, add_region
+from .inputs import weight_input
 from .link_types import (
     EasyRefCurve,
     EasyRefLayerWeightsLink,
@@ -37,14 +38,9 @@ class EasyRefRegion(io.ComfyNode):
                     tooltip="Where in the picture it acts (white), stretched to the picture's "
                     "shape. One for all latents, or one each. A small region costs little.",
                 ),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=-1.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="How strongly the region's references act: 1 as trained. The weight "
-                    "of EasyRef Apply multiplies it.",
+                weight_input(
+                    "How strongly the region's references act: 1 as trained. The weight "
+                    "of EasyRef Apply multiplies it."
                 ),
                 EasyRefLayerWeightsLink.Input(
                     "layer_weights",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..easyref_core.curves import SHAPES, WeightCurve, curve_points
+from .inputs import weight_input
 from .link_types import EasyRefCurve
 
 
@@ -25,21 +26,14 @@ class EasyRefWeightCurve(io.ComfyNode):
                     tooltip="How the factor goes from the start of the sampling to its end. "
                     "constant keeps start_value; custom points uses points.",
                 ),
-                io.Float.Input(
+                weight_input(
+                    "Factor at the start of the sampling, where composition is decided.",
                     "start_value",
-                    default=1.0,
-                    min=-1.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="Factor at the start of the sampling, where composition is decided.",
                 ),
-                io.Float.Input(
+                weight_input(
+                    "Factor at the end of the sampling, where details are decided.",
                     "end_value",
                     default=0.0,
-                    min=-1.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="Factor at the end of the sampling, where details are decided.",
                 ),
                 io.String.Input(
                     "points",
@@ -54,22 +48,8 @@ class EasyRefWeightCurve(io.ComfyNode):
                     tooltip="How the factor goes from the first latent of a batch to its last. "
                     "constant keeps frames_start_value.",
                 ),
-                io.Float.Input(
-                    "frames_start_value",
-                    default=1.0,
-                    min=-1.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="Factor of the first latent of the batch.",
-                ),
-                io.Float.Input(
-                    "frames_end_value",
-                    default=1.0,
-                    min=-1.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="Factor of the last latent of the batch.",
-                ),
+                weight_input("Factor of the first latent of the batch.", "frames_start_value"),
+                weight_input("Factor of the last latent of the batch.", "frames_end_value"),
                 io.String.Input(
                     "frames_points",
                     default="0:1, 1:1",

@@ -30,6 +30,7 @@ from ..tokens import ReferenceTokens
 from ..training.model import TrainedModel
 from .parts import Settings
 from .pretraining.base import NOISE, LoadedText, load_tokenizers, write_tokenizers
+from .pretraining.controlnet import control_residuals
 from .pretraining.words import whole_table
 from .tiny import SET_FILE, read_set_info
 
@@ -242,23 +243,9 @@ class DemoModels:
         if outlines is None or control is None:
             return lambda noisy, step: {}
         hint = (outlines.to(self.device).float() / 255).repeat(2, 1, 1, 1)
-
-        def add(noisy: torch.Tensor, step: torch.Tensor) -> dict[str, Any]:
-            down, middle = control(
-                noisy,
-                step,
-                text,
-                hint,
-                conditioning_scale=strength,
-                added_cond_kwargs=added,
-                return_dict=False,
-            )
-            return {
-                "down_block_additional_residuals": down,
-                "mid_block_additional_residual": middle,
-            }
-
-        return add
+        return lambda noisy, step: control_residuals(
+            control, noisy, step, text, hint, added, strength
+        )
 
     def _encode_text(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """States [B, 77, W] and pooled [B, P]; each text is read once."""

@@ -55,11 +55,7 @@ class TextEncoders(nn.Module):
         self, small: torch.Tensor, large: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """CLIP's ids [B, 77] of each -> states [B, 77, width], pooled [B, pooled width]."""
-        device = next(self.parameters()).device
-        first = self.small(self._rows[small].to(device), output_hidden_states=True)
-        second = self.large(self._rows[large].to(device), output_hidden_states=True)
-        states = torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=-1)
-        return states, second.text_embeds
+        return _states(self.small, self.large, self._rows[small], self._rows[large])
 
     def weights(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
         """{"clip_l": ..., "clip_g": ...} with all 49,408 rows, named as in published files."""
@@ -244,10 +240,7 @@ class LoadedText:
         self, small: torch.Tensor, large: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """CLIP's ids [B, 77] of each -> states [B, 77, width], pooled [B, pooled width]."""
-        first = self.small(small.to(self.small.device), output_hidden_states=True)
-        second = self.large(large.to(self.large.device), output_hidden_states=True)
-        states = torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=-1)
-        return states, second.text_embeds
+        return _states(self.small, self.large, small, large)
 
 
 def load_text_encoders(directory: Path) -> LoadedText:
@@ -288,6 +281,19 @@ def write_base(model: BaseModel, vae: AutoencoderTiny, directory: Path) -> None:
         write_tensors(directory / part / "model.safetensors", weights[name], torch.float16)
     vae.save_pretrained(directory / "vae")
     DDPMScheduler(**NOISE).save_pretrained(directory / "scheduler")
+
+
+def _states(
+    small: CLIPTextModel,
+    large: CLIPTextModelWithProjection,
+    small_ids: torch.Tensor,
+    large_ids: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [B, 77] of each -> states [B, 77, width], pooled [B, pooled width], as SDXL uses them."""
+    first = small(small_ids.to(small.device), output_hidden_states=True)
+    second = large(large_ids.to(large.device), output_hidden_states=True)
+    states = torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=-1)
+    return states, second.text_embeds
 
 
 def _unknown(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
@@ -71,22 +72,10 @@ def train_controlnet(
             states, pooled = text(*ids)
         hints = outlines[numbers].to(device).float() / 255
 
-        def residuals(noisy: torch.Tensor, timesteps: torch.Tensor) -> dict[str, object]:
-            down, middle = controlnet(
-                noisy,
-                timesteps,
-                states,
-                hints,
-                added_cond_kwargs={
-                    "text_embeds": pooled,
-                    "time_ids": size_numbers(len(noisy), device),
-                },
-                return_dict=False,
-            )
-            return {
-                "down_block_additional_residuals": down,
-                "mid_block_additional_residual": middle,
-            }
+        def residuals(noisy: torch.Tensor, timesteps: torch.Tensor) -> dict[str, Any]:
+            sizes = size_numbers(len(noisy), device)
+            added = {"text_embeds": pooled, "time_ids": sizes}
+            return control_residuals(controlnet, noisy, timesteps, states, hints, added)
 
         return noise_loss(
             unet, latents[numbers], states, pooled, noise_levels, generator, device, residuals
@@ -98,6 +87,34 @@ def train_controlnet(
     path = directory / "diffusion_pytorch_model.safetensors"
     write_tensors(path, controlnet.state_dict(), torch.float16)
     return directory
+
+
+def control_residuals(
+    controlnet: ControlNetModel,
+    noisy: torch.Tensor,
+    timesteps: torch.Tensor,
+    states: torch.Tensor,
+    hints: torch.Tensor,
+    added: dict[str, torch.Tensor],
+    strength: float = 1.0,
+) -> dict[str, Any]:
+    """What a ControlNet adds to the UNet, as arguments of its call.
+
+    Args:
+        states: of the text only, [B, L, W].
+        hints: [B, 3, S, S] in 0..1.
+        added: SDXL's pooled text and sizes.
+    """
+    down, middle = controlnet(
+        noisy,
+        timesteps,
+        states,
+        hints,
+        conditioning_scale=strength,
+        added_cond_kwargs=added,
+        return_dict=False,
+    )
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
 def _start_from(controlnet: ControlNetModel, unet: UNet2DConditionModel) -> None:
