@@ -155,6 +155,34 @@ def add_texts(graph: Graph, models: Models, prompt: str) -> Texts:
     )
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Three reference pictures, texts, and the tokens made of them.
+
+    Attributes:
+        columns: the pictures and their group, to be placed in a box.
+        tokens: EasyRef Encode.
+    """
+
+    texts: Texts
+    columns: Sequence[Sequence[Node]]
+    tokens: Node
+
+    @property
+    def references(self) -> Box:
+        return Box("3. Reference pictures: any number, any sizes", self.columns)
+
+
+def add_reading(graph: Graph, models: Models, prompt: str) -> Reading:
+    pictures = add_pictures(graph, (1, 2, 3))
+    group = add_group(graph, pictures)
+    texts = add_texts(graph, models, prompt)
+    tokens = graph.add(
+        "EasyRefEncode", easyref=models.easyref, references=group, prompt=texts.prompt
+    )
+    return Reading(texts, [*([picture] for picture in pictures), [group]], tokens)
+
+
 def add_sampling(
     graph: Graph,
     models: Models,

@@ -9,6 +9,7 @@ from workflow_parts import (
     add_group,
     add_models,
     add_pictures,
+    add_reading,
     add_sampling,
     add_texts,
     choose_pictures,
@@ -18,7 +19,6 @@ from workflow_parts import (
 _HIKING = "the character hiking through a pine forest, storybook illustration, soft morning light"
 _LIGHTHOUSE = "a lighthouse on a cliff above the sea, at dawn"
 _FRIENDS = "two friends having coffee at a street cafe, one left and one right, film photo"
-_REFERENCES_BOX = "3. Reference pictures: any number, any sizes"
 _SAMPLING_BOX = "5. Sampling and result"
 
 
@@ -110,39 +110,34 @@ def _single_group(
 ) -> Template:
     graph = Graph()
     models = add_models(graph)
-    pictures = add_pictures(graph, (1, 2, 3))
-    group = add_group(graph, pictures)
-    texts = add_texts(graph, models, prompt)
-    encoded = graph.add(
-        "EasyRefEncode", easyref=models.easyref, references=group, prompt=texts.prompt
+    read = add_reading(graph, models, prompt)
+    applied = graph.add(
+        "EasyRefApply", model=models.model, easyref=models.easyref, tokens=read.tokens
     )
-    applied = graph.add("EasyRefApply", model=models.model, easyref=models.easyref, tokens=encoded)
-    sampling = add_sampling(graph, models, applied, texts.positive, texts.negative, _SAMPLING_BOX)
-    references = Box(_REFERENCES_BOX, [*([p] for p in pictures), [group]])
-    easyref = Box("4. EasyRef", [[encoded, applied]], own=True)
+    sampling = add_sampling(
+        graph, models, applied, read.texts.positive, read.texts.negative, _SAMPLING_BOX
+    )
+    easyref = Box("4. EasyRef", [[read.tokens, applied]], own=True)
     text = note(title, models, [choose_pictures(what), say], hints)
     return Template(
-        name, graph, [models.stage, [texts.box, references], [easyref], [sampling]], text
+        name, graph, [models.stage, [read.texts.box, read.references], [easyref], [sampling]], text
     )
 
 
 def controlnet() -> Template:
     graph = Graph()
     models = add_models(graph, control_net=True)
-    pictures = add_pictures(graph, (1, 2, 3))
-    group = add_group(graph, pictures)
-    texts = add_texts(graph, models, _HIKING)
-    encoded = graph.add(
-        "EasyRefEncode", easyref=models.easyref, references=group, prompt=texts.prompt
+    read = add_reading(graph, models, _HIKING)
+    applied = graph.add(
+        "EasyRefApply", model=models.model, easyref=models.easyref, tokens=read.tokens
     )
-    applied = graph.add("EasyRefApply", model=models.model, easyref=models.easyref, tokens=encoded)
     pose = graph.add("LoadImage", "Pose or composition", image="control.png")
     edges = graph.add("Canny", "Edges", image=pose, low_threshold=0.1, high_threshold=0.3)
     controlled = graph.add(
         "ControlNetApplyAdvanced",
         "Apply ControlNet",
-        positive=texts.positive,
-        negative=texts.negative,
+        positive=read.texts.positive,
+        negative=read.texts.negative,
         control_net=models.control_net,
         image=edges,
         strength=0.7,
@@ -151,8 +146,7 @@ def controlnet() -> Template:
     sampling = add_sampling(
         graph, models, applied, controlled.out(0), controlled.out(1), "6. Sampling and result"
     )
-    references = Box(_REFERENCES_BOX, [*([p] for p in pictures), [group]])
-    easyref = Box("4. EasyRef", [[encoded, applied]], own=True)
+    easyref = Box("4. EasyRef", [[read.tokens, applied]], own=True)
     structure = Box("5. Structure", [[pose], [edges, controlled]])
     text = note(
         "EasyRef with a ControlNet",
@@ -170,7 +164,7 @@ def controlnet() -> Template:
         ],
         ["The ControlNet sees your prompt only; the references act in SDXL beside it."],
     )
-    stages = [models.stage, [texts.box, references], [easyref], [structure], [sampling]]
+    stages = [models.stage, [read.texts.box, read.references], [easyref], [structure], [sampling]]
     return Template("easyref_controlnet", graph, stages, text)
 
 
@@ -254,12 +248,7 @@ def two_people() -> Template:
 def curves_and_layers() -> Template:
     graph = Graph()
     models = add_models(graph)
-    pictures = add_pictures(graph, (1, 2, 3))
-    group = add_group(graph, pictures)
-    texts = add_texts(graph, models, _LIGHTHOUSE)
-    encoded = graph.add(
-        "EasyRefEncode", easyref=models.easyref, references=group, prompt=texts.prompt
-    )
+    read = add_reading(graph, models, _LIGHTHOUSE)
     curve = graph.add(
         "EasyRefWeightCurve", "Prompt first, references later", start_value=0.4, end_value=1.0
     )
@@ -268,13 +257,14 @@ def curves_and_layers() -> Template:
         "EasyRefApply",
         model=models.model,
         easyref=models.easyref,
-        tokens=encoded,
+        tokens=read.tokens,
         layer_weights=layers,
         curve=curve,
     )
-    sampling = add_sampling(graph, models, applied, texts.positive, texts.negative, _SAMPLING_BOX)
-    references = Box(_REFERENCES_BOX, [*([p] for p in pictures), [group]])
-    easyref = Box("4. When and where in SDXL", [[encoded, applied, curve], [layers]], own=True)
+    sampling = add_sampling(
+        graph, models, applied, read.texts.positive, read.texts.negative, _SAMPLING_BOX
+    )
+    easyref = Box("4. When and where in SDXL", [[read.tokens, applied, curve], [layers]], own=True)
     text = note(
         "EasyRef: weight curve and layer profile",
         models,
@@ -302,7 +292,7 @@ def curves_and_layers() -> Template:
     return Template(
         "easyref_curves_and_layers",
         graph,
-        [models.stage, [texts.box, references], [easyref], [sampling]],
+        [models.stage, [read.texts.box, read.references], [easyref], [sampling]],
         text,
     )
 
@@ -310,21 +300,16 @@ def curves_and_layers() -> Template:
 def tokens() -> Template:
     graph = Graph()
     models = add_models(graph)
-    texts = add_texts(graph, models, _HIKING)
-    pictures = add_pictures(graph, (1, 2, 3))
-    group = add_group(graph, pictures)
-    encoded = graph.add(
-        "EasyRefEncode", easyref=models.easyref, references=group, prompt=texts.prompt
-    )
-    saved = graph.add("EasyRefSaveTokens", tokens=encoded, filename_prefix="character")
+    read = add_reading(graph, models, _HIKING)
+    saved = graph.add("EasyRefSaveTokens", tokens=read.tokens, filename_prefix="character")
     loaded = graph.add(
         "EasyRefLoadTokens", file="character_00001_.safetensors [output]", easyref=models.easyref
     )
     applied = graph.add("EasyRefApply", model=models.model, easyref=models.easyref, tokens=loaded)
     sampling = add_sampling(
-        graph, models, applied, texts.positive, texts.negative, "5. Sampling and result"
+        graph, models, applied, read.texts.positive, read.texts.negative, "5. Sampling and result"
     )
-    reading = Box("3. Once: read and save", [*([p] for p in pictures), [group], [encoded, saved]])
+    reading = Box("3. Once: read and save", [*read.columns, [read.tokens, saved]])
     using = Box("4. From then on: load", [[loaded, applied]], own=True)
     text = note(
         "EasyRef: save tokens once, use them again",
@@ -354,7 +339,7 @@ def tokens() -> Template:
     return Template(
         "easyref_tokens",
         graph,
-        [models.stage, [texts.box, reading], [using], [sampling]],
+        [models.stage, [read.texts.box, reading], [using], [sampling]],
         text,
     )
 
@@ -362,16 +347,14 @@ def tokens() -> Template:
 def with_lora() -> Template:
     graph = Graph()
     models = add_models(graph, lora=True)
-    pictures = add_pictures(graph, (1, 2, 3))
-    group = add_group(graph, pictures)
-    texts = add_texts(graph, models, _HIKING)
-    encoded = graph.add(
-        "EasyRefEncode", easyref=models.easyref, references=group, prompt=texts.prompt
+    read = add_reading(graph, models, _HIKING)
+    applied = graph.add(
+        "EasyRefApply", model=models.model, easyref=models.easyref, tokens=read.tokens
     )
-    applied = graph.add("EasyRefApply", model=models.model, easyref=models.easyref, tokens=encoded)
-    sampling = add_sampling(graph, models, applied, texts.positive, texts.negative, _SAMPLING_BOX)
-    references = Box(_REFERENCES_BOX, [*([p] for p in pictures), [group]])
-    easyref = Box("4. EasyRef", [[encoded, applied]], own=True)
+    sampling = add_sampling(
+        graph, models, applied, read.texts.positive, read.texts.negative, _SAMPLING_BOX
+    )
+    easyref = Box("4. EasyRef", [[read.tokens, applied]], own=True)
     text = note(
         "EasyRef beside a LoRA",
         models,
@@ -399,6 +382,6 @@ def with_lora() -> Template:
     return Template(
         "easyref_with_lora",
         graph,
-        [models.stage, [texts.box, references], [easyref], [sampling]],
+        [models.stage, [read.texts.box, read.references], [easyref], [sampling]],
         text,
     )

@@ -93,7 +93,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    dtype: torch.dtype = torch.float32,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write tensors as safetensors in one dtype, atomically.
 
@@ -102,4 +105,5 @@ def write_tensors(
     from safetensors.torch import save_file
 
     stored = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda partial: save_file(stored, partial, metadata={"format": "pt"}))
+    notes = {**(metadata or {}), "format": "pt"}
+    write_atomically(path, lambda partial: save_file(stored, partial, notes))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def assemble_set(work: Path, adapter: Path, to: Path) -> int:
         shutil.copyfile(work / "mllm" / "model" / name, to / "mllm" / name)
     with safe_open(adapter, "pt") as file:
         metadata = file.metadata() or {}
-    _write(load_file(adapter), to / "easyref.safetensors", metadata)
+    write_tensors(to / "easyref.safetensors", load_file(adapter), torch.float16, metadata)
     shutil.copyfile(judge, to / judge.name)
     files = sorted(to.rglob("*.safetensors"))
     info: dict[str, Any] = {
@@ -96,12 +95,3 @@ def _cut_down(source: Path, to: Path) -> None:
     halves = {name: weight.half() for name, weight in weights.items()}
     write_json(to / "config.json", config)
     write_whole(halves | {STORED_IDS: ids.int()}, to / "model.safetensors")
-
-
-def _write(weights: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    from safetensors.torch import save_file
-
-    from ...files import write_atomically
-
-    halves = {name: weight.half() for name, weight in weights.items()}
-    write_atomically(path, lambda partial: save_file(halves, partial, {**metadata, "format": "pt"}))

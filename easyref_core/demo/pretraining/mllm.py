@@ -120,10 +120,10 @@ def name_groups(
 ) -> dict[str, float]:
     """Share of each attribute named right (teacher-forced), over rows of equally many pictures."""
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-        logits, ids, starts = _run(model, tokenizer, groups, rows, device)
+        logits, ids, start = _run(model, tokenizer, groups, rows, device)
     right: dict[str, list[bool]] = {}
     for row, (group, _) in enumerate(rows):
-        facts, place = groups.facts[group], starts[row]
+        facts, place = groups.facts[group], start
         for name in _named(facts):
             length = len(tokenizer.text_ids(" " + facts[name]))
             said = logits[row, place - 1 : place - 1 + length].argmax(-1)
@@ -140,10 +140,9 @@ def _naming_loss(
     rows: list[tuple[int, list[int]]],
     device: torch.device,
 ) -> torch.Tensor:
-    logits, ids, starts = _run(model, tokenizer, groups, rows, device)
+    logits, ids, start = _run(model, tokenizer, groups, rows, device)
     targets = ids.clone()
-    for row, start in enumerate(starts):
-        targets[row, :start] = -100
+    targets[:, :start] = -100
     targets[ids < 0] = -100
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets[:, 1:].flatten())
 
@@ -154,8 +153,8 @@ def _run(
     groups: DrawnGroups,
     rows: list[tuple[int, list[int]]],
     device: torch.device,
-) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """(logits [B, L, words], ids [B, L] with -1 where a row has ended, answers' starts)"""
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """(logits [B, L, words], ids [B, L] with -1 where a row has ended, where the answers start)"""
     count = len(rows[0][1])
     prompt = tokenizer.tokenize([_PICTURE_TOKENS] * count, "")
     end = prompt.ids[-1].new_tensor(tokenizer.special_id(IM_END))[None]
@@ -168,7 +167,7 @@ def _run(
     seen = model.body.visual(groups.patches(picks).to(device), 8, 8)  # [pictures, 16, hidden]
     spans = torch.cat([torch.arange(*span) for span in prompt.image_spans]).to(device)
     logits = model(ids.clamp(min=0), spans, seen.reshape(len(rows), spans.numel(), -1))
-    return logits, ids, [len(prompt)] * len(rows)
+    return logits, ids, len(prompt)
 
 
 def _start(model: NamingModel) -> None:
