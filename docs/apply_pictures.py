@@ -27,29 +27,31 @@ from easyref_core.layer_weights import GROUPS, PROFILES
 
 
 def region() -> None:
-    sheet = Sheet(190)
-    previous = (14.0, 0.0)
-    for number, (y, colour, left) in enumerate(((22, TOKENS, True), (106, GROUP, False)), start=1):
-        sheet.box(14, y, 62, 62, FIELD, MASK, 3, 1.2)
-        sheet.box(14 + (0 if left else 31), y, 31, 62, TEXT, None, 3)
+    sheet = Sheet(196)
+    places = ((14, 20, TOKENS, True), (158, 126, GROUP, False))
+    previous = None
+    for number, (x, y, colour, left) in enumerate(places, start=1):
+        sheet.box(x, y, 56, 56, FIELD, MASK, 3, 1.2)
+        sheet.box(x + (0 if left else 28), y, 28, 56, TEXT, None, 3)
         inputs, outputs = sheet.node(
-            118,
-            y - 4,
-            130,
+            x + 84,
+            y - 4 if left else y - 42,
+            112,
             f"EasyRef Region {number}",
             [("tokens", colour), ("mask", MASK), ("previous", IMAGE)],
             [("regions", IMAGE)],
         )
-        sheet.link((80, y + 31), inputs["mask"], MASK)
-        if number == 2:
+        sheet.link((x + 60, y + 28), inputs["mask"], MASK)
+        if previous is not None:
             sheet.link(previous, inputs["previous"], IMAGE)
-        previous = outputs["regions"]
-    sheet.link(previous, (292, previous[1]), IMAGE)
-    sheet.text(300, previous[1], "EasyRef Apply", TEXT, 10)
-    sheet.box(292, 22, 100, 62, FIELD, LINE, 3, 1.2)
-    sheet.box(292, 22, 50, 62, TOKENS, None, 3)
-    sheet.box(342, 22, 50, 62, GROUP, None, 3)
-    sheet.text(342, 96, "two groups, one sampling", SOFT, 9.5, "mm")
+        previous = end = outputs["regions"]
+    sheet.link(end, (370, end[1]), IMAGE)
+    sheet.text(378, end[1] - 6, "EasyRef", TEXT, 10)
+    sheet.text(378, end[1] + 7, "Apply", TEXT, 10)
+    sheet.box(256, 12, 84, 44, FIELD, LINE, 3, 1.2)
+    sheet.box(256, 12, 42, 44, TOKENS, None, 3)
+    sheet.box(298, 12, 42, 44, GROUP, None, 3)
+    sheet.text(298, 67, "two groups, one sampling", SOFT, 9.5, "mm")
     sheet.save("region")
 
 
