@@ -21,6 +21,14 @@ Names = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Shared:
+    """The functions of `nodes/inputs.py`, and the constants they see."""
+
+    functions: Mapping[str, ast.FunctionDef]
+    constants: Names
+
+
+@dataclass(frozen=True)
 class NodeTexts:
     """What a node's schema says.
 
@@ -38,10 +46,15 @@ class NodeTexts:
 
 def node_texts() -> list[NodeTexts]:
     """Every node of the pack, by file name."""
+    inputs = _parsed(ROOT / "nodes" / "inputs.py")
+    shared = Shared(
+        {made.name: made for made in inputs.body if isinstance(made, ast.FunctionDef)},
+        _constants(inputs),
+    )
     return [
         node
         for path in sorted((ROOT / "nodes").glob("*.py"))
-        for node in _nodes_of(ast.parse(path.read_text(encoding="utf-8")))
+        for node in _nodes_of(_parsed(path), shared)
     ]
 
 
@@ -61,19 +74,27 @@ def english_locale() -> dict[str, Any]:
     }
 
 
-def _nodes_of(module: ast.Module) -> Iterator[NodeTexts]:
-    constants = {
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _constants(module: ast.Module) -> Names:
+    return {
         target.id: statement.value.value
         for statement in module.body
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
         for target in statement.targets
         if isinstance(target, ast.Name)
     }
+
+
+def _nodes_of(module: ast.Module, shared: Shared) -> Iterator[NodeTexts]:
+    constants = _constants(module)
     for call in ast.walk(module):
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "io.Schema":
             fields = {keyword.arg: keyword.value for keyword in call.keywords}
-            inputs = [_slot(c, n) for c, n in _calls(fields["inputs"], constants)]
-            outputs = [_slot(c, n) for c, n in _calls(fields["outputs"], constants)]
+            inputs = [_slot(c, n, shared) for c, n in _calls(fields["inputs"], constants)]
+            outputs = [_slot(c, n, shared) for c, n in _calls(fields["outputs"], constants)]
             yield NodeTexts(
                 _value(fields["node_id"], constants),
                 _value(fields["display_name"], constants),
@@ -101,11 +122,30 @@ def _calls(node: ast.expr, names: Names) -> Iterator[tuple[ast.Call, Names]]:
         raise AssertionError(f"cannot read {ast.unparse(node)}")
 
 
-def _slot(call: ast.Call, names: Names) -> tuple[str, str]:
+def _slot(call: ast.Call, names: Names, shared: Shared) -> tuple[str, str]:
     """Name and tooltip of an input or output."""
+    if isinstance(call.func, ast.Name) and call.func.id in shared.functions:
+        call, names = _returned(shared.functions[call.func.id], call, names, shared.constants)
     fields = {keyword.arg: keyword.value for keyword in call.keywords}
     name = call.args[0] if call.args else fields["display_name"]
     return _value(name, names), _value(fields["tooltip"], names)
+
+
+def _returned(
+    function: ast.FunctionDef, call: ast.Call, names: Names, constants: Names
+) -> tuple[ast.Call, Names]:
+    """The call that a function of shared inputs returns, with the names it sees there."""
+    (returned,) = (part for part in function.body if isinstance(part, ast.Return))
+    assert isinstance(returned.value, ast.Call)
+    parameters = [parameter.arg for parameter in function.args.args]
+    defaults = function.args.defaults
+    known = dict(zip(parameters[len(parameters) - len(defaults) :], defaults, strict=True))
+    seen = {**constants, **{name: _value(node, constants) for name, node in known.items()}}
+    given = dict(zip(parameters, call.args, strict=False))
+    given |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+    # Only the texts are read here; numbers may be of any form.
+    texts = {name: node for name, node in given.items() if name in ("name", "tooltip")}
+    return returned.value, {**seen, **{n: _value(node, names) for n, node in texts.items()}}
 
 
 def _value(node: ast.expr, names: Names) -> Any:
