@@ -21,7 +21,7 @@ from easyref_core.demo.find_comfyui import find_comfyui
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A server of its own, as tests here change its settings."""
     comfyui = find_comfyui()
@@ -35,9 +35,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Ends with this folder's tests: while it is there, an event loop runs in this thread."""
+    """Ends with each file: while it is there, an event loop runs in this thread."""
     found = os.environ.get("EASYREF_CHROMIUM") or next(
         filter(None, map(shutil.which, BROWSERS)), ""
     )
