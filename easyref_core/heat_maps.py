@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import PurePosixPath
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .inspection import Inspection, PictureShare, percent
 
+# Cards are seen at a quarter of this size, side by side on the node: the share is written large.
 SIDE = 512
-FOOTER = 72
+FOOTER = 132
 MARGIN = 16
 
 _GROUND = (38, 40, 46)
 _TEXT = (236, 238, 242)
 _SOFT = (160, 166, 178)
+_LEGEND = 14  # pixels high, between picture and text
 _BRIGHTEST = 0.99  # of all places, this share lies below the top of the scale: one must not rule
 
 
@@ -49,25 +52,37 @@ def _card(
     card.paste(shown, ((SIDE - size[0]) // 2, MARGIN + (room - size[1]) // 2))
 
     draw = ImageDraw.Draw(card)
-    big, small = ImageFont.load_default(30), ImageFont.load_default(17)
-    middle = SIDE + (FOOTER - MARGIN) // 2
+    big, middle, small = (ImageFont.load_default(size) for size in (72, 36, 26))
+    line = SIDE + (FOOTER + _LEGEND) // 2
     among = percent(share.share / total if total > 0 else 0.0)
-    draw.text((MARGIN, middle), percent(share.share), _TEXT, big, "lm")
+    draw.text((MARGIN, line), percent(share.share), _TEXT, big, "lm")
     right = SIDE - MARGIN
-    draw.text((right, middle - 13), _short(f"{number}. {share.name}"), _SOFT, small, "rm")
-    draw.text((right, middle + 13), f"{among} of the pictures", _SOFT, small, "rm")
-    _legend(card, MARGIN + 124, middle)
+    room = right - 2 * MARGIN - draw.textlength(percent(share.share), big)
+    draw.text(
+        (right, line - 20),
+        _short(f"{number}. {PurePosixPath(share.name).name}", middle, room),
+        _TEXT,
+        middle,
+        "rm",
+    )
+    draw.text((right, line + 22), _short(f"{among} of pictures", small, room), _SOFT, small, "rm")
+    _legend(card)
     return card
 
 
-def _legend(card: Image.Image, left: int, middle: int) -> None:
+def _legend(card: Image.Image) -> None:
     """The colours from none to most, as they lie over a middle grey."""
-    ramp = torch.linspace(0, 1, 84)[None].expand(12, -1) ** 2  # undoes the square root
-    card.paste(overlay(Image.new("RGB", (84, 12), (190, 190, 190)), ramp, 1.0), (left, middle - 6))
+    ramp = torch.linspace(0, 1, SIDE - 2 * MARGIN)[None].expand(_LEGEND, -1) ** 2  # no square root
+    plain = Image.new("RGB", (SIDE - 2 * MARGIN, _LEGEND), (190, 190, 190))
+    card.paste(overlay(plain, ramp, 1.0), (MARGIN, SIDE))
 
 
-def _short(name: str, length: int = 30) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+def _short(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, room: float) -> str:
+    """The text, cut off where it is wider than so many pixels."""
+    if font.getlength(text) <= room:
+        return text
+    kept = next(n for n in range(len(text), -1, -1) if font.getlength(text[:n] + "…") <= room)
+    return text[:kept] + "…"
 
 
 def overlay(picture: Image.Image, heat: torch.Tensor, top: float) -> Image.Image:
