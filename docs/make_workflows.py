@@ -1,9 +1,11 @@
-"""Writes the templates in workflows/, in the form of the graph editor and in API form.
+"""Writes the templates in workflows/, in the form of the graph editor and in API form, and the
+blueprint in subgraphs/.
 
     python docs/make_workflows.py [NAME ...]
 
 A ComfyUI is started for a moment and asked how its nodes look, so that widget values and slots
-stand in the order of the nodes as they are. Templates are described in `workflow_templates.py`.
+stand in the order of the nodes as they are. Templates are described in `workflow_templates.py`; the
+one with a subgraph was drawn in the editor, and the blueprint is that subgraph alone.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from workflow_blueprint import TEMPLATE, blueprint
 from workflow_editor import editor_form
 from workflow_graph import api_form
 from workflow_templates import templates
@@ -22,6 +25,8 @@ from workflow_templates import templates
 from easyref_core.demo.comfy_server import ComfyServer
 from easyref_core.demo.find_comfyui import PACK, comfyui_version, find_comfyui
 from easyref_core.demo.workflow import WORKFLOWS
+
+BLUEPRINT = PACK / "subgraphs" / "EasyRef.json"
 
 
 def main(names: list[str]) -> int:
@@ -42,6 +47,9 @@ def main(names: list[str]) -> int:
         _write(WORKFLOWS / "api" / file, api_form(template.graph, object_info))
         _write(WORKFLOWS / file, editor_form(template, object_info, versions))
         print(WORKFLOWS / file)
+    drawn = json.loads((WORKFLOWS / f"{TEMPLATE}.json").read_text(encoding="utf-8"))
+    _write(BLUEPRINT, blueprint(drawn))
+    print(BLUEPRINT)
     return 0
 
 

@@ -59,7 +59,8 @@ def unpacked(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def test_the_package_holds_what_users_need_and_nothing_else(package: Path) -> None:
     names = set(zipfile.ZipFile(package).namelist())
-    needed = {"__init__.py", "pyproject.toml", "LICENSE", "README.md", "locales/zh/nodeDefs.json"}
+    needed = {"__init__.py", "pyproject.toml", "LICENSE", "README.md"}
+    needed |= {"locales/zh/nodeDefs.json", "subgraphs/EasyRef.json"}
     assert needed <= names
     assert any(name.startswith("web/docs/") for name in names)
     unwanted = ("tests/", "benchmarks/", ".ci/", ".github/", "docs/", "runs/", "Makefile")

@@ -1,4 +1,5 @@
-"""The template with EasyRef as a subgraph: taken apart, it is the whole chain of nodes."""
+"""The template with EasyRef as a subgraph: taken apart, it is the whole chain of nodes. And the
+blueprint, which is that subgraph for any graph."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from easyref_core.demo.comfy_server import ComfyServer
 
 # The subgraph's own ends, as the editor numbers them.
 INPUT, OUTPUT = -10, -20
@@ -84,6 +87,24 @@ def test_the_subgraph_holds_the_whole_chain_and_shows_its_main_settings(
     assert len(outer["widgets_values"]) == len(values)
 
 
+def test_nodes_inside_have_the_slots_of_today(
+    server: ComfyServer, template: dict[str, Any]
+) -> None:
+    (definition,) = template["definitions"]["subgraphs"]
+    for node in definition["nodes"]:
+        schema = server.get_json(f"/object_info/{node['type']}")[node["type"]]
+        today = [name for names in schema["input_order"].values() for name in names]
+        # Links name a slot by its place; widgets stand behind the slots.
+        found = [slot["name"] for slot in node["inputs"]]
+        assert sorted(found) == sorted(today)
+        widgets = [slot["name"] for slot in node["inputs"] if slot.get("widget")]
+        assert found[len(found) - len(widgets) :] == widgets
+        for link in definition["links"]:
+            if link["target_id"] == node["id"]:
+                slot = node["inputs"][link["target_slot"]]
+                assert slot["link"] == link["id"]
+
+
 def test_settings_shown_outside_are_those_inside(template: dict[str, Any]) -> None:
     (definition,) = template["definitions"]["subgraphs"]
     (outer,) = (node for node in template["nodes"] if node["type"] == definition["id"])
@@ -95,3 +116,37 @@ def test_settings_shown_outside_are_those_inside(template: dict[str, Any]) -> No
         inside |= dict(zip(widgets, node["widgets_values"], strict=False))
     assert shown.items() <= inside.items()
     assert (shown["weight"], shown["mllm"]) == (1, "from adapter")
+
+
+@pytest.fixture(scope="module")
+def blueprint(pack: Path) -> dict[str, Any]:
+    (path,) = (pack / "subgraphs").glob("*.json")  # where ComfyUI looks for them
+    assert path.stem == "EasyRef"  # the name it shows
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_blueprint_is_one_free_subgraph_node(blueprint: dict[str, Any]) -> None:
+    (definition,) = blueprint["definitions"]["subgraphs"]
+    (node,) = blueprint["nodes"]
+    assert node["type"] == definition["id"]
+    assert blueprint["links"] == []
+    assert {slot["link"] for slot in node["inputs"]} == {None}
+    assert {slot["links"] for slot in node["outputs"]} == {None}
+
+
+def test_the_blueprint_is_the_templates_subgraph_without_its_prompt(
+    blueprint: dict[str, Any], template: dict[str, Any]
+) -> None:
+    (ours,) = blueprint["definitions"]["subgraphs"]
+    (theirs,) = template["definitions"]["subgraphs"]
+    assert ours["id"] != theirs["id"]  # both may be in one graph
+    for part in ("inputs", "outputs", "links"):
+        assert ours[part] == theirs[part]
+    prompt = next(
+        text
+        for node in theirs["nodes"]
+        for text in node["widgets_values"]
+        if isinstance(text, str) and " " in text and text != "from adapter"
+    )
+    emptied = json.loads(json.dumps(theirs["nodes"]).replace(json.dumps(prompt), '""'))
+    assert ours["nodes"] == emptied
