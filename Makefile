@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: test demo demo-check thumbnail lint format comfyui clean
 
 # The plugin's summary and the reason for a missing ComfyUI come last, where they are seen.
-test: lint comfyui $(VENV)/.transformers-4.57
+test: lint comfyui $(VENV)/.transformers-4.57 $(VENV)/.newest-page
 	@PYTHONPATH=tests $(PY) -m pytest -p skips_summary tests; status=$$?; \
 	if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi; exit $$status
 
@@ -60,6 +60,12 @@ $(VENV)/.transformers-4.57: $(VENV)/.project
 	@echo "installing transformers 4.57 beside the newest, for comparison"
 	@$(PIP) --upgrade --no-deps --target $(VENV)/transformers-4.57 \
 	  "transformers==4.57.*" "huggingface_hub<1" "tokenizers>=0.22,<0.23"
+	@touch $@
+
+# The newest release of ComfyUI's page, for the browser tests: the one of the day it is fetched.
+$(VENV)/.newest-page: $(VENV)/.project
+	@echo "installing the newest page of ComfyUI beside its own, for browser tests"
+	@$(PIP) --upgrade --no-deps --target $(VENV)/newest-page comfyui-frontend-package
 	@touch $@
 
 # ComfyUI's own requirements go into the same environment, whenever they differ from last time.

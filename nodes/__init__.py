@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..easyref_core.errors import EasyRefError
 from .apply import EasyRefApply
 from .combine import EasyRefCombineTokens
 from .conditioning import EasyRefSetConditioning
@@ -38,6 +39,10 @@ NODES: list[type[io.ComfyNode]] = [
     EasyRefLayerWeights,
     EasyRefWeightCurve,
 ]
+
+
+# ComfyUI shows an error's class with its module, whose name would begin with this pack's folder.
+EasyRefError.__module__ = "easyref"
 
 
 class EasyRefExtension(ComfyExtension):

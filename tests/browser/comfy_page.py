@@ -23,6 +23,24 @@ FLAGS = (
 )
 READY = """() => !!(window.app && app.graph && app.extensionManager
     && LiteGraph.registered_node_types["EasyRefReferences"])"""
+# As the menu of a group does it.
+MUTE = """title => {
+    const group = app.graph.groups.find((g) => g.title === title);
+    group.recomputeInsideNodes();
+    const muted = group.nodes ?? group._nodes;
+    for (const node of muted) node.mode = LiteGraph.NEVER;
+    return muted.map((node) => node.type).sort();
+}"""
+NODES = "count => app.graph.nodes.length === count"
+# What a node of a class shows, once its pictures have arrived.
+SHOWN = """kind => app.graph.nodes.filter((node) => node.type === kind).flatMap((node) =>
+    (node.imgs ?? []).filter((i) => i.complete).map((i) => [i.naturalWidth, i.naturalHeight]))"""
+LOOK_AT = """kind => {
+    const [x, y] = app.graph.nodes.find((node) => node.type === kind).pos;
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [200 - x, 160 - y];
+    app.graph.setDirtyCanvas(true, true);
+}"""
 LOADED = "() => !!app.extensionManager.workflow?.activeWorkflow?.changeTracker"
 NEW_NODE = """type => {
     const node = LiteGraph.createNode(type);
@@ -39,10 +57,17 @@ PATIENCE = 60_000  # on a busy computer
 
 
 class ComfyPage:
-    """A tab with ComfyUI."""
+    """A tab with ComfyUI.
 
-    def __init__(self, browser: Any, server: ComfyServer, scale: float = 1) -> None:
+    Args:
+        release: of the page; for the names of its pictures.
+    """
+
+    def __init__(
+        self, browser: Any, server: ComfyServer, release: str = "own", scale: float = 1
+    ) -> None:
         self.server = server
+        self.release = release
         self.context = browser.new_context(
             viewport={"width": 1280, "height": 900}, locale="en", device_scale_factor=scale
         )
@@ -67,6 +92,10 @@ class ComfyPage:
         self.tab.evaluate("() => app.graph.clear()")
         self._watching = True
 
+    def allow_requests(self) -> None:
+        """From here on the page may ask other sites, as it does about errors of any node."""
+        self._watching = False
+
     def close(self) -> None:
         self.context.close()
 
@@ -78,7 +107,10 @@ class ComfyPage:
         self._problems.append(problem)
 
     def _on_console(self, message: Any) -> None:
-        text = f"{message.text} ({message.location.get('url', '')})"
+        source = message.location.get("url", "")
+        text = f"{message.text} ({source})"
+        if not self._watching and urlparse(source).hostname not in (None, "127.0.0.1"):
+            return  # the other site does not answer
         if message.type in ("error", "warning") and "easyref" in text.lower():
             self._note(f"{message.type}: {text}")
 
@@ -109,6 +141,31 @@ class ComfyPage:
 
     def load(self, workflow: dict[str, Any]) -> None:
         self.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+
+    def load_template(self, name: str) -> None:
+        """A template of the pack, as Browse Templates opens it."""
+        template = self.server.get_json(f"/api/workflow_templates/easyref/{name}.json")
+        for node in template["nodes"]:
+            # Of files that are missing the page asks their sites how large they are.
+            node["properties"].pop("models", None)
+        self.load(template)
+        self.tab.wait_for_function(NODES, arg=len(template["nodes"]))
+
+    def mute_group(self, title: str) -> list[str]:
+        """Mute a group of nodes; their classes."""
+        return self.evaluate(MUTE, title)
+
+    def queue(self) -> None:
+        """As the button Run does."""
+        self.evaluate("() => app.queuePrompt(0)")
+
+    def look_at(self, kind: str) -> None:
+        """Move to a node; the canvas draws only what is seen."""
+        self.evaluate(LOOK_AT, kind)
+
+    def shown(self, kind: str) -> list[list[int]]:
+        """Width and height of each picture that nodes of a class show."""
+        return self.evaluate(SHOWN, kind)
 
     def prompt(self) -> dict[str, Any]:
         """The graph in ComfyUI's API form."""

@@ -1,13 +1,18 @@
 """ComfyUI's page in a real browser; where there is none, every test here is skipped with a reason.
 
-EASYREF_CHROMIUM   the browser to use, if it is not on the PATH
-EASYREF_FRONTEND   the folder of another release of ComfyUI's page to test with
+Each test runs on the page that belongs to the ComfyUI and on the newest one, which `make test`
+puts beside the environment's packages.
+
+EASYREF_CHROMIUM      the browser to use, if it is not on the PATH
+EASYREF_FRONTEND      the folder of another release of ComfyUI's page to take for the newest
+EASYREF_SCREENSHOTS   where pictures of the page go, to be looked at
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,18 +23,28 @@ from comfy_page import FLAGS, ComfyPage
 from easyref_core.demo.comfy_server import ComfyServer
 from easyref_core.demo.find_comfyui import find_comfyui
 
+NEWEST = Path(sys.prefix, "newest-page", "comfyui_frontend_package", "static")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
+@pytest.fixture(scope="session", params=["own", "newest"])
+def release(request: pytest.FixtureRequest) -> str:
+    """Which release of ComfyUI's page."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+def server(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A server of its own, as tests here change its settings."""
     comfyui = find_comfyui()
     if comfyui is None:
         pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run easyref_core.demo.find_comfyui")
     arguments = ["--cpu"]
-    if frontend := os.environ.get("EASYREF_FRONTEND"):
-        arguments += ["--front-end-root", frontend]
+    if release == "newest":
+        page = Path(os.environ.get("EASYREF_FRONTEND", NEWEST))
+        if not (page / "index.html").is_file():
+            pytest.skip("no newest page of ComfyUI: make test, or set EASYREF_FRONTEND")
+        arguments += ["--front-end-root", str(page)]
     base = tmp_path_factory.mktemp("browser")
     with ComfyServer(comfyui, base, arguments=arguments, seconds=300) as running:
         yield running
@@ -51,9 +66,9 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(server: ComfyServer, browser: Any) -> Iterator[ComfyPage]:
+def page(server: ComfyServer, browser: Any, release: str) -> Iterator[ComfyPage]:
     """ComfyUI's page with an empty graph; afterwards nothing of ours may have gone wrong in it."""
-    opened = ComfyPage(browser, server)
+    opened = ComfyPage(browser, server, release)
     try:
         yield opened
         assert opened.mistakes() == []
@@ -63,7 +78,7 @@ def page(server: ComfyServer, browser: Any) -> Iterator[ComfyPage]:
 
 @pytest.fixture(scope="session")
 def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pictures of the page go, to be looked at; EASYREF_SCREENSHOTS names another folder."""
+    """Where pictures of the page go."""
     named = os.environ.get("EASYREF_SCREENSHOTS")
     folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)

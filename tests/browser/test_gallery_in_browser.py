@@ -21,7 +21,7 @@ _UNABLE: set[str] = set()
 @pytest.fixture(params=["classic", "vue"])
 def either(request: pytest.FixtureRequest, page: ComfyPage) -> Any:
     """A node on the classic canvas and as a Vue node."""
-    if request.param == "vue" and NO_DOM_IN_VUE in _UNABLE:
+    if request.param == "vue" and page.release in _UNABLE:
         pytest.skip(NO_DOM_IN_VUE)
     page.setting("Comfy.VueNodes.Enabled", request.param == "vue")
     page.add_node()
@@ -33,7 +33,7 @@ def either(request: pytest.FixtureRequest, page: ComfyPage) -> Any:
     except PageTimeout:
         assert request.param == "vue", "the gallery is not shown"
         page.setting("Comfy.VueNodes.Enabled", False)
-        _UNABLE.add(NO_DOM_IN_VUE)
+        _UNABLE.add(page.release)
         pytest.skip(NO_DOM_IN_VUE)
     yield page
     page.setting("Comfy.VueNodes.Enabled", False)
@@ -256,7 +256,7 @@ def test_a_workflow_whose_files_are_missing_says_which(five: ComfyPage, screensh
     assert "missing" in page.tile(2).get_attribute("aria-label")
     assert page.files() == list(FIVE), "nothing is lost"
     page.wait_for_thumbnails()
-    page.tab.screenshot(path=screenshots / "missing.png")
+    page.tab.screenshot(path=screenshots / f"missing_{page.release}.png")
     page.choose_files([five_pictures()[1]])
     page.wait_for(lambda: page.tab.locator("[data-lost=missing]").count() == 1)
     page.tile(5).hover()
@@ -334,14 +334,14 @@ def test_looks(either: ComfyPage, screenshots: Path, palette: str) -> None:
     page.setting("Comfy.ColorPalette", palette)
     try:
         page.tab.wait_for_timeout(500)
-        page.tab.screenshot(path=screenshots / f"empty_{mode}_{palette}.png")
+        page.tab.screenshot(path=screenshots / f"empty_{mode}_{palette}_{page.release}.png")
         page.choose_files(five_pictures())
         page.wait_for_files(*FIVE)
         page.wait_for_thumbnails()
         page.tile(3).locator(".easyref-weight").fill("0.5")
         page.tile(3).locator(".easyref-weight").press("Enter")
         page.tile(2).hover()
-        page.tab.screenshot(path=screenshots / f"five_{mode}_{palette}.png")
+        page.tab.screenshot(path=screenshots / f"five_{mode}_{palette}_{page.release}.png")
         for selector in (".easyref-count", ".easyref-button", ".easyref-place", ".easyref-weight"):
             assert contrast(page, selector) >= 4.5, selector
         page.tile(4).locator(CROP).click(force=True)
@@ -350,7 +350,7 @@ def test_looks(either: ComfyPage, screenshots: Path, palette: str) -> None:
         for _ in range(5):
             page.tab.keyboard.press("Shift+ArrowRight")
         page.tab.wait_for_timeout(300)
-        page.tab.screenshot(path=screenshots / f"crop_{mode}_{palette}.png")
+        page.tab.screenshot(path=screenshots / f"crop_{mode}_{palette}_{page.release}.png")
         page.tab.keyboard.press("Escape")
     finally:
         page.setting("Comfy.ColorPalette", "dark")

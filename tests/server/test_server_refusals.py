@@ -57,6 +57,13 @@ def test_a_start_behind_the_end_is_refused(server: ComfyServer) -> None:
     assert "start_percent (0.8) lies behind end_percent (0.2)" in message
 
 
+def test_errors_are_named_without_the_packs_folder(server: ComfyServer) -> None:
+    refusal(server, set_inputs(small(), "EasyRefApply", start_percent=0.8, end_percent=0.2))
+    (last,) = server.get_json("/history?max_items=1").values()
+    told = dict(last["status"]["messages"])
+    assert told["execution_error"]["exception_type"] == "easyref.EasyRefError"
+
+
 def test_no_picture_at_all_is_refused(server: ComfyServer) -> None:
     graph = small()
     for node in graph.values():
