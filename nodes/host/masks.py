@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ...easyref_core.errors import EasyRefError
+from .frames import Frames
 from .run_info import Area
 
 
@@ -58,11 +59,11 @@ class Mask:
     def batch(self) -> int:
         return self._pixels.shape[0]
 
-    def check(self, rows: int) -> None:
+    def check(self, latents: int) -> None:
         """Raise EasyRefError unless there is one mask, or one for each of the latents."""
-        if self.batch not in (1, rows):
+        if self.batch not in (1, latents):
             raise EasyRefError(
-                f"The mask has a batch of {self.batch}, but there are {rows} latents. Use one "
+                f"The mask has a batch of {self.batch}, but there are {latents} latents. Use one "
                 "mask for all, or as many masks as latents."
             )
 
@@ -89,7 +90,7 @@ class Mask:
         width: int,
         whole: tuple[int, int],
         area: Area | None,
-        rows: int,
+        frames: Frames,
         like: torch.Tensor,
     ) -> torch.Tensor:
         """The mask at an attention layer.
@@ -98,20 +99,20 @@ class Mask:
             height, width: of the layer.
             whole: (height, width) of the whole latent.
             area: the part of the latent that the layer covers, None for all.
-            rows: latents.
+            frames: whose masks are wanted.
             like: gives device and dtype.
 
         Returns:
-            [rows, height * width, 1]
+            [frames.count, height * width, 1]
 
         Raises:
-            EasyRefError: the mask's batch is neither 1 nor `rows`.
+            EasyRefError: the mask's batch is neither 1 nor `frames.total`.
         """
-        self.check(rows)
+        self.check(frames.total)
         key = (height, width, whole, area, like.device, like.dtype)
         if key not in self._made:
             self._made[key] = self._shrink(height, width, whole, area).to(like)
-        return self._made[key].expand(rows, -1, -1)
+        return frames.pick(self._made[key])
 
     def spots(
         self,

@@ -10,6 +10,7 @@ import torch
 from ...easyref_core.adapter import TokenKeyValues
 from ...easyref_core.attention import ReferenceShare
 from ...easyref_core.errors import EasyRefError
+from .frames import Frames
 from .parts import Part, Settings
 from .run_info import Chunk
 
@@ -27,7 +28,7 @@ class Share:
         chunks: whose rows they are.
         unconditional: which half of the tokens each chunk gets.
         rows: of the call.
-        each: latents of a chunk.
+        frames: latents of a chunk.
         rate: weight of the rows with window and curves: a number, or [rows, 1, 1].
         key_values: of the part's tokens.
     """
@@ -36,7 +37,7 @@ class Share:
     chunks: tuple[Chunk, ...]
     unconditional: tuple[bool, ...]
     rows: slice
-    each: int
+    frames: Frames
     rate: Scale
     key_values: TokenKeyValues
 
@@ -46,7 +47,7 @@ class Share:
         parts = []
         for unconditional in self.unconditional:
             first = groups if unconditional else 0
-            parts.append(both[first : first + groups].expand(self.each, -1, -1))
+            parts.append(self.frames.pick(both[first : first + groups]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def strength(
@@ -67,14 +68,14 @@ class Share:
         if mask.batch == 1:
             spots = mask.spots(height, width, whole, self.chunks[0].area, like)
             return (spots.values * rate, spots.positions) if spots.count else None
-        masks = [mask.at(height, width, whole, c.area, self.each, like) for c in self.chunks]
+        masks = [mask.at(height, width, whole, c.area, self.frames, like) for c in self.chunks]
         return torch.cat(masks) * rate, None
 
 
 def shares_of_lane(
     lane: Lane,
     chunks: Sequence[Chunk],
-    each: int,
+    frames: Frames,
     rate: Callable[[Settings], Scale],
     key_values: Callable[[Part], TokenKeyValues],
 ) -> list[Share]:
@@ -87,7 +88,7 @@ def shares_of_lane(
         EasyRefError: a batch of tokens or masks that is not the latents'.
     """
     shares: list[Share] = []
-    start = 0
+    start, each = 0, frames.count
     while start < len(chunks):
         first, end = lane[start], start + 1
         while end < len(chunks) and _together(lane, chunks, start, end):
@@ -95,18 +96,18 @@ def shares_of_lane(
         if first is not None:
             part = first[0]
             if part.settings.mask is not None:
-                part.settings.mask.check(each)
+                part.settings.mask.check(frames.total)
             rows = slice(start * each, end * each)
             every = rate(part.settings)
             made = key_values(part)
-            _check_groups(made.batch, each)
+            _check_groups(made.batch, frames.total)
             shares.append(
                 Share(
                     part,
                     tuple(chunks[start:end]),
                     tuple(one[1] for one in lane[start:end] if one is not None),
                     rows,
-                    each,
+                    frames,
                     every[rows] if isinstance(every, torch.Tensor) else every,
                     made,
                 )
@@ -123,10 +124,10 @@ def _together(lane: Lane, chunks: Sequence[Chunk], start: int, other: int) -> bo
     return first[0] is second[0] and not (masked and chunks[start].area != chunks[other].area)
 
 
-def _check_groups(groups: int, each: int) -> None:
-    if groups not in (1, each):
+def _check_groups(groups: int, latents: int) -> None:
+    if groups not in (1, latents):
         raise EasyRefError(
-            f"The reference tokens hold {groups} groups, but the batch has {each} latents. "
+            f"The reference tokens hold {groups} groups, but the batch has {latents} latents. "
             "Make the batch as large as the number of groups, or use one group for all."
         )
 

@@ -29,7 +29,7 @@ from .key_values import KeyValueStore
 from .layers import BlockKey, group_of
 from .model_call import Lane, ModelCall, Scale, shares_of_lane
 from .parts import Part, Settings
-from .run_info import KEY, Chunk, chunks_of_call, watch_runs, whole_latent
+from .run_info import KEY, Chunk, chunks_of_call, latents_of_call, watch_runs, whole_latent
 from .timing import rate
 
 Slot = Callable[..., torch.Tensor]
@@ -113,7 +113,7 @@ class Application:
             _warn_once(x.shape[0], x.shape[0], len(chunks))
             lanes = []
         if lanes:
-            call = self._call(executor.class_obj, lanes, chunks, x, t, whole_latent(options, x))
+            call = self._call(executor.class_obj, lanes, chunks, x, t, options)
             self._take_slots(options, call)
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
@@ -163,13 +163,13 @@ class Application:
         chunks: Sequence[Chunk],
         x: torch.Tensor,
         t: torch.Tensor,
-        whole: tuple[int, int],
+        options: Mapping[str, Any],
     ) -> ModelCall:
         dtype = model.manual_cast_dtype or model.get_dtype()
-        each = x.shape[0] // len(chunks)
+        frames = latents_of_call(options, x.shape[0] // len(chunks))
 
         def rate_of(settings: Settings) -> Scale:
-            return rate(settings, model.model_sampling, t, each, dtype)
+            return rate(settings, model.model_sampling, t, frames, dtype)
 
         def key_values_of(part: Part) -> TokenKeyValues:
             return self.key_values.get(part.tokens, x.device, dtype)
@@ -177,9 +177,9 @@ class Application:
         shares = [
             share
             for lane in lanes
-            for share in shares_of_lane(lane, chunks, each, rate_of, key_values_of)
+            for share in shares_of_lane(lane, chunks, frames, rate_of, key_values_of)
         ]
-        latent = x.shape[-2], x.shape[-1]
+        latent, whole = (x.shape[-2], x.shape[-1]), whole_latent(options, x)
         return ModelCall(shares, x.shape[0], len(chunks), latent, whole, self.normalise)
 
     def _take_slots(self, options: dict[str, Any], call: ModelCall) -> None:

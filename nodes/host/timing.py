@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ...easyref_core.curves import WeightCurve
+from .frames import Frames
 from .parts import Settings
 
 # Knots at whole timesteps of the usual 1000, between which ComfyUI interpolates in log sigma too.
@@ -19,13 +20,13 @@ _KNOTS = 999
 
 
 def rate(
-    settings: Settings, model_sampling: Any, t: torch.Tensor, each: int, dtype: torch.dtype
+    settings: Settings, model_sampling: Any, t: torch.Tensor, frames: Frames, dtype: torch.dtype
 ) -> float | torch.Tensor:
     """The weight with window and curves: a number if it is the same for all, else [rows, 1, 1].
 
     Args:
         t: [rows] sigmas.
-        each: latents of a batch; the rows are several such batches.
+        frames: of a batch; the rows are several such batches.
     """
     weight = settings.weight
     factors: list[torch.Tensor] = []
@@ -41,7 +42,8 @@ def rate(
         if curve.frames_constant is not None:
             weight *= curve.frames_constant
         else:
-            factors.append(_over_frames(curve, each, t.device).repeat(t.shape[0] // each))
+            own = frames.pick(_over_frames(curve, frames.total, t.device))
+            factors.append(own.repeat(t.shape[0] // frames.count))
     if not factors:
         return weight
     product = factors[0]

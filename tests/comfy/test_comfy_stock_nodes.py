@@ -62,6 +62,12 @@ def other_sampling(model: Any) -> Any:
     return stock(node, model, "v_prediction", True)
 
 
+def few_steps(model: Any) -> Any:
+    """As for LCM, Turbo and Lightning."""
+    node = "comfy_extras.nodes_model_advanced.ModelSamplingDiscrete"
+    return stock(node, model, "lcm", False)
+
+
 def stock_lora_weights() -> dict[str, torch.Tensor]:
     """A LoRA on cross-attention queries and outputs, named as trainers name them."""
     noise = torch.Generator().manual_seed(4)
@@ -89,6 +95,7 @@ def stock_lora(model: Any) -> Any:
         deep_shrink,
         rescaled_guidance,
         other_sampling,
+        few_steps,
         stock_lora,
     ],
 )
@@ -106,6 +113,48 @@ def test_both_act_in_either_order(
     spy = Spy(pack, easyref, unet)
     predict(spy.watch(wrap(apply(pack, unet, easyref, tokens))), CFG, x)
     assert spy.wrong_by(truth) < EXACT
+
+
+def test_a_merged_model_is_steered_in_either_order(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any
+) -> None:
+    """Before the merge the LoRA is a part of what is merged, so it is left out here."""
+    other = stock_lora(golden_unet(pack))
+
+    def merge(model: Any) -> Any:
+        return stock("comfy_extras.nodes_model_merging.ModelMergeSimple", model, other, 0.6)
+
+    before = predict(merge(apply(pack, unet, easyref, tokens, lora_strength=0.0)), CFG)
+    behind = predict(apply(pack, merge(unet), easyref, tokens, lora_strength=0.0), CFG)
+    assert difference(before, behind) < CLOSE
+    assert difference(predict(merge(unet), CFG), behind) > 0.01
+    steered = apply(pack, unet, easyref, tokens, lora_strength=0.0)
+    assert difference(predict(steered, CFG), behind) > 0.01
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "euler_ancestral", "dpmpp_sde"])
+def test_samplers_of_few_steps_without_guidance(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any, sampler: str
+) -> None:
+    """Without guidance the model is called with the positive side alone."""
+    import comfy.samplers
+
+    def sample(model: Any) -> torch.Tensor:
+        made = guider(few_steps(model), 1.0)
+        steps = comfy.samplers.calculate_sigmas(
+            made.model_patcher.get_model_object("model_sampling"), "sgm_uniform", 4
+        )
+        picture = torch.zeros(1, 4, 16, 16)
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            how = comfy.samplers.ksampler(sampler)
+            return made.sample(latents(), picture, how, steps, disable_pbar=True, seed=2)
+
+    spy = Spy(pack, easyref, unet)
+    found = sample(spy.watch(apply(pack, unet, easyref, tokens)))
+    assert found.isfinite().all()
+    assert spy.wrong_by([(text()[0][0], tokens.cond)]) < EXACT
+    assert difference(found, sample(unet)) > 0.01
 
 
 def test_token_merging_runs(pack: Pack, unet: Any, easyref: Any, tokens: Any) -> None:

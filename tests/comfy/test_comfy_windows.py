@@ -1,0 +1,72 @@
+"""Batches sampled in windows of a few frames: what belongs to a frame stays with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from comfyhost import Pack, apply, euler, guider, latents, random_tokens, sigmas, stock
+from goldens import difference
+
+CFG = 4.0
+CLOSE = 5e-5
+FRAMES, WINDOW, OVERLAP = 6, 3, 1
+# With the last one as many sigmas as frames: ComfyUI 0.3 compares the two element by element.
+STEPS = (801.0, 641.0, 481.0, 321.0, 161.0)
+
+
+def in_windows(model: Any, schedule: str = "standard_static") -> Any:
+    """ComfyUI's own context windows."""
+    node = "comfy_extras.nodes_context_windows.ContextWindowsManualNode"
+    return stock(node, model, WINDOW, OVERLAP, schedule, 1, False, "flat", 0)
+
+
+def sample(model: Any) -> torch.Tensor:
+    return euler(guider(model, CFG), latents(FRAMES, 16, 24), sigmas(model, *STEPS))
+
+
+def frame_masks() -> torch.Tensor:
+    """A bar that moves from left to right."""
+    masks = torch.zeros(FRAMES, 16, 24)
+    for frame, mask in enumerate(masks):
+        mask[:, 4 * frame : 4 * frame + 4] = 1
+    return masks
+
+
+@pytest.mark.parametrize("schedule", ["standard_static", "looped_uniform"])
+@pytest.mark.parametrize("what", ["tokens", "mask", "curve"])
+def test_frames_in_windows_are_steered_as_in_one_batch(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any, what: str, schedule: str
+) -> None:
+    frames = ((0.0, 0.2), (0.5, 1.5), (1.0, -0.3))
+    curve = pack.part("easyref_core.curves").WeightCurve(frames=frames)
+    each = {
+        "tokens": {"tokens": random_tokens(pack, easyref, 5, FRAMES)},
+        "mask": {"tokens": tokens, "mask": frame_masks()},
+        "curve": {"tokens": tokens, "curve": curve},
+    }[what]
+    model = apply(pack, unet, easyref, **each)
+    wanted = sample(model)
+    assert difference(sample(in_windows(model, schedule)), wanted) < CLOSE
+    assert difference(sample(unet), wanted) > 0.01
+
+
+def test_as_many_masks_as_a_window_are_not_enough(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any
+) -> None:
+    model = apply(pack, unet, easyref, tokens, mask=frame_masks()[:WINDOW])
+    with pack.refused(f"mask has a batch of {WINDOW}", f"{FRAMES} latents"):
+        sample(in_windows(model))
+
+
+def test_windows_over_another_dimension_hold_every_frame(pack: Pack) -> None:
+    """Video models are cut along time, their batch is whole."""
+    frames_of_call = pack.part("nodes.host.frames").frames_of_call
+    import comfy.context_windows
+
+    along_time = comfy.context_windows.IndexListContextWindow([1, 2], dim=2)
+    assert frames_of_call({"context_window": along_time}, 2).places is None
+    along_batch = comfy.context_windows.IndexListContextWindow([3, 4], dim=0)
+    found = frames_of_call({"context_window": along_batch}, 2, 8)
+    assert (found.places, found.total, found.count) == ((3, 4), 8, 2)
