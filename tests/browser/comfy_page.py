@@ -145,11 +145,18 @@ class ComfyPage:
     def load_template(self, name: str) -> None:
         """A template of the pack, as Browse Templates opens it."""
         template = self.server.get_json(f"/api/workflow_templates/easyref/{name}.json")
-        for node in template["nodes"]:
-            # Of files that are missing the page asks their sites how large they are.
-            node["properties"].pop("models", None)
+        subgraphs = template.get("definitions", {}).get("subgraphs", [])
+        for graph in (template, *subgraphs):
+            for node in graph["nodes"]:
+                # Of files that are missing the page asks their sites how large they are.
+                node["properties"].pop("models", None)
         self.load(template)
         self.tab.wait_for_function(NODES, arg=len(template["nodes"]))
+
+    def fit_view(self) -> None:
+        """Show the whole graph."""
+        self.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.tab.wait_for_timeout(500)
 
     def mute_group(self, title: str) -> list[str]:
         """Mute a group of nodes; their classes."""

@@ -10,9 +10,14 @@ from comfy_page import NODES, ComfyPage
 
 from easyref_core.demo.workflow import WORKFLOWS, Graph, load_workflow, use_demo_models
 
-NAMES = sorted(p.stem for p in WORKFLOWS.glob("*.json") if (WORKFLOWS / "api" / p.name).exists())
+ALL = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+NAMES = [name for name in ALL if (WORKFLOWS / "api" / f"{name}.json").exists()]
 TOO_SMALL = """() => app.graph.nodes.filter((node) => node.size[1] + 1 < node.computeSize()[1])
     .map((node) => `${node.type}: ${node.size}, needs ${node.computeSize()}`)"""
+
+# A node that the page does not know has none of its widgets and slots.
+UNKNOWN = """() => app.graph.nodes.map((node) => node.isSubgraphNode?.() ? "" : node.type)
+    .filter((type) => type && !(type in LiteGraph.registered_node_types))"""
 
 
 def plain(graph: dict[str, Any]) -> Graph:
@@ -34,6 +39,14 @@ def test_the_editor_queues_the_api_form_and_its_demo_when_the_loaders_are_muted(
         assert {"CheckpointLoaderSimple", "EasyRefLoader"} <= set(muted)
         assert "EasyRefDemoModels" not in muted
         assert plain(page.prompt()) == plain(use_demo_models(load_workflow(name)))
+
+
+def test_every_template_is_shown(page: ComfyPage, screenshots: Path) -> None:
+    for name in ALL:
+        page.load_template(name)
+        page.fit_view()
+        page.tab.screenshot(path=screenshots / f"{name}_{page.release}.png")
+        assert page.evaluate(UNKNOWN) == [], name
 
 
 def test_the_blueprint_is_a_subgraph_with_its_settings(page: ComfyPage, pack: Path) -> None:
