@@ -33,7 +33,7 @@ def share(line: str) -> float:
 def test_a_card_and_a_line_for_every_reference(pack: Pack, easyref: Any, group: Any) -> None:
     result = inspect(pack, easyref, references=group)
     heat_maps, report = result[0], result[1]
-    assert heat_maps.shape == (4, 584, 512, 3)
+    assert heat_maps.shape == (4, 644, 512, 3)
     assert heat_maps.dtype == torch.float32
     assert 0 <= float(heat_maps.min()) < float(heat_maps.max()) <= 1
     lines = report.splitlines()
@@ -49,7 +49,7 @@ def test_the_node_shows_both(pack: Pack, easyref: Any, group: Any) -> None:
     files = result.ui["images"]
     assert [file["type"] for file in files] == ["temp", "temp"]
     with Image.open(pack.base / "temp" / files[0]["subfolder"] / files[0]["filename"]) as shown:
-        assert shown.size == (512, 584)
+        assert shown.size == (512, 644)
     assert pack.nodes["EasyRefInspect"].GET_SCHEMA().is_output_node
 
 

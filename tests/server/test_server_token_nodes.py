@@ -95,7 +95,7 @@ def test_inspect_shows_its_pictures_and_its_report(server: ComfyServer) -> None:
     shown = run.outputs["look"]
     assert len(shown["images"]) == 3
     picture = Image.open(io.BytesIO(server.get(f"/view?{urlencode(shown['images'][0])}")))
-    assert picture.size == (512, 584)
+    assert picture.size == (512, 644)
     lines = "".join(shown["text"]).splitlines()
     assert len(lines) == 3 + 4
     assert lines[3].startswith("all references: ")
