@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: test demo demo-check thumbnail lint format comfyui clean
 
 # The plugin's summary and the reason for a missing ComfyUI come last, where they are seen.
-test: lint comfyui $(VENV)/.transformers-4.57 $(VENV)/.newest-page
+test: lint comfyui $(VENV)/.transformers-4.57 $(VENV)/.newest-page $(VENV)/.deepspeed
 	@PYTHONPATH=tests $(PY) -m pytest -p skips_summary tests; status=$$?; \
 	if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi; exit $$status
 
@@ -66,6 +66,13 @@ $(VENV)/.transformers-4.57: $(VENV)/.project
 $(VENV)/.newest-page: $(VENV)/.project
 	@echo "installing the newest page of ComfyUI beside its own, for browser tests"
 	@$(PIP) --upgrade --no-deps --target $(VENV)/newest-page comfyui-frontend-package
+	@touch $@
+
+# Only for the tests of training; it cannot be built everywhere, and is left out there.
+$(VENV)/.deepspeed: $(VENV)/.project
+	@echo "installing DeepSpeed for the tests of training"
+	@$(PIP) --upgrade --no-deps --target $(VENV)/deepspeed \
+	  deepspeed hjson msgpack ninja py-cpuinfo || rm -rf $(VENV)/deepspeed
 	@touch $@
 
 # ComfyUI's own requirements go into the same environment, whenever they differ from last time.

@@ -134,6 +134,8 @@ class _Run:
         if accelerator.state.deepspeed_plugin is not None:
             config = accelerator.state.deepspeed_plugin.deepspeed_config
             config["train_micro_batch_size_per_gpu"] = settings.optimiser.batch_size
+            # DeepSpeed clips by itself; accelerate would have it clip at 1.
+            config["gradient_clipping"] = settings.optimiser.max_grad_norm or 0.0
         average = None
         if settings.optimiser.ema is not None:
             if is_sharded(accelerator):

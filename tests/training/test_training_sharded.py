@@ -1,0 +1,84 @@
+"""DeepSpeed ZeRO-2 and FSDP on two CPU processes: the losses and the weights of one process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from easyref_core.training.config import load_settings
+from easyref_core.training.loop import train
+
+PROGRAM = Path(__file__).with_name("sharded_on_cpu.py")
+# Where `make test` puts DeepSpeed, which not every computer can have.
+DEEPSPEED = Path(sys.prefix) / "deepspeed"
+EXACT = 1e-5
+
+
+def start(kind: str, recipe: Path, folder: Path, stop: int = 0) -> subprocess.CompletedProcess[str]:
+    """Train with two processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc_per_node", "2", str(PROGRAM), kind, str(stop), str(recipe)]
+    path = os.pathsep.join(filter(None, (str(DEEPSPEED), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return subprocess.run(
+        [*launch, f"output.folder={folder}"],
+        capture_output=True,
+        text=True,
+        env=environment | {"PYTHONPATH": path},
+        check=False,
+    )
+
+
+def run(kind: str, recipe: Path, folder: Path, stop: int = 0) -> dict[int, float]:
+    """The losses of all steps."""
+    done = start(kind, recipe, folder, stop)
+    assert (done.returncode != 0) == bool(stop), done.stderr[-3000:]
+    lines = (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()
+    return {line["step"]: line["loss"] for line in map(json.loads, lines)}
+
+
+@pytest.fixture(params=["fsdp", "deepspeed"])
+def kind(request: pytest.FixtureRequest) -> str:
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("this PyTorch has no gloo")
+    found = (DEEPSPEED / "deepspeed").is_dir() or importlib.util.find_spec("deepspeed")
+    if request.param == "deepspeed" and not found:
+        pytest.skip("no DeepSpeed: make test installs it where it can be built")
+    return request.param
+
+
+def test_sharded_processes_equal_one_and_resume_where_they_died(
+    kind: str, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = recipe(optimiser_steps=4, optimiser_max_grad_norm=0.5)
+    one = train(load_settings(path, ["optimiser.accumulation=2"]))
+    folder = tmp_path / kind
+    before = run(kind, path, folder, stop=3)
+    assert sorted(before) == [1, 2, 3]
+    assert [p.name for p in folder.glob("checkpoint-*")] == ["checkpoint-2"]
+    after = run(kind, path, folder)
+    assert after == pytest.approx(one.losses, abs=EXACT)
+
+    alone, sharded = load_file(one.exported), load_file(folder / "easyref.safetensors")
+    assert alone.keys() == sharded.keys()
+    # Adam makes much of rounding where gradients are next to nothing.
+    wrong = {n: float((alone[n] - sharded[n]).abs().mean()) for n in alone}
+    assert max(wrong.values()) < 1e-4, max(wrong, key=wrong.__getitem__)
+
+
+def test_an_average_is_refused_where_no_process_holds_all_weights(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = recipe(optimiser_steps=2, optimiser_ema=0.9)
+    said = start("fsdp", path, tmp_path / "run")
+    assert said.returncode != 0
+    assert "optimiser.ema needs every process to hold all weights" in said.stderr
