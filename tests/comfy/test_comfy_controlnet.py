@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 from typing import Any
 
 import pytest
 import torch
 from attention_spy import Spy
-from comfyhost import Pack, apply, latents, predict, random_text, random_tokens, stock
+from comfyhost import (
+    Pack,
+    apply,
+    euler,
+    guider,
+    latents,
+    predict,
+    random_text,
+    random_tokens,
+    sigmas,
+    stock,
+)
 from goldens import difference
 
 CFG = 5.0
@@ -84,3 +97,75 @@ def test_a_mask_and_a_window_beside_a_controlnet(
     assert difference(run(mask=torch.ones(1, 8, 8), end_percent=0.9), everywhere) < 1e-4
     assert difference(run(end_percent=0.1), run(weight=0.0)) < 1e-4
     assert difference(run(weight=0.0), everywhere) > 0.01
+
+
+class TypeEmbedding(torch.nn.Module):
+    """What a union ControlNet adds to the time embedding for the kinds of its hints."""
+
+    def __init__(self, kinds: int, width: int) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.randn(kinds, width))
+
+    def forward(self, kinds: list[int], dtype: Any, device: Any) -> torch.Tensor:
+        return self.weights[kinds].sum(0, keepdim=True).to(device, dtype)
+
+
+def as_union(control_net: Any, kinds: int = 6) -> Any:
+    """A copy with the parts that make it a union ControlNet, for hints of several kinds."""
+    from comfy.cldm.cldm import ResBlockUnionControlnet
+
+    made = control_net.copy()
+    network = made.control_model = copy.deepcopy(control_net.control_model)
+    width = network.model_channels
+    with torch.random.fork_rng():
+        torch.manual_seed(12)
+        network.num_control_type = kinds
+        network.task_embedding = torch.nn.Parameter(torch.randn(kinds, width))
+        block = ResBlockUnionControlnet(width, 1, operations=torch.nn)
+        network.transformer_layes = torch.nn.Sequential(block)
+        network.spatial_ch_projs = torch.nn.Linear(width, width)
+        network.control_add_embedding = TypeEmbedding(kinds, 4 * width)
+    made.control_model_wrapped = type(control_net.control_model_wrapped)(
+        network, load_device=control_net.load_device, offload_device=torch.device("cpu")
+    )
+    return made
+
+
+def test_two_controlnets_in_windows_of_their_own_one_of_union_kind(
+    pack: Pack, demo: Any, demo_easyref: Any
+) -> None:
+    noise = torch.Generator().manual_seed(6)
+    hints = [torch.rand((1, 128, 128, 3), generator=noise) for _ in range(2)]
+    nodes = "comfy_extras.nodes_controlnet.SetUnionControlNetType"
+    first, union = demo.control_net, stock(nodes, as_union(demo.control_net), "depth")
+    node = importlib.import_module("nodes").ControlNetApplyAdvanced()
+    sides = (random_text(1, pooled=64), random_text(2, pooled=64))
+    sides = node.apply_controlnet(*sides, first, hints[0], 0.9, 0.0, 0.5)
+    sides = node.apply_controlnet(*sides, union, hints[1], 0.8, 0.3, 1.0)
+    # Places 0.1, 0.4, 0.6 and 0.9 of the schedule.
+    steps = sigmas(demo.model, 899.0, 599.0, 399.0, 99.0)
+    tokens = random_tokens(pack, demo_easyref, seed=3)
+
+    def run(model: Any) -> tuple[torch.Tensor, list[Any], list[Any]]:
+        with ControlSpy(first) as one, ControlSpy(union) as two:
+            return euler(guider(model, CFG, *sides), latents(1), steps), one.calls, two.calls
+
+    spy = Spy(pack, demo_easyref, demo.model)
+    steered = apply(pack, demo.model, demo_easyref, tokens)
+    both, *calls = run(spy.watch(steered))
+    truth = [(sides[0][0][0], tokens.cond), (sides[1][0][0], tokens.uncond)]
+    assert spy.wrong_by(truth) < EXACT
+    control, *before = run(demo.model)
+    assert [len(of_net) for of_net in calls] == [len(of_net) for of_net in before] == [2, 3]
+    for of_net, of_net_before in zip(calls, before, strict=True):
+        for (given, _), (given_before, _) in zip(of_net, of_net_before, strict=True):
+            assert torch.equal(given["context"], given_before["context"])
+    # In the first step the latents are still the same, so must be what the net makes of them.
+    assert all(torch.equal(*pair) for pair in zip(calls[0][0][1], before[0][0][1], strict=True))
+    references = euler(
+        guider(steered, CFG, random_text(1, pooled=64), random_text(2, pooled=64)),
+        latents(1),
+        steps,
+    )
+    assert difference(both, control) > 0.01
+    assert difference(both, references) > 0.01
