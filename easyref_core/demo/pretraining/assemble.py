@@ -82,6 +82,7 @@ def assemble_set(work: Path, adapter: Path, to: Path) -> int:
 
 def _copy_half(source: Path, to: Path) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)  # a folder of the computer it was trained on
     write_json(to / "config.json", config)
     write_tensors(to / _WEIGHTS, load_file(source / _WEIGHTS), torch.float16)
 
