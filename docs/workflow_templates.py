@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from workflow_editor import Box, Template
 from workflow_graph import Graph
 from workflow_parts import (
@@ -75,8 +77,10 @@ def character() -> Template:
         "easyref_character",
         "EasyRef: one character, any scene",
         _HIKING,
-        "pictures of one character",
-        "Say in **Prompt** what the character does and where. Both SDXL and EasyRef read it.",
+        [
+            choose_pictures("pictures of one character"),
+            "Say in **Prompt** what the character does and where. Both SDXL and EasyRef read it.",
+        ],
         [
             TOO_STRONG,
             "Too little like them: more references of the same character, or `weight` 1.2.",
@@ -92,8 +96,10 @@ def style() -> Template:
         "easyref_style",
         "EasyRef: one style, any subject",
         _LIGHTHOUSE,
-        "pictures of one style with different subjects",
-        "Say in **Prompt** what to draw; leave the style to the references.",
+        [
+            choose_pictures("pictures of one style with different subjects"),
+            "Say in **Prompt** what to draw; leave the style to the references.",
+        ],
         [
             "Things of the references come along: take references whose subjects have nothing in "
             "common, or connect **EasyRef Layer Weights** with the profile `style` to **EasyRef "
@@ -106,10 +112,16 @@ def style() -> Template:
 
 
 def _single_group(
-    name: str, title: str, prompt: str, what: str, say: str, hints: list[str]
+    name: str,
+    title: str,
+    prompt: str,
+    steps: Sequence[str],
+    hints: Sequence[str],
+    remarks: Sequence[str] = (),
+    lora: bool = False,
 ) -> Template:
     graph = Graph()
-    models = add_models(graph)
+    models = add_models(graph, lora=lora)
     read = add_reading(graph, models, prompt)
     applied = graph.add(
         "EasyRefApply", model=models.model, easyref=models.easyref, tokens=read.tokens
@@ -118,7 +130,7 @@ def _single_group(
         graph, models, applied, read.texts.positive, read.texts.negative, _SAMPLING_BOX
     )
     easyref = Box("4. EasyRef", [[read.tokens, applied]], own=True)
-    text = note(title, models, [choose_pictures(what), say], hints)
+    text = note(title, models, steps, hints, remarks)
     return Template(
         name, graph, [models.stage, [read.texts.box, read.references], [easyref], [sampling]], text
     )
@@ -345,19 +357,10 @@ def tokens() -> Template:
 
 
 def with_lora() -> Template:
-    graph = Graph()
-    models = add_models(graph, lora=True)
-    read = add_reading(graph, models, _HIKING)
-    applied = graph.add(
-        "EasyRefApply", model=models.model, easyref=models.easyref, tokens=read.tokens
-    )
-    sampling = add_sampling(
-        graph, models, applied, read.texts.positive, read.texts.negative, _SAMPLING_BOX
-    )
-    easyref = Box("4. EasyRef", [[read.tokens, applied]], own=True)
-    text = note(
+    return _single_group(
+        "easyref_with_lora",
         "EasyRef beside a LoRA",
-        models,
+        _HIKING,
         [
             "Choose your LoRA in **Load LoRA** and set its two strengths; the example is only a "
             "stand-in.",
@@ -378,10 +381,5 @@ def with_lora() -> Template:
             "for instance IPAdapter for the face and EasyRef for what a whole group of pictures "
             "shares.",
         ],
-    )
-    return Template(
-        "easyref_with_lora",
-        graph,
-        [models.stage, [read.texts.box, read.references], [easyref], [sampling]],
-        text,
+        lora=True,
     )

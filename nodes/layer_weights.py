@@ -5,11 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..easyref_core.layer_weights import PROFILES, LayerWeights
+from .inputs import weight_input
 from .link_types import EasyRefLayerWeightsLink
-
-
-def _factor(group: str, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(group, default=1.0, min=-1.0, max=3.0, step=0.05, tooltip=tooltip)
 
 
 class EasyRefLayerWeights(io.ComfyNode):
@@ -29,35 +26,34 @@ class EasyRefLayerWeights(io.ComfyNode):
                     tooltip="all: every group as trained. style: output_1. composition: input_8. "
                     "fine detail: output_3 to output_5. The other groups are off.",
                 ),
-                _factor(
-                    "input_4",
-                    tooltip="Multiplies the profile in the first fine layers; text shows the "
+                weight_input(
+                    "Multiplies the profile in the first fine layers; text shows the "
                     "result. 0 leaves these layers to the prompt.",
+                    name="input_4",
                 ),
-                _factor("input_5", tooltip="Multiplies the profile in the second fine layers."),
-                _factor("input_7", tooltip="Multiplies the profile in the first coarse layers."),
-                _factor(
-                    "input_8",
-                    tooltip="Multiplies the profile in the layers known for composition.",
+                weight_input("Multiplies the profile in the second fine layers.", name="input_5"),
+                weight_input("Multiplies the profile in the first coarse layers.", name="input_7"),
+                weight_input(
+                    "Multiplies the profile in the layers known for composition.", name="input_8"
                 ),
-                _factor("middle", tooltip="Multiplies the profile in the middle layers."),
-                _factor(
-                    "output_0", tooltip="Multiplies the profile in the layers known for content."
+                weight_input("Multiplies the profile in the middle layers.", name="middle"),
+                weight_input(
+                    "Multiplies the profile in the layers known for content.", name="output_0"
                 ),
-                _factor(
-                    "output_1",
-                    tooltip="Multiplies the profile in the layers known for style and colour.",
+                weight_input(
+                    "Multiplies the profile in the layers known for style and colour.",
+                    name="output_1",
                 ),
-                _factor("output_2", tooltip="Multiplies the profile in the last coarse layers."),
-                _factor(
-                    "output_3",
-                    tooltip="Multiplies the profile in the first of the fine layers "
+                weight_input("Multiplies the profile in the last coarse layers.", name="output_2"),
+                weight_input(
+                    "Multiplies the profile in the first of the fine layers "
                     "before the picture is done.",
+                    name="output_3",
                 ),
-                _factor(
-                    "output_4", tooltip="Multiplies the profile in the fine layers after those."
+                weight_input(
+                    "Multiplies the profile in the fine layers after those.", name="output_4"
                 ),
-                _factor("output_5", tooltip="Multiplies the profile in the very last layers."),
+                weight_input("Multiplies the profile in the very last layers.", name="output_5"),
             ],
             outputs=[
                 EasyRefLayerWeightsLink.Output(

@@ -19,10 +19,11 @@ _UNABLE: set[str] = set()
 
 
 @pytest.fixture(params=["classic", "vue"])
-def either(request: pytest.FixtureRequest, page: ComfyPage) -> Any:
+def either(request: pytest.FixtureRequest, release: str) -> Any:
     """A node on the classic canvas and as a Vue node."""
-    if request.param == "vue" and page.release in _UNABLE:
+    if request.param == "vue" and release in _UNABLE:
         pytest.skip(NO_DOM_IN_VUE)
+    page: ComfyPage = request.getfixturevalue("page")
     page.setting("Comfy.VueNodes.Enabled", request.param == "vue")
     page.add_node()
     # Not every computer that collects these tests has it.

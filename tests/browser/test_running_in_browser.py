@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from comfy_page import PATIENCE, ComfyPage
@@ -88,14 +87,12 @@ def test_an_adapter_for_another_model_is_told_in_our_words(
 
 
 @pytest.fixture
-def other_adapter(page: ComfyPage, server: ComfyServer) -> tuple[str, str]:
+def other_adapter(server: ComfyServer) -> tuple[str, str]:
     """An adapter of another UNet, and its MLLM, among the server's models."""
     models = server.base / "models"
     for link, target in ((models / "easyref" / OTHER, ADAPTER), (models / "LLM" / "other", MLLM)):
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.exists():
             link.symlink_to(target)
-    schema: dict[str, Any] = server.get_json("/object_info/EasyRefLoader")
-    choices = json.dumps(schema)
-    assert OTHER in choices
+    assert OTHER in json.dumps(server.get_json("/object_info/EasyRefLoader"))
     return OTHER, "other"

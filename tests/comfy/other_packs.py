@@ -114,7 +114,7 @@ def _widths(unet: Any) -> Mapping[tuple[str, int, int], int]:
     blocks = {
         **{("input", i): block for i, block in enumerate(model.input_blocks)},
         **{("output", i): block for i, block in enumerate(model.output_blocks)},
-        ("middle", 1): [None, model.middle_block[1]],
+        ("middle", 1): [model.middle_block[1]],
     }
     return {
         (*place, number): layer.attn2.to_k.weight.shape[0]
