@@ -107,12 +107,20 @@ def load_base(folder: str | Path) -> Base:
     return base
 
 
+def fingerprint(folder: str | Path) -> str:
+    """Another one for every base model: where it lies, and when which weights were written."""
+    folder = Path(folder).resolve()
+    files = sorted(folder.glob("*/*.safetensors")) + sorted(folder.glob("*/*.bin"))
+    stats = [(file.relative_to(folder).as_posix(), file.stat()) for file in files]
+    return f"{folder} {[(name, s.st_size, s.st_mtime_ns) for name, s in stats]}"
+
+
 class TensorCache:
     """Tensors on disk by what they were made from.
 
     Args:
         folder: None keeps nothing.
-        base: the models that make them; part of every key.
+        base: the models that make them (`fingerprint`); part of every key.
     """
 
     def __init__(self, folder: str | Path | None, base: str) -> None:

@@ -18,6 +18,8 @@ PARTS = ("final_layers", "projector", "cross_attention", "mllm", "lora")
 CROPS = ("random", "center", "aspect")
 AGGREGATIONS = ("easyref", "average")
 PRECISIONS = ("no", "bf16", "fp16")
+SCHEDULES = ("constant", "cosine")
+WEIGHTINGS = ("none", "min_snr", "debiased")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,10 @@ class OptimiserSettings:
 
     Attributes:
         parts: what is trained; everything else is frozen.
+        learning_rate_schedule: "constant", or "cosine" down to a fiftieth at the last step.
+        warmup_steps: in which the learning rate rises to the full one.
+        loss_weighting: of noise levels: "none" as officially, "min_snr" (with `snr_gamma`) or
+            "debiased", which count strong noise for more.
         batch_size: samples a process and step of accumulation.
         accumulation: batches an optimiser step.
         ema: decay of an exponential moving average that is exported too; None for none.
@@ -98,6 +104,10 @@ class OptimiserSettings:
     precision: str = "bf16"
     gradient_checkpointing: bool = True
     ema: float | None = None
+    learning_rate_schedule: str = "constant"
+    warmup_steps: int = 0
+    loss_weighting: str = "none"
+    snr_gamma: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -244,6 +254,8 @@ def _value(hint: Any, value: Any, name: str) -> Any:
             return float(value)
         except ValueError:
             pass
+    if value is False and hint is str:  # YAML reads no as false
+        return "no"
     if type(value) is not hint:
         raise EasyRefError(f"{name} must be of type {hint.__name__}, not {value!r}.")
     return value
@@ -255,11 +267,14 @@ def _check(settings: Settings) -> None:
     _one_of("model.aggregation", settings.model.aggregation, AGGREGATIONS)
     _one_of("data.crop", data.crop, CROPS)
     _one_of("optimiser.precision", optimiser.precision, PRECISIONS)
+    _one_of("optimiser.learning_rate_schedule", optimiser.learning_rate_schedule, SCHEDULES)
+    _one_of("optimiser.loss_weighting", optimiser.loss_weighting, WEIGHTINGS)
     for part in optimiser.parts:
         _one_of("optimiser.parts", part, PARTS)
     positive = {
         "optimiser.steps": optimiser.steps,
         "optimiser.learning_rate": optimiser.learning_rate,
+        "optimiser.snr_gamma": optimiser.snr_gamma,
         "optimiser.batch_size": optimiser.batch_size,
         "optimiser.accumulation": optimiser.accumulation,
         "data.resolution": data.resolution,
@@ -274,6 +289,11 @@ def _check(settings: Settings) -> None:
     for name, value in positive.items():
         if not value > 0:
             raise EasyRefError(f"{name} is {value}; it must be above 0.")
+    if not 0 <= optimiser.warmup_steps <= optimiser.steps:
+        raise EasyRefError(
+            f"optimiser.warmup_steps is {optimiser.warmup_steps}; it must be 0 to "
+            f"{optimiser.steps}, the run's steps."
+        )
     rates = (data.drop_image, data.drop_text, data.drop_both)
     if min(rates) < 0 or sum(rates) > 1 or not 0 <= data.subset_probability <= 1:
         raise EasyRefError(

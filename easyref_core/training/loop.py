@@ -20,7 +20,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch.utils.data import DataLoader
 
 from ..errors import EasyRefError
-from .base import Base, TensorCache, load_base
+from .base import Base, TensorCache, fingerprint, load_base
 from .config import Settings
 from .ema import Average
 from .export import official_state, write_whole
@@ -30,6 +30,7 @@ from .model import Batch, TrainedModel, build_model
 from .preview import batch_sheet, generate, save_picture
 from .records import read_records
 from .samples import Sample, TrainingSamples, Walk, noise_generator
+from .schedule import learning_rate, loss_weights
 from .state import find_resume, gathered, is_sharded, restore, save_state
 
 
@@ -112,7 +113,7 @@ class _Run:
         if optimiser.gradient_checkpointing:
             self.model.unet.enable_gradient_checkpointing()
             self.model.encoder.gradient_checkpointing = True
-        self.cache = TensorCache(settings.data.cache, str(Path(settings.model.base).resolve()))
+        self.cache = TensorCache(settings.data.cache, fingerprint(settings.model.base))
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}
         self.dtype = half.get(optimiser.precision, torch.float32)
         for parameter in self.model.parameters():
@@ -172,6 +173,8 @@ class _Run:
         batches = iter(self._loader(first))
         bar = _Bar(settings, accelerator, first)
         for step in range(first + 1, settings.optimiser.steps + 1):
+            for parameters in optimiser.param_groups:
+                parameters["lr"] = learning_rate(settings.optimiser, step)
             total = torch.zeros((), device=accelerator.device)
             for _ in range(settings.optimiser.accumulation):
                 samples = next(batches)
@@ -264,10 +267,12 @@ class _Run:
             pooled.append(text["pooled"].to(device))
         noise, timesteps = torch.stack(noises), torch.stack(steps).to(device)
         noisy = scheduler.add_noise(torch.stack(latents), noise, timesteps)
+        weighting, gamma = self.settings.optimiser.loss_weighting, self.settings.optimiser.snr_gamma
         return Batch(
             noisy.to(self.dtype),
             noise,
             timesteps,
+            loss_weights(scheduler.alphas_cumprod, timesteps, weighting, gamma).to(device),
             torch.stack(texts).to(self.dtype),
             torch.stack(pooled).to(self.dtype),
             torch.tensor([s.time_ids for s in samples], device=device, dtype=self.dtype),

@@ -37,7 +37,7 @@ class Batch:
 
     Attributes:
         noisy, noise: [B, C, h, w].
-        timesteps: [B].
+        timesteps, weights: [B]; a sample's loss is multiplied with its weight.
         text: [B, 77, W]; pooled: [B, P]; time_ids: [B, 6].
         references: pictures of each sample.
         captions: what the MLLM reads with them.
@@ -46,6 +46,7 @@ class Batch:
     noisy: torch.Tensor
     noise: torch.Tensor
     timesteps: torch.Tensor
+    weights: torch.Tensor
     text: torch.Tensor
     pooled: torch.Tensor
     time_ids: torch.Tensor
@@ -95,7 +96,7 @@ class TrainedModel(nn.Module):
         return self.encoder.project(self.encoder.batch_reference_states(embeds))
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Mean squared error on the noise, [B] in float32."""
+        """Weighted mean squared error on the noise, [B] in float32."""
         tokens = self.tokens(batch.references, batch.captions)
         states = torch.cat((batch.text, tokens.to(batch.text)), dim=1)
         predicted = self.unet(
@@ -104,7 +105,8 @@ class TrainedModel(nn.Module):
             states,
             added_cond_kwargs={"text_embeds": batch.pooled, "time_ids": batch.time_ids},
         ).sample
-        return F.mse_loss(predicted.float(), batch.noise.float(), reduction="none").mean((1, 2, 3))
+        errors = F.mse_loss(predicted.float(), batch.noise.float(), reduction="none")
+        return errors.mean((1, 2, 3)) * batch.weights
 
     def official_name(self, name: str) -> str:
         """A parameter's name in the official checkpoint."""

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ..errors import EasyRefError
-from .config import Settings, differences
+from .config import Settings, build, differences
 from .ema import Average
 from .export import official_state, write_whole
 from .model import TrainedModel
 
 _NAME = re.compile(r"^checkpoint-(\d+)$")
-# Changing these does not change what the run computes.
-_FREE = ("output", "data.workers", "data.cache", "optimiser.steps")
+# Changing these does not change what the run computes; nor does the number of steps, unless the
+# learning rate falls towards the last one.
+_FREE = ("source", "output", "data.workers", "data.cache")
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -109,10 +110,14 @@ def find_resume(settings: Settings, force: bool) -> tuple[int, Path] | None:
     step, folder = found[-1]
     try:
         saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError) as error:
+        saved.pop("source")
+        made = build(Settings, saved, "")  # with today's defaults for what it does not name
+    except (OSError, ValueError, KeyError, EasyRefError) as error:
         raise EasyRefError(f"{folder} is damaged ({error}). Remove it to resume earlier.") from None
-    now = json.loads(json.dumps(dataclasses.asdict(settings)))
-    changed = [d for d in differences(saved, now) if not _is_free(d)]
+    fixed = settings.optimiser.learning_rate_schedule == "constant"
+    free = (*_FREE, "optimiser.steps") if fixed else _FREE
+    named = differences(dataclasses.asdict(made), dataclasses.asdict(settings))
+    changed = [difference for difference in named if not _is_free(difference, free)]
     if changed and not force:
         raise EasyRefError(
             f"{folder} was made with other settings: {'; '.join(changed)}. Restore them, choose "
@@ -121,9 +126,9 @@ def find_resume(settings: Settings, force: bool) -> tuple[int, Path] | None:
     return step, folder
 
 
-def _is_free(difference: str) -> bool:
+def _is_free(difference: str, free: Sequence[str]) -> bool:
     name = difference.partition(":")[0]
-    return name == "source" or any(name == f or name.startswith(f"{f}.") for f in _FREE)
+    return any(name == f or name.startswith(f"{f}.") for f in free)
 
 
 def restore(

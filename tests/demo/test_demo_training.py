@@ -35,7 +35,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             content["base_pictures"] = 6
             for part in ("vae", "mllm", "base", "controlnet", "judge"):
                 content[part] |= {"steps": 2, "batch": 4, "warmup": 1}
-            content["vae"]["restarts"] = []
+                content[part]["restarts"] = []
         else:
             content["optimiser"] |= {"steps": 2, "batch_size": 2}
         (folder / source.name).write_text(yaml.safe_dump(content), encoding="utf-8")

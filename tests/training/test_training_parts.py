@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from easyref_core.errors import EasyRefError
-from easyref_core.training.base import TensorCache, load_base
+from easyref_core.training.base import TensorCache, fingerprint, load_base
 from easyref_core.training.config import Settings
 from easyref_core.training.model import build_model
 
@@ -27,6 +28,16 @@ def test_caches_of_two_base_models_share_nothing(tmp_path: Path) -> None:
     assert value("two", 2.0) == 2.0
     assert value("one", 3.0) == 1.0
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_base_model_trained_anew_in_its_place_is_another_one(tmp_path: Path) -> None:
+    weights = tmp_path / "text_encoder" / "model.safetensors"
+    weights.parent.mkdir()
+    save_file({"x": torch.zeros(2)}, weights)
+    before = fingerprint(tmp_path)
+    assert fingerprint(tmp_path) == before
+    os.utime(weights, ns=(1, 1))
+    assert fingerprint(tmp_path) != before
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected"])

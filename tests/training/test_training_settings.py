@@ -40,12 +40,21 @@ def test_overrides_replace_values_of_the_recipe(recipe: Recipe) -> None:
         ("optimiser.parts=[lora, lore]", "Did you mean lora"),
         ("model.lora_rank=0", "model.lora_rank is 0"),
         ("optimiser=5", "must be a section"),
+        ("optimiser.warmup_steps=99", "warmup_steps is 99; it must be 0 to 4"),
+        ("optimiser.warmup_steps=-1", "warmup_steps is -1"),
+        ("optimiser.learning_rate_schedule=cosin", "Did you mean cosine"),
+        ("optimiser.loss_weighting=minsnr", "Did you mean min_snr"),
+        ("optimiser.snr_gamma=0", "optimiser.snr_gamma is 0.0; it must be above 0"),
     ],
 )
 def test_wrong_settings_are_refused(recipe: Recipe, override: str, sentence: str) -> None:
     with pytest.raises(EasyRefError) as refused:
         load_settings(recipe(), [override])
     assert sentence in str(refused.value)
+
+
+def test_a_word_that_yaml_takes_for_false_is_read_as_written(recipe: Recipe) -> None:
+    assert load_settings(recipe(), ["optimiser.precision=no"]).optimiser.precision == "no"
 
 
 def test_cache_with_random_crops_is_refused(recipe: Recipe) -> None:

@@ -26,6 +26,7 @@ from .characters import (
     draw_character,
     pattern_mask,
 )
+from .poses import Pose, alone, styled, together
 from .scenes import Scene, draw_scene, random_scene
 
 STYLE_PATTERNS = ("stripes", "dots", "checks", "rings")
@@ -76,22 +77,15 @@ def draw_identity(
     """
     scene = scene or random_scene(rng)
     picture = draw_scene(scene, side, rng)
-    scale = rng.uniform(0.5, 0.6) if friend else rng.uniform(0.7, 0.9)
-    left_half = rng.random() < 0.5
-    if friend is not None:
-        # Two places: a large one, and a small one in front on the other side.
-        behind, before = (friend, identity) if prominent_friend else (identity, friend)
-        far = 0.7 if left_half else 0.3
-        place = (far + rng.uniform(-0.03, 0.03), rng.uniform(0.5, 0.58))
-        large = rng.uniform(0.76, 0.86)
-        alphas = [_put(picture, _character(behind, side * 2), place, large, rng)]
-        near = 0.22 if left_half else 0.78
-        place = (near + rng.uniform(-0.04, 0.04), rng.uniform(0.62, 0.72))
-        alphas.append(_put(picture, _character(before, side * 2), place, scale, rng))
-        alpha = alphas[prominent_friend]
+    if friend is None:
+        alpha = _put(picture, _character(identity, side * 2), alone(rng))
     else:
-        place = (rng.uniform(0.36, 0.64), rng.uniform(0.46, 0.6))
-        alpha = _put(picture, _character(identity, side * 2), place, scale, rng)
+        pair = (friend, identity) if prominent_friend else (identity, friend)
+        alphas = [
+            _put(picture, _character(figure, side * 2), pose)
+            for figure, pose in zip(pair, together(rng), strict=True)
+        ]
+        alpha = alphas[prominent_friend]
     caption = scene.words
     facts = {name: getattr(identity, name) for name in ATTRIBUTES}
     return Drawn(
@@ -114,8 +108,7 @@ def draw_style(style: Style, shape: str, side: int, rng: random.Random) -> Drawn
     figure = Image.new("RGBA", (large, large))
     figure.paste(_INK, mask=grown)
     figure.paste(skin, mask=body)
-    place = (rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.55))
-    alpha = _put(picture, figure, place, rng.uniform(0.8, 1.15), rng)
+    alpha = _put(picture, figure, styled(rng))
     words = f"a {shape} shape"
     full = f"{words}, {style.first} with {style.second} {style.pattern} on {style.ground}"
     facts = {"shape": shape, "pattern": style.pattern, "first": style.first}
@@ -160,7 +153,7 @@ def identity_group(
     """`count` pictures of a character; with `friends` another of them stands beside it in all but
     the first, none of which shares more than one attribute with it.
     """
-    strangers = [f for f in friends if _shared(f, identity) <= 1]
+    strangers = [f for f in friends if strange(f, identity)]
     chosen = [None, *rng.sample(strangers, count - 1)] if friends else [None] * count
     return [
         draw_identity(identity, side, rng, friend, prominent_friend=prominent_friends)
@@ -181,24 +174,20 @@ def _character(identity: Identity, side: int) -> Image.Image:
     return draw_character(identity, side)
 
 
-def _shared(one: Identity, other: Identity) -> int:
-    return sum(getattr(one, n) == getattr(other, n) for n in ATTRIBUTES)
+def strange(one: Identity, other: Identity) -> bool:
+    """Whether they share no more than one attribute."""
+    return sum(getattr(one, n) == getattr(other, n) for n in ATTRIBUTES) <= 1
 
 
-def _put(
-    picture: Image.Image,
-    figure: Image.Image,
-    place: tuple[float, float],
-    scale: float,
-    rng: random.Random,
-) -> Image.Image:
-    """Tilt a figure, put its middle at `place` (shares of the side) and return where it stands."""
+def _put(picture: Image.Image, figure: Image.Image, pose: Pose) -> Image.Image:
+    """Put a figure's square there and return where it stands."""
     side = picture.width
-    tilted = figure.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC)
-    small = tilted.resize((round(side * scale),) * 2, Image.Resampling.LANCZOS)
+    tilted = figure.rotate(pose.tilt, Image.Resampling.BICUBIC)
+    small = tilted.resize((round(side * pose.scale),) * 2, Image.Resampling.LANCZOS)
     layer = Image.new("RGBA", picture.size)
-    corner = (round(place[0] * side - small.width / 2), round(place[1] * side - small.height / 2))
-    layer.paste(small, corner)
+    layer.paste(
+        small, (round(pose.x * side - small.width / 2), round(pose.y * side - small.height / 2))
+    )
     picture.paste(layer, mask=layer)
     return layer
 

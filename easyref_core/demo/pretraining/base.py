@@ -14,6 +14,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ...training.schedule import loss_weights
 from ..tiny_codecs import CLIP_G_CONFIG, CLIP_L_CONFIG
 from ..tiny_unet import UNET_CONFIG
 from ..tiny_weights import write_json, write_tensors
@@ -185,9 +186,8 @@ def noise_loss(
         **residuals(noisy, steps),
     ).sample.float()
     errors = F.mse_loss(predicted, noise.to(device), reduction="none").mean((1, 2, 3))
-    level = noise_levels[timesteps]
-    ratio = level / (1 - level)
-    return (errors * (ratio.clamp(max=_MIN_SNR) / ratio).to(device)).mean()
+    weights = loss_weights(noise_levels, timesteps, "min_snr", _MIN_SNR)
+    return (errors * weights.to(device)).mean()
 
 
 def add_noise(

@@ -20,6 +20,7 @@ from torch import distributed, nn
 from ...errors import EasyRefError
 from ...files import write_atomically
 from ...training.kernels import quick_attention
+from ...training.schedule import cosine
 
 _LOG_EVERY = 20
 _SAVE_EVERY = 500
@@ -53,8 +54,7 @@ class Schedule:
             return self.learning_rate * (step + 1) / self.warmup
         marks = (self.warmup, *self.restarts, self.steps)
         start, end = next((a, b) for a, b in pairwise(marks) if step < b)
-        done = (step - start) / (end - start)
-        return self.learning_rate * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+        return self.learning_rate * cosine((step - start) / (end - start))
 
 
 def run_steps(

@@ -1,0 +1,125 @@
+"""The learning rate over a run, and what noise levels count."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from safetensors.torch import load_file
+
+from easyref_core.errors import EasyRefError
+from easyref_core.training.config import OptimiserSettings, Settings
+from easyref_core.training.loop import train
+from easyref_core.training.schedule import learning_rate, loss_weights
+from easyref_core.training.state import checkpoints
+
+Make = Callable[..., Settings]
+
+
+def rates(**changes: object) -> list[float]:
+    optimiser = OptimiserSettings(parts=("lora",), steps=8, learning_rate=1.0, **changes)
+    return [learning_rate(optimiser, step) for step in range(1, 9)]
+
+
+def test_a_constant_rate_stays_after_the_warm_up() -> None:
+    assert rates() == [1.0] * 8
+    assert rates(warmup_steps=4) == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
+
+
+def test_a_cosine_falls_to_a_fiftieth_at_the_last_step() -> None:
+    falling = rates(learning_rate_schedule="cosine", warmup_steps=2)
+    assert falling[:2] == [0.5, 1.0]
+    assert falling[4] == pytest.approx(0.51)  # half way between warm-up and end
+    assert falling[-1] == pytest.approx(0.02)
+    assert all(a > b for a, b in itertools.pairwise(falling))
+
+
+def test_the_optimiser_steps_at_the_scheduled_rate(settings: Make, tmp_path: Path) -> None:
+    def exported(**changes: object) -> dict[str, torch.Tensor]:
+        folder = str(tmp_path / str(changes["optimiser_learning_rate"]))
+        return load_file(
+            train(settings(optimiser_steps=1, output_folder=folder, **changes)).exported
+        )
+
+    constant = exported(optimiser_learning_rate=2e-5)
+    # Its only step is its last one.
+    falling = exported(optimiser_learning_rate=1e-3, optimiser_learning_rate_schedule="cosine")
+    for name, weight in constant.items():
+        assert torch.allclose(weight, falling[name], rtol=0, atol=1e-8), name
+
+
+def test_weights_of_noise_levels_follow_their_papers() -> None:
+    levels = torch.tensor([0.9, 0.5, 0.1])  # signal to noise 9, 1, 1/9
+    timesteps = torch.tensor([2, 1, 0, 0])
+    assert loss_weights(levels, timesteps, "none", 5.0).tolist() == [1, 1, 1, 1]
+    minimum = loss_weights(levels, timesteps, "min_snr", 5.0)
+    assert minimum.tolist() == pytest.approx([1, 1, 5 / 9, 5 / 9])
+    debiased = loss_weights(levels, timesteps, "debiased", 5.0)
+    assert debiased.tolist() == pytest.approx([3, 1, 1 / 3, 1 / 3])
+
+
+def test_a_weighted_loss_counts_strong_noise_for_more(settings: Make, tmp_path: Path) -> None:
+    """Of batches of one sample, so that each loss is one timestep's."""
+
+    def losses(weighting: str) -> list[float]:
+        folder = str(tmp_path / weighting)
+        made = settings(
+            optimiser_loss_weighting=weighting,
+            optimiser_batch_size=1,
+            optimiser_learning_rate=1e-12,
+            output_folder=folder,
+        )
+        return list(train(made).losses.values())
+
+    plain, debiased = losses("none"), losses("debiased")
+    found = [d / p for d, p in zip(debiased, plain, strict=True)]
+    levels = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    ).alphas_cumprod
+    known = (levels / (1 - levels)).rsqrt()
+    assert len(set(found)) == 4
+    for ratio in found:
+        assert (known - ratio).abs().min() < 1e-3 * ratio
+
+
+def test_a_falling_rate_resumes_to_the_same_losses(settings: Make, tmp_path: Path) -> None:
+    changes = {
+        "optimiser_learning_rate_schedule": "cosine",
+        "optimiser_warmup_steps": 1,
+        "optimiser_loss_weighting": "min_snr",
+    }
+    whole = train(settings(**changes)).losses
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    assert train(settings(**changes)).losses == {n: whole[n] for n in (3, 4)}
+
+
+def test_a_falling_rate_cannot_be_led_to_another_end_unless_forced(settings: Make) -> None:
+    falling = {"optimiser_learning_rate_schedule": "cosine"}
+    train(settings(optimiser_steps=2, **falling))
+    with pytest.raises(EasyRefError, match=r"optimiser\.steps: 2 -> 3"):
+        train(settings(optimiser_steps=3, **falling))
+    assert list(train(settings(optimiser_steps=3, **falling), force=True).losses) == [3]
+
+
+def test_a_checkpoint_from_before_a_setting_existed_resumes(settings: Make, tmp_path: Path) -> None:
+    train(settings(optimiser_steps=2))
+    ((_, folder),) = checkpoints(tmp_path / "run")
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    for name in ("learning_rate_schedule", "warmup_steps", "loss_weighting", "snr_gamma"):
+        del state["settings"]["optimiser"][name]
+    (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    assert list(train(settings(optimiser_steps=3)).losses) == [3]
+
+
+def test_the_defaults_are_the_official_ones(settings: Make) -> None:
+    made = dataclasses.asdict(settings().optimiser)
+    assert made["learning_rate_schedule"] == "constant"
+    assert made["loss_weighting"] == "none"
+    assert made["warmup_steps"] == 0
