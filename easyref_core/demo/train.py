@@ -126,10 +126,13 @@ def _vae(recipe: Pretraining, work: Path, device: torch.device) -> None:
 
 
 def _mllm(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .dataset.splits import identities
+    from .pretraining.composed import Composer
     from .pretraining.mllm import train_mllm
     from .pretraining.references import read_groups
 
-    train_mllm(read_groups(_needed(work, "data")), recipe.mllm, work / "mllm", device)
+    groups, composer = read_groups(_needed(work, "data")), Composer(identities()[0])
+    train_mllm(groups, composer, recipe.mllm, work / "mllm", device)
 
 
 def _base(recipe: Pretraining, work: Path, device: torch.device) -> None:

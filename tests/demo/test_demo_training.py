@@ -37,7 +37,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 content[part] |= {"steps": 2, "batch": 4, "warmup": 1}
                 content[part]["restarts"] = []
         else:
-            content["optimiser"] |= {"steps": 2, "batch_size": 2}
+            content["optimiser"] |= {"steps": 2, "batch_size": 2, "warmup_steps": 1}
         (folder / source.name).write_text(yaml.safe_dump(content), encoding="utf-8")
     return folder
 

@@ -7,6 +7,8 @@ words, with plain positions as EasyRef uses it.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,7 +23,8 @@ from ..dataset.characters import ATTRIBUTES
 from ..tiny_mllm import write_mllm_settings
 from ..tiny_weights import write_tensors
 from .captions import WORDS
-from .references import DrawnGroups
+from .composed import Composer
+from .references import DrawnGroups, patches_of
 from .steps import Schedule, run_steps
 
 SIZES = {
@@ -37,6 +40,8 @@ SIZES = {
 VISION = {"depth": 4, "embed_dim": 128, "mlp_ratio": 4, "num_heads": 4}
 
 _PICTURE_TOKENS = 16
+_FIRST = 2.0  # what the first word counts, beside all of them
+_COMPOSED = 0.6  # so large a share of a step's groups is put together for it
 _ALONE_FIRST = 0.35  # so large a share of the steps sees single pictures of one figure
 _STYLE = ("pattern", "first", "second", "ground")
 
@@ -66,7 +71,13 @@ class NamingModel(nn.Module):
         return F.linear(model.norm(x), model.embed_tokens.weight)
 
 
-def train_mllm(groups: DrawnGroups, schedule: Schedule, folder: Path, device: torch.device) -> Path:
+def train_mllm(
+    groups: DrawnGroups,
+    composer: Composer,
+    schedule: Schedule,
+    folder: Path,
+    device: torch.device,
+) -> Path:
     """Train the MLLM and write its Qwen2-VL directory to `folder`/model, which is returned.
 
     Args:
@@ -84,14 +95,21 @@ def train_mllm(groups: DrawnGroups, schedule: Schedule, folder: Path, device: to
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
         rng = random.Random(torch.randint(2**62, (), generator=generator).item())
         count = 1 if step < _ALONE_FIRST * schedule.steps else rng.randint(1, 4)
-        rows = []
-        for _ in range(max(1, schedule.batch // count)):
+        rows = max(1, schedule.batch // count)
+        composed = round(rows * _COMPOSED)
+        levels, facts = composer.groups(rng, composed, count)
+        picks = []
+        for _ in range(rows - composed):
             group = rng.choice(alone) if count == 1 else rng.randrange(len(groups))
             # A crowd's target shows the character alone, which would give it away.
             first = 1 if count > 1 and groups.kinds[group] == "crowded" else 0
             places = rng.sample(range(first, groups.levels.shape[1]), count)
-            rows.append((group, places))
-        return _naming_loss(model, tokenizer, groups, rows, device)
+            picks += [(group, place) for place in places]
+            facts.append(groups.facts[group])
+        if picks:
+            levels = torch.cat((levels, groups.pictures(picks)))
+        said = [rng.sample(words, len(words)) for words in map(answers, facts)]
+        return _naming_loss(model, tokenizer, patches_of(levels), said, device)
 
     run_steps(model, loss, schedule, folder, device)
     weights = {n.removeprefix("body."): w.detach().cpu() for n, w in model.named_parameters()}
@@ -102,72 +120,48 @@ def train_mllm(groups: DrawnGroups, schedule: Schedule, folder: Path, device: to
     return directory
 
 
-def answer(facts: dict[str, str]) -> str:
-    """What the MLLM shall say of a group."""
-    return " ".join(facts[name] for name in _named(facts))
-
-
-def _named(facts: dict[str, str]) -> tuple[str, ...]:
-    return _STYLE if "ground" in facts else ATTRIBUTES
-
-
-def name_groups(
-    model: NamingModel,
-    tokenizer: PromptTokenizer,
-    groups: DrawnGroups,
-    rows: list[tuple[int, list[int]]],
-    device: torch.device,
-) -> dict[str, float]:
-    """Share of each attribute named right (teacher-forced), over rows of equally many pictures."""
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-        logits, ids, start = _run(model, tokenizer, groups, rows, device)
-    right: dict[str, list[bool]] = {}
-    for row, (group, _) in enumerate(rows):
-        facts, place = groups.facts[group], start
-        for name in _named(facts):
-            length = len(tokenizer.text_ids(" " + facts[name]))
-            said = logits[row, place - 1 : place - 1 + length].argmax(-1)
-            same = bool((said == ids[row, place : place + length]).all())
-            right.setdefault(name, []).append(same)
-            place += length
-    return {name: sum(flags) / len(flags) for name, flags in right.items()}
+def answers(facts: Mapping[str, str]) -> list[str]:
+    """What the MLLM shall say of a group, in any order."""
+    return [facts[name] for name in (_STYLE if "ground" in facts else ATTRIBUTES)]
 
 
 def _naming_loss(
     model: NamingModel,
     tokenizer: PromptTokenizer,
-    groups: DrawnGroups,
-    rows: list[tuple[int, list[int]]],
+    patches: torch.Tensor,
+    said: Sequence[Sequence[str]],
     device: torch.device,
 ) -> torch.Tensor:
-    logits, ids, start = _run(model, tokenizer, groups, rows, device)
-    targets = ids.clone()
-    targets[:, :start] = -100
-    targets[ids < 0] = -100
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets[:, 1:].flatten())
+    """Of the words said, and of any of them being the first.
 
+    A word that follows others is found with their help. Reference tokens have no such help, so
+    everything must be known before the first one is said.
 
-def _run(
-    model: NamingModel,
-    tokenizer: PromptTokenizer,
-    groups: DrawnGroups,
-    rows: list[tuple[int, list[int]]],
-    device: torch.device,
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """(logits [B, L, words], ids [B, L] with -1 where a row has ended, where the answers start)"""
-    count = len(rows[0][1])
-    prompt = tokenizer.tokenize([_PICTURE_TOKENS] * count, "")
-    end = prompt.ids[-1].new_tensor(tokenizer.special_id(IM_END))[None]
-    sequences = []
-    for group, _ in rows:
-        words = torch.tensor(tokenizer.text_ids(" " + answer(groups.facts[group])))
-        sequences.append(torch.cat((prompt.ids, words, end)))
+    Args:
+        patches: [groups * n, 64, 1176], n pictures of each group.
+        said: of each group, in the order in which it is said.
+    """
+    prompt = tokenizer.tokenize([_PICTURE_TOKENS] * (len(patches) // len(said)), "")
+    end = prompt.ids.new_tensor([tokenizer.special_id(IM_END)])
+    words = [[tokenizer.text_ids(" " + word) for word in of_group] for of_group in said]
+    sequences = [
+        torch.cat((prompt.ids, torch.tensor([*chain.from_iterable(of_group)]), end))
+        for of_group in words
+    ]
     ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-1).to(device)
-    picks = [(group, place) for group, places in rows for place in places]
-    seen = model.body.visual(groups.patches(picks).to(device), 8, 8)  # [pictures, 16, hidden]
+    seen = model.body.visual(patches.to(device), 8, 8)  # [pictures, 16, hidden]
     spans = torch.cat([torch.arange(*span) for span in prompt.image_spans]).to(device)
-    logits = model(ids.clamp(min=0), spans, seen.reshape(len(rows), spans.numel(), -1))
-    return logits, ids, len(prompt)
+    logits = model(ids.clamp(min=0), spans, seen.reshape(len(said), spans.numel(), -1)).float()
+    targets = ids.clone()
+    targets[:, : len(prompt)] = -100
+    targets[ids < 0] = -100
+    following = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+    first = logits[:, len(prompt) - 1].log_softmax(-1)
+    begun = [
+        row[torch.tensor([word[0] for word in of_group], device=device)].mean()
+        for row, of_group in zip(first, words, strict=True)
+    ]
+    return following - _FIRST * torch.stack(begun).mean()
 
 
 def _start(model: NamingModel) -> None:

@@ -33,10 +33,14 @@ class DrawnGroups:
     def __len__(self) -> int:
         return len(self.kinds)
 
-    def patches(self, picks: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Patches [N, 64, 1176] of the pictures at (group, place)."""
-        levels = torch.stack([self.levels[group, place] for group, place in picks])
-        return cut(normalise(levels))
+    def pictures(self, picks: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """[N, 3, 112, 112] uint8 of the pictures at (group, place)."""
+        return torch.stack([self.levels[group, place] for group, place in picks])
+
+
+def patches_of(levels: torch.Tensor) -> torch.Tensor:
+    """Patches [N, 64, 1176] of pictures [N, 3, 112, 112] uint8."""
+    return cut(normalise(levels))
 
 
 def read_groups(folder: Path, part: str = "groups") -> DrawnGroups:

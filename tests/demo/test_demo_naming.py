@@ -1,0 +1,70 @@
+"""What the demo's MLLM is trained for: naming what pictures share, with nothing to go by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from easyref_core.demo.pretraining.captions import WORDS
+from easyref_core.demo.pretraining.mllm import SIZES, VISION, _naming_loss, answers
+from easyref_core.demo.tiny_mllm import write_mllm_settings
+from easyref_core.prompt import PromptTokenizer
+
+FACTS = {
+    "shape": "star",
+    "colour": "red",
+    "pattern": "dots",
+    "eyes": "goggle",
+    "accessory": "top hat",
+    "place": "beach",
+}
+STYLE = {"shape": "star", "pattern": "rings", "first": "red", "second": "blue", "ground": "teal"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PromptTokenizer:
+    folder: Path = tmp_path_factory.mktemp("mllm")
+    write_mllm_settings(folder, WORDS, SIZES, VISION)
+    return PromptTokenizer.from_directory(folder)
+
+
+class Knowing:
+    """Says every word right once the first has been said; holds some words likely as the first."""
+
+    def __init__(self, tokenizer: PromptTokenizer, likely: Sequence[str]) -> None:
+        self._likely = [tokenizer.text_ids(" " + word)[0] for word in likely]
+        self._end = len(tokenizer.tokenize([16, 16], "")) - 1
+        self.body = SimpleNamespace(visual=lambda patches, *_: torch.zeros(len(patches), 16, 8))
+
+    def __call__(self, ids: torch.Tensor, spans: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(*ids.shape, 4096)
+        following = ids.roll(-1, dims=1)
+        logits.scatter_(2, following[..., None], 40.0)
+        logits[:, self._end] = 0
+        logits[:, self._end, self._likely] = 40.0
+        return logits
+
+
+def test_only_what_the_pictures_share_is_named() -> None:
+    assert sorted(answers(FACTS)) == sorted(["star", "red", "dots", "goggle", "top hat"])
+    assert sorted(answers(STYLE)) == sorted(["rings", "red", "blue", "teal"])
+
+
+def test_everything_must_be_known_before_the_first_word(tokenizer: PromptTokenizer) -> None:
+    said = answers(FACTS)
+
+    def loss(likely: Sequence[str]) -> float:
+        model = Knowing(tokenizer, likely)
+        found = _naming_loss(
+            model, tokenizer, torch.zeros(2, 64, 1176), [said], torch.device("cpu")
+        )
+        return float(found)
+
+    tokens = sum(len(tokenizer.text_ids(" " + word)) for word in said) + 1  # and the end
+    assert loss(said) == pytest.approx(math.log(5) * (2 + 1 / tokens), rel=1e-3)
+    assert loss(said[:1]) > loss(said) + 10  # though it says all five right
