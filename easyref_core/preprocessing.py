@@ -135,7 +135,7 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def picture_levels(image: Image.Image) -> torch.Tensor:
-    """[3, H, W] uint8"""
+    """[channels, H, W] uint8"""
     import numpy as np
 
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)

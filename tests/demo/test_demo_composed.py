@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import asdict
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +14,7 @@ from easyref_core.demo.dataset.groups import draw_identity, strange
 from easyref_core.demo.dataset.poses import Pose
 from easyref_core.demo.pretraining import composed
 from easyref_core.demo.pretraining.composed import Composer, place
+from easyref_core.preprocessing import picture_levels
 
 MEANT = Identity("star", "red", "dots", "goggle", "crown")
 FRIENDS = [
@@ -46,10 +46,10 @@ def test_a_figure_lands_where_the_drawn_pictures_have_it(monkeypatch: pytest.Mon
     white = Image.new("RGB", (112, 112), (255, 255, 255))
     monkeypatch.setattr("easyref_core.demo.dataset.groups.draw_scene", lambda *_: white.copy())
     drawn = draw_identity(MEANT, 112, random.Random(0)).picture
-    figure = torch.from_numpy(np.array(draw_character(MEANT, 96)).transpose(2, 0, 1).copy())
+    figure = picture_levels(draw_character(MEANT, 96))
     placed = place(figure[None], [pose], 112)[0]
     on_white = placed[:3] + 255 - placed[3:]
-    wanted = torch.from_numpy(np.array(drawn).transpose(2, 0, 1).copy()).float()
+    wanted = picture_levels(drawn).float()
     apart = (on_white - wanted).abs().mean()
     moved = (on_white.roll(3, dims=2) - wanted).abs().mean()
     assert apart < 4  # resampled in other ways

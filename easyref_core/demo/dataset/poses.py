@@ -25,7 +25,7 @@ class Pose:
 def alone(rng: random.Random) -> Pose:
     """Of a character that has the picture for itself."""
     scale = rng.uniform(0.7, 0.9)
-    rng.random()  # the side it would stand on beside another
+    rng.random()  # the side it has no need for; without it a seed would draw other pictures
     return Pose(rng.uniform(0.36, 0.64), rng.uniform(0.46, 0.6), scale, _tilt(rng))
 
 

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
+from ...preprocessing import picture_levels
 from ..dataset.characters import Identity, draw_character
 from ..dataset.groups import strange
 from ..dataset.poses import Pose, alone, together
@@ -95,15 +94,10 @@ def place(figures: torch.Tensor, poses: Sequence[Pose], side: int) -> torch.Tens
 
 @cache
 def _figure(identity: Identity) -> torch.Tensor:
-    return _levels(draw_character(identity, _FIGURE))
+    return picture_levels(draw_character(identity, _FIGURE))
 
 
 @lru_cache(maxsize=_SCENES)
 def _scene(number: int) -> torch.Tensor:
     rng = random.Random(f"scene {number}")
-    return _levels(draw_scene(random_scene(rng), IMAGE_SIZE, rng))
-
-
-def _levels(picture: Image.Image) -> torch.Tensor:
-    """[channels, S, S] uint8"""
-    return torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy())
+    return picture_levels(draw_scene(random_scene(rng), IMAGE_SIZE, rng))
