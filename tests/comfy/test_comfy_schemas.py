@@ -141,6 +141,8 @@ comfy.options.enable_args_parsing()
 import utils.extra_config
 import nodes
 import comfy_api.latest
+# ComfyUI's server stands before any pack is imported, and brings this.
+import aiohttp.web
 
 asked, sockets = set(), []
 original = builtins.__import__
