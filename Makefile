@@ -10,12 +10,14 @@
 #
 #   PYTHON=python3.12     the Python that .venv is made with
 #   COMFYUI_PATH=FOLDER   the ComfyUI to use; "none" goes without
+#   TEST_PROCESSES=1      how many processes share the tests; one a core, four at most, by default
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 NO_COMFYUI := $(VENV)/no-comfyui.txt
+TEST_PROCESSES ?= auto
 
 # Idle threads shall sleep: spinning ones make a busy computer ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -24,7 +26,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 # The plugin's summary and the reason for a missing ComfyUI come last, where they are seen.
 test: lint comfyui $(VENV)/.transformers-4.57 $(VENV)/.newest-page $(VENV)/.deepspeed
-	@PYTHONPATH=tests $(PY) -m pytest -p skips_summary tests; status=$$?; \
+	@PYTHONPATH=tests $(PY) -m pytest -p skips_summary \
+	  -n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile tests; status=$$?; \
 	if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi; exit $$status
 
 demo: comfyui

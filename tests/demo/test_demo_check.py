@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from easyref_core.cli import main
 from easyref_core.demo.dataset.characters import ATTRIBUTES
 from easyref_core.demo.dataset.files import DatasetOptions, write_dataset
 from easyref_core.demo.judging.check import CheckOptions, run_check
-from easyref_core.demo.judging.groups import read_outlines, read_split, strangers
+from easyref_core.demo.judging.groups import Group, read_outlines, read_split, strangers
 from easyref_core.demo.judging.judge import JUDGE_FILE, Judge, save_judge
 from easyref_core.demo.models import DemoModels
 from easyref_core.demo.parts import Settings
@@ -132,15 +134,21 @@ def test_groups_that_are_too_few_or_too_small_are_refused(data: Path) -> None:
         replace(split, groups=short).first(3)
 
 
-def test_wrong_references_share_as_little_as_any(data: Path) -> None:
+def test_wrong_references_are_each_groups_once_and_as_unlike_as_can_be(data: Path) -> None:
     groups = read_split(data).of_kind("identity")
     others = strangers(groups)
-    assert len(others) == len(groups)
-    for group, other in zip(groups, others, strict=True):
-        shared = [sum(group.facts[a] == o.facts[a] for a in ATTRIBUTES) for o in groups]
-        mine = shared[groups.index(other)]
-        assert other is not group
-        assert mine == min(s for o, s in zip(groups, shared, strict=True) if o is not group)
+    assert sorted(other.number for other in others) == sorted(group.number for group in groups)
+    assert all(group is not other for group, other in zip(groups, others, strict=True))
+
+    def shared(order: Sequence[Group]) -> int:
+        pairs = zip(groups, order, strict=True)
+        return sum(one.facts[name] == two.facts[name] for one, two in pairs for name in ATTRIBUTES)
+
+    assert shared(others) == min(
+        shared(order)
+        for order in permutations(groups)
+        if all(group is not other for group, other in zip(groups, order, strict=True))
+    )
 
 
 def test_a_set_of_other_lists_is_refused(tmp_path: Path) -> None:

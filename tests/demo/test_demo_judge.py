@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 
 pytest.importorskip("diffusers")
 
-from easyref_core.demo.dataset.characters import ATTRIBUTES, Identity
+from easyref_core.demo.dataset.characters import ATTRIBUTES, COLOURS, Identity
 from easyref_core.demo.dataset.groups import Drawn, Style, draw_identity, draw_style
 from easyref_core.demo.judging.judge import (
+    PALETTE,
     VALUES,
     Judge,
     load_judge,
@@ -101,7 +102,25 @@ def test_each_kind_of_picture_has_its_own_questions(judge: Judge) -> None:
     assert wanted(style.facts) == {f"style {name}": style.facts[name] for name in names}
     mixed = in_memory([character, style, character])
     counts = {head: len(flags) for head, flags in judge.right(mixed.pixels, mixed.facts).items()}
-    assert counts == {head: 1 if head.startswith("style ") else 2 for head in VALUES}
+    assert counts == {head: 1 if head.startswith("style ") else 2 for head in (*VALUES, PALETTE)}
+
+
+def test_a_palette_is_read_in_any_order(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {head: torch.zeros(1, len(values)) for head, values in VALUES.items()}
+    # Torn between two colours for both, as in checks: each alone could be read twice.
+    for head, sure in (("style first", (0.6, 0.4)), ("style second", (0.55, 0.45))):
+        rows[head][0, [COLOURS.index("red"), COLOURS.index("blue")]] = torch.tensor(sure)
+    monkeypatch.setattr(judge, "probabilities", lambda pixels: rows)
+    pixels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+    def share(first: str, second: str) -> float:
+        facts = {"first": first, "second": second, "ground": "red", "pattern": "checks"}
+        return judge.right(pixels, [facts])[PALETTE][0]
+
+    assert share("red", "blue") == share("blue", "red") == 1
+    assert share("red", "pink") == share("pink", "blue") == 0.5
+    assert share("pink", "teal") == 0
+    assert judge.right(pixels, [{"ground": "red"}]).keys() == {"style ground"}
 
 
 def test_what_it_reads_in_pictures_of_any_size(judge: Judge) -> None:

@@ -24,7 +24,16 @@ from easyref_core.demo.judging.measures import (
     rises,
 )
 from easyref_core.demo.judging.outlines import overlap, silhouette
-from easyref_core.demo.judging.rows import COMPARED, LOOK, OUTLINE, SCENE, SHAPE, all_rows
+from easyref_core.demo.judging.rows import (
+    COMPARED,
+    FIRST,
+    LOOK,
+    OUTLINE,
+    SCENE,
+    SECOND,
+    SHAPE,
+    all_rows,
+)
 from easyref_core.demo.judging.table import format_table, missed, write_results
 from easyref_core.errors import EasyRefError
 from easyref_core.preprocessing import picture_levels
@@ -90,7 +99,9 @@ def good() -> Results:
         found = {name: share(identity) for name in ATTRIBUTES}
         return found | {name: share(0.99) for name in SCENE} | {OUTLINE: [outline] * 200}
 
+    # In order the colours are read by chance, which must not count.
     style = {name: share(0.85, 100) for name in (*LOOK, SHAPE)}
+    style |= {name: share(0.5, 100) for name in (FIRST, SECOND)}
     return {
         "plain": scores(0.19),
         **{f"weight {w:g}": scores(0.2 + 0.76 * w) for w in (0, 0.25, 0.5, 0.75, 1)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,25 @@ def read_split(folder: Path, split: str = "held_out") -> DrawnSplit:
 
 
 def strangers(groups: Sequence[Group]) -> list[Group]:
-    """For each group the next one whose character shares as few attributes as any."""
-    found = []
-    for place, group in enumerate(groups):
-        others = [*groups[place + 1 :], *groups[:place]]
-        found.append(min(others, key=lambda other: _shared(group, other), default=group))
-    return found
+    """For each group another one, with a character as unlike as can be had.
+
+    Each group is chosen once, so that what is found with strangers' references and with own ones
+    speaks of the same characters.
+    """
+    others = [*groups[1:], *groups[:1]]
+
+    def cost(group: Group, other: Group) -> int:
+        return len(groups) * len(ATTRIBUTES) if group is other else _shared(group, other)
+
+    better = True
+    while better:  # ends, as every exchange lowers the whole cost
+        better = False
+        for (a, one), (b, two) in combinations(enumerate(groups), 2):
+            kept = cost(one, others[a]) + cost(two, others[b])
+            if cost(one, others[b]) + cost(two, others[a]) < kept:
+                others[a], others[b] = others[b], others[a]
+                better = True
+    return others
 
 
 def open_pictures(paths: Sequence[Path]) -> list[Image.Image]:

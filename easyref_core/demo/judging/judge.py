@@ -44,6 +44,10 @@ VALUES: dict[str, tuple[str, ...]] = {
     STYLE + "second": COLOURS,
     STYLE + "ground": COLOURS,
 }
+# Not a head: the two colours of a figure, whichever is called the first. In checks and rings, cut
+# out anywhere, nothing says which one that is.
+PALETTE = STYLE + "palette"
+_PAIR = (STYLE + "first", STYLE + "second")
 _FORMAT = "easyref.demo_judge"
 _UNKNOWN = -100
 _SHIFT = 6  # pixels
@@ -90,12 +94,23 @@ class Judge(nn.Module):
     def right(
         self, pixels: torch.Tensor, facts: Sequence[Mapping[str, str]]
     ) -> dict[str, list[float]]:
-        """Attribute -> 1 or 0 for each of the pictures that have it, in their order."""
+        """Attribute -> 1 or 0 for each of the pictures that have it, in their order.
+
+        Style pictures have a `PALETTE` too: the share of their figure's two colours that is among
+        the two seen.
+        """
         found: dict[str, list[float]] = {}
-        best = {head: p.argmax(-1).tolist() for head, p in self.probabilities(pixels).items()}
+        sure = self.probabilities(pixels)
+        best = {head: p.argmax(-1).tolist() for head, p in sure.items()}
+        pairs = sum(sure[head] for head in _PAIR).topk(2).indices.tolist()  # [B, 2]
         for row, of_picture in enumerate(facts):
-            for head, value in wanted(of_picture).items():
+            asked = wanted(of_picture)
+            for head, value in asked.items():
                 found.setdefault(head, []).append(float(VALUES[head][best[head][row]] == value))
+            if asked.keys() >= set(_PAIR):
+                seen = {COLOURS[number] for number in pairs[row]}
+                share = len(seen & {asked[head] for head in _PAIR}) / len(_PAIR)
+                found.setdefault(PALETTE, []).append(share)
         return found
 
 

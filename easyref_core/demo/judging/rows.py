@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..dataset.characters import ATTRIBUTES
-from .judge import STYLE, VALUES
+from .judge import PALETTE, STYLE, VALUES
 from .measures import (
     Row,
     Scores,
@@ -26,7 +26,9 @@ from .measures import (
 IDENTITIES = 150
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SCENE = ("place", "time")
-LOOK = tuple(STYLE + name for name in ("pattern", "first", "second", "ground"))
+PATTERN, FIRST, SECOND, GROUND = (STYLE + name for name in ("pattern", "first", "second", "ground"))
+# A palette counts as the two colours that it is.
+LOOK = (PATTERN, PALETTE, PALETTE, GROUND)
 SHAPE = STYLE + "shape"
 OUTLINE = "outline"
 # What `--compare` may name; the last one reads each picture alone, as it was trained to.
@@ -127,11 +129,17 @@ def _steering(results: Results) -> list[Row]:
 
 def _style(results: Results) -> list[Row]:
     scores = results["style"]
-    all_right = [float(min(row)) for row in zip(*(scores[n] for n in LOOK), strict=True)]
+    all_right = [float(min(row) == 1) for row in zip(*(scores[n] for n in LOOK), strict=True)]
+    ordered = mean_of(scores, (PATTERN, FIRST, SECOND, GROUND))
     return [
         at_least("style: pattern and palette", estimate(mean_of(scores, LOOK)), 0.8),
-        *(reported(f"  style: {n.removeprefix(STYLE)}", estimate(scores[n])) for n in LOOK),
+        reported("  style: pattern", estimate(scores[PATTERN])),
+        reported("  style: two colours, in any order", estimate(scores[PALETTE])),
+        reported("  style: ground", estimate(scores[GROUND])),
         reported("  style: all four right", estimate(all_right)),
+        reported("  style: first colour", estimate(scores[FIRST])),
+        reported("  style: second colour", estimate(scores[SECOND])),
+        reported("  style: pattern and palette in order", estimate(ordered)),
         at_least("style: shape that the prompt names", estimate(scores[SHAPE]), 0.8),
     ]
 
