@@ -18,7 +18,9 @@ from easyref_core.demo.dataset.characters import ATTRIBUTES
 from easyref_core.demo.dataset.files import DatasetOptions, write_dataset
 from easyref_core.demo.judging.check import CheckOptions, run_check
 from easyref_core.demo.judging.groups import Group, read_outlines, read_split, strangers
-from easyref_core.demo.judging.judge import JUDGE_FILE, Judge, save_judge
+from easyref_core.demo.judging.judge import JUDGE_FILE, Judge, load_judge, save_judge
+from easyref_core.demo.judging.processes import SharedCheck
+from easyref_core.demo.judging.rows import OUTLINE
 from easyref_core.demo.models import DemoModels
 from easyref_core.demo.parts import Settings
 from easyref_core.demo.tiny import write_tiny_set
@@ -87,6 +89,18 @@ def test_each_condition_makes_pictures_of_its_own(
     assert len(set(levels.values())) == len(levels) - sum(len(names) - 1 for names in same)
     assert all(len(set(pair)) == 2 for name, pair in levels.items() if name != "style")
     assert "crowded, 1 reference: 2 pictures" in said
+
+
+def test_several_processes_measure_what_one_does(models: Path, data: Path) -> None:
+    adapter, judge = models / "easyref.safetensors", models / JUDGE_FILE
+    options = CheckOptions(Settings(steps=1), {"averaging": adapter}, models / "mllm")
+    split = read_split(data).first(2)
+    alone = run_check(DemoModels(models), load_judge(judge), split, options, print)
+    shared = SharedCheck(models, judge, split, options, print).run(2)
+    assert shared.keys() == alone.keys()
+    for name, scores in alone.items():
+        assert shared[name].keys() == scores.keys()
+        assert shared[name].get(OUTLINE) == pytest.approx(scores.get(OUTLINE), abs=0.01)
 
 
 def test_what_cannot_be_measured_ends_with_2(

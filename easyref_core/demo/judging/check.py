@@ -22,6 +22,8 @@ from .outlines import overlap
 from .rows import AVERAGING, OUTLINE, WEIGHTS
 
 Report = Callable[[str], None]
+Conditions = dict[str, dict[str, list[float]]]
+"""Condition -> attribute -> a score for each group."""
 _SEED = 1_000_000
 
 
@@ -46,9 +48,14 @@ def judge_accuracy(judge: Judge, models: DemoModels, split: DrawnSplit) -> tuple
     return judge.right(pixels, facts), judge.right(models.rebuild(pixels), facts)
 
 
+def tasks(options: CheckOptions) -> list[str]:
+    """What can be measured apart from each other, the longest first."""
+    return ["identity", "crowded", *options.compare, "wrong", "style"]
+
+
 def run_check(
     models: DemoModels, judge: Judge, split: DrawnSplit, options: CheckOptions, report: Report
-) -> dict[str, dict[str, list[float]]]:
+) -> Conditions:
     """Generate and judge everything.
 
     Args:
@@ -60,43 +67,78 @@ def run_check(
     Raises:
         EasyRefError: an adapter that cannot be loaded or does not fit.
     """
-    identity, crowded, style = map(split.of_kind, ("identity", "crowded", "style"))
-    # All files are looked at before minutes are spent.
-    others = {name: models.adapter(path, options.mllm) for name, path in options.compare.items()}
-    studio = _Studio(models, judge, options.settings, models.adapter(), report)
-    results: dict[str, dict[str, list[float]]] = {}
+    results: Conditions = {}
+    for task in tasks(options):
+        results |= run_task(task, models, judge, split, options, report)
+    return results
 
-    results["plain"] = studio.make("no references", identity)
-    tokens = studio.read(identity)
+
+def run_task(
+    task: str,
+    models: DemoModels,
+    judge: Judge,
+    split: DrawnSplit,
+    options: CheckOptions,
+    report: Report,
+) -> Conditions:
+    """One of `tasks`, see `run_check`."""
+    compared = options.compare.get(task)
+    adapter = models.adapter(compared, options.mllm if compared else None)
+    studio = _Studio(models, judge, options.settings, adapter, report)
+    if compared:
+        return _compared(studio, split, task)
+    makers = {"identity": _identity, "crowded": _crowded, "wrong": _wrong, "style": _style}
+    return makers[task](studio, split)
+
+
+def _identity(studio: _Studio, split: DrawnSplit) -> Conditions:
+    groups = split.of_kind("identity")
+    results = {"plain": studio.make("no references", groups)}
+    tokens = studio.read(groups)
     for weight in WEIGHTS:
-        made = studio.make(f"weight {weight:g}", identity, tokens, weight)
+        made = studio.make(f"weight {weight:g}", groups, tokens, weight)
         results[f"weight {weight:g}"] = made
     results["easyref"] = results[f"weight {WEIGHTS[-1]:g}"]
-
-    others_of = strangers(identity)
-    pixels = studio.sample("wrong references", identity, studio.read(identity, others_of))
-    results["wrong"] = judge.right(pixels, [other.facts for other in others_of])
-    results["wrong own"] = judge.right(pixels, [group.facts for group in identity])
-
-    if models.has_controlnet:
-        outlines = read_outlines(identity, options.settings.side)
-        results["control plain"] = studio.make("ControlNet", identity, outlines=outlines)
+    if studio.models.has_controlnet:
+        outlines = read_outlines(groups, studio.settings.side)
+        results["control plain"] = studio.make("ControlNet", groups, outlines=outlines)
         results["control easyref"] = studio.make(
-            "EasyRef and ControlNet", identity, tokens, outlines=outlines
+            "EasyRef and ControlNet", groups, tokens, outlines=outlines
         )
+    return results
 
-    results["crowded 4"] = studio.make("crowded, 4 references", crowded, studio.read(crowded))
-    one = studio.read(crowded, most=1)
-    results["crowded 1"] = studio.make("crowded, 1 reference", crowded, one)
-    averaged = studio.read(crowded, average=True)
-    results["crowded average"] = studio.make("crowded, averaged", crowded, averaged)
-    results["style"] = studio.make("styles", style, studio.read(style))
 
-    for name, adapter in others.items():
-        other = _Studio(models, judge, options.settings, adapter, report)
-        for key, groups in (("easyref", identity), ("crowded 4", crowded)):
-            tokens = other.read(groups, average=name == AVERAGING)
-            results[f"{name} {key}"] = other.make(f"{name}, {key}", groups, tokens)
+def _wrong(studio: _Studio, split: DrawnSplit) -> Conditions:
+    groups = split.of_kind("identity")
+    others = strangers(groups)
+    pixels = studio.sample("wrong references", groups, studio.read(groups, others))
+    return {
+        "wrong": studio.judge.right(pixels, [other.facts for other in others]),
+        "wrong own": studio.judge.right(pixels, [group.facts for group in groups]),
+    }
+
+
+def _crowded(studio: _Studio, split: DrawnSplit) -> Conditions:
+    groups = split.of_kind("crowded")
+    one, averaged = studio.read(groups, most=1), studio.read(groups, average=True)
+    return {
+        "crowded 4": studio.make("crowded, 4 references", groups, studio.read(groups)),
+        "crowded 1": studio.make("crowded, 1 reference", groups, one),
+        "crowded average": studio.make("crowded, averaged", groups, averaged),
+    }
+
+
+def _style(studio: _Studio, split: DrawnSplit) -> Conditions:
+    groups = split.of_kind("style")
+    return {"style": studio.make("styles", groups, studio.read(groups))}
+
+
+def _compared(studio: _Studio, split: DrawnSplit, name: str) -> Conditions:
+    results = {}
+    for key, kind in (("easyref", "identity"), ("crowded 4", "crowded")):
+        groups = split.of_kind(kind)
+        tokens = studio.read(groups, average=name == AVERAGING)
+        results[f"{name} {key}"] = studio.make(f"{name}, {key}", groups, tokens)
     return results
 
 

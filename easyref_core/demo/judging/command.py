@@ -19,9 +19,10 @@ from ..dataset.files import DatasetOptions, write_dataset
 from ..models import DemoModels
 from ..parts import Settings
 from ..tiny import TRAINED_SET
-from .check import CheckOptions, judge_accuracy, run_check
+from .check import CheckOptions, Conditions, judge_accuracy, run_check
 from .groups import SPLITS, DrawnSplit, read_split
-from .judge import JUDGE_FILE, load_judge
+from .judge import JUDGE_FILE, Judge, load_judge
+from .processes import SharedCheck, processes_for
 from .rows import COMPARED, all_rows, judge_rows
 from .table import format_table, missed, write_results
 
@@ -65,15 +66,14 @@ def demo_check(request: Request) -> int:
     """
     _check(request)
     start = time.monotonic()
-    directory = request.models or TRAINED_SET
-    models = DemoModels(directory, request.device)
-    judge = load_judge(request.judge or directory / JUDGE_FILE, request.device)
+    models = DemoModels(request.models or TRAINED_SET, request.device)
+    judge = load_judge(_judge_file(request), request.device)
     options = CheckOptions(_settings(request, models), request.compare, request.mllm)
     with tempfile.TemporaryDirectory(prefix="easyref_check_") as scratch:
         split = _split(request, Path(scratch), options.settings.side)
         _say("judge's own accuracy")
         drawn, rebuilt = judge_accuracy(judge, models, split)
-        results = run_check(models, judge, split, options, _say)
+        results = _measured(request, models, judge, split, options)
     rows = [*judge_rows(drawn, rebuilt), *all_rows(results)]
     print(format_table(rows))
     short = missed(rows)
@@ -125,6 +125,23 @@ def _settings(request: Request, models: DemoModels) -> Settings:
     chosen = {"side": models.info.get("side"), "steps": request.steps, "cfg": request.cfg}
     given = {name: value for name, value in chosen.items() if value is not None}
     return replace(Settings(), **given)
+
+
+def _measured(
+    request: Request, models: DemoModels, judge: Judge, split: DrawnSplit, options: CheckOptions
+) -> Conditions:
+    # All files are looked at before minutes are spent.
+    for file in (None, *options.compare.values()):
+        models.adapter(file, options.mllm if file else None)
+    processes = processes_for(models.device)
+    if processes == 1:
+        return run_check(models, judge, split, options, _say)
+    shared = SharedCheck(models.directory, _judge_file(request), split, options, _say)
+    return shared.run(processes)
+
+
+def _judge_file(request: Request) -> Path:
+    return request.judge or (request.models or TRAINED_SET) / JUDGE_FILE
 
 
 def _split(request: Request, scratch: Path, side: int) -> DrawnSplit:
