@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
     if arguments:
         for log in Path(arguments[0]).glob("*/losses.jsonl"):
             write_log(thinned(log), LOGS / f"{log.parent.name}.jsonl")
-    order = ("vae", "mllm", "base", "controlnet", "judge")
+    order = ("vae", "mllm", "base", "controlnet", "judge", "decoder")
     found = {path.stem: path for path in sorted(LOGS.glob("*.jsonl"))}
     names = [*(n for n in order if n in found), *(n for n in found if n not in order)]
     draw_curves({name: read_log(found[name]) for name in names}).save(PICTURE, optimize=True)

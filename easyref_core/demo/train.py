@@ -23,7 +23,7 @@ WORK = "runs/demo"  # as the recipes write it
 # Parts that stand side by side do not need each other.
 _LANES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("data",),),
-    (("vae", "base", "controlnet"), ("mllm", "judge")),
+    (("vae", "base", "controlnet", "decoder"), ("mllm", "judge")),
     (("1_alignment", "2_single_reference", "3_multi_reference"),),
 )
 PARTS = tuple(part for lanes in _LANES for lane in lanes for part in lane)
@@ -69,6 +69,7 @@ def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECI
         "base": _base,
         "controlnet": _controlnet,
         "judge": _judge,
+        "decoder": _decoder,
     }
     stages = [stage for stage in (*PARTS, *COMPARISONS) if stage not in makers]
     if part not in makers and part not in stages:
@@ -108,6 +109,7 @@ def is_done(work: Path, part: str) -> bool:
         "base": work / "base" / "model" / "scheduler",
         "controlnet": work / "controlnet" / "model" / weights,
         "judge": work / "judge" / "judge.safetensors",
+        "decoder": work / "decoder" / "model" / weights,
     }
     return results.get(part, adapter_of(work, part)).exists()
 
@@ -161,6 +163,15 @@ def _judge(recipe: Pretraining, work: Path, device: torch.device) -> None:
     from .pretraining.pictures import read_pictures
 
     train_judge(read_pictures(_needed(work, "data")), recipe.judge, work / "judge", device)
+
+
+def _decoder(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .pretraining.pictures import read_pictures
+    from .pretraining.vae import train_decoder
+
+    pictures = read_pictures(_needed(work, "data"))
+    vae = _autoencoder(work, device)
+    train_decoder(vae, pictures, recipe.decoder, work / "decoder", device)
 
 
 def _autoencoder(work: Path, device: torch.device) -> Any:

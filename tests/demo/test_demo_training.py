@@ -33,7 +33,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if source.stem == "pretraining":
             content["data"] |= {"groups": 5, "held_out_groups": 5, "pictures": 5}
             content["base_pictures"] = 6
-            for part in ("vae", "mllm", "base", "controlnet", "judge"):
+            for part in ("vae", "mllm", "base", "controlnet", "judge", "decoder"):
                 content[part] |= {"steps": 2, "batch": 4, "warmup": 1}
                 content[part]["restarts"] = []
         else:
@@ -92,6 +92,17 @@ def test_only_the_stage_before_is_what_the_next_one_starts_from(work: Path) -> N
     body = [name for name in third if name.startswith("multimodal_llm.")]
     assert body
     assert not any(name in first for name in body)  # the first stage leaves the MLLM as it was
+
+
+def test_the_decoder_goes_on_alone_and_is_the_one_shipped(work: Path, tmp_path: Path) -> None:
+    name = "diffusion_pytorch_model.safetensors"
+    before, after = (load_file(work / part / "model" / name) for part in ("vae", "decoder"))
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed
+    assert all(key.startswith("decoder.") for key in changed)
+    assemble_set(work, adapter_of(work, "3_multi_reference"), tmp_path / "set")
+    shipped = load_file(tmp_path / "set" / "vae" / name)
+    assert all(torch.equal(shipped[key], after[key].half()) for key in shipped)
 
 
 def test_a_missing_part_stops_the_assembly(work: Path, tmp_path: Path) -> None:

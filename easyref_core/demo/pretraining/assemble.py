@@ -46,19 +46,15 @@ def assemble_set(work: Path, adapter: Path, to: Path) -> int:
     Raises:
         EasyRefError: a part is missing.
     """
-    base = work / "base" / "model"
+    base, vae, control = (work / part / "model" for part in ("base", "decoder", "controlnet"))
     judge = work / "judge" / "judge.safetensors"
-    needed = (base / "unet", work / "vae" / "model", work / "controlnet" / "model", judge, adapter)
+    needed = (base / "unet", vae, control, judge, adapter)
     for part in needed:
         if not part.exists():
             raise EasyRefError(f"{part} is missing: train all parts first.")
     to.mkdir(parents=True, exist_ok=True)
     (to / SET_FILE).unlink(missing_ok=True)
-    for source, name in (
-        (base / "unet", "unet"),
-        (work / "vae" / "model", "vae"),
-        (work / "controlnet" / "model", "controlnet"),
-    ):
+    for source, name in ((base / "unet", "unet"), (vae, "vae"), (control, "controlnet")):
         _copy_half(source, to / name)
     for source, name in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
         _cut_down(base / source, to / "text_encoders" / name)

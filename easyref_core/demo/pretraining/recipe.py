@@ -24,6 +24,7 @@ class Pretraining:
     base: Schedule
     controlnet: Schedule
     judge: Schedule
+    decoder: Schedule
     base_pictures: int
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,10 +31,52 @@ def train_vae(
         pixels = _crops(pictures, schedule.batch, generator)
         pixels = pixels.to(device, memory_format=torch.channels_last)
         latents = vae.encode(pixels).latents
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        decoded = vae.decode(latents + _LATENT_NOISE * noise).sample.float()
-        return reconstruction_loss(decoded, pixels) + _MOMENTS * _off_normal(latents.float())
+        difference = reconstruction_loss(_decoded(vae, latents, generator), pixels)
+        return difference + _MOMENTS * _off_normal(latents.float())
 
+    return _trained(vae, loss, schedule, folder, device)
+
+
+def train_decoder(
+    vae: AutoencoderTiny,
+    pictures: DrawnPictures,
+    schedule: Schedule,
+    folder: Path,
+    device: torch.device,
+) -> AutoencoderTiny:
+    """Train the decoder on, and write the autoencoder in the diffusers layout to `folder`/model.
+
+    The encoder stays as it is, and with it all that was trained on its latents.
+    """
+    vae.to(device, memory_format=torch.channels_last)
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+
+    def loss(step: int, generator: torch.Generator) -> torch.Tensor:
+        pixels = _crops(pictures, schedule.batch, generator)
+        pixels = pixels.to(device, memory_format=torch.channels_last)
+        with torch.no_grad():
+            latents = vae.encode(pixels).latents
+        return reconstruction_loss(_decoded(vae, latents, generator), pixels)
+
+    return _trained(vae, loss, schedule, folder, device)
+
+
+def _decoded(
+    vae: AutoencoderTiny, latents: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """What is left of latents with a little noise, [B, 3, H, W] float32."""
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    return vae.decode(latents + _LATENT_NOISE * noise).sample.float()
+
+
+def _trained(
+    vae: AutoencoderTiny,
+    loss: Callable[[int, torch.Generator], torch.Tensor],
+    schedule: Schedule,
+    folder: Path,
+    device: torch.device,
+) -> AutoencoderTiny:
     run_steps(vae, loss, schedule, folder, device)
     vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / "model")
     return vae
