@@ -28,8 +28,7 @@ def train_vae(
     vae.to(device, memory_format=torch.channels_last)
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
-        pixels = _crops(pictures, schedule.batch, generator)
-        pixels = pixels.to(device, memory_format=torch.channels_last)
+        pixels = _crops(pictures, schedule.batch, generator, device)
         latents = vae.encode(pixels).latents
         difference = reconstruction_loss(_decoded(vae, latents, generator), pixels)
         return difference + _MOMENTS * _off_normal(latents.float())
@@ -53,8 +52,7 @@ def train_decoder(
     vae.decoder.requires_grad_(True)
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
-        pixels = _crops(pictures, schedule.batch, generator)
-        pixels = pixels.to(device, memory_format=torch.channels_last)
+        pixels = _crops(pictures, schedule.batch, generator, device)
         with torch.no_grad():
             latents = vae.encode(pixels).latents
         return reconstruction_loss(_decoded(vae, latents, generator), pixels)
@@ -97,7 +95,9 @@ def _off_normal(latents: torch.Tensor) -> torch.Tensor:
     return (mean.square() + variance - 1 - variance.log()).mean()
 
 
-def _crops(pictures: DrawnPictures, count: int, generator: torch.Generator) -> torch.Tensor:
+def _crops(
+    pictures: DrawnPictures, count: int, generator: torch.Generator, device: torch.device
+) -> torch.Tensor:
     """[count, 3, 64, 64] in -1..1, at random places."""
     room = pictures.pixels.shape[-1] - _CROP
     numbers = torch.randint(len(pictures), (count,), generator=generator)
@@ -106,4 +106,5 @@ def _crops(pictures: DrawnPictures, count: int, generator: torch.Generator) -> t
         pictures.pixels[number, :, top : top + _CROP, left : left + _CROP]
         for number, (top, left) in zip(numbers.tolist(), corners, strict=True)
     ]
-    return torch.stack(crops).float() / 127.5 - 1
+    levels = torch.stack(crops).float() / 127.5 - 1
+    return levels.to(device, memory_format=torch.channels_last)
