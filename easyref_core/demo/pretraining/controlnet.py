@@ -16,11 +16,12 @@ from .base import (
     NOISE,
     SIZES,
     Conditions,
+    edge_places,
     load_text_encoders,
     noise_loss,
     size_numbers,
 )
-from .pictures import DrawnPictures, read_pixels
+from .pictures import DrawnPictures
 from .steps import Schedule, run_steps
 
 CONTROLNET = {**CONTROLNET_CONFIG, **SIZES}
@@ -37,8 +38,8 @@ class _Steered(nn.Module):
 
 def train_controlnet(
     pictures: DrawnPictures,
+    outlines: torch.Tensor,
     latents: torch.Tensor,
-    data: Path,
     base: Path,
     schedule: Schedule,
     folder: Path,
@@ -47,16 +48,14 @@ def train_controlnet(
     """Train a ControlNet for a base model and write its directory to `folder`/model, returned.
 
     Args:
+        outlines: of the pictures' figures, [N, 3, S, S] uint8.
         latents: of the pictures.
-        data: the data set's folder; each picture's outline lies beside it.
         base: diffusers directory.
     """
     unet = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32)
     text = load_text_encoders(base)
     conditions = Conditions(pictures, text.tokenizers)
-    outlines = read_pixels(
-        [(data / name).with_name(Path(name).stem + "_outline.png") for name in pictures.names]
-    )
+    edges = edge_places(outlines)
     torch.manual_seed(schedule.seed)
     controlnet = ControlNetModel.from_config(CONTROLNET)
     _start_from(controlnet, unet)
@@ -77,9 +76,8 @@ def train_controlnet(
             added = {"text_embeds": pooled, "time_ids": sizes}
             return control_residuals(controlnet, noisy, timesteps, states, hints, added)
 
-        return noise_loss(
-            unet, latents[numbers], states, pooled, noise_levels, generator, device, residuals
-        )
+        shown = latents[numbers], edges[numbers]
+        return noise_loss(unet, *shown, states, pooled, noise_levels, generator, device, residuals)
 
     run_steps(model, loss, schedule, folder, device)
     directory = folder / "model"

@@ -52,6 +52,13 @@ def read_pictures(folder: Path, most: int | None = None) -> DrawnPictures:
     )
 
 
+def read_outlines(folder: Path, pictures: DrawnPictures) -> torch.Tensor:
+    """Edges of each picture's figure, [N, 3, S, S] uint8; they lie beside the pictures."""
+    return read_pixels(
+        [(folder / name).with_name(Path(name).stem + "_outline.png") for name in pictures.names]
+    )
+
+
 def read_pixels(paths: Sequence[Path]) -> torch.Tensor:
     """[N, 3, S, S] uint8"""
 

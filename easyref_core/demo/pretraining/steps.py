@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ class Schedule:
         steps: optimiser steps.
         batch: samples a step.
         learning_rate: after `warmup` steps; from there it falls as a cosine to a fiftieth.
-        restarts: steps at which it begins anew, without another warm-up.
         ema: decay of the averaged weights that are kept in the end.
         beta: AdamW's second decay; lower ones follow changing data faster.
     """
@@ -43,7 +41,6 @@ class Schedule:
     batch: int
     learning_rate: float
     warmup: int = 200
-    restarts: tuple[int, ...] = ()
     ema: float = 0.998
     beta: float = 0.99
     seed: int = 0
@@ -52,9 +49,7 @@ class Schedule:
         """The learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        marks = (self.warmup, *self.restarts, self.steps)
-        start, end = next((a, b) for a, b in pairwise(marks) if step < b)
-        return self.learning_rate * cosine((step - start) / (end - start))
+        return self.learning_rate * cosine((step - self.warmup) / (self.steps - self.warmup))
 
 
 def run_steps(
@@ -83,7 +78,11 @@ def run_steps(
     rank, processes = _processes()
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
-        trained.values(), lr=schedule.learning_rate, betas=(0.9, schedule.beta), weight_decay=0.01
+        trained.values(),
+        lr=schedule.learning_rate,
+        betas=(0.9, schedule.beta),
+        weight_decay=0.01,
+        fused=True,
     )
     average = {n: p.detach().clone() for n, p in trained.items()}
     first = _restore(folder / "state.pt", module, optimiser, average)
