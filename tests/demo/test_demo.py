@@ -195,7 +195,7 @@ def test_every_template_has_its_thumbnail() -> None:
 
 def answers(shape: str, time: str) -> list[Reading]:
     """What a judge says of a picture that should show a star by day."""
-    return [Reading("shape", "star", shape, 0.9), Reading("time", "day", time, 0.9)]
+    return [Reading("shape", "star", shape), Reading("time", "day", time)]
 
 
 def test_the_table_says_what_is_wanted_and_what_is_seen() -> None:

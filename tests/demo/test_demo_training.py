@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from easyref_core.cli import main
 from easyref_core.demo import train as demo_train
 from easyref_core.demo.pretraining.assemble import assemble_set
+from easyref_core.demo.pretraining.base import add_noise, edge_places, noise_loss
 from easyref_core.demo.pretraining.steps import Schedule, run_steps
 from easyref_core.demo.train import PARTS, RECIPES, adapter_of, is_done, train_part
 from easyref_core.errors import EasyRefError
@@ -147,6 +149,33 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert schedule.rate(100) == pytest.approx(1.0)
     assert schedule.rate(550) == pytest.approx(0.51, abs=0.01)
     assert schedule.rate(999) < 0.03
+
+
+def test_places_with_edges_are_found_and_count_more_the_less_noise_there_is() -> None:
+    outlines = torch.zeros(1, 3, 128, 128, dtype=torch.uint8)
+    outlines[0, :, 40, 87] = 255
+    edges = edge_places(outlines)
+    assert edges.shape == (1, 1, 16, 16)
+    assert edges.nonzero().tolist() == [[0, 0, 5, 10]]
+
+    class Wrong(torch.nn.Module):
+        """Wrong at that place only, by 1 in each channel."""
+
+        def forward(self, noisy: torch.Tensor, *_: object, **__: object) -> SimpleNamespace:
+            return SimpleNamespace(sample=noisy + edges)
+
+    def loss(level: float, edges: torch.Tensor) -> float:
+        # Latents chosen so that what is noisy is the noise: only the place's error is left.
+        generator, levels = torch.Generator().manual_seed(0), torch.full((1000,), level)
+        noise = add_noise(torch.zeros(1, 4, 16, 16), levels, generator)[1]
+        latents = noise * (1 - (1 - level) ** 0.5) / level**0.5
+        nothing = torch.zeros(1, 1)
+        generator.manual_seed(0)
+        return float(noise_loss(Wrong(), latents, edges, nothing, nothing, levels, generator, CPU))
+
+    for level in (0.8, 0.3, 0.001):
+        counted, plain = loss(level, edges), loss(level, torch.zeros_like(edges))
+        assert counted / plain == pytest.approx(1 + 3 * level, rel=1e-3)
 
 
 _TWO_PROCESSES = """

@@ -102,30 +102,24 @@ class Judge(nn.Module):
         found: dict[str, list[float]] = {}
         sure = self.probabilities(pixels)
         best = {head: p.argmax(-1).tolist() for head, p in sure.items()}
-        pairs = sum(sure[head] for head in _PAIR).topk(2).indices.tolist()  # [B, 2]
         for row, of_picture in enumerate(facts):
             asked = wanted(of_picture)
             for head, value in asked.items():
                 found.setdefault(head, []).append(float(VALUES[head][best[head][row]] == value))
             if asked.keys() >= set(_PAIR):
-                seen = {COLOURS[number] for number in pairs[row]}
-                share = len(seen & {asked[head] for head in _PAIR}) / len(_PAIR)
-                found.setdefault(PALETTE, []).append(share)
+                pair = _pair({head: sure[head][row] for head in _PAIR}, asked)
+                hits = sum(VALUES[head][best] == asked[head] for head, best in pair.items())
+                found.setdefault(PALETTE, []).append(hits / len(pair))
         return found
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One attribute of one picture.
-
-    Attributes:
-        sure: the judge's probability of what it saw.
-    """
+    """One attribute of one picture."""
 
     attribute: str
     wanted: str
     seen: str
-    sure: float
 
     @property
     def right(self) -> bool:
@@ -139,19 +133,38 @@ def read_pictures(
 
     Args:
         facts: attribute -> value, as in a drawn data set's `facts.json`; those with a "ground" are
-            a style's. What is not named is not asked.
+            a style's, whose two colours may be seen in any order. What is not named is not asked.
     """
     rows: list[list[Reading]] = []
     for picture in pictures:
         levels = np.asarray(picture.convert("RGB"))
         pixels = torch.from_numpy(levels.copy()).permute(2, 0, 1)[None]
-        seen = judge.probabilities(pixels)
-        rows.append([])
-        for head, value in wanted(facts).items():
-            sure, best = seen[head][0].max(0)
-            name = head.removeprefix(STYLE)
-            rows[-1].append(Reading(name, value, VALUES[head][int(best)], float(sure)))
+        sure = {head: of_picture[0] for head, of_picture in judge.probabilities(pixels).items()}
+        asked = wanted(facts)
+        best = {head: int(sure[head].argmax()) for head in asked}
+        if asked.keys() >= set(_PAIR):
+            best |= _pair(sure, asked)
+        rows.append(
+            [
+                Reading(head.removeprefix(STYLE), value, VALUES[head][at])
+                for (head, value), at in zip(asked.items(), best.values(), strict=True)
+            ]
+        )
     return rows
+
+
+def _pair(sure: Mapping[str, torch.Tensor], asked: Mapping[str, str]) -> dict[str, int]:
+    """Head -> number of the colour seen, for both of `_PAIR`; what is called the first is decided
+    by what is asked.
+
+    Args:
+        sure: head -> [values] of one picture.
+    """
+    one, other = sum(sure[head] for head in _PAIR).topk(2).indices.tolist()
+    first, second = _PAIR
+    if asked[first] == COLOURS[other] or asked[second] == COLOURS[one]:
+        one, other = other, one
+    return {first: one, second: other}
 
 
 def wanted(facts: Mapping[str, str]) -> dict[str, str]:
