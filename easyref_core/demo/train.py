@@ -22,8 +22,8 @@ WORK = "runs/demo"  # as the recipes write it
 
 # Parts that stand side by side do not need each other, and take about equally long.
 _LANES: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("vae",), ("judge",)),
-    (("base", "controlnet"), ("mllm", "decoder")),
+    (("vae", "base"), ("judge", "mllm")),
+    (("controlnet",), ("decoder",)),
     (("1_alignment", "2_single_reference", "3_multi_reference"),),
 )
 PARTS = ("data", *(part for lanes in _LANES for lane in lanes for part in lane))
