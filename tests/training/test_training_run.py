@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from easyref_core.checkpoint import load_checkpoint
@@ -275,22 +276,44 @@ def test_a_gpu_that_is_too_small_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     check_fits({"weights": 10**8}, torch.device("cuda", 0))
 
 
+@pytest.fixture
+def watched(tmp_path: Path, training_set) -> dict[str, object]:
+    """Settings for a loss a step and validation pictures in the end."""
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps(json.loads(training_set.records.read_text())[:1]))
+    return {"optimiser_steps": 2, "output_validation": str(few), "output_log_every": 1}
+
+
 def test_tensorboard_gets_losses_and_validation_pictures(
-    settings: Make, training_set, tmp_path: Path
+    settings: Make, watched: dict[str, object], tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    few = tmp_path / "few.json"
-    few.write_text(json.dumps(json.loads(training_set.records.read_text())[:1]))
-    changes = {"output_validation": str(few), "output_log_every": 1}
-    losses = train(settings(optimiser_steps=2, output_trackers=["tensorboard"], **changes)).losses
+    losses = train(settings(output_trackers=["tensorboard"], **watched)).losses
     (folder,) = {p.parent for p in (tmp_path / "run" / "logs" / "easyref").glob("events*")}
     events = EventAccumulator(str(folder))
     events.Reload()
     logged = {e.step: e.value for e in events.Scalars("loss")}
     assert logged == pytest.approx(losses, abs=1e-6)
     assert [e.step for e in events.Images("validation")] == [2]
+
+
+def test_wandb_gets_losses_and_validation_pictures(
+    settings: Make, watched: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    losses = train(settings(output_trackers=["wandb"], **watched)).losses
+    (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    written = log.read_bytes()
+    assert all(json.dumps(loss).encode() in written for loss in losses.values())
+    (picture,) = tmp_path.glob("wandb/offline-run-*/files/media/images/validation_2_*.png")
+    shown = tmp_path / "run" / "validation" / "0000002.png"
+    with Image.open(picture) as kept, Image.open(shown) as original:
+        assert kept.tobytes() == original.tobytes()
 
 
 def test_processes_that_do_not_know_each_other_are_refused(
