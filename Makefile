@@ -6,7 +6,7 @@
 #   make demo-check       measure the trained demo models; fails where a bar is missed
 #   make thumbnail        the templates' pictures: each one run on the demo models
 #   make lint | format    code checks only | repair what can be repaired
-#   make clean            remove .venv and all that was made
+#   make clean            remove .venv and what was made; not ComfyUI, nor what was trained (runs)
 #
 #   PYTHON=python3.12     the Python that .venv is made with
 #   COMFYUI_PATH=FOLDER   the ComfyUI to use; "none" goes without

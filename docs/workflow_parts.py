@@ -231,9 +231,10 @@ def note(
         *remarks,
         "**No models at hand?** Right-click on an empty spot of the box **1. Models** and choose "
         "**Set Group Nodes to Never**. The graph then runs on the demo models: small models of "
-        "drawn characters, which make pictures of 128 x 128 pixels whatever **Picture size** says "
-        "and know prompts such as `in the snow at night`. Pictures of such characters lie in the "
-        "pack's folder `demo/references`. **Set Group Nodes to Always** brings your models back.",
+        "drawings, which make pictures of 128 x 128 pixels whatever **Picture size** says and know "
+        "prompts such as `in the snow at night` for characters and `a star shape` for styles. "
+        "Pictures of both lie in the pack's folder `demo/references`. **Set Group Nodes to "
+        "Always** brings your models back.",
     ]
     return "\n\n".join(parts) + "\n"
 

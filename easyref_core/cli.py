@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 refused with a sentence on stderr."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     try:
         return options.run(options)
     except EasyRefError as error:
@@ -28,23 +29,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; settings of a recipe may stand behind options too."""
+    parser = _parser()
+    options, left = parser.parse_known_args(arguments)
+    settings = [text for text in left if "=" in text and not text.startswith("-")]
+    if left and (left != settings or "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        options.overrides += left
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="easyref", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     inspect = commands.add_parser("inspect", help="say what an adapter file holds")
-    inspect.add_argument("file", type=Path, metavar="FILE")
+    inspect.add_argument("file", type=Path, metavar="FILE", help="adapter file")
     inspect.add_argument("--json", action="store_true", help="print plain JSON")
     inspect.set_defaults(run=_inspect)
 
     encode = commands.add_parser(
         "encode", help="condense reference images and a prompt into reference tokens"
     )
-    encode.add_argument("--adapter", type=Path, required=True, metavar="FILE")
+    encode.add_argument(
+        "--adapter", type=Path, required=True, metavar="FILE", help="EasyRef adapter file"
+    )
     encode.add_argument(
         "--mllm", type=Path, metavar="DIR", help="Qwen2-VL directory: tokenizer, sizes, weights"
     )
-    encode.add_argument("--prompt", default="", metavar="TEXT")
+    encode.add_argument(
+        "--prompt", default="", metavar="TEXT", help="read along with the images; default: none"
+    )
     encode.add_argument(
         "--image-size",
         type=int,
@@ -64,16 +81,26 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LAYERS",
         help="reference tokens enter before the last 1, 2 or 3 layers (default: as trained)",
     )
-    encode.add_argument("--dtype", choices=_DTYPES, default="float32", help="default: %(default)s")
+    encode.add_argument(
+        "--dtype", choices=_DTYPES, default="float32", help="to compute in; default: %(default)s"
+    )
     encode.add_argument("--device", default="cpu", help="default: %(default)s")
-    encode.add_argument("--out", type=Path, required=True, metavar="FILE")
-    encode.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    encode.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="safetensors file to write"
+    )
+    encode.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="reference image, in their order"
+    )
     encode.set_defaults(run=_encode)
 
     data = commands.add_parser("demo-data", help="draw groups of pictures to train and judge with")
-    data.add_argument("folder", type=Path, metavar="FOLDER")
-    data.add_argument("--groups", type=int, default=1000, help="default: %(default)s")
-    data.add_argument("--held-out-groups", type=int, default=150, help="default: %(default)s")
+    data.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty one")
+    data.add_argument(
+        "--groups", type=int, default=1000, help="to train with; default: %(default)s"
+    )
+    data.add_argument(
+        "--held-out-groups", type=int, default=150, help="to judge with; default: %(default)s"
+    )
     data.add_argument("--pictures", type=int, default=5, help="a group; default: %(default)s")
     data.add_argument("--side", type=int, default=128, help="in pixels; default: %(default)s")
     data.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -82,7 +109,13 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo-train", help="train all demo models from nothing (hours on a CPU, minutes on a GPU)"
     )
-    demo.add_argument("--folder", type=Path, default=Path("runs/demo"), metavar="FOLDER")
+    demo.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/demo"),
+        metavar="FOLDER",
+        help="where all parts work; default: %(default)s",
+    )
     demo.add_argument("--recipes", type=Path, metavar="FOLDER", help="default: recipes/demo")
     demo.add_argument("--device", help="default: a GPU where there is one")
     demo.add_argument(
@@ -133,8 +166,10 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_demo_check)
 
     train = commands.add_parser("train", help="train an adapter, one stage a recipe")
-    train.add_argument("recipe", type=Path, metavar="CONFIG.yaml")
-    train.add_argument("overrides", nargs="*", metavar="section.key=value")
+    train.add_argument("recipe", type=Path, metavar="CONFIG.yaml", help="such as those in recipes/")
+    train.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="instead of what the recipe says"
+    )
     train.add_argument(
         "--dry-run",
         action="store_true",
@@ -229,6 +264,7 @@ def _demo_data(options: argparse.Namespace) -> int:
 
 
 def _demo_train(options: argparse.Namespace) -> int:
+    _need("Training", "train", "diffusers", "accelerate", "yaml")
     import torch
 
     from .demo.pretraining.assemble import assemble_set
@@ -252,15 +288,9 @@ def _demo_train(options: argparse.Namespace) -> int:
 
 def _demo_check(options: argparse.Namespace) -> int:
     try:
+        _need("Measuring", "demo", "diffusers")
         import torch
 
-        try:
-            import diffusers  # noqa: F401
-        except ImportError as error:
-            raise EasyRefError(
-                "Measuring needs diffusers, which is not installed. Install the extra: "
-                'pip install "easyref[demo]".'
-            ) from error
         from .demo.judging.command import Request, demo_check, parse_compare
 
         names = ("data", "split", "judge", "identities", "steps", "cfg", "mllm", "out")
@@ -277,15 +307,7 @@ def _demo_check(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    try:
-        import accelerate  # noqa: F401
-        import diffusers  # noqa: F401
-        import yaml  # noqa: F401
-    except ImportError as error:
-        raise EasyRefError(
-            f"Training needs {error.name}, which is not installed. Install the extra: "
-            'pip install "easyref[train]".'
-        ) from error
+    _need("Training", "train", "diffusers", "accelerate", "yaml")
     from .training.config import load_settings
     from .training.loop import dry_run, train
 
@@ -299,6 +321,21 @@ def _train(options: argparse.Namespace) -> int:
     if summary.exported is not None:  # one process writes for all
         print(summary.exported)
     return 0
+
+
+def _need(what: str, extra: str, *modules: str) -> None:
+    """
+    Raises:
+        EasyRefError: a module of an extra is not installed.
+    """
+    for module in modules:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise EasyRefError(
+                f"{what} needs {error.name or module}, which is not installed. Install the extra "
+                f"{extra}, in the folder of the project: pip install -e '.[{extra}]'"
+            ) from error
 
 
 def _device(name: str) -> Any:

@@ -2,7 +2,7 @@
 
     with ComfyServer(find_comfyui(), Path("somewhere")) as server:
         run = server.run(prompt)
-        server.pictures(run)[0].save("result.png")
+        server.pictures(run, node)[0].save("result.png")
 
 The server keeps everything (input, output, models, settings) below the given folder; the user's
 own ComfyUI is only read.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -43,7 +44,7 @@ def train_demo(work: Path, device: torch.device, recipes: Path = RECIPES) -> Pat
     train_part("data", work, device, recipes)
     for lanes in _LANES:
         if device.type == "cpu" and (os.cpu_count() or 1) > 1:
-            _in_processes(lanes, work, recipes)
+            _in_two_processes(lanes, work, recipes)
         else:
             for part in (part for lane in lanes for part in lane):
                 train_part(part, work, device, recipes)
@@ -117,7 +118,10 @@ def is_done(work: Path, part: str) -> bool:
 def _data(recipe: Pretraining, work: Path, device: torch.device) -> None:
     from .dataset.files import write_dataset
 
-    write_dataset(work / "data", recipe.data)
+    unfinished = work / "data.unfinished"
+    for left in (unfinished, work / "data"):
+        shutil.rmtree(left, ignore_errors=True)  # an interrupted drawing begins anew
+    write_dataset(unfinished, recipe.data).rename(work / "data")
 
 
 def _vae(recipe: Pretraining, work: Path, device: torch.device) -> None:
@@ -207,20 +211,24 @@ def _moved(content: Any, work: Path) -> Any:
     return content
 
 
-def _in_processes(lanes: tuple[tuple[str, ...], ...], work: Path, recipes: Path) -> None:
-    """Each lane in a process of its own; a single one in two, which share its batches."""
+def _in_two_processes(lanes: tuple[tuple[str, ...], ...], work: Path, recipes: Path) -> None:
+    """Two lanes side by side, or one with both processes on each of its parts."""
+    python = [sys.executable, "-m"]
+    if len(lanes) == 1:
+        python += ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+        rounds = [[(part,)] for part in lanes[0]]
+    else:
+        rounds = [list(lanes)]
+    command = [*python, "easyref_core.cli", "demo-train", "--device", "cpu"]
+    command += ["--folder", str(work), "--recipes", str(recipes), "--only"]
     threads = max(1, (os.cpu_count() or 1) // 2)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, "-m"]
-    if len(lanes) == 1:
-        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command += ["easyref_core.cli", "demo-train", "--device", "cpu"]
-    command += ["--folder", str(work), "--recipes", str(recipes), "--only"]
-    running = [
-        subprocess.Popen([*command, *lane], env=environment)
-        for lane in lanes
-        if not all(is_done(work, part) for part in lane)
-    ]
-    failed = [process for process in running if process.wait() != 0]
-    if failed:
-        raise EasyRefError("A part failed; its messages are above. Run the command again.")
+    for side_by_side in rounds:
+        running = [
+            subprocess.Popen([*command, *parts], env=environment)
+            for parts in side_by_side
+            if not all(is_done(work, part) for part in parts)
+        ]
+        failed = [process for process in running if process.wait() != 0]
+        if failed:
+            raise EasyRefError("A part failed; its messages are above. Run the command again.")

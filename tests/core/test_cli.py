@@ -121,13 +121,29 @@ def test_inspect_refuses_too(tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [[], ["encode"], ["encode", "--out", "x", "--adapter", "y"], ["juggle"]]
+    "given",
+    [
+        [],
+        ["encode"],
+        ["encode", "--out", "x", "--adapter", "y"],
+        ["juggle"],
+        ["inspect", "x", "a=1"],
+        ["train", "x", "--fast", "a=1"],
+    ],
 )
 def test_unfit_arguments_show_the_usage(capsys: Capture, given: list[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main(given)
     assert raised.value.code == 2
     assert "usage: easyref" in capsys.readouterr().err
+
+
+def test_settings_of_a_recipe_may_stand_behind_options(capsys: Capture) -> None:
+    pytest.importorskip("diffusers")
+    recipe = str(Path(__file__).parents[2] / "recipes" / "1_alignment.yaml")
+    for given in (["seed=x", "--dry-run"], ["--dry-run", "seed=x"], ["seed=x"]):
+        assert main(["train", recipe, *given]) == 1
+        assert "seed must be of type int" in capsys.readouterr().err
 
 
 def test_interrupting_ends_quietly(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

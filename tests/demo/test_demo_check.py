@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
@@ -122,6 +123,23 @@ def test_what_cannot_be_measured_ends_with_2(
         error = capsys.readouterr().err
         assert message in error
         assert error.startswith("easyref: ")
+
+
+def test_drawn_pictures_are_all_looked_at_before_any_is_made(
+    models: Path, data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DemoModels, "sample", lambda *_, **__: pytest.fail("made a picture"))
+    drawn = tmp_path / "drawn"
+    shutil.copytree(data, drawn)
+    for name, message in (
+        ("held_out/00002_1.png", "There is no picture"),  # a crowded group's reference
+        ("held_out/00004_0_outline.png", "There is no outline"),
+    ):
+        (drawn / name).rename(tmp_path / "kept.png")
+        options = ["--set", str(models), "--data", str(drawn), "--identities", "2"]
+        assert main(["demo-check", *options]) == 2
+        assert message in capsys.readouterr().err
+        (tmp_path / "kept.png").rename(drawn / name)
 
 
 def test_the_first_groups_of_each_kind_are_judged(data: Path) -> None:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from easyref_core.cli import main
 from easyref_core.demo import train as demo_train
 from easyref_core.demo.pretraining.assemble import assemble_set
 from easyref_core.demo.pretraining.base import add_noise, edge_places, noise_loss
+from easyref_core.demo.pretraining.pictures import read_pixels
 from easyref_core.demo.pretraining.steps import Schedule, run_steps
-from easyref_core.demo.train import PARTS, RECIPES, adapter_of, is_done, train_part
+from easyref_core.demo.train import (
+    PARTS,
+    RECIPES,
+    adapter_of,
+    is_done,
+    train_demo,
+    train_part,
+)
 from easyref_core.errors import EasyRefError
 
 CPU = torch.device("cpu")
@@ -45,9 +56,11 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def work(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything, as the command trains it where there are two cores."""
     folder = tmp_path_factory.mktemp("work")
-    for part in PARTS:
-        train_part(part, folder, CPU, recipes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 2)
+        train_demo(folder, CPU, recipes)
     return folder
 
 
@@ -59,6 +72,48 @@ def test_finished_parts_are_not_trained_again(work: Path, recipes: Path, monkeyp
     monkeypatch.setattr(demo_train, "_stage", lambda *_: pytest.fail("trained again"))
     for part in PARTS:
         train_part(part, work, CPU, recipes)
+
+
+def test_drawing_that_was_interrupted_begins_anew(recipes: Path, tmp_path: Path) -> None:
+    for folder in ("data", "data.unfinished"):
+        (tmp_path / folder / "training").mkdir(parents=True)
+        (tmp_path / folder / "training" / "00000_0.png").write_bytes(b"half")
+    train_part("data", tmp_path, CPU, recipes)
+    assert is_done(tmp_path, "data")
+    assert not (tmp_path / "data.unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("vae", "steps"), 0, "vae.steps is 0; it must be more than 0"),
+        (("mllm", "learning_rate"), -1.0, "mllm.learning_rate is -1.0"),
+        (("base", "ema"), 1.0, "base.ema is 1.0; it must be from 0"),
+        (("data", "pictures"), 4, "data.pictures is 4; it must be 5 or more"),
+        (("data", "side"), 64, "data.side is 64; it must be 128"),
+        (("base_pictures",), 0, "base_pictures is 0"),
+    ],
+)
+def test_a_recipe_out_of_range_is_refused_before_anything_is_made(
+    recipes: Path, tmp_path: Path, place: tuple[str, ...], value: float, message: str
+) -> None:
+    content = yaml.safe_load((recipes / "pretraining.yaml").read_text(encoding="utf-8"))
+    (content[place[0]] if len(place) == 2 else content)[place[-1]] = value
+    (tmp_path / "pretraining.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(EasyRefError, match=re.escape(message)):
+        train_demo(tmp_path / "work", CPU, tmp_path)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_drawn_picture_that_is_broken_or_of_another_size_is_named(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.png" for name in "ab"]
+    for path, side in zip(paths, (8, 9), strict=True):
+        Image.new("RGB", (side, side)).save(path)
+    with pytest.raises(EasyRefError, match=r"b\.png has 9x9 pixels, but .*a\.png 8x8"):
+        read_pixels(paths)
+    paths[1].write_bytes(b"no picture")
+    with pytest.raises(EasyRefError, match=r"b\.png is not a picture"):
+        read_pixels(paths)
 
 
 def test_an_unknown_part_is_named(tmp_path: Path, recipes: Path) -> None:
@@ -132,6 +187,22 @@ def test_interrupted_steps_go_on_with_equal_results(tmp_path: Path) -> None:
         trained(tmp_path / "parts", 700)
     assert torch.equal(trained(tmp_path / "parts", None), whole)
     assert (whole - 1).abs().max() < 0.05
+
+
+def test_a_state_of_another_recipe_or_model_is_refused(tmp_path: Path) -> None:
+    def train(schedule: Schedule, inputs: int = 3) -> None:
+        module = torch.nn.Linear(inputs, 1)
+        run_steps(module, lambda *_: module.weight.sum(), schedule, tmp_path / "part", CPU)
+
+    schedule = Schedule(2, 4, 1e-2, warmup=1)
+    train(schedule)
+    with pytest.raises(EasyRefError, match=r"another recipe \(steps: 2 -> 3; batch: 4 -> 8\)"):
+        train(replace(schedule, steps=3, batch=8))
+    with pytest.raises(EasyRefError, match="another model than is trained now"):
+        train(schedule, inputs=5)
+    (tmp_path / "part" / "state.pt").write_bytes(b"half")
+    with pytest.raises(EasyRefError, match=r"cannot be read.*Delete .*part to train this part"):
+        train(schedule)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
@@ -221,6 +292,16 @@ def test_two_processes_see_other_samples_and_end_with_equal_weights(tmp_path: Pa
     assert torch.equal(first, second)
     assert not torch.equal(samples, others)
     assert len((tmp_path / "losses.jsonl").read_text().splitlines()) == 1
+
+
+def test_training_without_its_extra_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert main(["demo-train", "--folder", str(tmp_path)]) == 1
+    assert "pip install -e '.[train]'" in capsys.readouterr().err
+    assert main(["demo-check"]) == 2
+    assert "pip install -e '.[demo]'" in capsys.readouterr().err
 
 
 def test_several_processes_train_one_part_at_a_time(

@@ -167,7 +167,9 @@ def test_command_examples_are_accepted_and_complete() -> None:
     from easyref_core.cli import _parser
 
     lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    examples = [shlex.split(line)[1:] for line in lines if line.startswith("easyref ")]
+    examples = [
+        shlex.split(line, comments=True)[1:] for line in lines if line.startswith("easyref ")
+    ]
     parser = _parser()
     for example in examples:
         parser.parse_args(example)

@@ -4,7 +4,7 @@ training/ held_out/     pictures, outlines beside them
 groups.json             training groups: references, captions of the scene only, target
 single.json             each group's target as its own reference
 captions.json           every picture of one figure with captions, two of three naming it
-held_out.json           groups of identities that no training picture shows, friends included
+held_out.json           groups of identities that no training picture shows, not as a friend either
 facts.json              picture -> attributes, for a judge
 overview.png            a few groups of each kind
 """

@@ -1,6 +1,6 @@
 """`easyref demo-check`: draws what it needs, measures, prints the table, says whether it is good.
 
-0: every bar is met. 1: a bar is missed.
+Its exit status is 0 where every bar is met and 1 where one is missed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..models import DemoModels
 from ..parts import Settings
 from ..tiny import TRAINED_SET
 from .check import CheckOptions, Conditions, judge_accuracy, run_check
-from .groups import SPLITS, DrawnSplit, read_split
+from .groups import SPLITS, DrawnSplit, open_pictures, read_outlines, read_split
 from .judge import JUDGE_FILE, Judge, load_judge
 from .processes import SharedCheck, processes_for
 from .rows import COMPARED, all_rows, judge_rows
@@ -71,6 +71,7 @@ def demo_check(request: Request) -> int:
     options = CheckOptions(_settings(request, models), request.compare, request.mllm)
     with tempfile.TemporaryDirectory(prefix="easyref_check_") as scratch:
         split = _split(request, Path(scratch), options.settings.side)
+        _look_at_files(models, split, options)
         _say("judge's own accuracy")
         drawn, rebuilt = judge_accuracy(judge, models, split)
         results = _measured(request, models, judge, split, options)
@@ -130,14 +131,20 @@ def _settings(request: Request, models: DemoModels) -> Settings:
 def _measured(
     request: Request, models: DemoModels, judge: Judge, split: DrawnSplit, options: CheckOptions
 ) -> Conditions:
-    # All files are looked at before minutes are spent.
-    for file in (None, *options.compare.values()):
-        models.adapter(file, options.mllm if file else None)
     processes = processes_for(models.device)
     if processes == 1:
         return run_check(models, judge, split, options, _say)
     shared = SharedCheck(models.directory, _judge_file(request), split, options, _say)
     return shared.run(processes)
+
+
+def _look_at_files(models: DemoModels, split: DrawnSplit, options: CheckOptions) -> None:
+    """Everything is read once before minutes are spent."""
+    for file in (None, *options.compare.values()):
+        models.adapter(file, options.mllm if file else None)
+    for group in split.groups:
+        open_pictures((group.target, *group.references))
+    read_outlines(split.groups, options.settings.side)
 
 
 def _judge_file(request: Request) -> Path:

@@ -23,11 +23,10 @@ from ...weights import look
 from ..dataset.characters import ACCESSORIES, COLOURS, EYES, PATTERNS, SHAPES
 from ..dataset.groups import STYLE_PATTERNS
 from ..dataset.scenes import PLACES, TIMES
-from ..pretraining.pictures import DrawnPictures
+from ..pretraining.pictures import SIDE, DrawnPictures
 from ..pretraining.steps import Schedule, run_steps
 
 JUDGE_FILE = "judge.safetensors"
-SIDE = 128
 # Attributes of style pictures have heads of their own: what is asked depends on the kind.
 STYLE = "style "
 VALUES: dict[str, tuple[str, ...]] = {

@@ -15,7 +15,7 @@ from ...errors import EasyRefError
 from ...training.export import write_whole
 from ..tiny import SET_FILE
 from ..tiny_weights import write_json, write_tensors
-from .base import SIDE
+from .pictures import SIDE
 from .references import IMAGE_SIZE
 from .words import STORED_IDS, TABLE, used_ids
 

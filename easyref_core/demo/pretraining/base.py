@@ -18,11 +18,10 @@ from ...training.schedule import loss_weights
 from ..tiny_codecs import CLIP_G_CONFIG, CLIP_L_CONFIG
 from ..tiny_unet import UNET_CONFIG
 from ..tiny_weights import write_json, write_tensors
-from .pictures import DrawnPictures
+from .pictures import SIDE, DrawnPictures
 from .steps import Schedule, run_steps
 from .words import END, TABLE, rows_of_ids, used_ids, write_tokenizer
 
-SIDE = 128
 SIZES: dict[str, Any] = {
     "attention_head_dim": [1, 1, 1],
     "block_out_channels": [64, 64, 64],

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+
+from ...errors import EasyRefError
+from ...pictures import open_picture
+
+SIDE = 128  # of the pictures that all models are trained on
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,22 @@ def read_outlines(folder: Path, pictures: DrawnPictures) -> torch.Tensor:
 
 
 def read_pixels(paths: Sequence[Path]) -> torch.Tensor:
-    """[N, 3, S, S] uint8"""
+    """[N, 3, S, S] uint8
+
+    Raises:
+        EasyRefError: a picture is missing, broken, or of another size than the first.
+    """
 
     def levels(path: Path) -> np.ndarray:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+        return np.asarray(open_picture(path)).transpose(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:
-        return torch.from_numpy(np.stack(list(pool.map(levels, paths))))
+        found = list(pool.map(levels, paths))
+    for path, one in zip(paths, found, strict=True):
+        if one.shape != found[0].shape:
+            sizes = [f"{width}x{height}" for _, height, width in (one.shape, found[0].shape)]
+            raise EasyRefError(
+                f"{path} has {sizes[0]} pixels, but {paths[0]} {sizes[1]}. All drawn pictures are "
+                "of one size; draw the data set again."
+            )
+    return torch.from_numpy(np.stack(found))

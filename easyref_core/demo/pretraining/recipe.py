@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ...errors import EasyRefError
 from ...training.config import build, read_recipe
 from ..dataset.files import DatasetOptions
+from .pictures import SIDE
 from .steps import Schedule
 
 
@@ -31,6 +34,28 @@ class Pretraining:
 def load_pretraining(path: str | Path) -> Pretraining:
     """
     Raises:
-        EasyRefError: no such file, not YAML, unknown or missing keys, values of a wrong kind.
+        EasyRefError: no such file, not YAML, unknown or missing keys, values of a wrong kind or
+            out of range.
     """
-    return build(Pretraining, read_recipe(path), "")
+    recipe = build(Pretraining, read_recipe(path), "")
+    for name, value, fits, wanted in _limits(recipe):
+        if not fits:
+            raise EasyRefError(f"{path}: {name} is {value}; it must be {wanted}.")
+    return recipe
+
+
+def _limits(recipe: Pretraining) -> Iterator[tuple[str, object, bool, str]]:
+    """(name, value, whether it fits, what would)"""
+    for part in fields(recipe):
+        schedule = getattr(recipe, part.name)
+        if isinstance(schedule, Schedule):
+            for name in ("steps", "batch", "learning_rate"):
+                value = getattr(schedule, name)
+                yield f"{part.name}.{name}", value, value > 0, "more than 0"
+            for name in ("ema", "beta"):
+                value = getattr(schedule, name)
+                yield f"{part.name}.{name}", value, 0 <= value < 1, "from 0 to less than 1"
+    yield "base_pictures", recipe.base_pictures, recipe.base_pictures > 0, "more than 0"
+    data = recipe.data
+    yield "data.pictures", data.pictures, data.pictures >= 5, "5 or more: a target, 4 references"
+    yield "data.side", data.side, data.side == SIDE, f"{SIDE}, which the models are made for"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 
+from ...pictures import open_picture
 from ...preprocessing import cut, fit, normalise, picture_levels
 
 IMAGE_SIZE = 112  # 16 tokens a picture
@@ -60,5 +60,5 @@ def read_groups(folder: Path, part: str = "groups") -> DrawnGroups:
 
 def _read_group(job: tuple[Path, Sequence[str]]) -> torch.Tensor:
     folder, names = job
-    pictures = [Image.open(folder / name).convert("RGB") for name in names]
+    pictures = [open_picture(folder / name) for name in names]
     return torch.stack([picture_levels(fit(picture, IMAGE_SIZE)) for picture in pictures])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,8 @@ def run_steps(
         on_step: called after each step with how many are done.
 
     Raises:
-        EasyRefError: a loss that is not a number.
+        EasyRefError: a loss that is not a number; a state that is damaged, or was made with
+            another schedule or module.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rank, processes = _processes()
@@ -85,7 +85,7 @@ def run_steps(
         fused=True,
     )
     average = {n: p.detach().clone() for n, p in trained.items()}
-    first = _restore(folder / "state.pt", module, optimiser, average)
+    first = _restore(folder / "state.pt", module, optimiser, average, schedule)
     start = time.perf_counter()
     for step in range(first, schedule.steps):
         for group in optimiser.param_groups:
@@ -112,7 +112,7 @@ def run_steps(
             speed = (done - first) / (time.perf_counter() - start)
             _log(folder, done, float(value.detach()), speed)
         if rank == 0 and (done % _SAVE_EVERY == 0 or done == schedule.steps):
-            _save(folder / "state.pt", done, module, optimiser, average)
+            _save(folder / "state.pt", done, module, optimiser, average, schedule)
         on_step(done)
     with torch.no_grad():
         for name, parameter in trained.items():
@@ -145,9 +145,12 @@ def _share_gradients(parameters: Iterable[nn.Parameter], processes: int) -> None
         gradient.copy_(mean.view_as(gradient))
 
 
-def _save(path: Path, step: int, module: nn.Module, optimiser: Any, average: Any) -> None:
+def _save(
+    path: Path, step: int, module: nn.Module, optimiser: Any, average: Any, schedule: Schedule
+) -> None:
     state = {
         "step": step,
+        "schedule": asdict(schedule),
         "weights": {n: p for n, p in module.named_parameters() if p.requires_grad},
         "optimiser": optimiser.state_dict(),
         "average": average,
@@ -155,15 +158,37 @@ def _save(path: Path, step: int, module: nn.Module, optimiser: Any, average: Any
     write_atomically(path, lambda partial: torch.save(state, partial))
 
 
-def _restore(path: Path, module: nn.Module, optimiser: Any, average: dict[str, Any]) -> int:
+def _restore(
+    path: Path,
+    module: nn.Module,
+    optimiser: Any,
+    average: dict[str, torch.Tensor],
+    schedule: Schedule,
+) -> int:
     """How many steps the state there has behind it; 0 where there is none."""
     if not path.is_file():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    with torch.no_grad(), contextlib.suppress(KeyError):
+    anew = f"Delete {path.parent} to train this part anew."
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        made, weights = state["schedule"], state["weights"]
+    except Exception as error:  # what a damaged file leads to is anybody's guess
+        raise EasyRefError(f"{path} cannot be read ({error}). {anew}") from error
+    now = asdict(schedule)
+    changed = [
+        f"{name}: {made.get(name)} -> {now[name]}" for name in now if made.get(name) != now[name]
+    ]
+    if changed:
+        raise EasyRefError(
+            f"{path} was made with another recipe ({'; '.join(changed)}). Restore it to go on, or: "
+            f"{anew}"
+        )
+    if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in average.items()}:
+        raise EasyRefError(f"{path} was made for another model than is trained now. {anew}")
+    with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(state["weights"][name])
+            if name in weights:
+                parameter.copy_(weights[name])
                 average[name].copy_(state["average"][name])
     optimiser.load_state_dict(state["optimiser"])
     return state["step"]
