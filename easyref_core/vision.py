@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import VisionConfig
 
@@ -106,13 +107,17 @@ class VisionTower(nn.Module):
             VisionBlock(config, operations, **factory) for _ in range(config.depth)
         )
         self.merger = PatchMerger(config, operations, **factory)
+        self.gradient_checkpointing = False
 
     def forward(self, pixels: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """Patches [B, P, 1176] of pictures of one grid -> tokens [B, P / 4, hidden_size]."""
         x = self.patch_embed(pixels)
         angles = self._angles(rows, columns).to(x.device)
         for block in self.blocks:
-            x = block(x, angles)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, angles, use_reentrant=False)
+            else:
+                x = block(x, angles)
         return self.merger(x)
 
     def _angles(self, rows: int, columns: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from ..errors import EasyRefError
 from ..files import write_atomically
+from .export import writing
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -139,5 +140,6 @@ class TensorCache:
             return load_file(path)
         made = make()
         stored = {n: t.contiguous().cpu() for n, t in made.items()}
-        write_atomically(path, lambda partial: save_file(stored, partial))
+        with writing(path):
+            write_atomically(path, lambda partial: save_file(stored, partial))
         return made

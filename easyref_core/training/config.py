@@ -8,10 +8,12 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..errors import EasyRefError
+from ..preprocessing import MIN_IMAGE_SIZE
 
 STAGES = ("alignment", "single_reference", "multi_reference")
 PARTS = ("final_layers", "projector", "cross_attention", "mllm", "lora")
@@ -20,6 +22,7 @@ AGGREGATIONS = ("easyref", "average")
 PRECISIONS = ("no", "bf16", "fp16")
 SCHEDULES = ("constant", "cosine")
 WEIGHTINGS = ("none", "min_snr", "debiased")
+TRACKERS = ("tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise EasyRefError(f"The recipe {path} cannot be read ({error}).") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise EasyRefError(f"The recipe {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise EasyRefError(f"The recipe {path} holds no settings. See recipes/ for examples.")
@@ -271,6 +274,12 @@ def _check(settings: Settings) -> None:
     _one_of("optimiser.loss_weighting", optimiser.loss_weighting, WEIGHTINGS)
     for part in optimiser.parts:
         _one_of("optimiser.parts", part, PARTS)
+    for tracker in output.trackers:
+        _one_of("output.trackers", tracker, TRACKERS)
+        if find_spec(tracker) is None:
+            raise EasyRefError(
+                f"output.trackers names {tracker}, which is not installed: pip install {tracker}"
+            )
     positive = {
         "optimiser.steps": optimiser.steps,
         "optimiser.learning_rate": optimiser.learning_rate,
@@ -289,6 +298,25 @@ def _check(settings: Settings) -> None:
     for name, value in positive.items():
         if not value > 0:
             raise EasyRefError(f"{name} is {value}; it must be above 0.")
+    least = {
+        "seed": (settings.seed, 0),
+        "data.workers": (data.workers, 0),
+        "data.image_size": (data.image_size, MIN_IMAGE_SIZE),
+        "model.lora_rank": (settings.model.lora_rank, 1 if "lora" in optimiser.parts else 0),
+        "optimiser.weight_decay": (optimiser.weight_decay, 0),
+    }
+    for name, (value, bound) in least.items():
+        if not value >= bound:
+            raise EasyRefError(f"{name} is {value}; it must be {bound} or more.")
+    if optimiser.max_grad_norm is not None and not optimiser.max_grad_norm > 0:
+        raise EasyRefError(
+            f"optimiser.max_grad_norm is {optimiser.max_grad_norm}; it must be above 0, or null "
+            "to leave gradients as they are."
+        )
+    if optimiser.ema is not None and not 0 <= optimiser.ema < 1:
+        raise EasyRefError(
+            f"optimiser.ema is {optimiser.ema}; it must be from 0 to less than 1, or null."
+        )
     if not 0 <= optimiser.warmup_steps <= optimiser.steps:
         raise EasyRefError(
             f"optimiser.warmup_steps is {optimiser.warmup_steps}; it must be 0 to "
@@ -302,8 +330,6 @@ def _check(settings: Settings) -> None:
         )
     if not optimiser.parts or not data.files:
         raise EasyRefError("optimiser.parts and data.files must each name at least one.")
-    if "lora" in optimiser.parts and settings.model.lora_rank == 0:
-        raise EasyRefError("optimiser.parts names lora, but model.lora_rank is 0.")
     if data.cache is not None and data.crop == "random":
         raise EasyRefError("data.cache needs the same target each time: use crop center or aspect.")
     if settings.stage != "alignment" and settings.model.adapter is None:
@@ -319,6 +345,8 @@ def _check(settings: Settings) -> None:
             f"model.adapter: there is no file {settings.model.adapter}. Train the stage before "
             "this one first."
         )
+    if Path(output.folder).exists() and not Path(output.folder).is_dir():
+        raise EasyRefError(f"output.folder: {output.folder} is a file. Name a folder.")
     for name in (*data.files, *([output.validation] if output.validation else [])):
         if not Path(name).is_file():
             raise EasyRefError(f"There is no data file {name}. Check data.files and validation.")

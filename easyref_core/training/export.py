@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,17 +18,15 @@ _PATCH_EMBED = BODY + "visual.patch_embed.proj.weight"
 
 def official_state(
     model: TrainedModel,
-    parts: tuple[str, ...],
     state: Mapping[str, torch.Tensor] | None = None,
     replaced: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Weights under the official names.
 
-    The MLLM is part of it only when it has been trained (officially: from the second stage on);
-    before, whoever loads the checkpoint has it already.
+    The MLLM is part of it only when it has been trained, now or before (officially: from the second
+    stage on); before, whoever loads the checkpoint has it already.
 
     Args:
-        parts: what has been trained.
         state: the model's state dict where it must be gathered from several processes first.
         replaced: official name -> weight that stands in for the model's own (an average, say).
     """
@@ -35,7 +34,7 @@ def official_state(
     for name, weight in (model.state_dict() if state is None else state).items():
         official = model.official_name(name)
         part = part_of(official)
-        if part is None or (part == "mllm" and "mllm" not in parts):
+        if part is None or (part == "mllm" and not model.carries_mllm):
             continue
         weight = (replaced or {}).get(official, weight).detach().cpu()
         if official == _PATCH_EMBED:
@@ -45,6 +44,21 @@ def official_state(
             weight = weight.reshape(shape)
         official_weights[official] = weight.contiguous()
     return official_weights
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """
+    Raises:
+        EasyRefError: the disk is full or not writable.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors reports a full disk as its own exception
+        raise EasyRefError(
+            f"{path} could not be written ({error}). Earlier checkpoints are intact; free some "
+            "space and resume."
+        ) from error
 
 
 def write_whole(
@@ -61,10 +75,5 @@ def write_whole(
     from safetensors.torch import save_file
 
     metadata = {"format": "pt"} | ({} if image_size is None else {IMAGE_SIZE: str(image_size)})
-    try:
+    with writing(path):
         write_atomically(path, lambda partial: save_file(dict(state), partial, metadata))
-    except Exception as error:  # safetensors reports a full disk as its own exception
-        raise EasyRefError(
-            f"{path} could not be written ({error}). Earlier checkpoints are intact; free some "
-            "space and resume."
-        ) from error

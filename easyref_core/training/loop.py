@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import sys
-import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,22 +15,39 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from torch.utils.data import DataLoader
 
-from ..errors import EasyRefError
+from ..errors import EasyRefError, OutOfMemoryError
 from .base import Base, TensorCache, fingerprint, load_base
 from .config import Settings
 from .ema import Average
-from .export import official_state, write_whole
+from .export import official_state, write_whole, writing
 from .kernels import quick_attention
-from .memory import check_fits, estimate_bytes, parameters_by_part
+from .memory import SMALLER, check_fits, estimate_bytes, parameters_by_part
 from .model import Batch, TrainedModel, build_model
-from .preview import batch_sheet, generate, save_picture
+from .preview import ValidationGroup, batch_sheet, generate, save_picture, validation_groups
+from .progress import Bar
 from .records import read_records
-from .samples import Sample, TrainingSamples, Walk, noise_generator
+from .samples import (
+    SafeSamples,
+    Sample,
+    TrainingSamples,
+    Walk,
+    noise_generator,
+    unless_failed,
+)
 from .schedule import learning_rate, loss_weights
-from .state import find_resume, gathered, is_sharded, restore, save_state
+from .state import (
+    find_resume,
+    forget,
+    gathered,
+    is_sharded,
+    is_spread,
+    restore,
+    save_state,
+    shares_of,
+)
 
 
 @dataclass
@@ -53,17 +69,28 @@ def train(
     """Run one stage to its last step, from its newest checkpoint if there is one.
 
     Args:
-        resume: continue the checkpoint in output.folder; False starts anew.
+        resume: continue the checkpoint in output.folder; False removes what is there and starts
+            anew.
         force: resume even though settings differ.
         on_step: called after each optimiser step with its number and mean loss.
 
     Raises:
         EasyRefError: anything in the settings, data or checkpoints that cannot be used; a GPU
-            that is too small; a loss that is not a number (the batch's records are saved).
+            that is too small; a full disk; a loss that is not a number (the batch's records are
+            saved).
     """
-    found = find_resume(settings, force) if resume else None
+    found = find_resume(settings, _processes(), force) if resume else None
     run = _Run(settings)
-    return run.go(found, on_step)
+    try:
+        return run.go(found, on_step)
+    except torch.cuda.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"The GPU has not enough memory ({str(error).splitlines()[0]}). {SMALLER}"
+        ) from error
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def dry_run(settings: Settings) -> str:
@@ -72,7 +99,7 @@ def dry_run(settings: Settings) -> str:
     lines = ["part              parameters        trained"]
     for part, (total, trained) in parameters_by_part(run.model).items():
         lines.append(f"{part:<16}{total:>12,}   {trained:>12,}")
-    needed = estimate_bytes(run.model, settings)
+    needed = run.estimate()
     lines.append(f"memory about {sum(needed.values()) / 1e9:.2f} GB a process: ")
     lines[-1] += ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in needed.items())
     samples = [run.samples[position] for position in range(settings.optimiser.batch_size)]
@@ -90,12 +117,15 @@ class _Run:
         folder = Path(settings.output.folder)
         records = read_records(settings.data.files, settings.data.root)
         self.samples = TrainingSamples(records, settings.data, settings.seed)
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        _ = self.samples[0]  # stops here, before models are loaded, where nothing can be read
+        self._validation = self._validation_groups()
+        processes = _processes()
         self.accelerator = Accelerator(
             # Without this accelerate takes several processes on a CPU for unrelated ones.
             cpu=processes > 1 and not torch.cuda.is_available(),
             mixed_precision=optimiser.precision,
-            gradient_accumulation_steps=optimiser.accumulation,
+            # As a plugin, or what `accelerate config` said would count instead.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(optimiser.accumulation),
             log_with=list(settings.output.trackers) or None,
             project_config=ProjectConfiguration(str(folder), str(folder / "logs")),
         )
@@ -105,6 +135,8 @@ class _Run:
                 f"{self.accelerator.num_processes}. Start them with accelerate launch, with a "
                 "configuration for this computer."
             )
+        if optimiser.precision == "fp16" and self.accelerator.device.type == "cpu":
+            raise EasyRefError("optimiser.precision fp16 needs a GPU. Use bf16 or no on a CPU.")
         set_seed(settings.seed)
         self.base: Base = load_base(settings.model.base)
         self.model: TrainedModel = build_model(
@@ -113,6 +145,7 @@ class _Run:
         if optimiser.gradient_checkpointing:
             self.model.unet.enable_gradient_checkpointing()
             self.model.encoder.gradient_checkpointing = True
+            self.model.encoder.multimodal_llm.visual.gradient_checkpointing = True
         self.cache = TensorCache(settings.data.cache, fingerprint(settings.model.base))
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}
         self.dtype = half.get(optimiser.precision, torch.float32)
@@ -122,9 +155,25 @@ class _Run:
         self.model.encoder.compute_dtype = self.dtype
         self.summary = Summary()
 
+    def estimate(self) -> dict[str, int]:
+        """Bytes that one process needs, by purpose."""
+        longest, shares = self.samples.most_references, shares_of(self.accelerator)
+        return estimate_bytes(self.model, self.base, self.settings, longest, shares)
+
+    def _validation_groups(self) -> list[ValidationGroup]:
+        output, data = self.settings.output, self.settings.data
+        if output.validation is None:
+            return []
+        return validation_groups(read_records([output.validation], data.root), data)
+
     def go(self, found: tuple[int, Path] | None, on_step: Callable[[int, float], None]) -> Summary:
         settings, accelerator = self.settings, self.accelerator
-        check_fits(estimate_bytes(self.model, settings), accelerator.device)
+        check_fits(self.estimate(), accelerator.device)
+        if self._validation and is_spread(accelerator):
+            raise EasyRefError(
+                "output.validation needs a process that holds all weights, which FSDP and "
+                "DeepSpeed ZeRO-3 do not have. Set output.validation=null, or use ZeRO-2."
+            )
         self.base.to(accelerator.device, self.dtype)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(
@@ -135,6 +184,7 @@ class _Run:
         if accelerator.state.deepspeed_plugin is not None:
             config = accelerator.state.deepspeed_plugin.deepspeed_config
             config["train_micro_batch_size_per_gpu"] = settings.optimiser.batch_size
+            config["gradient_accumulation_steps"] = settings.optimiser.accumulation
             # DeepSpeed clips by itself; accelerate would have it clip at 1.
             config["gradient_clipping"] = settings.optimiser.max_grad_norm or 0.0
         average = None
@@ -148,7 +198,11 @@ class _Run:
             average = Average(self.model, settings.optimiser.ema)
         model, optimiser = accelerator.prepare(self.model, optimiser)
         first = 0
-        if found is not None:
+        if found is None:
+            if accelerator.is_main_process:
+                forget(Path(settings.output.folder))
+            accelerator.wait_for_everyone()
+        else:
             first = found[0]
             restore(accelerator, model, optimiser, average, found[1])
         self._start_trackers()
@@ -171,13 +225,13 @@ class _Run:
     ) -> None:
         settings, accelerator = self.settings, self.accelerator
         batches = iter(self._loader(first))
-        bar = _Bar(settings, accelerator, first)
+        bar = Bar(settings, accelerator, first)
         for step in range(first + 1, settings.optimiser.steps + 1):
             for parameters in optimiser.param_groups:
                 parameters["lr"] = learning_rate(settings.optimiser, step)
             total = torch.zeros((), device=accelerator.device)
             for _ in range(settings.optimiser.accumulation):
-                samples = next(batches)
+                samples = unless_failed(next(batches))
                 self._note_skipped(samples)
                 with accelerator.accumulate(model):
                     loss = self._loss(model, samples)
@@ -203,9 +257,10 @@ class _Run:
         """One line a step; after resuming, a step's last line counts."""
         if self.accelerator.is_main_process:
             path = Path(self.settings.output.folder) / "losses.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, "loss": loss}) + "\n")
 
     def _periodic(
         self, model: Any, optimiser: Any, average: Average | None, step: int, loss: float
@@ -216,8 +271,8 @@ class _Run:
             accelerator.log({"loss": loss, "skipped": len(self.summary.skipped)}, step=step)
         if step % output.save_every == 0 or last:
             save_state(accelerator, model, optimiser, average, settings, step)
-        validate = output.validation is not None and (step % output.validate_every == 0 or last)
-        if validate and accelerator.is_main_process:
+        validate = step % output.validate_every == 0 or last
+        if self._validation and validate and accelerator.is_main_process:
             self._validate(step)
 
     def _loader(self, first: int) -> DataLoader[Any]:
@@ -231,7 +286,7 @@ class _Run:
             optimiser.steps,
         )
         return DataLoader(
-            self.samples,
+            SafeSamples(self.samples),
             batch_sampler=walk,
             num_workers=self.settings.data.workers,
             collate_fn=list,
@@ -262,7 +317,8 @@ class _Run:
             noises.append(torch.randn(latent.shape, generator=generator).to(device))
             count = scheduler.config.num_train_timesteps
             steps.append(torch.randint(0, count, (), generator=generator))
-            text = self.cache.get(f"text {sample.text}", lambda s=sample: self._text(s.text))
+            key = f"text {self.dtype} {sample.text}"
+            text = self.cache.get(key, lambda s=sample: self._text(s.text))
             texts.append(text["states"].to(device))
             pooled.append(text["pooled"].to(device))
         noise, timesteps = torch.stack(noises), torch.stack(steps).to(device)
@@ -281,10 +337,11 @@ class _Run:
         )
 
     def _latent(self, sample: Sample) -> torch.Tensor:
-        key = f"latent {sample.source} {tuple(sample.target.shape)} {sample.time_ids}"
+        seed, shape = self.settings.seed, tuple(sample.target.shape)
+        key = f"latent {seed} {sample.source} {shape} {sample.time_ids}"
         # A cached latent must not depend on which sample needed it first.
         number = zlib.crc32(key.encode()) if self.settings.data.cache else sample.position
-        generator = noise_generator(self.settings.seed + 1, number)
+        generator = noise_generator(seed + 1, number)
 
         def make() -> dict[str, torch.Tensor]:
             return {"latent": self.base.encode_picture(sample.target, generator)}
@@ -327,17 +384,18 @@ class _Run:
 
     def _validate(self, step: int) -> None:
         settings = self.settings
-        records = read_records([settings.output.validation], settings.data.root)
         with self.accelerator.autocast():
             picture = generate(
                 self.base,
                 self.model,
-                records,
+                self._validation,
                 settings.data,
                 self.accelerator.device,
                 settings.seed,
             )
-        save_picture(picture, Path(settings.output.folder) / "validation" / f"{step:07}.png")
+        path = Path(settings.output.folder) / "validation" / f"{step:07}.png"
+        with writing(path):
+            save_picture(picture, path)
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 import numpy as np
@@ -347,39 +405,9 @@ class _Run:
                 tracker.log_images({"validation": [picture]}, step=step)
 
     def _export(self, whole: dict[str, torch.Tensor] | None, average: Average | None) -> None:
-        folder, parts = Path(self.settings.output.folder), self.settings.optimiser.parts
-        size = self.settings.data.image_size
+        folder, size = Path(self.settings.output.folder), self.settings.data.image_size
         self.summary.exported = folder / "easyref.safetensors"
-        write_whole(official_state(self.model, parts, whole), self.summary.exported, size)
+        write_whole(official_state(self.model, whole), self.summary.exported, size)
         if average is not None:
-            state = official_state(self.model, parts, replaced=average.weights)
+            state = official_state(self.model, replaced=average.weights)
             write_whole(state, folder / "easyref_ema.safetensors", size)
-
-
-class _Bar:
-    """Progress on stderr: loss, pictures a second, memory."""
-
-    def __init__(self, settings: Settings, accelerator: Accelerator, first: int) -> None:
-        from tqdm import tqdm
-
-        optimiser = settings.optimiser
-        self._pictures = optimiser.batch_size * optimiser.accumulation * accelerator.num_processes
-        self._device = accelerator.device
-        self._start, self._first = time.perf_counter(), first
-        self._bar = tqdm(
-            total=optimiser.steps,
-            initial=first,
-            desc=settings.stage,
-            disable=not accelerator.is_main_process,
-        )
-
-    def show(self, step: int, loss: float) -> None:
-        seconds = time.perf_counter() - self._start
-        speed = (step - self._first) * self._pictures / max(seconds, 1e-9)
-        shown = {"loss": f"{loss:.4f}", "pictures/s": f"{speed:.1f}"}
-        if self._device.type == "cuda":
-            shown["GB"] = f"{torch.cuda.max_memory_allocated(self._device) / 1e9:.1f}"
-        self._bar.set_postfix(shown)
-        self._bar.update(1)
-        if step == self._bar.total:
-            self._bar.close()

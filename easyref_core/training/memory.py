@@ -7,10 +7,25 @@ from collections import Counter
 import torch
 
 from ..errors import EasyRefError
+from ..preprocessing import MERGE, PATCH
+from .base import Base
 from .config import PARTS, Settings
 from .model import TrainedModel, part_of
 
+SMALLER = (
+    "Lower optimiser.batch_size and raise accumulation, turn on gradient_checkpointing, set ema to "
+    "null, or use several GPUs with ZeRO-2."
+)
+# Part -> (plain, with gradient checkpointing): numbers kept for the backward pass for each one that
+# passes a layer, or a level of the UNet. Counted by benchmarks/training_memory.py.
+FACTORS = {
+    "UNet": (84.11, 6.65),
+    "vision tower": (22.66, 1.16),
+    "decoder": (37.27, 1.0),
+}
+_UNET_BLOCKS = 20  # so large a share of everything is its largest block
 _ADAM_BYTES = 4 + 4 + 4  # gradient and two moments, float32
+_CHAT = 100  # words around the pictures, about
 
 
 def parameters_by_part(model: TrainedModel) -> dict[str, tuple[int, int]]:
@@ -24,20 +39,60 @@ def parameters_by_part(model: TrainedModel) -> dict[str, tuple[int, int]]:
     return {part: (total[part], trained[part]) for part in (*PARTS, "base") if total[part]}
 
 
-def estimate_bytes(model: TrainedModel, settings: Settings) -> dict[str, int]:
-    """Weights, optimiser and (roughly) activations of one process.
+def estimate_bytes(
+    model: TrainedModel,
+    base: Base,
+    settings: Settings,
+    references: int,
+    shares: tuple[int, int] = (1, 1),
+) -> dict[str, int]:
+    """What one process needs, by purpose; activations are what the backward pass finds kept.
 
-    Activations: with gradient checkpointing the inputs of every UNet block, without it about
-    eight times that; measured shapes of SDXL, scaled by the latent's area.
+    Args:
+        references: of the longest group.
+        shares: among how many processes the weights, and the optimiser's state, are shared out.
     """
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    optimiser = sum(p.numel() for p in model.parameters() if p.requires_grad) * _ADAM_BYTES
+    optimiser = settings.optimiser
+    width = 4 if optimiser.precision == "no" else 2
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters()) // shares[0]
+    if width == 2:
+        weights += trained * width  # what autocast computes with
+    frozen = sum(p.numel() * 4 for p in base.vae.parameters())
+    frozen += sum(p.numel() * width for e in base.text_encoders for p in e.parameters())
+    found = {
+        "weights": weights + frozen,
+        "optimiser": trained * _ADAM_BYTES // shares[1],
+        "activations": round(_activations(model, settings, references) * width),
+    }
+    if optimiser.ema is not None:
+        found["average"] = trained * 4
+    return found
+
+
+def _activations(model: TrainedModel, settings: Settings, references: int) -> float:
+    """How many numbers are kept."""
+    config, parts = model.encoder.config, settings.optimiser.parts
+    patches = references * (settings.data.image_size // PATCH) ** 2
+    length = patches // MERGE**2 + _CHAT + model.encoder.num_tokens
+    # Nothing is kept of frozen layers that no trained one lies before.
+    layers = config.num_layers if "mllm" in parts else len(model.encoder.mllm_final_layer.layers)
+    depth = config.vision.depth if "mllm" in parts else 0
     area = (settings.data.resolution // 8) ** 2
-    channels = sum(model.unet.config.block_out_channels)
-    width = 2 if settings.optimiser.precision != "no" else 4
-    kept = 4 if settings.optimiser.gradient_checkpointing else 32
-    activations = settings.optimiser.batch_size * area * channels * width * kept
-    return {"weights": weights, "optimiser": optimiser, "activations": activations}
+    kept = {
+        "UNet": (area * sum(model.unet.config.block_out_channels), _UNET_BLOCKS),
+        "vision tower": (patches * config.vision.embed_dim * depth, depth),
+        "decoder": (length * config.hidden_size * layers, layers),
+    }
+    total = 0.0
+    for name, (unit, blocks) in kept.items():
+        plain, checkpointed = FACTORS[name]
+        if settings.optimiser.gradient_checkpointing:
+            # One block at a time is computed again.
+            total += unit * (checkpointed + plain / max(1, blocks))
+        else:
+            total += unit * plain
+    return settings.optimiser.batch_size * total
 
 
 def check_fits(needed: dict[str, int], device: torch.device) -> None:
@@ -50,6 +105,5 @@ def check_fits(needed: dict[str, int], device: torch.device) -> None:
         parts = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in needed.items())
         raise EasyRefError(
             f"This run needs about {total / 1e9:.1f} GB ({parts}), but {device} has "
-            f"{free / 1e9:.1f} GB free. Lower optimiser.batch_size and raise accumulation, turn "
-            "on gradient_checkpointing, or use several GPUs with ZeRO-2."
+            f"{free / 1e9:.1f} GB free. {SMALLER}"
         )

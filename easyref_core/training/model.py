@@ -55,7 +55,12 @@ class Batch:
 
 
 class TrainedModel(nn.Module):
-    """Encoder and UNet with adapter; calling it gives the loss of each sample."""
+    """Encoder and UNet with adapter; calling it gives the loss of each sample.
+
+    Args:
+        average: each picture is read alone, and a group's tokens averaged.
+        carries_mllm: the MLLM is not the one everybody has, so checkpoints must hold it.
+    """
 
     def __init__(
         self,
@@ -63,8 +68,10 @@ class TrainedModel(nn.Module):
         encoder: EasyRefEncoder,
         tokenizer: PromptTokenizer,
         average: bool = False,
+        carries_mllm: bool = False,
     ) -> None:
         super().__init__()
+        self.carries_mllm = carries_mllm
         self.unet = unet
         self.encoder = encoder
         self._tokenizer = tokenizer
@@ -144,12 +151,20 @@ def build_model(
         if settings.adapter is None:
             new_adapter(unet, settings.reference_tokens, settings.lora_rank)
             encoder = _new_encoder(unet, settings)
+            trained_before = False
         else:
             checkpoint = load_checkpoint(settings.adapter)
             _check_sizes(settings, checkpoint)
             attach_adapter(unet, checkpoint, new_lora_rank=settings.lora_rank)
             encoder = plan_encoder(checkpoint, settings.mllm).build()
-    model = TrainedModel(unet, encoder, tokenizer, settings.aggregation == "average")
+            trained_before = checkpoint.has_mllm
+    model = TrainedModel(
+        unet,
+        encoder,
+        tokenizer,
+        average=settings.aggregation == "average",
+        carries_mllm=trained_before or "mllm" in parts,
+    )
     for name, parameter in model.named_parameters():
         trained = part_of(model.official_name(name)) in parts
         parameter.requires_grad_(trained)

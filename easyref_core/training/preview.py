@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from ..errors import EasyRefError
 from ..preprocessing import FRAMES, MERGE, PATCH, Patches, black_picture, preprocess
+from .augment import face_crop
 from .base import Base
 from .config import DataSettings
 from .model import TrainedModel
@@ -69,26 +74,63 @@ def unpatch(patches: Patches) -> Image.Image:
     return _picture((pixels * _STD + _MEAN).permute(2, 0, 1) * 2 - 1)
 
 
+@dataclass(frozen=True)
+class ValidationGroup:
+    """References that a picture is generated from, and its caption."""
+
+    pictures: tuple[Image.Image, ...]
+    caption: str
+
+
+def validation_groups(records: Sequence[Record], settings: DataSettings) -> list[ValidationGroup]:
+    """Read them once; those that cannot be read are named on standard error and left out.
+
+    A face's crop is the same one each time.
+
+    Raises:
+        EasyRefError: none can be read.
+    """
+    groups = []
+    for record in records:
+        try:
+            pictures = _references(record)[: settings.max_references]
+        except EasyRefError as error:
+            print(f"left out of validation: {record.name}: {error}", file=sys.stderr)
+            continue
+        caption = record.texts[0] if record.texts else ""
+        groups.append(ValidationGroup(tuple(pictures), caption))
+    if not groups:
+        raise EasyRefError("No record of output.validation can be read. They are named above.")
+    return groups
+
+
+def _references(record: Record) -> list[Image.Image]:
+    if record.broken:
+        raise EasyRefError(f"it {record.broken}.")
+    if record.face is not None:
+        return [face_crop(record.target.open(), record.face, random.Random(0))]
+    return [source.open() for source in record.references]
+
+
 @torch.no_grad()
 def generate(
     base: Base,
     model: TrainedModel,
-    records: Sequence[Record],
+    groups: Sequence[ValidationGroup],
     settings: DataSettings,
     device: torch.device,
     seed: int,
 ) -> Image.Image:
-    """One row a record: its references, then a generation from them and its first caption."""
+    """One row a group: its references, then a generation from them and its caption."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler.from_config(base.scheduler.config)
     black = preprocess(black_picture(), settings.image_size)
     rows: list[list[Image.Image]] = []
-    for number, record in enumerate(records):
-        pictures = [source.open() for source in record.references[: settings.max_references]]
-        group = [preprocess(p, settings.image_size) for p in pictures]
-        caption = record.texts[0] if record.texts else ""
-        tokens = model.tokens([[black], group], ["", caption])
+    for number, group in enumerate(groups):
+        seen = [preprocess(p, settings.image_size) for p in group.pictures]
+        caption = group.caption
+        tokens = model.tokens([[black], seen], ["", caption])
         text, pooled = base.encode_text(["", caption])
         side = settings.resolution
         times = torch.tensor([[side, side, 0, 0, side, side]] * 2, device=device)
@@ -106,7 +148,7 @@ def generate(
             guided = predicted[:1] + _GUIDANCE * (predicted[1:] - predicted[:1])
             latents = scheduler.step(guided, timestep, latents).prev_sample
         decoded = base.vae.decode(latents / base.vae.config.scaling_factor).sample[0]
-        rows.append([*pictures, _picture(decoded)])
+        rows.append([*group.pictures, _picture(decoded)])
     return sheet(rows)
 
 

@@ -4,14 +4,17 @@ JSON is the official layout: a list of {"image_file": [..] or "..", "text": [..]
 "target": ".."} or {"face": [[x1, y1, x2, y2, score], ..], "text": .., "target": ".."}. A tar shard
 follows WebDataset: files with one key are one record, `KEY.json` with "text" (and "face"),
 `KEY.target.png` and `KEY.0.png`, `KEY.1.png`, ... for the references.
+
+A record that cannot be used stays in its place in the list and says why, so that it is skipped,
+counted and named like one whose picture turns out to be broken.
 """
 
 from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,11 @@ class PictureSource:
             file.seek(self.offset)
             return open_picture(BytesIO(file.read(self.size)), str(self))
 
+    def fingerprint(self) -> str:
+        """Another one for other bytes: where they lie, and when they were written."""
+        stat = self.path.stat()
+        return f"{self} {self.offset} {stat.st_size} {stat.st_mtime_ns}"
+
     def __str__(self) -> str:
         return str(self.path) if self.offset is None else f"{self.path}:{self.name}"
 
@@ -59,21 +67,23 @@ class Record:
         texts: captions, one of which is drawn each time; may be empty.
         references: the group's other pictures, empty where `face` is given.
         face: (x1, y1, x2, y2) in the target, which is then its own reference.
+        broken: why it cannot be used; empty where it can.
     """
 
     name: str
-    target: PictureSource
-    texts: tuple[str, ...]
+    target: PictureSource = field(default_factory=lambda: PictureSource(Path()))
+    texts: tuple[str, ...] = ()
     references: tuple[PictureSource, ...] = ()
     face: tuple[float, float, float, float] | None = None
+    broken: str = ""
 
 
 def read_records(files: Sequence[str | Path], root: str | Path) -> list[Record]:
-    """All records of several data files, in order.
+    """All records of several data files, in order, those that cannot be used too.
 
     Raises:
-        EasyRefError: a file is neither JSON list nor tar shard, a record's keys are wrong
-            (named), or there is no record at all.
+        EasyRefError: a file is neither JSON list nor tar shard, or there is no record at all, or
+            none that can be used.
     """
     records: list[Record] = []
     for file in map(Path, files):
@@ -81,8 +91,14 @@ def read_records(files: Sequence[str | Path], root: str | Path) -> list[Record]:
             records += _from_tar(file)
         else:
             records += _from_json(file, Path(root))
+    names = ", ".join(map(str, files))
     if not records:
-        raise EasyRefError(f"There are no records in {', '.join(map(str, files))}.")
+        raise EasyRefError(f"There are no records in {names}.")
+    if all(record.broken for record in records):
+        raise EasyRefError(
+            f"None of the {len(records)} records in {names} can be used; the first one, "
+            f"{records[0].name}, {records[0].broken}."
+        )
     return records
 
 
@@ -93,31 +109,51 @@ def _from_json(file: Path, root: Path) -> list[Record]:
         raise EasyRefError(f"{file} is neither a JSON list nor a tar shard ({error}).") from error
     if not isinstance(items, list):
         raise EasyRefError(f"{file} holds no JSON list of records.")
-    return [_json_record(item, f"{file}[{n}]", root) for n, item in enumerate(items)]
+
+    def made(item: Any, name: str) -> Record:
+        if not isinstance(item, dict) or not isinstance(item.get("target"), str):
+            raise EasyRefError("has no target")
+        files = _names(item.get("image_file"), "image_file")
+        pictures = tuple(PictureSource(root / one) for one in files)
+        return _record(name, item, PictureSource(root / item["target"]), pictures)
+
+    return [_unless_broken(made, item, f"{file}[{n}]") for n, item in enumerate(items)]
 
 
-def _json_record(item: Any, name: str, root: Path) -> Record:
-    if not isinstance(item, dict) or "target" not in item:
-        raise EasyRefError(f"{name} has no target.")
-    files = item.get("image_file", [])
-    files = [files] if isinstance(files, str) else files
-    if "face" not in item and not files:
-        raise EasyRefError(f"{name} has neither image_file nor face, so it has no reference.")
-    return Record(
-        name,
-        PictureSource(root / item["target"]),
-        _texts(item),
-        tuple(PictureSource(root / f) for f in files),
-        _face(item, name),
-    )
+def _unless_broken(make: Callable[[Any, str], Record], item: Any, name: str) -> Record:
+    try:
+        return make(item, name)
+    except EasyRefError as error:
+        return Record(name, broken=str(error))
 
 
-def _texts(item: dict[str, Any]) -> tuple[str, ...]:
-    text = item.get("text", [])
-    return (text,) if isinstance(text, str) else tuple(map(str, text))
+def _record(
+    name: str,
+    item: dict[str, Any],
+    target: PictureSource | None,
+    references: tuple[PictureSource, ...],
+) -> Record:
+    """
+    Raises:
+        EasyRefError: what the record lacks, to stand behind its name.
+    """
+    if target is None:
+        raise EasyRefError("has no target")
+    face = _face(item)
+    if face is None and not references:
+        raise EasyRefError("has no reference: neither pictures nor face")
+    return Record(name, target, _names(item.get("text"), "text"), references, face)
 
 
-def _face(item: dict[str, Any], name: str) -> tuple[float, float, float, float] | None:
+def _names(value: Any, key: str) -> tuple[str, ...]:
+    """Text, or a list of texts; nothing where the key is absent."""
+    found = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(one, str) for one in found):
+        raise EasyRefError(f"has something else than text as {key}: {value!r}")
+    return tuple(found)
+
+
+def _face(item: dict[str, Any]) -> tuple[float, float, float, float] | None:
     if "face" not in item:
         return None
     try:
@@ -126,37 +162,54 @@ def _face(item: dict[str, Any], name: str) -> tuple[float, float, float, float] 
         while isinstance(box[0], list):
             box = box[0]
         x1, y1, x2, y2 = map(float, box[:4])
-    except (TypeError, ValueError, IndexError):
-        raise EasyRefError(f"{name}: face must be [[x1, y1, x2, y2, score]].") from None
+    except (TypeError, ValueError, IndexError, KeyError):
+        raise EasyRefError("has a face that is not [[x1, y1, x2, y2, score]]") from None
     return x1, y1, x2, y2
 
 
 def _from_tar(file: Path) -> list[Record]:
     """Index a shard: where each picture's bytes are, without reading them."""
     groups: dict[str, dict[str, Any]] = {}
-    with tarfile.open(file) as tar:
-        for member in tar:
-            if not member.isfile():
-                continue
-            folder, _, base = member.name.rpartition("/")
-            key, _, rest = base.partition(".")
-            group = groups.setdefault(f"{folder}/{key}", {"pictures": {}})
-            part, _, extension = rest.rpartition(".")
-            if extension.lower() in _PICTURES:
-                source = PictureSource(file, member.offset_data, member.size, member.name)
-                group["pictures"][part] = source
-            elif rest == "json":
-                content = tar.extractfile(member)
-                group["json"] = json.loads(content.read()) if content else {}
-    records = []
-    for key, group in groups.items():
+    try:
+        with tarfile.open(file, "r:") as tar:  # bytes of compressed ones lie nowhere
+            for member in tar:
+                if member.isfile():
+                    _note_member(groups, file, tar, member)
+    except tarfile.TarError as error:
+        raise EasyRefError(
+            f"{file} cannot be read as a plain tar shard ({error}). Shards must not be compressed; "
+            "unpack it with gunzip, or pack it again."
+        ) from error
+
+    def made(group: Any, name: str) -> Record:
+        try:
+            item = json.loads(group.get("json", "{}"))
+        except ValueError as error:
+            raise EasyRefError(f"has JSON that cannot be read ({error})") from None
+        if not isinstance(item, dict):
+            raise EasyRefError("has JSON that is no section of keys")
         pictures: dict[str, PictureSource] = group["pictures"]
-        item, name = group.get("json", {}), f"{file}:{key}"
         target = pictures.pop("target", None)
-        if target is None:
-            raise EasyRefError(f"{name} has no target picture (KEY.target.png).")
-        if not pictures and "face" not in item:
-            raise EasyRefError(f"{name} has no reference pictures (KEY.0.png, ...) and no face.")
         ordered = tuple(pictures[k] for k in sorted(pictures, key=lambda k: (len(k), k)))
-        records.append(Record(name, target, _texts(item), ordered, _face(item, name)))
-    return records
+        return _record(name, item, target, ordered)
+
+    return [
+        _unless_broken(made, group, f"{file}:{key}")
+        for key, group in groups.items()
+        if group["pictures"] or "json" in group
+    ]
+
+
+def _note_member(
+    groups: dict[str, dict[str, Any]], file: Path, tar: tarfile.TarFile, member: tarfile.TarInfo
+) -> None:
+    folder, _, base = member.name.rpartition("/")
+    key, _, rest = base.partition(".")
+    group = groups.setdefault(f"{folder}/{key}", {"pictures": {}})
+    part, _, extension = rest.rpartition(".")
+    if extension.lower() in _PICTURES:
+        source = PictureSource(file, member.offset_data, member.size, member.name)
+        group["pictures"][part] = source
+    elif rest == "json":
+        content = tar.extractfile(member)
+        group["json"] = content.read() if content else b"{}"

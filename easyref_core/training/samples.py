@@ -38,7 +38,7 @@ class Sample:
     Attributes:
         position: in the walk; seeds its noise and timestep.
         record: name of the record it was made from.
-        source: where its target's picture is.
+        source: where its target's picture is, and of when.
         target: [3, H, W] in -1..1.
         time_ids: SDXL's six size numbers.
         text: caption, empty where dropped.
@@ -79,14 +79,44 @@ class TrainingSamples(Dataset[Sample]):
                 continue
             return replace(sample, skipped=tuple(skipped))
         raise EasyRefError(
-            f"{len(skipped)} records in a row cannot be read, the first {skipped[0][0]}: "
+            f"{len(skipped)} records in a row cannot be read, the first one {skipped[0][0]}: "
             f"{skipped[0][1]} Check data.files and data.root."
         )
+
+    @property
+    def most_references(self) -> int:
+        """Of the longest group, as far as it is shown."""
+        longest = max(len(record.references) for record in self._records)
+        return max(1, min(longest, self._settings.max_references))
 
     def _index(self, position: int, attempt: int) -> int:
         count = len(self._records)
         order = _permutation(count, self._seed, position // count)
         return order[(position + attempt) % count]
+
+
+class SafeSamples(Dataset["Sample | EasyRefError"]):
+    """The same, with errors as values: a worker process would make a traceback of them."""
+
+    def __init__(self, samples: TrainingSamples) -> None:
+        self._samples = samples
+
+    def __getitem__(self, position: int) -> Sample | EasyRefError:
+        try:
+            return self._samples[position]
+        except EasyRefError as error:
+            return error
+
+
+def unless_failed(samples: Sequence[Sample | EasyRefError]) -> list[Sample]:
+    """
+    Raises:
+        EasyRefError: one of them is an error.
+    """
+    for sample in samples:
+        if isinstance(sample, EasyRefError):
+            raise sample
+    return list(samples)
 
 
 @lru_cache(maxsize=2)
@@ -109,8 +139,10 @@ def make_sample(record: Record, settings: DataSettings, seed: int, position: int
     """Read a record's pictures and vary them.
 
     Raises:
-        EasyRefError: a picture is missing or broken.
+        EasyRefError: a picture is missing or broken, or the record itself.
     """
+    if record.broken:
+        raise EasyRefError(f"it {record.broken}.")
     rng = random.Random(_mix(seed, position))
     picture = record.target.open()
     text = rng.choice(record.texts) if record.texts else ""
@@ -129,7 +161,7 @@ def make_sample(record: Record, settings: DataSettings, seed: int, position: int
     return Sample(
         position,
         record.name,
-        str(record.target),
+        record.target.fingerprint(),
         _pixels(target.picture),
         target.time_ids,
         "" if drop_text or drop_both else text,

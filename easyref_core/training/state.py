@@ -27,12 +27,27 @@ from .model import TrainedModel
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 # Changing these does not change what the run computes; nor does the number of steps, unless the
 # learning rate falls towards the last one.
-_FREE = ("source", "output", "data.workers", "data.cache")
+_FREE = ("source", "output", "data.workers")
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether no process holds the whole state, so that accelerate must gather it."""
     return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+
+
+def is_spread(accelerator: Accelerator) -> bool:
+    """Whether no process holds all weights, not only not all of the optimiser's state."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        return plugin.zero_stage >= 3
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def shares_of(accelerator: Accelerator) -> tuple[int, int]:
+    """Among how many processes the weights, and the optimiser's state, are shared out."""
+    processes = accelerator.num_processes
+    weights = processes if is_spread(accelerator) else 1
+    return weights, processes if is_sharded(accelerator) else 1
 
 
 def gathered(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
@@ -73,15 +88,22 @@ def save_state(
             accelerator.save_state(str(temporary / "sharded"))
         if accelerator.is_main_process:
             own = accelerator.unwrap_model(model)
-            parts, size = settings.optimiser.parts, settings.data.image_size
-            weights = official_state(own, parts, whole)
+            size = settings.data.image_size
+            weights = official_state(own, whole)
             write_whole(weights, temporary / "easyref.safetensors", size)
             if whole is None:
                 torch.save(optimiser.state_dict(), temporary / "optimiser.pt")
             if average is not None:
-                averaged = official_state(own, parts, replaced=average.weights)
+                averaged = official_state(own, replaced=average.weights)
                 write_whole(averaged, temporary / "easyref_ema.safetensors", size)
-            state = {"step": step, "settings": dataclasses.asdict(settings)}
+            if accelerator.scaler is not None:
+                torch.save(accelerator.scaler.state_dict(), temporary / "scaler.pt")
+            processes = accelerator.num_processes
+            state = {
+                "step": step,
+                "processes": processes,
+                "settings": dataclasses.asdict(settings),
+            }
             (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -89,7 +111,7 @@ def save_state(
             temporary.rename(final)
             for _, old in checkpoints(folder)[: -settings.output.keep]:
                 shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, EasyRefError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise EasyRefError(
             f"The checkpoint of step {step} could not be written to {folder} ({error}). Earlier "
@@ -98,18 +120,27 @@ def save_state(
     return final
 
 
-def find_resume(settings: Settings, force: bool) -> tuple[int, Path] | None:
+def forget(folder: Path) -> None:
+    """Remove a run's checkpoints and losses, to start anew."""
+    for _, checkpoint in checkpoints(folder):
+        shutil.rmtree(checkpoint)
+    (folder / "losses.jsonl").unlink(missing_ok=True)
+
+
+def find_resume(settings: Settings, processes: int, force: bool) -> tuple[int, Path] | None:
     """The newest checkpoint of this run; None to start anew.
 
     Raises:
-        EasyRefError: it was made with other settings (each named), unless `force`.
+        EasyRefError: it was made with other settings or by another number of processes (each
+            difference is named), unless `force`.
     """
     found = checkpoints(Path(settings.output.folder))
     if not found:
         return None
     step, folder = found[-1]
     try:
-        saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))["settings"]
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        saved = state["settings"]
         saved.pop("source")
         made = build(Settings, saved, "")  # with today's defaults for what it does not name
     except (OSError, ValueError, KeyError, EasyRefError) as error:
@@ -118,6 +149,9 @@ def find_resume(settings: Settings, force: bool) -> tuple[int, Path] | None:
     free = (*_FREE, "optimiser.steps") if fixed else _FREE
     named = differences(dataclasses.asdict(made), dataclasses.asdict(settings))
     changed = [difference for difference in named if not _is_free(difference, free)]
+    before = state.get("processes", processes)
+    if before != processes:
+        changed.append(f"processes: {before} -> {processes}")
     if changed and not force:
         raise EasyRefError(
             f"{folder} was made with other settings: {'; '.join(changed)}. Restore them, choose "
@@ -140,21 +174,37 @@ def restore(
 ) -> None:
     """Load a checkpoint into a prepared model and optimiser.
 
+    What --force may have changed is taken from the settings: the optimiser's weight decay, and an
+    average that the checkpoint does not have begins at its weights.
+
     Raises:
         EasyRefError: it does not fit.
     """
     from safetensors.torch import load_file
 
+    decays = [group["weight_decay"] for group in optimiser.param_groups]
+    own = accelerator.unwrap_model(model)
     if is_sharded(accelerator):
         accelerator.load_state(str(folder / "sharded"))
     else:
-        own = accelerator.unwrap_model(model)
         _load_weights(own, load_file(folder / "easyref.safetensors"), folder)
-        optimiser.load_state_dict(
-            torch.load(folder / "optimiser.pt", map_location="cpu", weights_only=True)
-        )
+        try:
+            optimiser.load_state_dict(
+                torch.load(folder / "optimiser.pt", map_location="cpu", weights_only=True)
+            )
+        except (ValueError, KeyError) as error:
+            raise EasyRefError(
+                f"{folder} was made with other parts or sizes than are trained now ({error}), so "
+                "it cannot be resumed even with --force. Name its easyref.safetensors as "
+                "model.adapter and another output.folder to train on from it."
+            ) from error
+    for group, decay in zip(optimiser.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    if accelerator.scaler is not None and (folder / "scaler.pt").is_file():
+        accelerator.scaler.load_state_dict(torch.load(folder / "scaler.pt", weights_only=True))
     if average is not None:
-        average.load(load_file(folder / "easyref_ema.safetensors"))
+        kept = folder / "easyref_ema.safetensors"
+        average.load(load_file(kept) if kept.is_file() else official_state(own))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -24,7 +25,13 @@ from easyref_core.training.augment import (
 from easyref_core.training.config import DataSettings
 from easyref_core.training.preview import unpatch
 from easyref_core.training.records import read_records
-from easyref_core.training.samples import TrainingSamples, Walk, make_sample, noise_generator
+from easyref_core.training.samples import (
+    SafeSamples,
+    TrainingSamples,
+    Walk,
+    make_sample,
+    noise_generator,
+)
 
 PLAIN = DataSettings(
     ("x",), resolution=64, crop="center", image_size=56, drop_image=0, drop_text=0, drop_both=0
@@ -58,12 +65,19 @@ def test_json_records_in_the_official_layout(tmp_path: Path) -> None:
     [
         ([], "no records"),
         ({}, "no JSON list"),
-        ([{"text": "a"}], "has no target"),
-        ([{"target": "a.png"}], "neither image_file nor face"),
-        ([{"target": "a.png", "face": [[1, 2]]}], "face must be"),
+        ([{"text": "a"}], r"None of the 1 records .* the first one, .*d.json\[0\], has no target"),
+        ([{"target": None, "image_file": "a.png"}], "has no target"),
+        ([{"target": "a.png"}], "has no reference"),
+        ([{"target": "a.png", "image_file": [None]}], "something else than text as image_file"),
+        ([{"target": "a.png", "image_file": "a.png", "text": {}}], "than text as text"),
+        ([{"target": "a.png", "face": [[1, 2]]}], "has a face that is not"),
+        ([{"target": "a.png", "face": {}}], "has a face that is not"),
+        (["a.png"], "has no target"),
     ],
 )
-def test_wrong_records_are_refused(tmp_path: Path, items: object, sentence: str) -> None:
+def test_files_without_any_usable_record_are_refused(
+    tmp_path: Path, items: object, sentence: str
+) -> None:
     with pytest.raises(EasyRefError, match=sentence):
         read_records([write_json(tmp_path / "d.json", items)], tmp_path)
 
@@ -97,10 +111,35 @@ def test_tar_shards_are_read_where_they_lie(tmp_path: Path) -> None:
     assert records[1].texts == ()
 
 
-def test_a_shard_without_target_is_refused(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "s.tar", {"1.0.png": png("red")})
-    with pytest.raises(EasyRefError, match="no target picture"):
-        read_records([shard], tmp_path)
+def test_shard_records_that_cannot_be_used_are_skipped_and_named(tmp_path: Path) -> None:
+    members = {"README.txt": b"hello", "good.0.png": png("red"), "good.target.png": png("red")}
+    members |= {"target.0.png": png("red"), "references.target.png": png("red")}
+    for name, content in (("broken", b"{"), ("list", b"[]"), ("number", b'{"text": 3}')):
+        members |= {f"{name}.0.png": png("red"), f"{name}.target.png": png("red")}
+        members[f"{name}.json"] = content
+    records = read_records([write_shard(tmp_path / "s.tar", members)], tmp_path)
+    assert {r.name.rpartition("/")[2]: r.broken[:18] for r in records} == {
+        "good": "",
+        "target": "has no target",
+        "references": "has no reference: ",
+        "broken": "has JSON that cann",
+        "list": "has JSON that is n",
+        "number": "has something else",
+    }
+    samples = TrainingSamples(records, PLAIN, 0)
+    found = [samples[position] for position in range(len(records))]
+    assert {sample.record.rpartition("/")[2] for sample in found} == {"good"}
+    skipped = {name: reason for sample in found for name, reason in sample.skipped}
+    assert len(skipped) == 5
+    assert f"it {records[1].broken}." in skipped.values()
+
+
+def test_compressed_shards_are_refused(tmp_path: Path) -> None:
+    plain = write_shard(tmp_path / "s.tar", {"1.0.png": png("red"), "1.target.png": png("red")})
+    packed = tmp_path / "s.tar.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(EasyRefError, match=r"s\.tar\.gz cannot be read.*must not be compressed"):
+        read_records([packed], tmp_path)
 
 
 def test_json_and_shards_train_alike(tmp_path: Path) -> None:
@@ -142,6 +181,7 @@ def test_all_records_broken_is_refused(tmp_path: Path) -> None:
     records = read_records([write_json(tmp_path / "d.json", items)], tmp_path)
     with pytest.raises(EasyRefError, match="1 records in a row cannot be read"):
         TrainingSamples(records, PLAIN, 0)[0]
+    assert isinstance(SafeSamples(TrainingSamples(records, PLAIN, 0))[0], EasyRefError)
 
 
 def test_an_epoch_shows_every_record_once(tmp_path: Path) -> None:
