@@ -1,8 +1,8 @@
 """What training keeps for the backward pass at real size, counted without computing anything.
 
 Runs SDXL's UNet with an adapter, Qwen2-VL-2B's vision tower and its decoder layers on PyTorch's
-meta device, in bfloat16, and adds up the tensors that the backward pass would need. Attention counts as
-a fused kernel's, which keeps its inputs and its result.
+meta device, in bfloat16, and adds up the tensors that the backward pass would need. Attention
+counts as a fused kernel's, which keeps its inputs and its result.
 
     python benchmarks/training_memory.py
 

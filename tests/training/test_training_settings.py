@@ -38,7 +38,16 @@ def test_overrides_replace_values_of_the_recipe(recipe: Recipe) -> None:
         ("model.adapter=gone.safetensors", "Train the stage before"),
         ("stage=multi_reference", "starts from the adapter of the stage before"),
         ("optimiser.parts=[lora, lore]", "Did you mean lora"),
-        ("model.lora_rank=0", "model.lora_rank is 0"),
+        ("model.lora_rank=0", "model.lora_rank is 0; it must be 1 or more"),
+        ("model.lora_rank=-1", "model.lora_rank is -1"),
+        ("optimiser.ema=1.5", "optimiser.ema is 1.5; it must be from 0 to less than 1"),
+        ("optimiser.max_grad_norm=-1", "optimiser.max_grad_norm is -1.0"),
+        ("optimiser.weight_decay=-1", "optimiser.weight_decay is -1.0"),
+        ("seed=-1", "seed is -1; it must be 0 or more"),
+        ("data.workers=-1", "data.workers is -1"),
+        ("data.image_size=20", "data.image_size is 20; it must be 56 or more"),
+        ("output.trackers=[tensorbord]", "Did you mean tensorboard"),
+        ("output.folder=/dev/null", "/dev/null is a file"),
         ("optimiser=5", "must be a section"),
         ("optimiser.warmup_steps=99", "warmup_steps is 99; it must be 0 to 4"),
         ("optimiser.warmup_steps=-1", "warmup_steps is -1"),
@@ -71,10 +80,26 @@ def test_missing_section_is_named(recipe: Recipe) -> None:
         load_settings(path)
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", "a: [", ""])
-def test_what_is_no_recipe_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_tracker_that_is_not_installed_is_named(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easyref_core.training.config.find_spec", lambda name: None)
+    with pytest.raises(EasyRefError, match="not installed: pip install wandb"):
+        load_settings(recipe(), ["output.trackers=[wandb]"])
+
+
+def test_half_precision_of_gpus_is_refused_on_a_cpu(recipe: Recipe) -> None:
+    pytest.importorskip("accelerate")
+    from easyref_core.training.loop import train
+
+    with pytest.raises(EasyRefError, match="fp16 needs a GPU"):
+        train(load_settings(recipe(), ["optimiser.precision=fp16"]))
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"a: [", b"", b"\xff\xfe"])
+def test_what_is_no_recipe_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(content)
+    path.write_bytes(content)
     with pytest.raises(EasyRefError, match="recipe"):
         load_settings(path)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,8 @@ def start(kind: str, recipe: Path, folder: Path, stop: int = 0) -> subprocess.Co
     launch += ["--nproc_per_node", "2", str(PROGRAM), kind, str(stop), str(recipe)]
     path = os.pathsep.join(filter(None, (str(DEEPSPEED), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    # What `accelerate config` says of accumulation; the recipe's counts.
+    environment["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "3"
     return subprocess.run(
         [*launch, f"output.folder={folder}"],
         capture_output=True,
@@ -75,10 +78,12 @@ def test_sharded_processes_equal_one_and_resume_where_they_died(
     assert max(wrong.values()) < 1e-4, max(wrong, key=wrong.__getitem__)
 
 
-def test_an_average_is_refused_where_no_process_holds_all_weights(
-    recipe: Callable[..., Path], tmp_path: Path
+@pytest.mark.parametrize("asked", ["optimiser.ema", "output.validation"])
+def test_what_needs_all_weights_in_one_process_is_refused_where_none_holds_them(
+    recipe: Callable[..., Path], training_set: Any, tmp_path: Path, asked: str
 ) -> None:
-    path = recipe(optimiser_steps=2, optimiser_ema=0.9)
+    values = {"optimiser.ema": 0.9, "output.validation": str(training_set.records)}
+    path = recipe(optimiser_steps=2, **{asked.replace(".", "_"): values[asked]})
     said = start("fsdp", path, tmp_path / "run")
     assert said.returncode != 0
-    assert "optimiser.ema needs every process to hold all weights" in said.stderr
+    assert f"{asked} needs " in said.stderr
