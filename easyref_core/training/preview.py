@@ -105,8 +105,7 @@ def validation_groups(records: Sequence[Record], settings: DataSettings) -> list
 
 
 def _references(record: Record) -> list[Image.Image]:
-    if record.broken:
-        raise EasyRefError(f"it {record.broken}.")
+    record.check()
     if record.face is not None:
         return [face_crop(record.target.open(), record.face, random.Random(0))]
     return [source.open() for source in record.references]

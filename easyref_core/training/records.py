@@ -77,6 +77,14 @@ class Record:
     face: tuple[float, float, float, float] | None = None
     broken: str = ""
 
+    def check(self) -> None:
+        """
+        Raises:
+            EasyRefError: it cannot be used.
+        """
+        if self.broken:
+            raise EasyRefError(f"it {self.broken}.")
+
 
 def read_records(files: Sequence[str | Path], root: str | Path) -> list[Record]:
     """All records of several data files, in order, those that cannot be used too.

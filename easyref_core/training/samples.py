@@ -141,8 +141,7 @@ def make_sample(record: Record, settings: DataSettings, seed: int, position: int
     Raises:
         EasyRefError: a picture is missing or broken, or the record itself.
     """
-    if record.broken:
-        raise EasyRefError(f"it {record.broken}.")
+    record.check()
     rng = random.Random(_mix(seed, position))
     picture = record.target.open()
     text = rng.choice(record.texts) if record.texts else ""

@@ -98,12 +98,8 @@ def save_state(
                 write_whole(averaged, temporary / "easyref_ema.safetensors", size)
             if accelerator.scaler is not None:
                 torch.save(accelerator.scaler.state_dict(), temporary / "scaler.pt")
-            processes = accelerator.num_processes
-            state = {
-                "step": step,
-                "processes": processes,
-                "settings": dataclasses.asdict(settings),
-            }
+            made_with = dataclasses.asdict(settings)
+            state = {"step": step, "processes": accelerator.num_processes, "settings": made_with}
             (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -111,7 +107,10 @@ def save_state(
             temporary.rename(final)
             for _, old in checkpoints(folder)[: -settings.output.keep]:
                 shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError, EasyRefError) as error:
+    except EasyRefError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    except (OSError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise EasyRefError(
             f"The checkpoint of step {step} could not be written to {folder} ({error}). Earlier "

@@ -244,6 +244,7 @@ def test_a_folder_of_the_input(page: ComfyPage) -> None:
 
 def test_a_workflow_whose_files_are_missing_says_which(five: ComfyPage, screenshots: Path) -> None:
     page = five
+    page.wait_for_thumbnails()  # the page must not still be asking for what is removed now
     saved = page.workflow()
     for name in ("face 2.png", "face 5.png"):
         (page.server.base / "input" / "easyref" / name).unlink()

@@ -56,11 +56,9 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def work(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything, as the command trains it where there are two cores."""
     folder = tmp_path_factory.mktemp("work")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "cpu_count", lambda: 2)
-        train_demo(folder, CPU, recipes)
+    for part in PARTS:
+        train_part(part, folder, CPU, recipes)
     return folder
 
 
@@ -72,6 +70,41 @@ def test_finished_parts_are_not_trained_again(work: Path, recipes: Path, monkeyp
     monkeypatch.setattr(demo_train, "_stage", lambda *_: pytest.fail("trained again"))
     for part in PARTS:
         train_part(part, work, CPU, recipes)
+
+
+def test_two_processes_are_told_what_the_command_accepts_in_an_order_that_works(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[str, int]] = []
+
+    class Process:
+        """What would run in another one, run here."""
+
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            launched = "torch.distributed.run" in command
+            processes = int(command[command.index("--nproc-per-node") + 1]) if launched else 1
+            monkeypatch.setenv("WORLD_SIZE", str(processes))
+            self._status = main(command[command.index("easyref_core.cli") + 1 :])
+            monkeypatch.delenv("WORLD_SIZE")
+
+        def wait(self) -> int:
+            return self._status
+
+    def note(part: str, *_: object) -> None:
+        trained.append((part, int(os.environ.get("WORLD_SIZE", "1"))))
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(demo_train, "train_part", note)
+    train_demo(tmp_path, CPU, recipes)
+    assert sorted(part for part, _ in trained) == sorted(PARTS)
+    assert {part for part, processes in trained if processes == 2} == {
+        part for part in PARTS if part[0].isdigit()
+    }
+    order = [part for part, _ in trained]
+    for before, after in (("vae", "base"), ("base", "controlnet"), ("vae", "decoder")):
+        assert order.index(before) < order.index(after)
+    assert order[-3:] == ["1_alignment", "2_single_reference", "3_multi_reference"]
 
 
 def test_drawing_that_was_interrupted_begins_anew(recipes: Path, tmp_path: Path) -> None:
