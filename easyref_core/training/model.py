@@ -186,6 +186,11 @@ def _check_sizes(settings: ModelSettings, checkpoint: AdapterCheckpoint) -> None
 
 def _new_encoder(unet: UNet2DConditionModel, settings: ModelSettings) -> EasyRefEncoder:
     directory = look_at_directory(settings.mllm)
+    if settings.final_layers > directory.config.num_layers:
+        raise EasyRefError(
+            f"model.final_layers is {settings.final_layers}, but the MLLM in {settings.mllm} has "
+            f"{directory.config.num_layers} layers."
+        )
     encoder = EasyRefEncoder(
         directory.config,
         settings.reference_tokens,

@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from easyref_core.checkpoint import load_checkpoint
 from easyref_core.errors import EasyRefError
+from easyref_core.loading import plan_encoder
 from easyref_core.training.base import TensorCache, fingerprint, load_base
 from easyref_core.training.config import Settings
+from easyref_core.training.loop import train
 from easyref_core.training.model import build_model
 
 Make = Callable[..., Settings]
@@ -56,3 +59,26 @@ def test_an_mllm_that_does_not_fit_its_config_is_refused(
     base = load_base(made.model.base)
     with pytest.raises(EasyRefError, match=r"visual\.merger\.ln_[qx]\.weight"):
         build_model(base.unet, made.model, made.optimiser.parts, made.seed)
+
+
+def test_more_final_layers_than_the_mllm_has_are_refused(settings: Make) -> None:
+    asked = settings(model_final_layers=99)
+    base = load_base(asked.model.base)
+    with pytest.raises(EasyRefError, match=r"final_layers is 99, but the MLLM in .* has \d layers"):
+        build_model(base.unet, asked.model, asked.optimiser.parts, seed=0)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_an_adapter_without_its_mllm_beside_a_directory_without_weights_says_so(
+    settings: Make, training_set, tmp_path: Path, trained: bool
+) -> None:
+    parts = ["projector", "mllm"] if trained else ["projector"]
+    exported = train(settings(optimiser_steps=1, optimiser_parts=parts)).exported
+    bare = tmp_path / "bare"
+    shutil.copytree(training_set.mllm, bare)
+    (bare / "model.safetensors").unlink()
+    if trained:
+        plan_encoder(load_checkpoint(exported), bare)
+        return
+    with pytest.raises(EasyRefError, match=r"does not carry the MLLM.*directory holds no weights"):
+        plan_encoder(load_checkpoint(exported), bare)
