@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     data.set_defaults(run=_demo_data)
 
     demo = commands.add_parser(
-        "demo-train", help="train all demo models from nothing (hours on a CPU, minutes on a GPU)"
+        "demo-train", help="train all demo models from nothing (about four hours on two CPU cores)"
     )
     demo.add_argument(
         "--folder",
