@@ -48,17 +48,13 @@ SDXL: dict[str, Any] = {
 
 
 class _Fused(torch.autograd.Function):
-    """Attention that keeps what a fused kernel keeps."""
+    """Attention that keeps what a fused kernel keeps; only its forward pass is run."""
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(q)
         ctx.save_for_backward(q, k, v, out)
         return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        raise NotImplementedError
 
 
 class _Kept:

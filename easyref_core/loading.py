@@ -163,17 +163,15 @@ def _check(
     where = checkpoint.name + (f" with {directory.path}" if directory else "")
     missing = sorted(wanted.keys() - sources.keys())
     if missing:
-        if not all(n.startswith(BODY) for n in missing):
-            hint = "The files are damaged or belong to different models; get them again."
-        elif directory is None:
-            hint = "Choose the Qwen2-VL-2B-Instruct directory to complete them."
-        elif not checkpoint.has_mllm and not directory.sources():
-            hint = (
-                "The adapter does not carry the MLLM (those of the first training stage do not), "
-                "and the directory holds no weights. Choose the one it was trained from."
-            )
-        else:
-            hint = "The files are damaged or belong to different models; get them again."
+        hint = "The files are damaged or belong to different models; get them again."
+        if all(n.startswith(BODY) for n in missing):
+            if directory is None:
+                hint = "Choose the Qwen2-VL-2B-Instruct directory to complete them."
+            elif not checkpoint.has_mllm and not directory.files:
+                hint = (
+                    "The adapter does not carry the MLLM (those of the first training stage do "
+                    "not), and the directory holds no weights. Choose the one it was trained from."
+                )
         embedding = " (nor its twin lm_head.weight)" if missing[0] == BODY + EMBEDDING else ""
         raise EasyRefError(
             f"{where}: {len(missing)} weights are missing, first {missing[0]}{embedding}. {hint}"

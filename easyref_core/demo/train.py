@@ -118,10 +118,14 @@ def is_done(work: Path, part: str) -> bool:
 def _data(recipe: Pretraining, work: Path, device: torch.device) -> None:
     from .dataset.files import write_dataset
 
-    unfinished = work / "data.unfinished"
-    for left in (unfinished, work / "data"):
-        shutil.rmtree(left, ignore_errors=True)  # an interrupted drawing begins anew
-    write_dataset(unfinished, recipe.data).rename(work / "data")
+    final, unfinished = work / "data", work / "data.unfinished"
+    if final.exists():
+        raise EasyRefError(
+            f"{final} is there, but holds no whole drawn data set. Move it away, or choose another "
+            "--folder."
+        )
+    shutil.rmtree(unfinished, ignore_errors=True)  # an interrupted drawing begins anew
+    write_dataset(unfinished, recipe.data).rename(final)
 
 
 def _vae(recipe: Pretraining, work: Path, device: torch.device) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import EasyRefError
 from ..files import write_atomically
-from .export import writing
+from .disk import writing
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DConditionModel

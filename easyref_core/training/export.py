@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from ..checkpoint import BODY, IMAGE_SIZE
-from ..errors import EasyRefError
 from ..files import write_atomically
+from .disk import writing
 from .model import TrainedModel, part_of
 
 _PATCH_EMBED = BODY + "visual.patch_embed.proj.weight"
@@ -44,21 +43,6 @@ def official_state(
             weight = weight.reshape(shape)
         official_weights[official] = weight.contiguous()
     return official_weights
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """
-    Raises:
-        EasyRefError: the disk is full or not writable.
-    """
-    try:
-        yield
-    except Exception as error:  # safetensors reports a full disk as its own exception
-        raise EasyRefError(
-            f"{path} could not be written ({error}). Earlier checkpoints are intact; free some "
-            "space and resume."
-        ) from error
 
 
 def write_whole(

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 from ..errors import EasyRefError, OutOfMemoryError
 from .base import Base, TensorCache, fingerprint, load_base
 from .config import Settings
+from .disk import writing
 from .ema import Average
-from .export import official_state, write_whole, writing
+from .export import official_state, write_whole
 from .kernels import quick_attention
 from .memory import SMALLER, check_fits, estimate_bytes, parameters_by_part
 from .model import Batch, TrainedModel, build_model
@@ -129,14 +130,7 @@ class _Run:
             log_with=list(settings.output.trackers) or None,
             project_config=ProjectConfiguration(str(folder), str(folder / "logs")),
         )
-        if self.accelerator.num_processes != processes:
-            raise EasyRefError(
-                f"{processes} processes were started, but accelerate sees "
-                f"{self.accelerator.num_processes}. Start them with accelerate launch, with a "
-                "configuration for this computer."
-            )
-        if optimiser.precision == "fp16" and self.accelerator.device.type == "cpu":
-            raise EasyRefError("optimiser.precision fp16 needs a GPU. Use bf16 or no on a CPU.")
+        self._check_processes(processes)
         set_seed(settings.seed)
         self.base: Base = load_base(settings.model.base)
         self.model: TrainedModel = build_model(
@@ -155,6 +149,28 @@ class _Run:
         self.model.encoder.compute_dtype = self.dtype
         self.summary = Summary()
 
+    def _check_processes(self, started: int) -> None:
+        """What does not go with the processes that accelerate found."""
+        accelerator, optimiser = self.accelerator, self.settings.optimiser
+        if accelerator.num_processes != started:
+            raise EasyRefError(
+                f"{started} processes were started, but accelerate sees "
+                f"{accelerator.num_processes}. Start them with accelerate launch, with a "
+                "configuration for this computer."
+            )
+        if optimiser.precision == "fp16" and accelerator.device.type == "cpu":
+            raise EasyRefError("optimiser.precision fp16 needs a GPU. Use bf16 or no on a CPU.")
+        if self._validation and is_spread(accelerator):
+            raise EasyRefError(
+                "output.validation needs a process that holds all weights, which FSDP and "
+                "DeepSpeed ZeRO-3 do not have. Set output.validation=null, or use ZeRO-2."
+            )
+        if optimiser.ema is not None and is_sharded(accelerator):
+            raise EasyRefError(
+                "optimiser.ema needs every process to hold all weights, which DeepSpeed and "
+                "FSDP do not. Set optimiser.ema=null."
+            )
+
     def estimate(self) -> dict[str, int]:
         """Bytes that one process needs, by purpose."""
         longest, shares = self.samples.most_references, shares_of(self.accelerator)
@@ -169,11 +185,6 @@ class _Run:
     def go(self, found: tuple[int, Path] | None, on_step: Callable[[int, float], None]) -> Summary:
         settings, accelerator = self.settings, self.accelerator
         check_fits(self.estimate(), accelerator.device)
-        if self._validation and is_spread(accelerator):
-            raise EasyRefError(
-                "output.validation needs a process that holds all weights, which FSDP and "
-                "DeepSpeed ZeRO-3 do not have. Set output.validation=null, or use ZeRO-2."
-            )
         self.base.to(accelerator.device, self.dtype)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(
@@ -189,11 +200,6 @@ class _Run:
             config["gradient_clipping"] = settings.optimiser.max_grad_norm or 0.0
         average = None
         if settings.optimiser.ema is not None:
-            if is_sharded(accelerator):
-                raise EasyRefError(
-                    "optimiser.ema needs every process to hold all weights, which DeepSpeed and "
-                    "FSDP do not. Set optimiser.ema=null."
-                )
             self.model.to(accelerator.device)
             average = Average(self.model, settings.optimiser.ema)
         model, optimiser = accelerator.prepare(self.model, optimiser)

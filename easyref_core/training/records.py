@@ -119,11 +119,11 @@ def _from_json(file: Path, root: Path) -> list[Record]:
         raise EasyRefError(f"{file} holds no JSON list of records.")
 
     def made(item: Any, name: str) -> Record:
-        if not isinstance(item, dict) or not isinstance(item.get("target"), str):
-            raise EasyRefError("has no target")
+        item = item if isinstance(item, dict) else {}
+        target = item.get("target")
+        source = PictureSource(root / target) if isinstance(target, str) else None
         files = _names(item.get("image_file"), "image_file")
-        pictures = tuple(PictureSource(root / one) for one in files)
-        return _record(name, item, PictureSource(root / item["target"]), pictures)
+        return _record(name, item, source, tuple(PictureSource(root / one) for one in files))
 
     return [_unless_broken(made, item, f"{file}[{n}]") for n, item in enumerate(items)]
 

@@ -20,6 +20,7 @@ from accelerate.utils import DistributedType
 
 from ..errors import EasyRefError
 from .config import Settings, build, differences
+from .disk import writing
 from .ema import Average
 from .export import official_state, write_whole
 from .model import TrainedModel
@@ -79,43 +80,42 @@ def save_state(
     folder = Path(settings.output.folder)
     final, temporary = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.tmp"
     try:
-        if accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        whole = gathered(accelerator, model)
-        if whole is not None:
-            accelerator.save_state(str(temporary / "sharded"))
-        if accelerator.is_main_process:
-            own = accelerator.unwrap_model(model)
-            size = settings.data.image_size
-            weights = official_state(own, whole)
-            write_whole(weights, temporary / "easyref.safetensors", size)
-            if whole is None:
-                torch.save(optimiser.state_dict(), temporary / "optimiser.pt")
-            if average is not None:
-                averaged = official_state(own, replaced=average.weights)
-                write_whole(averaged, temporary / "easyref_ema.safetensors", size)
-            if accelerator.scaler is not None:
-                torch.save(accelerator.scaler.state_dict(), temporary / "scaler.pt")
-            made_with = dataclasses.asdict(settings)
-            state = {"step": step, "processes": accelerator.num_processes, "settings": made_with}
-            (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            for _, old in checkpoints(folder)[: -settings.output.keep]:
-                shutil.rmtree(old, ignore_errors=True)
+        with writing(final):
+            if accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            accelerator.wait_for_everyone()
+            whole = gathered(accelerator, model)
+            if whole is not None:
+                accelerator.save_state(str(temporary / "sharded"))
+            if accelerator.is_main_process:
+                own = accelerator.unwrap_model(model)
+                size = settings.data.image_size
+                weights = official_state(own, whole)
+                write_whole(weights, temporary / "easyref.safetensors", size)
+                if whole is None:
+                    torch.save(optimiser.state_dict(), temporary / "optimiser.pt")
+                if average is not None:
+                    averaged = official_state(own, replaced=average.weights)
+                    write_whole(averaged, temporary / "easyref_ema.safetensors", size)
+                if accelerator.scaler is not None:
+                    torch.save(accelerator.scaler.state_dict(), temporary / "scaler.pt")
+                made_with = dataclasses.asdict(settings)
+                state = {
+                    "step": step,
+                    "processes": accelerator.num_processes,
+                    "settings": made_with,
+                }
+                (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                shutil.rmtree(final, ignore_errors=True)
+                temporary.rename(final)
+                for _, old in checkpoints(folder)[: -settings.output.keep]:
+                    shutil.rmtree(old, ignore_errors=True)
     except EasyRefError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise EasyRefError(
-            f"The checkpoint of step {step} could not be written to {folder} ({error}). Earlier "
-            "checkpoints are intact; free some space and start the command again to resume."
-        ) from error
     return final
 
 

@@ -108,12 +108,21 @@ def test_two_processes_are_told_what_the_command_accepts_in_an_order_that_works(
 
 
 def test_drawing_that_was_interrupted_begins_anew(recipes: Path, tmp_path: Path) -> None:
-    for folder in ("data", "data.unfinished"):
-        (tmp_path / folder / "training").mkdir(parents=True)
-        (tmp_path / folder / "training" / "00000_0.png").write_bytes(b"half")
+    half = tmp_path / "data.unfinished" / "training" / "00000_0.png"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
     train_part("data", tmp_path, CPU, recipes)
     assert is_done(tmp_path, "data")
     assert not (tmp_path / "data.unfinished").exists()
+
+
+def test_a_folder_that_was_not_drawn_is_left_alone(recipes: Path, tmp_path: Path) -> None:
+    own = tmp_path / "data" / "own.txt"
+    own.parent.mkdir()
+    own.write_text("precious", encoding="utf-8")
+    with pytest.raises(EasyRefError, match="holds no whole drawn data set"):
+        train_part("data", tmp_path, CPU, recipes)
+    assert own.read_text(encoding="utf-8") == "precious"
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ def test_faces_are_shown_and_what_cannot_be_read_is_named(
     assert run._validation[1].caption == "a face"
     with Image.open(tmp_path / "run" / "validation" / "0000001.png") as sheet:
         cell = sheet.height // 2
-        generated = [sheet.crop((cell, cell + 9, 2 * cell - 9, 2 * cell - 9))]  # behind the face
-        assert all(low < high for low, high in generated[0].getextrema())
+        generated = sheet.crop((cell, cell + 9, 2 * cell - 9, 2 * cell - 9))  # behind the face
+        assert all(low < high for low, high in generated.getextrema())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,26 @@
+"""What a run says when it cannot write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import EasyRefError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """
+    Raises:
+        EasyRefError: the disk is full or not writable.
+    """
+    try:
+        yield
+    except EasyRefError:
+        raise
+    except Exception as error:  # safetensors reports a full disk as its own exception
+        raise EasyRefError(
+            f"{path} could not be written ({error}). Earlier checkpoints are intact; free some "
+            "space and start the command again to resume."
+        ) from error
