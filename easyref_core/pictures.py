@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import EasyRefError
+
+_TURNS = {  # what undoes each EXIF orientation; 1 stands upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_picture(source: str | Path | BinaryIO, name: str | None = None) -> Image.Image:
@@ -27,10 +37,19 @@ def open_picture(source: str | Path | BinaryIO, name: str | None = None) -> Imag
         EasyRefError: missing, unreadable, truncated, or too large to be decoded safely.
     """
     name = str(source) if name is None else name
+    with decoding(name), Image.open(source) as image:
+        return to_rgb(upright(image), name)
+
+
+@contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises while it opens and decodes a picture into EasyRefError; only
+    MemoryError passes, which is not the file's fault.
+    """
     try:
-        with Image.open(source) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image), name)
+        yield
+    except (EasyRefError, MemoryError):
+        raise
     except FileNotFoundError:
         raise EasyRefError(f"There is no picture {name}. Check the name and the folder.") from None
     except IsADirectoryError:
@@ -41,12 +60,27 @@ def open_picture(source: str | Path | BinaryIO, name: str | None = None) -> Imag
         ) from None
     except Image.DecompressionBombError as error:
         raise EasyRefError(f"{name} is too large to be decoded safely: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, EasyRefError):
-            raise
+    except Exception as error:  # a damaged picture raises anything, RuntimeError and TypeError too
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
+            raise EasyRefError(
+                f"{name} cannot be read ({error.strerror}). Check its permissions and its disk."
+            ) from error
         raise EasyRefError(
-            f"{name} cannot be decoded: {error}. The file is probably truncated; save it again."
-        ) from None
+            f"{name} cannot be decoded ({type(error).__name__}: {error}). The file is damaged or "
+            "truncated; save it again."
+        ) from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The decoded picture, turned as its EXIF orientation says; EXIF that cannot be read says
+    nothing. Only that one tag is looked at: odd values elsewhere do no harm.
+    """
+    image.load()
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged EXIF raises anything, struct.error and TypeError too
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -127,7 +127,11 @@ def save_tokens(tokens: ReferenceTokens, path: str | Path) -> Path:
         "num_references": str(tokens.num_references),
         "aggregation": tokens.aggregation,
     }
-    content = {"cond": tokens.cond.contiguous().cpu(), "uncond": tokens.uncond.contiguous().cpu()}
+    # Copies: safetensors refuses tensors that share memory, and one may serve as both.
+    content = {
+        name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in (("cond", tokens.cond), ("uncond", tokens.uncond))
+    }
     try:
         write_atomically(path, lambda partial: partial.write_bytes(save(content, metadata)))
     except OSError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import comfy.model_management
 import folder_paths
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ...easyref_core.aggregation import Reference
 from ...easyref_core.errors import EasyRefError
@@ -21,7 +21,7 @@ from ...easyref_core.gallery import (
     crop_pixels,
     parse_gallery,
 )
-from ...easyref_core.pictures import open_picture, to_rgb
+from ...easyref_core.pictures import decoding, open_picture, to_rgb, upright
 
 PICTURE_FILES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 MAX_LISTED = 500
@@ -185,13 +185,10 @@ def stamp(file: str) -> str:
 def _quickly_opened(path: Path, name: str, side: int, crop: Crop | None) -> Image.Image:
     """The upright picture; a JPEG is decoded only as large as `side` pixels of its part need."""
     share = min(crop[2:]) if crop else 1.0
-    try:
-        with Image.open(path) as image:
-            scale = min(1.0, side / share / max(image.size))
-            image.draft(None, (round(image.width * scale), round(image.height * scale)))
-            return to_rgb(ImageOps.exif_transpose(image), name)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise EasyRefError(f"{name!r} cannot be shown: {error}") from None
+    with decoding(repr(name)), Image.open(path) as image:
+        scale = min(1.0, side / share / max(image.size))
+        image.draft(None, (round(image.width * scale), round(image.height * scale)))
+        return to_rgb(upright(image), name)
 
 
 def _input_folder() -> Path:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import goldens
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from easyref_core.errors import EasyRefError
 from easyref_core.pictures import named, open_picture, tensor_to_picture, to_rgb
@@ -138,6 +139,66 @@ def test_rotated_photographs_stand_upright(tmp_path: Path, orientation: int) -> 
     assert found.size == (32, 16)
     difference = np.abs(np.asarray(found, int) - np.asarray(upright, int))
     assert difference.max() < 40
+
+
+def broken_exif() -> dict[str, bytes]:
+    """EXIF as some programs write it: a resolution that is a text, and none that can be read."""
+    entries = [(0x0112, 3, 1, struct.pack("<HH", 6, 0)), (0x011A, 2, 4, b"abc\0")]
+    body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    odd = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
+    return {"odd": odd, "noise": b"Exif\0\0noise", "cut": odd[:20]}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("kind", ["odd", "noise", "cut"])
+def test_broken_exif_is_no_reason_to_refuse_a_picture(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (32, 16), "red").save(path, exif=broken_exif()[kind])
+    assert open_picture(path).size == ((16, 32) if kind == "odd" else (32, 16))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, struct.error, EOFError])
+def test_whatever_a_decoder_raises_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    path = tmp_path / "damaged.png"
+    Image.new("RGB", (8, 8)).save(path)
+
+    def fail(*_: object) -> None:
+        raise error("frame 0: bad data")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with goldens.refused(path, "cannot be decoded", "frame 0: bad data", "truncated"):
+        open_picture(path)
+
+
+@pytest.mark.parametrize("step", ["open", "load"])
+def test_a_file_that_may_not_be_read_is_not_called_truncated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "locked.png"
+    Image.new("RGB", (8, 8)).save(path)
+
+    def locked(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    owner = Image if step == "open" else ImageFile.ImageFile
+    monkeypatch.setattr(owner, step, locked)
+    with pytest.raises(EasyRefError, match=r"cannot be read \(Permission denied\)") as raised:
+        open_picture(path)
+    assert "truncated" not in str(raised.value)
+
+
+def test_lack_of_memory_is_not_blamed_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: object) -> None:
+        raise MemoryError
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "large.png")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", run_out)
+    with pytest.raises(MemoryError):
+        open_picture(tmp_path / "large.png")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])

@@ -86,6 +86,13 @@ def test_tensors_that_are_views_can_be_saved(tmp_path: Path) -> None:
     assert torch.equal(load_tokens(save_tokens(made, tmp_path / "t")).cond, made.cond)
 
 
+def test_one_tensor_that_serves_as_both_can_be_saved(tmp_path: Path) -> None:
+    both = torch.randn(1, 16, 96)
+    found = load_tokens(save_tokens(tokens(cond=both, uncond=both), tmp_path / "t"))
+    assert torch.equal(found.cond, both)
+    assert torch.equal(found.uncond, both)
+
+
 @pytest.mark.parametrize("step", [(os, "replace"), (Path, "write_bytes")], ids=lambda s: s[1])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str]
