@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from .checkpoint import AdapterCheckpoint
 from .errors import EasyRefError
 from .tokens import ReferenceTokens, describe
+from .weights import Reader, all_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +80,26 @@ def lora_weights(checkpoint: AdapterCheckpoint) -> dict[str, torch.Tensor]:
         for part, halves in parts.items()
         for half, name in halves.items()
     }
-    weights = checkpoint.file.read(names)
-    for name, weight in weights.items():
-        if not torch.isfinite(weight).all():
-            raise EasyRefError(
-                f"{checkpoint.name}: {name} holds values that are not numbers (NaN or infinite). "
-                "The file is damaged; download it again."
-            )
-    return weights
+    with checkpoint.file.open() as get:
+        return {official: read_finite(checkpoint, get, name) for official, name in names.items()}
+
+
+def read_finite(checkpoint: AdapterCheckpoint, get: Reader, name: str) -> torch.Tensor:
+    """One weight of the adapter by its name in the file.
+
+    Args:
+        get: of the opened file.
+
+    Raises:
+        EasyRefError: it holds values that are not numbers.
+    """
+    weight = get(name)
+    if not all_finite(weight):
+        raise EasyRefError(
+            f"{checkpoint.name}: {name} holds values that are not numbers (NaN or infinite). "
+            "The file is damaged; download it again."
+        )
+    return weight
 
 
 def check_model_layers(

@@ -114,6 +114,13 @@ def look(path: str | Path) -> WeightFile:
     )
 
 
+def all_finite(weight: torch.Tensor) -> bool:
+    """Whether a weight holds neither NaN nor infinities; one-byte floats too, which torch cannot
+    test as they are.
+    """
+    return bool(torch.isfinite(weight.float() if weight.itemsize == 1 else weight).all())
+
+
 def _stamp(path: Path) -> tuple[int, int]:
     try:
         stat = path.stat()
@@ -151,6 +158,12 @@ def _safetensors_header(path: Path, size: int) -> tuple[dict[str, TensorInfo], d
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a PyTorch file by name; a DeepSpeed file's stand under `module`."""
+    if torch.__version__ < (2, 6):  # CVE-2025-32434: weights_only does not keep code out
+        raise EasyRefError(
+            f"{path} is a pickle, which PyTorch {torch.__version__} cannot open without the risk "
+            "of running code hidden in it. Update PyTorch to 2.6 or newer, or get the "
+            ".safetensors file."
+        )
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

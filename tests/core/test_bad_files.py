@@ -12,6 +12,7 @@ import goldens
 import pytest
 import torch
 from safetensors.torch import save
+from torch.torch_version import TorchVersion
 
 from easyref_core.checkpoint import load_checkpoint
 from easyref_core.errors import EasyRefError
@@ -129,6 +130,19 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, form: str) -> None:
         with goldens.refused(path, "could run code", "not opened", "safetensors"):
             action(path)
     assert not probe.exists()
+
+
+def test_a_pytorch_that_cannot_keep_code_out_opens_no_pickle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "adapter.pt"
+    torch.save(goldens.adapter_tensors(), path)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.5.1+cu121"))
+    with goldens.refused(path, "PyTorch 2.5.1+cu121", "Update PyTorch to 2.6", ".safetensors"):
+        load_checkpoint(path)
+    assert load_checkpoint(goldens.ADAPTER).num_tokens == 16
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0"))
+    assert load_checkpoint(path).num_tokens == 16
 
 
 def test_pickle_of_something_else(tmp_path: Path) -> None:
