@@ -24,18 +24,23 @@ class EncodingCache:
 
     Belongs to one encoder. Keyed by the pixels themselves; holds CPU tensors, about 0.4 MB a
     picture at real size in half precision.
+
+    Args:
+        budget: bytes that vision tokens may take. By default as many as hold every group that
+            fills the MLLM's context at real size (32,768 tokens of width 1536 in float32): of a
+            group that does not fit, each picture would be forgotten just before it is used again.
     """
 
-    def __init__(self, pictures: int = 64) -> None:
-        self.seen = _Recent(pictures)
-        self.unconditional = _Recent(8)
+    def __init__(self, budget: int = 256 * 2**20) -> None:
+        self.seen = _Recent(budget)
+        self.unconditional = _Recent(8 * 2**20)
 
 
 class _Recent:
-    """The most recently used tensors."""
+    """The most recently used tensors, of so many bytes in all."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
         self._items: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
     def get(self, key: bytes) -> torch.Tensor | None:
@@ -45,7 +50,7 @@ class _Recent:
 
     def put(self, key: bytes, value: torch.Tensor) -> None:
         self._items[key] = value
-        while len(self._items) > self._size:
+        while sum(item.nbytes for item in self._items.values()) > self._budget:
             self._items.popitem(last=False)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from easyref_core.aggregation import Reference, encode_references
 from easyref_core.checkpoint import AdapterCheckpoint, load_checkpoint
+from easyref_core.config import MllmConfig
 from easyref_core.encoder import EasyRefEncoder
 from easyref_core.loading import EncoderPlan, plan_encoder
 from easyref_core.preprocessing import preprocess
@@ -274,13 +275,24 @@ def test_an_image_size_below_two_patches_is_refused(encode: Callable, size: int)
 
 
 def test_cache_forgets_the_oldest() -> None:
-    cache = EncodingCache(pictures=2).seen
+    cache = EncodingCache(budget=2 * torch.zeros(1).nbytes).seen
     for name in (b"a", b"b"):
         cache.put(name, torch.zeros(1))
     assert cache.get(b"a") is not None
     cache.put(b"c", torch.zeros(1))
     assert cache.get(b"b") is None
     assert cache.get(b"a") is not None
+
+
+def test_a_group_that_fills_the_context_is_remembered_whole() -> None:
+    """Read in order, a group larger than the cache would lose each picture just before its use."""
+    config = MllmConfig()  # Qwen2-VL-2B's
+    picture = torch.zeros(144, config.hidden_size)
+    group = [bytes([number]) for number in range(config.max_positions // 144)]
+    cache = EncodingCache().seen
+    for name in group:
+        cache.put(name, picture)
+    assert all(cache.get(name) is not None for name in group)
 
 
 @pytest.mark.parametrize("aggregation", ["easyref", "average", "concatenate"])
