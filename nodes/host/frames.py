@@ -55,6 +55,12 @@ def frames_of_call(
     return Frames(max(total or in_run or 0, max(places) + 1), tuple(places))
 
 
+def window_size(transformer_options: Mapping[str, Any]) -> int | None:
+    """Latents in the window of frames that a model call is one of, None without windows."""
+    places, _ = _window(transformer_options)
+    return None if places is None else len(places)
+
+
 def _window(options: Mapping[str, Any]) -> tuple[Sequence[int] | None, int | None]:
     window = options.get("context_window")  # of ComfyUI
     if window is not None and getattr(window, "dim", 0) == 0:

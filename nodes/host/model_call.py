@@ -14,7 +14,7 @@ from .frames import Frames
 from .parts import Part, Settings
 from .run_info import Chunk
 
-Lane = Sequence[tuple[Part, bool] | None]
+Lane = list[tuple[Part, bool] | None]
 """For each chunk of a call the part that acts on it, and whether by its unconditional half."""
 
 Scale = float | torch.Tensor

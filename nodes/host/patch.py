@@ -29,7 +29,16 @@ from .key_values import KeyValueStore
 from .layers import BlockKey, group_of
 from .model_call import Lane, ModelCall, Scale, shares_of_lane
 from .parts import Part, Settings
-from .run_info import KEY, Chunk, chunks_of_call, latents_of_call, watch_runs, whole_latent
+from .run_info import (
+    KEY,
+    Chunk,
+    chunks_of_call,
+    latents_of_call,
+    rows_of_each,
+    watch_runs,
+    whole_latent,
+)
+from .tiles import is_tile, repetitions
 from .timing import rate
 
 Slot = Callable[..., torch.Tensor]
@@ -109,9 +118,8 @@ class Application:
         options = dict(transformer_options or {})
         chunks = chunks_of_call(options)
         lanes = [lane for lane in self._lanes(chunks, options) if any(lane)]
-        if lanes and x.shape[0] % len(chunks) != 0:
-            _warn_once(x.shape[0], x.shape[0], len(chunks))
-            lanes = []
+        if lanes:
+            chunks, lanes = _as_called(chunks, lanes, x, c_crossattn, options)
         if lanes:
             call = self._call(executor.class_obj, lanes, chunks, x, t, options)
             self._take_slots(options, call)
@@ -237,6 +245,33 @@ class _ReferenceAttention:
         return self
 
 
+def _as_called(
+    chunks: list[Chunk],
+    lanes: list[Lane],
+    x: torch.Tensor,
+    text: torch.Tensor | None,
+    options: Mapping[str, Any],
+) -> tuple[list[Chunk], list[Lane]]:
+    """Chunks and lanes of the rows that the model is really called with.
+
+    Lanes that nothing acts in are left out; a mask has no place on tiles.
+    """
+    each = rows_of_each(options)
+    times = repetitions(x.shape[0], len(chunks), each, text)
+    if not times:
+        _warn_once(x.shape[0], len(chunks) * (each or 1), len(chunks))
+        return chunks, []
+    latent, whole = (x.shape[-2], x.shape[-1]), whole_latent(options, x)
+    if is_tile(latent, whole, chunks):
+        unmasked = [
+            [one if one and not one[0].settings.mask else None for one in lane] for lane in lanes
+        ]
+        if unmasked != lanes:
+            _warn_of_tiles(whole)
+        lanes = [lane for lane in unmasked if any(lane)]
+    return chunks * times, [lane * times for lane in lanes]
+
+
 def _resolution(
     options: Mapping[str, Any], positions: int, latent: tuple[int, int]
 ) -> tuple[int, int]:
@@ -253,9 +288,18 @@ def _resolution(
 @lru_cache(maxsize=8)
 def _warn_once(found: int, rows: int, conditionings: int) -> None:
     logging.warning(
-        "EasyRef: another node changed the batch (%d rows in attention, where the model was called "
-        "with %d for %d conditionings), so references cannot be told apart there and are left out.",
+        "EasyRef: another node changed the batch (%d rows, where %d are expected for %d "
+        "conditionings), so references cannot be told apart there and are left out.",
         found,
         rows,
         conditionings,
+    )
+
+
+@lru_cache(maxsize=1)
+def _warn_of_tiles(whole: tuple[int, int]) -> None:
+    logging.warning(
+        "EasyRef: another node samples the picture (%d x %d latent cells) in tiles without saying "
+        "which tile is where, so references with a mask cannot be placed and are left out.",
+        *whole,
     )

@@ -18,7 +18,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
 
 from .carried import CarriedTokens, Use, carried_by, lent_to_negative, uses_of
-from .frames import Frames, frames_of_call
+from .frames import Frames, frames_of_call, window_size
 
 KEY = "easyref"
 _RUN = "easyref_run"
@@ -68,12 +68,14 @@ class CallInfo:
         entries: (list number, uuid) -> that conditioning's share.
         lent: as `Chunk.lent` of the negative lists.
         latent: (height, width) of the whole latent.
+        latents: of its batch.
     """
 
     negative: tuple[bool, ...]
     entries: Mapping[tuple[int, Any], Chunk]
     lent: tuple[CarriedTokens, ...]
     latent: tuple[int, int]
+    latents: int
 
     def chunk(self, number: int, identity: Any) -> Chunk:
         """The share of one of a list's conditionings, which another node may have brought."""
@@ -113,6 +115,12 @@ def whole_latent(transformer_options: Mapping[str, Any], x: torch.Tensor) -> tup
     """(height, width) of the latent that a model call's rows were cut from."""
     call: CallInfo | None = transformer_options.get(_CALL)
     return call.latent if call is not None else (x.shape[-2], x.shape[-1])
+
+
+def rows_of_each(transformer_options: Mapping[str, Any]) -> int | None:
+    """Rows that ComfyUI gives each conditioning of a model call, None where that is unknown."""
+    call: CallInfo | None = transformer_options.get(_CALL)
+    return window_size(transformer_options) or (call.latents if call is not None else None)
 
 
 def latents_of_call(transformer_options: Mapping[str, Any], each: int) -> Frames:
@@ -177,6 +185,7 @@ def _note_call(
         },
         lent=run.lent,
         latent=(x_in.shape[-2], x_in.shape[-1]),
+        latents=x_in.shape[0],
     )
     return executor(model, conds, x_in, timestep, _with_note(model_options, _CALL, info))
 
