@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "--groups", type=int, default=1000, help="to train with; default: %(default)s"
     )
     data.add_argument(
-        "--held-out-groups", type=int, default=150, help="to judge with; default: %(default)s"
+        "--held-out-groups", type=int, default=400, help="to judge with; default: %(default)s"
     )
     data.add_argument("--pictures", type=int, default=5, help="a group; default: %(default)s")
     data.add_argument("--side", type=int, default=128, help="in pixels; default: %(default)s")
@@ -162,7 +162,10 @@ def _parser() -> argparse.ArgumentParser:
         "--mllm", type=Path, metavar="FOLDER", help="for a compared adapter that carries no MLLM"
     )
     check.add_argument("--device", help="default: a GPU where there is one")
-    check.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    check.add_argument("--out", type=Path, metavar="FILE", help="write the table as JSON")
+    check.add_argument(
+        "--scores", type=Path, metavar="FILE", help="write every group's scores as CSV"
+    )
     check.set_defaults(run=_demo_check)
 
     train = commands.add_parser("train", help="train an adapter, one stage a recipe")
@@ -270,7 +273,9 @@ def _demo_train(options: argparse.Namespace) -> int:
     from .demo.pretraining.assemble import assemble_set
     from .demo.train import RECIPES, adapter_of, train_demo, train_part
 
-    device = _device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # Under torchrun each process has a GPU of its own.
+    device = _device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
     recipes = options.recipes or RECIPES
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and len(options.only or ()) != 1:
         raise EasyRefError("Under torchrun, name one part with --only; start the next one anew.")
@@ -293,7 +298,7 @@ def _demo_check(options: argparse.Namespace) -> int:
 
         from .demo.judging.command import Request, demo_check, parse_compare
 
-        names = ("data", "split", "judge", "identities", "steps", "cfg", "mllm", "out")
+        names = ("data", "split", "judge", "identities", "steps", "cfg", "mllm", "out", "scores")
         request = Request(
             models=options.set,
             compare=parse_compare(options.compare),

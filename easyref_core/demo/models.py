@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging
 
@@ -131,6 +132,11 @@ class DemoModels:
     @property
     def has_controlnet(self) -> bool:
         return self._control is not None
+
+    @property
+    def precision(self) -> str:
+        """In which it samples."""
+        return "bfloat16" if self._half else "float32"
 
     def adapter(self, path: Path | None = None, mllm: Path | None = None) -> DemoAdapter:
         """An adapter file for this set; its own `easyref.safetensors` by default.
@@ -267,7 +273,7 @@ class DemoModels:
         """Load a part; whatever goes wrong, the message says in which."""
         try:
             return load(self.directory / name)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise EasyRefError(
                 f"{name} of the model set {self.directory} cannot be loaded ({error}). Make or "
                 "get the set again."

@@ -83,7 +83,7 @@ def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECI
     if part in makers:
         makers[part](recipe, work, device)
     else:
-        _stage(part, work, recipes)
+        _stage(part, work, recipes, device)
 
 
 def _share(recipe: Pretraining) -> Pretraining:
@@ -163,7 +163,7 @@ def _controlnet(recipe: Pretraining, work: Path, device: torch.device) -> None:
     data, base = _needed(work, "data"), _needed(work, "base")
     pictures = read_pictures(data, recipe.base_pictures)
     kept = work / "base" / "latents.pt"
-    latents = encode_pictures(_autoencoder(work, device), pictures.pixels, device, kept)
+    latents = encode_pictures(_autoencoder(work, device), pictures, device, kept)
     outlines, folder = read_outlines(data, pictures), work / "controlnet"
     train_controlnet(pictures, outlines, latents, base, recipe.controlnet, folder, device)
 
@@ -196,12 +196,13 @@ def _needed(work: Path, part: str) -> Path:
     return work / "data" if part == "data" else work / part / "model"
 
 
-def _stage(part: str, work: Path, recipes: Path) -> None:
+def _stage(part: str, work: Path, recipes: Path, device: torch.device) -> None:
     from ..training.loop import train
 
     settings = make_settings(_moved(read_recipe(recipes / f"{part}.yaml"), work), source=part)
     share = max(1, settings.optimiser.batch_size // _processes())
-    train(replace(settings, optimiser=replace(settings.optimiser, batch_size=share)))
+    optimiser = replace(settings.optimiser, batch_size=share)
+    train(replace(settings, optimiser=optimiser), cpu=device.type == "cpu")
 
 
 def _moved(content: Any, work: Path) -> Any:

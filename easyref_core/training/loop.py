@@ -65,6 +65,7 @@ def train(
     *,
     resume: bool = True,
     force: bool = False,
+    cpu: bool = False,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Summary:
     """Run one stage to its last step, from its newest checkpoint if there is one.
@@ -73,6 +74,7 @@ def train(
         resume: continue the checkpoint in output.folder; False removes what is there and starts
             anew.
         force: resume even though settings differ.
+        cpu: leave a GPU alone.
         on_step: called after each optimiser step with its number and mean loss.
 
     Raises:
@@ -81,7 +83,7 @@ def train(
             saved).
     """
     found = find_resume(settings, _processes(), force) if resume else None
-    run = _Run(settings)
+    run = _Run(settings, cpu)
     try:
         return run.go(found, on_step)
     except torch.cuda.OutOfMemoryError as error:
@@ -112,7 +114,7 @@ def dry_run(settings: Settings) -> str:
 class _Run:
     """Everything a run holds."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, cpu: bool = False) -> None:
         self.settings = settings
         optimiser = settings.optimiser
         folder = Path(settings.output.folder)
@@ -123,7 +125,7 @@ class _Run:
         processes = _processes()
         self.accelerator = Accelerator(
             # Without this accelerate takes several processes on a CPU for unrelated ones.
-            cpu=processes > 1 and not torch.cuda.is_available(),
+            cpu=cpu or (processes > 1 and not torch.cuda.is_available()),
             mixed_precision=optimiser.precision,
             # As a plugin, or what `accelerate config` said would count instead.
             gradient_accumulation_plugin=GradientAccumulationPlugin(optimiser.accumulation),

@@ -48,14 +48,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_untrained_models_miss_bars(models: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "check.json"
     options = ["--set", str(models), "--identities", "2", "--steps", "1", "--device", "cpu"]
-    assert main(["demo-check", *options, "--out", str(out)]) == 1
+    scores = tmp_path / "made" / "scores.csv"
+    assert main(["demo-check", *options, "--out", str(out), "--scores", str(scores)]) == 1
     printed = capsys.readouterr()
     assert "identity, 4 references" in printed.out
     assert "bars missed: identities judged; " in printed.out
     assert "drawing 5 held-out groups" in printed.err
     found = json.loads(out.read_text(encoding="utf-8"))
     assert (found["met"], found["split"], found["settings"]["steps"]) == (False, "held_out", 1)
-    assert {len(values) for values in found["scores"]["easyref"].values()} == {2}
+    assert found["device"] == "cpu"
+    assert found["precision"] == DemoModels(models).precision
+    assert "seed" not in found["settings"]
+    groups = {row["measure"]: row["found"]["count"] for row in found["rows"] if row["found"]}
+    assert (groups["judge: colour"], groups["judge: style ground"]) == (4, 1)
+    lines = scores.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "condition,attribute,group,score"
+    assert sum(line.startswith("easyref,colour,") for line in lines) == 2
     assert {row["measure"] for row in found["rows"] if row["found"]} >= {
         "judge: colour",
         "  crowded: joint less averaged",
@@ -118,11 +126,25 @@ def test_what_cannot_be_measured_ends_with_2(
         (["--set", str(models), "--compare", "stage9=x"], "stage1, stage2, scratch, averaging"),
         (["--set", str(models), "--compare", "stage1"], "write NAME=FILE"),
         (["--set", str(models), "--device", "abacus"], "'abacus' cannot be used"),
+        (["--set", str(models), "--data", str(data)], "4 identity groups; measuring 160 ident"),
+        (["--set", str(models), "--out", str(tmp_path)], "cannot be written: it is a folder"),
+        (["--set", str(models), "--scores", str(models / "set.json" / "x")], "cannot be written"),
     ):
         assert main(["demo-check", *options]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.startswith("easyref: ")
+
+
+@pytest.mark.parametrize(
+    "file", ["text_encoders/clip_l/model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
+)
+def test_a_damaged_part_is_named(models: Path, tmp_path: Path, capsys: Capture, file: str) -> None:
+    damaged = tmp_path / "set"
+    shutil.copytree(models, damaged)
+    (damaged / file).write_text("version https://git-lfs.github.com/spec/v1", encoding="utf-8")
+    assert main(["demo-check", "--set", str(damaged)]) == 2
+    assert f"{file.split('/')[0]} of the model set" in capsys.readouterr().err
 
 
 def test_drawn_pictures_are_all_looked_at_before_any_is_made(
@@ -159,6 +181,8 @@ def test_the_first_groups_of_each_kind_are_judged(data: Path) -> None:
 
 def test_groups_that_are_too_few_or_too_small_are_refused(data: Path) -> None:
     split = read_split(data)
+    with pytest.raises(EasyRefError, match=r"4 identity groups.* takes 5\. Draw 15 groups"):
+        split.first(5)
     with pytest.raises(EasyRefError, match="0 style groups"):
         replace(split, groups=[g for g in split.groups if g.kind != "style"]).first(3)
     short = [replace(group, references=group.references[:3]) for group in split.groups]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
+from easyref_core.demo.dataset import groups
 from easyref_core.demo.dataset.characters import (
     ACCESSORIES,
     ATTRIBUTES,
@@ -35,8 +36,8 @@ from easyref_core.demo.dataset.groups import (
     all_styles,
     draw_identity,
     draw_style,
-    identity_group,
     style_group,
+    style_mask,
 )
 from easyref_core.demo.dataset.scenes import PLACES, TIMES, Scene, draw_scene
 from easyref_core.demo.dataset.splits import identities, styles
@@ -84,37 +85,74 @@ def test_held_out_identities_are_no_training_identities() -> None:
         assert min(counts) > 100
 
 
-def test_held_out_styles_are_no_training_styles() -> None:
+def test_held_out_styles_look_like_no_training_style() -> None:
     training, held_out = styles()
-    assert not set(training) & set(held_out)
-    assert set(training) | set(held_out) == set(all_styles())
-    assert len(held_out) == pytest.approx(0.15 * len(all_styles()), abs=1)
+    assert not {style.look for style in training} & {style.look for style in held_out}
+    assert len(training) == pytest.approx(0.85 * len(all_styles()), abs=1)
     for colour in COLOURS:
         assert min(sum(getattr(s, n) == colour for s in training) for n in ("first", "ground")) > 50
+    # All patterns equally often, and each style before any of its pattern comes again.
+    assert [style.pattern for style in held_out] == [*STYLE_PATTERNS] * (len(held_out) // 4)
+    assert len(held_out) > 160
+    for start in range(len(STYLE_PATTERNS)):
+        alike = held_out[start::4]
+        assert alike == tuple(alike[n % len(set(alike))] for n in range(len(alike)))
 
 
-def test_friends_are_training_identities_and_stand_in_all_pictures_but_the_target() -> None:
+@pytest.mark.parametrize("pattern", STYLE_PATTERNS)
+def test_styles_look_alike_whose_pattern_covers_a_half_in_each_colour(pattern: str) -> None:
+    mask = style_mask(pattern, 256)
+    share = mask.histogram()[255] / 256**2
+    one, other = Style(pattern, "blue", "pink", "yellow"), Style(pattern, "pink", "blue", "yellow")
+    assert (one.look == other.look) == (0.4 < share < 0.6)
+    assert one.look != Style(pattern, "blue", "pink", "red").look
+
+
+@pytest.mark.parametrize("part", ["training", "held_out"])
+def test_a_friend_is_a_training_identity_in_all_pictures_but_the_target(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Identity, Identity | None, bool]] = []
+
+    def note(
+        identity: Identity,
+        side: int,
+        rng: random.Random,
+        friend: Identity | None,
+        prominent_friend: bool,
+    ) -> None:
+        seen.append((identity, friend, prominent_friend))
+
+    monkeypatch.setattr(groups, "draw_identity", note)
     training, held_out = identities()
-    seen: list[Identity | None] = []
+    bigger = []
+    for number in (2, 3, 7, 8):
+        seen.clear()
+        assert draw_group(replace(SMALL, pictures=6), part, number)[0] == "crowded"
+        (meant,), friends = {identity for identity, _, _ in seen}, [friend for _, friend, _ in seen]
+        assert meant in (training if part == "training" else held_out)
+        assert friends[0] is None
+        assert len(set(friends[1:])) == 5
+        assert set(friends[1:]) <= set(training)
+        for friend in friends[1:]:
+            assert sum(getattr(friend, a) == getattr(meant, a) for a in ATTRIBUTES) <= 1
+        bigger.append({prominent for _, _, prominent in seen})
+    sometimes = [{True}, {False}] * 2
+    assert bigger == (sometimes if part == "training" else [{True}] * 4)
 
-    from easyref_core.demo.dataset import groups
 
-    real = groups.draw_identity
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            groups,
-            "draw_identity",
-            lambda identity, side, rng, friend, **_: (
-                seen.append(friend) or real(identity, side, rng)
-            ),
+def test_a_prominent_friend_is_the_bigger_figure() -> None:
+    friend = Identity("square", "blue", "dots", "goggle", "scarf")
+
+    def height(seed: int, prominent: bool) -> int:
+        drawn = draw_identity(
+            PLAIN, 96, random.Random(seed), friend, Scene("beach", "day"), prominent
         )
-        identity_group(held_out[7], 6, 32, random.Random(0), training)
-    assert seen[0] is None
-    assert len(set(seen[1:])) == 5
-    assert set(seen[1:]) <= set(training)
-    for friend in seen[1:]:
-        shared = sum(getattr(friend, a) == getattr(held_out[7], a) for a in ATTRIBUTES)
-        assert shared <= 1
+        _, top, _, bottom = drawn.outline.getbbox()
+        return bottom - top
+
+    for seed in range(4):
+        assert height(seed, True) < 0.9 * height(seed, False)
 
 
 def test_captions_name_the_scene_only() -> None:

@@ -106,7 +106,9 @@ def test_each_kind_of_picture_has_its_own_questions(judge: Judge) -> None:
     assert counts == {head: 1 if head.startswith("style ") else 2 for head in (*VALUES, PALETTE)}
 
 
-def test_a_palette_is_read_in_any_order(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_colours_are_read_in_any_order_where_both_look_alike(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = {head: torch.zeros(1, len(values)) for head, values in VALUES.items()}
     # Torn between two colours for both, as in checks: each alone could be read twice.
     for head, sure in (("style first", (0.6, 0.4)), ("style second", (0.55, 0.45))):
@@ -114,24 +116,22 @@ def test_a_palette_is_read_in_any_order(judge: Judge, monkeypatch: pytest.Monkey
     monkeypatch.setattr(judge, "probabilities", lambda pixels: rows)
     pixels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 
-    def share(first: str, second: str) -> float:
-        facts = {"first": first, "second": second, "ground": "red", "pattern": "checks"}
-        return judge.right(pixels, [facts])[PALETTE][0]
-
-    assert share("red", "blue") == share("blue", "red") == 1
-    assert share("red", "pink") == share("pink", "blue") == 0.5
-    assert share("pink", "teal") == 0
-    assert judge.right(pixels, [{"ground": "red"}]).keys() == {"style ground"}
-
-    def seen(first: str, second: str) -> list[str]:
-        facts = {"first": first, "second": second, "ground": "red"}
+    def read(first: str, second: str, pattern: str) -> tuple[float, list[str]]:
+        facts = {"first": first, "second": second, "ground": "red", "pattern": pattern}
         readings = read_pictures(judge, [Image.new("RGB", (8, 8))], facts)[0]
-        return [reading.seen for reading in readings[:2]]
+        return judge.right(pixels, [facts])[PALETTE][0], [reading.seen for reading in readings[:2]]
 
-    assert seen("red", "blue") == ["red", "blue"]
-    assert seen("blue", "red") == ["blue", "red"]
-    assert seen("pink", "red") == ["blue", "red"]
-    assert seen("blue", "pink") == ["blue", "red"]
+    for pattern in ("checks", "stripes"):
+        assert read("red", "blue", pattern) == (1, ["red", "blue"])
+        assert read("blue", "red", pattern) == (1, ["blue", "red"])
+        assert read("pink", "red", pattern) == (0.5, ["blue", "red"])
+        assert read("blue", "pink", pattern) == (0.5, ["blue", "red"])
+        assert read("pink", "teal", pattern)[0] == 0
+    for pattern in ("dots", "rings"):
+        assert read("red", "blue", pattern) == (0.5, ["red", "red"])
+        assert read("blue", "red", pattern) == (0.5, ["red", "red"])
+        assert read("blue", "pink", pattern)[0] == 0
+    assert judge.right(pixels, [{"ground": "red"}]).keys() == {"style ground"}
 
 
 def test_what_it_reads_in_pictures_of_any_size(judge: Judge) -> None:

@@ -34,7 +34,7 @@ from easyref_core.demo.judging.rows import (
     SHAPE,
     all_rows,
 )
-from easyref_core.demo.judging.table import format_table, missed, write_results
+from easyref_core.demo.judging.table import format_table, missed, write_scores, write_table
 from easyref_core.errors import EasyRefError
 from easyref_core.preprocessing import picture_levels
 
@@ -189,13 +189,16 @@ def test_the_table_and_the_file_say_the_same(good: Results, tmp_path: Path) -> N
     joint = next(line for line in lines if "joint less averaged" in line)
     assert "+20.0 " in joint
     path = tmp_path / "made" / "check.json"
-    write_results(path, rows, {"split": "held_out"}, good)
+    write_table(path, rows, {"split": "held_out"})
     read = json.loads(path.read_text(encoding="utf-8"))
     assert (read["met"], read["split"], len(read["rows"])) == (False, "held_out", len(rows))
-    assert read["scores"]["easyref"]["colour"] == good["easyref"]["colour"]
+    write_scores(tmp_path / "scores.csv", good)
+    scores = [line.split(",") for line in (tmp_path / "scores.csv").read_text().splitlines()]
+    colours = [float(s) for c, a, _, s in scores[1:] if (c, a) == ("easyref", "colour")]
+    assert colours == good["easyref"]["colour"]
     (tmp_path / "file").write_text("")
     with pytest.raises(EasyRefError, match="cannot be written"):
-        write_results(tmp_path / "file" / "check.json", rows, {}, {})
+        write_table(tmp_path / "file" / "check.json", rows, {})
 
 
 def test_a_picture_overlaps_with_its_own_outline_and_less_with_others() -> None:

@@ -15,14 +15,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
 
 from easyref_core.cli import main
 from easyref_core.demo import train as demo_train
+from easyref_core.demo.dataset.splits import identities
 from easyref_core.demo.pretraining.assemble import assemble_set
-from easyref_core.demo.pretraining.base import add_noise, edge_places, noise_loss
-from easyref_core.demo.pretraining.pictures import read_pixels
+from easyref_core.demo.pretraining.base import add_noise, edge_places, encode_pictures, noise_loss
+from easyref_core.demo.pretraining.composed import Composer
+from easyref_core.demo.pretraining.pictures import read_pictures, read_pixels
 from easyref_core.demo.pretraining.steps import Schedule, run_steps
 from easyref_core.demo.train import (
     PARTS,
@@ -245,6 +248,61 @@ def test_a_state_of_another_recipe_or_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "part" / "state.pt").write_bytes(b"half")
     with pytest.raises(EasyRefError, match=r"cannot be read.*Delete .*part to train this part"):
         train(schedule)
+
+
+def test_a_state_of_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    module = torch.nn.Linear(3, 1)
+    run_steps(module, lambda *_: module.weight.sum(), Schedule(2, 4, 1e-2, 1), tmp_path, CPU)
+    state = torch.load(tmp_path / "state.pt")
+    torch.save(state | {"processes": 2}, tmp_path / "state.pt")
+    with pytest.raises(EasyRefError, match=r"by processes: 2, and now there are 1.*Start as many"):
+        run_steps(module, lambda *_: module.weight.sum(), Schedule(2, 4, 1e-2, 1), tmp_path, CPU)
+
+
+def test_latents_of_other_pictures_or_another_autoencoder_are_not_taken(
+    work: Path, tmp_path: Path
+) -> None:
+    pictures, kept = read_pictures(work / "data", 6), tmp_path / "part" / "latents.pt"
+    vae = AutoencoderTiny.from_pretrained(work / "vae" / "model")
+    latents = encode_pictures(vae, pictures, CPU, kept)
+    assert torch.equal(encode_pictures(vae, pictures, CPU, kept), latents)
+    fewer = read_pictures(work / "data", 3)
+    assert fewer.names != pictures.names[:3]
+    with pytest.raises(EasyRefError, match="base_pictures has changed"):
+        encode_pictures(vae, fewer, CPU, kept)
+    other = AutoencoderTiny.from_pretrained(work / "decoder" / "model")
+    with pytest.raises(EasyRefError, match="another autoencoder"):
+        encode_pictures(other, pictures, CPU, kept)
+    kept.write_bytes(kept.read_bytes()[:-50])
+    with pytest.raises(EasyRefError, match="cannot be read"):
+        encode_pictures(vae, pictures, CPU, kept)
+
+
+def test_the_mllm_is_taught_training_identities_only(
+    recipes: Path, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[Composer] = []
+    monkeypatch.setattr(
+        "easyref_core.demo.pretraining.mllm.train_mllm",
+        lambda groups, composer, *_: taught.append(composer),
+    )
+    (tmp_path / "data").symlink_to(work / "data", target_is_directory=True)
+    train_part("mllm", tmp_path, CPU, recipes)
+    assert taught[0].identities == identities()[0]
+
+
+def test_stages_train_where_the_command_says(
+    recipes: Path, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("data", "base", "mllm"):
+        (tmp_path / part).symlink_to(work / part, target_is_directory=True)
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        "easyref_core.training.loop.train", lambda settings, *, cpu: asked.append(cpu)
+    )
+    for device in ("cpu", "cuda"):
+        train_part("1_alignment", tmp_path, torch.device(device), recipes)
+    assert asked == [True, False]
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:

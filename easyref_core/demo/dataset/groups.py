@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import permutations
 
@@ -30,6 +30,8 @@ from .poses import Pose, alone, styled, together
 from .scenes import Scene, draw_scene, random_scene
 
 STYLE_PATTERNS = ("stripes", "dots", "checks", "rings")
+# In these each colour covers about a half: with the colours exchanged they look alike.
+EVEN_PATTERNS = ("stripes", "checks")
 _INK: Colour = (40, 32, 44)
 
 
@@ -41,6 +43,14 @@ class Style:
     first: str
     second: str
     ground: str
+
+    @property
+    def look(self) -> Style:
+        """The same for styles that look alike."""
+        if self.pattern not in EVEN_PATTERNS:
+            return self
+        first, second = sorted((self.first, self.second))
+        return replace(self, first=first, second=second)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from .characters import Identity, all_identities
-from .groups import Style, all_styles
+from .groups import STYLE_PATTERNS, Style, all_styles
 
 HELD_OUT_SHARE = 0.15
 _Item = TypeVar("_Item")
@@ -32,5 +32,14 @@ def identities() -> tuple[tuple[Identity, ...], tuple[Identity, ...]]:
 
 @lru_cache(maxsize=1)
 def styles() -> tuple[tuple[Style, ...], tuple[Style, ...]]:
-    """(training, held out)"""
-    return split(all_styles(), HELD_OUT_SHARE)
+    """(training, held out)
+
+    No training style looks like a held-out one; those that do are in neither. That leaves few of
+    some patterns, which come several times, so that the held-out ones go through all patterns.
+    """
+    training, others = split(all_styles(), HELD_OUT_SHARE)
+    seen = {style.look for style in training}
+    unseen = [style for style in others if style.look not in seen]
+    patterns = [[s for s in unseen if s.pattern == pattern] for pattern in STYLE_PATTERNS]
+    turns = range(max(map(len, patterns)))
+    return training, tuple(alike[turn % len(alike)] for turn in turns for alike in patterns)

@@ -41,11 +41,20 @@ class CheckOptions:
 
 
 def judge_accuracy(judge: Judge, models: DemoModels, split: DrawnSplit) -> tuple[dict, dict]:
-    """Attribute -> 1 or 0 a picture: on drawn pictures of one figure, and on their rebuilds."""
-    paths = [path for group in split.groups for path in group.alone]
-    facts = [split.facts[path] for path in paths]
-    pixels = read_pixels(paths)
-    return judge.right(pixels, facts), judge.right(models.rebuild(pixels), facts)
+    """Attribute -> share of each group's pictures of one figure that is read right: on the drawn
+    pictures, and on what the autoencoder leaves of them.
+    """
+    groups = [group.alone for group in split.groups]
+    drawn = read_pixels([path for paths in groups for path in paths])
+    found: list[dict[str, list[float]]] = []
+    for pixels in (drawn, models.rebuild(drawn)):
+        shares: dict[str, list[float]] = {}
+        for paths, part in zip(groups, pixels.split([len(paths) for paths in groups]), strict=True):
+            right = judge.right(part, [split.facts[path] for path in paths])
+            for head, scores in right.items():
+                shares.setdefault(head, []).append(sum(scores) / len(scores))
+        found.append(shares)
+    return found[0], found[1]
 
 
 def tasks(options: CheckOptions) -> list[str]:

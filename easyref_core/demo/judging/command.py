@@ -20,11 +20,11 @@ from ..models import DemoModels
 from ..parts import Settings
 from ..tiny import TRAINED_SET
 from .check import CheckOptions, Conditions, judge_accuracy, run_check
-from .groups import SPLITS, DrawnSplit, open_pictures, read_outlines, read_split
+from .groups import SPLITS, DrawnSplit, groups_for, open_pictures, read_outlines, read_split
 from .judge import JUDGE_FILE, Judge, load_judge
 from .processes import SharedCheck, processes_for
 from .rows import COMPARED, all_rows, judge_rows
-from .table import format_table, missed, write_results
+from .table import check_place, format_table, missed, write_scores, write_table
 
 _MOST = 400  # identities: far more than there is time for
 _SEED = 1  # other scenes than the data sets drawn for training with the default seed
@@ -42,7 +42,8 @@ class Request:
         steps, cfg: of the sampling; the demo's own by default.
         compare: name -> adapter file.
         mllm: for adapters that do not carry the MLLM.
-        out: JSON file with everything measured.
+        out: JSON file for the table.
+        scores: CSV file for every group's scores.
     """
 
     models: Path | None = None
@@ -55,6 +56,7 @@ class Request:
     compare: Mapping[str, Path] = field(default_factory=dict)
     mllm: Path | None = None
     out: Path | None = None
+    scores: Path | None = None
     device: torch.device | str = "cpu"
 
 
@@ -83,13 +85,18 @@ def demo_check(request: Request) -> int:
     verdict = f"{len(short)} bars missed: {names}" if short else "every bar is met"
     print(f"\n{verdict} ({minutes:.1f} minutes)")
     if request.out is not None:
+        settings = {k: v for k, v in asdict(options.settings).items() if k != "seed"}  # not used
         about = {
             "set": models.info,
-            "settings": asdict(options.settings),
+            "settings": settings,
             "split": request.split,
             "identities": request.identities,
+            "device": models.device.type,
+            "precision": models.precision,
         }
-        write_results(request.out, rows, about, results)
+        write_table(request.out, rows, about)
+    if request.scores is not None:
+        write_scores(request.scores, results)
     return 1 if short else 0
 
 
@@ -119,6 +126,9 @@ def _check(request: Request) -> None:
         raise EasyRefError(f"There is no split {request.split!r}; choose {' or '.join(SPLITS)}.")
     if request.split == "training" and request.data is None:
         raise EasyRefError("--split training needs --data: the folder the set was trained on.")
+    for path in (request.out, request.scores):
+        if path is not None:
+            check_place(path)
 
 
 def _settings(request: Request, models: DemoModels) -> Settings:
@@ -154,8 +164,7 @@ def _judge_file(request: Request) -> Path:
 def _split(request: Request, scratch: Path, side: int) -> DrawnSplit:
     if request.data is not None:
         return read_split(request.data, request.split).first(request.identities)
-    # Of five groups two are of identities, two crowded and one is a style's.
-    count = 5 * ((request.identities + 1) // 2)
+    count = groups_for(request.identities)
     _say(f"drawing {count} held-out groups")
     drawn = DatasetOptions(groups=1, held_out_groups=count, side=side, seed=_SEED)
     return read_split(write_dataset(scratch / "drawn", drawn)).first(request.identities)

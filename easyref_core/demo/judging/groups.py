@@ -64,16 +64,17 @@ class DrawnSplit:
         """So many identity groups and crowded groups, and half as many style groups.
 
         Raises:
-            EasyRefError: a kind with fewer than two groups, or a group with too few references.
+            EasyRefError: a kind with fewer groups, or a group with too few references.
         """
         counts = {"identity": identities, "crowded": identities, "style": (identities + 1) // 2}
         chosen = [group for kind, most in counts.items() for group in self.of_kind(kind)[:most]]
         for kind, most in counts.items():
-            found = sum(group.kind == kind for group in chosen)
-            if found < min(2, most):
+            found = len(self.of_kind(kind))
+            if found < most:
                 raise EasyRefError(
-                    f"There are {found} {kind} groups; at least {min(2, most)} are needed. Draw "
-                    "more groups."
+                    f"There are {found} {kind} groups; measuring {identities} identities takes "
+                    f"{most}. Draw {groups_for(identities)} groups, or choose fewer with "
+                    "--identities."
                 )
         for group in chosen:
             if len(group.references) < REFERENCES:
@@ -82,6 +83,11 @@ class DrawnSplit:
                     f"{REFERENCES} are needed. Draw groups of {REFERENCES + 1} pictures."
                 )
         return DrawnSplit(chosen, self.facts)
+
+
+def groups_for(identities: int) -> int:
+    """How many groups are drawn to have so many of identities: two of five are, one is a style."""
+    return 5 * ((identities + 1) // 2)
 
 
 def read_split(folder: Path, split: str = "held_out") -> DrawnSplit:

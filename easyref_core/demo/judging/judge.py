@@ -21,7 +21,7 @@ from ...errors import EasyRefError
 from ...files import write_atomically
 from ...weights import look
 from ..dataset.characters import ACCESSORIES, COLOURS, EYES, PATTERNS, SHAPES
-from ..dataset.groups import STYLE_PATTERNS
+from ..dataset.groups import EVEN_PATTERNS, STYLE_PATTERNS
 from ..dataset.scenes import PLACES, TIMES
 from ..pretraining.pictures import SIDE, DrawnPictures
 from ..pretraining.steps import Schedule, run_steps
@@ -43,8 +43,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     STYLE + "second": COLOURS,
     STYLE + "ground": COLOURS,
 }
-# Not a head: the two colours of a figure, whichever is called the first. In checks and rings, cut
-# out anywhere, nothing says which one that is.
+# Not a head: the two colours of a figure; where the pattern looks alike with both exchanged,
+# whichever is called the first.
 PALETTE = STYLE + "palette"
 _PAIR = (STYLE + "first", STYLE + "second")
 _FORMAT = "easyref.demo_judge"
@@ -95,8 +95,7 @@ class Judge(nn.Module):
     ) -> dict[str, list[float]]:
         """Attribute -> 1 or 0 for each of the pictures that have it, in their order.
 
-        Style pictures have a `PALETTE` too: the share of their figure's two colours that is among
-        the two seen.
+        Style pictures have a `PALETTE` too: the share of their figure's two colours that is right.
         """
         found: dict[str, list[float]] = {}
         sure = self.probabilities(pixels)
@@ -105,9 +104,9 @@ class Judge(nn.Module):
             asked = wanted(of_picture)
             for head, value in asked.items():
                 found.setdefault(head, []).append(float(VALUES[head][best[head][row]] == value))
-            if asked.keys() >= set(_PAIR):
+            if asked.keys() >= {*_PAIR, STYLE + "pattern"}:
                 pair = _pair({head: sure[head][row] for head in _PAIR}, asked)
-                hits = sum(VALUES[head][best] == asked[head] for head, best in pair.items())
+                hits = sum(VALUES[head][number] == asked[head] for head, number in pair.items())
                 found.setdefault(PALETTE, []).append(hits / len(pair))
         return found
 
@@ -132,7 +131,7 @@ def read_pictures(
 
     Args:
         facts: attribute -> value, as in a drawn data set's `facts.json`; those with a "ground" are
-            a style's, whose two colours may be seen in any order. What is not named is not asked.
+            a style's; see `PALETTE` for its two colours. What is not named is not asked.
     """
     rows: list[list[Reading]] = []
     for picture in pictures:
@@ -141,7 +140,7 @@ def read_pictures(
         sure = {head: of_picture[0] for head, of_picture in judge.probabilities(pixels).items()}
         asked = wanted(facts)
         best = {head: int(sure[head].argmax()) for head in asked}
-        if asked.keys() >= set(_PAIR):
+        if asked.keys() >= {*_PAIR, STYLE + "pattern"}:
             best |= _pair(sure, asked)
         rows.append(
             [
@@ -153,12 +152,14 @@ def read_pictures(
 
 
 def _pair(sure: Mapping[str, torch.Tensor], asked: Mapping[str, str]) -> dict[str, int]:
-    """Head -> number of the colour seen, for both of `_PAIR`; what is called the first is decided
-    by what is asked.
+    """Head -> number of the colour seen, for both of `_PAIR`; where the asked pattern looks alike
+    either way, what is called the first is decided by what is asked.
 
     Args:
         sure: head -> [values] of one picture.
     """
+    if asked[STYLE + "pattern"] not in EVEN_PATTERNS:
+        return {head: int(sure[head].argmax()) for head in _PAIR}
     one, other = sum(sure[head] for head in _PAIR).topk(2).indices.tolist()
     first, second = _PAIR
     if asked[first] == COLOURS[other] or asked[second] == COLOURS[one]:

@@ -25,7 +25,7 @@ class Estimate:
     """A mean over groups, or a difference of two, with its 95% confidence interval.
 
     Attributes:
-        count: groups (or pictures, for the judge's own accuracy).
+        count: groups.
     """
 
     value: float

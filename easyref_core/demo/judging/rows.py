@@ -27,7 +27,7 @@ IDENTITIES = 150
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SCENE = ("place", "time")
 PATTERN, FIRST, SECOND, GROUND = (STYLE + name for name in ("pattern", "first", "second", "ground"))
-# A palette counts as the two colours that it is.
+# The palette counts as the two colours that it is.
 LOOK = (PATTERN, PALETTE, PALETTE, GROUND)
 SHAPE = STYLE + "shape"
 OUTLINE = "outline"
@@ -134,12 +134,12 @@ def _style(results: Results) -> list[Row]:
     return [
         at_least("style: pattern and palette", estimate(mean_of(scores, LOOK)), 0.8),
         reported("  style: pattern", estimate(scores[PATTERN])),
-        reported("  style: two colours, in any order", estimate(scores[PALETTE])),
+        reported("  style: two colours", estimate(scores[PALETTE])),
         reported("  style: ground", estimate(scores[GROUND])),
         reported("  style: all four right", estimate(all_right)),
         reported("  style: first colour", estimate(scores[FIRST])),
         reported("  style: second colour", estimate(scores[SECOND])),
-        reported("  style: pattern and palette in order", estimate(ordered)),
+        reported("  style: pattern and palette, always in order", estimate(ordered)),
         at_least("style: shape that the prompt names", estimate(scores[SHAPE]), 0.8),
     ]
 

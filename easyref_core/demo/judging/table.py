@@ -1,15 +1,19 @@
-"""The table as text, and everything as JSON."""
+"""The table as text and as JSON, and the scores that it is made of as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ...errors import EasyRefError
-from ..tiny_weights import write_json
-from .measures import Row
+from ..tiny_weights import write_json, write_text
+from .measures import Row, Scores
 
 _VERDICTS = {True: "met", False: "MISSED", None: ""}
 
@@ -31,21 +35,58 @@ def missed(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.met is False]
 
 
-def write_results(
-    path: Path, rows: Sequence[Row], about: Mapping[str, Any], results: Mapping[str, Any]
-) -> None:
-    """Write the table and every group's scores, so that other numbers can be made of them.
+def write_table(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
+    """Write the table as JSON.
 
     Args:
         about: what was measured, and how.
+
+    Raises:
+        EasyRefError: it cannot be written there.
+    """
+    content = {"met": not missed(rows), **about, "rows": [asdict(row) for row in rows]}
+    with _writing(path):
+        write_json(path, content)
+
+
+def write_scores(path: Path, results: Mapping[str, Scores]) -> None:
+    """Write every group's scores, a line each, so that other numbers can be made of them.
+
+    Args:
         results: condition -> attribute -> scores.
 
     Raises:
-        EasyRefError: the folder cannot be written to.
+        EasyRefError: it cannot be written there.
     """
-    content = {"met": not missed(rows), **about, "rows": [asdict(row) for row in rows]}
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("condition", "attribute", "group", "score"))
+    for condition, attributes in results.items():
+        for attribute, scores in attributes.items():
+            lines.writerows(
+                (condition, attribute, group, f"{score:g}") for group, score in enumerate(scores)
+            )
+    with _writing(path):
+        write_text(path, text.getvalue())
+
+
+def check_place(path: Path) -> None:
+    """
+    Raises:
+        EasyRefError: nothing can be written there.
+    """
+    with _writing(path):
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        write_json(path, {**content, "scores": results})
+        yield
     except OSError as error:
         raise EasyRefError(f"{path} cannot be written: {error}. Choose another place.") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ...errors import EasyRefError
+from ...files import write_atomically
 from ...training.schedule import loss_weights
 from ..tiny_codecs import CLIP_G_CONFIG, CLIP_L_CONFIG
 from ..tiny_unet import UNET_CONFIG
@@ -148,7 +151,7 @@ def train_base(
     directory = folder / "model"
     write_tokenizers(directory)
     tokenizers = load_tokenizers(directory)
-    latents = encode_pictures(vae, pictures.pixels, device, folder / "latents.pt")
+    latents = encode_pictures(vae, pictures, device, folder / "latents.pt")
     conditions = Conditions(pictures, tokenizers)
     edges = edge_places(outlines)
     torch.manual_seed(schedule.seed)
@@ -228,20 +231,49 @@ def size_numbers(count: int, device: torch.device) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_pictures(
-    vae: AutoencoderTiny, pixels: torch.Tensor, device: torch.device, cache: Path
+    vae: AutoencoderTiny, pictures: DrawnPictures, device: torch.device, cache: Path
 ) -> torch.Tensor:
-    """Latents [N, 4, S / 8, S / 8] of uint8 pictures, kept in a file."""
+    """Latents [N, 4, S / 8, S / 8] of pictures, kept in a file.
+
+    Raises:
+        EasyRefError: the file is damaged, or holds those of other pictures or another autoencoder.
+    """
+    source = _source(vae, pictures.names)
     if cache.is_file():
-        return torch.load(cache, weights_only=True)
+        return _kept_latents(cache, source)
     found = []
     vae = vae.to(memory_format=torch.channels_last)
-    for batch in pixels.split(8):
+    for batch in pictures.pixels.split(8):
         with torch.autocast(device.type, torch.bfloat16):
             found.append(vae.encode(batch.to(device).float() / 127.5 - 1).latents.float().cpu())
     latents = torch.cat(found)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(latents, cache)
+    kept = {"source": source, "latents": latents}
+    write_atomically(cache, lambda partial: torch.save(kept, partial))
     return latents
+
+
+def _source(vae: AutoencoderTiny, names: Sequence[str]) -> str:
+    """Another one for other pictures, or another autoencoder."""
+    digest = hashlib.sha256("\n".join(names).encode())
+    for name, weight in sorted(vae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _kept_latents(cache: Path, source: str) -> torch.Tensor:
+    anew = f"delete {cache.parent} to train this part anew"
+    try:
+        kept = torch.load(cache, weights_only=True)
+        same = kept["source"] == source
+    except Exception as error:  # what a damaged file leads to is anybody's guess
+        raise EasyRefError(f"{cache} cannot be read ({error}); {anew}.") from error
+    if not same:
+        raise EasyRefError(
+            f"{cache} holds latents of other pictures, or of another autoencoder, than are there "
+            f"now. If the recipe's base_pictures has changed, restore it; or {anew}."
+        )
+    return kept["latents"]
 
 
 @dataclass(frozen=True)

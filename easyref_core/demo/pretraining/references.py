@@ -43,9 +43,9 @@ def patches_of(levels: torch.Tensor) -> torch.Tensor:
     return cut(normalise(levels))
 
 
-def read_groups(folder: Path, part: str = "groups") -> DrawnGroups:
-    """Read the groups of `part` ("groups" or "held_out")."""
-    records = json.loads((folder / f"{part}.json").read_text(encoding="utf-8"))
+def read_groups(folder: Path) -> DrawnGroups:
+    """Read the training groups."""
+    records = json.loads((folder / "groups.json").read_text(encoding="utf-8"))
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     names = [[r["target"], *r["image_file"]] for r in records]
     # Threads: a forked process hangs in PyTorch once this one has computed with several threads.

@@ -57,7 +57,6 @@ def run_steps(
     schedule: Schedule,
     folder: Path,
     device: torch.device,
-    on_step: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train what of `module` requires gradients, and leave the averaged weights in it.
 
@@ -68,14 +67,13 @@ def run_steps(
         loss: (step, generator) -> loss; all its chance comes from the generator, which the step,
             the schedule's seed and the process decide.
         folder: of `losses.jsonl` and the state.
-        on_step: called after each step with how many are done.
 
     Raises:
         EasyRefError: a loss that is not a number; a state that is damaged, or was made with
-            another schedule or module.
+            another schedule or module, or by another number of processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rank, processes = _processes()
+    rank, processes = _processes(device)
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
         trained.values(),
@@ -85,7 +83,7 @@ def run_steps(
         fused=True,
     )
     average = {n: p.detach().clone() for n, p in trained.items()}
-    first = _restore(folder / "state.pt", module, optimiser, average, schedule)
+    first = _restore(folder / "state.pt", module, optimiser, average, schedule, processes)
     start = time.perf_counter()
     for step in range(first, schedule.steps):
         for group in optimiser.param_groups:
@@ -112,8 +110,7 @@ def run_steps(
             speed = (done - first) / (time.perf_counter() - start)
             _log(folder, done, float(value.detach()), speed)
         if rank == 0 and (done % _SAVE_EVERY == 0 or done == schedule.steps):
-            _save(folder / "state.pt", done, module, optimiser, average, schedule)
-        on_step(done)
+            _save(folder / "state.pt", done, module, optimiser, average, schedule, processes)
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(average[name])
@@ -127,11 +124,11 @@ def _log(folder: Path, step: int, loss: float, speed: float) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _processes() -> tuple[int, int]:
+def _processes(device: torch.device) -> tuple[int, int]:
     """(this process's number, how many there are)"""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return int(os.environ.get("RANK", "0")), processes
 
 
@@ -146,10 +143,17 @@ def _share_gradients(parameters: Iterable[nn.Parameter], processes: int) -> None
 
 
 def _save(
-    path: Path, step: int, module: nn.Module, optimiser: Any, average: Any, schedule: Schedule
+    path: Path,
+    step: int,
+    module: nn.Module,
+    optimiser: Any,
+    average: Any,
+    schedule: Schedule,
+    processes: int,
 ) -> None:
     state = {
         "step": step,
+        "processes": processes,
         "schedule": asdict(schedule),
         "weights": {n: p for n, p in module.named_parameters() if p.requires_grad},
         "optimiser": optimiser.state_dict(),
@@ -164,6 +168,7 @@ def _restore(
     optimiser: Any,
     average: dict[str, torch.Tensor],
     schedule: Schedule,
+    processes: int,
 ) -> int:
     """How many steps the state there has behind it; 0 where there is none."""
     if not path.is_file():
@@ -171,9 +176,14 @@ def _restore(
     anew = f"Delete {path.parent} to train this part anew."
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        made, weights = state["schedule"], state["weights"]
+        made, weights, makers = state["schedule"], state["weights"], state["processes"]
     except Exception as error:  # what a damaged file leads to is anybody's guess
         raise EasyRefError(f"{path} cannot be read ({error}). {anew}") from error
+    if makers != processes:
+        raise EasyRefError(
+            f"{path} was made by processes: {makers}, and now there are {processes}, which would "
+            f"see other samples. Start as many as before, or: {anew}"
+        )
     now = asdict(schedule)
     changed = [
         f"{name}: {made.get(name)} -> {now[name]}" for name in now if made.get(name) != now[name]
