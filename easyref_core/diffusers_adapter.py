@@ -7,128 +7,28 @@ and each processor tells them apart. The processors' state dict has the official
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from .adapter import check_model_layers
-from .attention import add_references, sdpa
+from .adapter import check_model_layers, check_tokens, read_finite
 from .checkpoint import AdapterCheckpoint
+from .diffusers_processors import (
+    PROJECTIONS,
+    Attachment,
+    EasyRefProcessor,
+    LowRank,
+    TextOnlyProcessor,
+)
 from .errors import EasyRefError
+from .tokens import ReferenceTokens
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
 
-_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 _SUFFIX = ".processor"
-
-
-class LowRank(nn.Module):
-    """up(down(x)), no alpha; starts as zero."""
-
-    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(inputs, rank, bias=False)
-        self.up = nn.Linear(rank, outputs, bias=False)
-        nn.init.normal_(self.down.weight, std=1 / rank)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.up(self.down(x))
-
-
-class EasyRefProcessor(nn.Module):
-    """Attention processor: LoRA where `rank` > 0, reference tokens where `num_tokens` > 0.
-
-    Args:
-        width: of the queries.
-        context_width: of what keys and values are made from (the text's, or `width`).
-        num_tokens: reference tokens at the end of the encoder states; 0 for self-attention.
-        rank: of the LoRA; 0 for none.
-    """
-
-    def __init__(self, width: int, context_width: int, num_tokens: int, rank: int) -> None:
-        super().__init__()
-        self.num_tokens = num_tokens
-        self.scale = 1.0
-        self.has_lora = rank > 0
-        if self.has_lora:
-            self.to_q_lora = LowRank(width, width, rank)
-            self.to_k_lora = LowRank(context_width, width, rank)
-            self.to_v_lora = LowRank(context_width, width, rank)
-            self.to_out_lora = LowRank(width, width, rank)
-        if num_tokens:
-            self.to_k_ip = nn.Linear(context_width, width, bias=False)
-            self.to_v_ip = nn.Linear(context_width, width, bias=False)
-
-    def forward(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """[B, T, width] -> [B, T, width], as diffusers calls it.
-
-        Raises:
-            EasyRefError: an attention mask, or encoder states without room for the tokens.
-        """
-        if attention_mask is not None:
-            raise EasyRefError(
-                "An attention mask was given to a UNet with EasyRef, whose text states are never "
-                "masked. Call the UNet without encoder_attention_mask."
-            )
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        references = None
-        if self.num_tokens:
-            if context.shape[1] <= self.num_tokens:
-                raise EasyRefError(
-                    f"The encoder states have {context.shape[1]} rows; text states followed by "
-                    f"{self.num_tokens} reference tokens are needed."
-                )
-            split = context.shape[1] - self.num_tokens
-            context, references = context[:, :split], context[:, split:]
-        query = self._project(attn.to_q, "to_q", hidden_states)
-        key = self._project(attn.to_k, "to_k", context)
-        value = self._project(attn.to_v, "to_v", context)
-        out = sdpa(query, key, value, attn.heads)
-        if references is not None:
-            out = add_references(
-                out,
-                query,
-                self.to_k_ip(references),
-                self.to_v_ip(references),
-                self.scale,
-                lambda q, k, v: sdpa(q, k, v, attn.heads),
-            )
-        out = self._project(attn.to_out[0], "to_out", out)
-        return attn.to_out[1](out)  # dropout
-
-    def _project(self, linear: nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
-        return linear(x) + getattr(self, f"{name}_lora")(x) if self.has_lora else linear(x)
-
-
-class TextOnlyProcessor:
-    """For a ControlNet that is handed the UNet's encoder states: it drops the reference tokens."""
-
-    def __init__(self, num_tokens: int) -> None:
-        self.num_tokens = num_tokens
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        context = hidden_states
-        if encoder_hidden_states is not None:
-            context = encoder_hidden_states[:, : -self.num_tokens]
-        out = sdpa(attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context), attn.heads)
-        return attn.to_out[1](attn.to_out[0](out))
 
 
 def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, tuple[int, int]]:
@@ -136,43 +36,27 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, tuple[int, i
     return {
         name.removesuffix(_SUFFIX): _widths(unet, name)
         for name in unet.attn_processors
-        if name.endswith(f"attn2{_SUFFIX}")
+        if _is_crossed(name)
     }
-
-
-def _widths(unet: UNet2DConditionModel, processor: str) -> tuple[int, int]:
-    attn = unet.get_submodule(processor.removesuffix(_SUFFIX))
-    return attn.to_q.in_features, attn.to_k.in_features
-
-
-def _processors(
-    unet: UNet2DConditionModel, num_tokens: int, rank: int
-) -> dict[str, EasyRefProcessor]:
-    """Untrained processors for every attention layer, by diffusers' name."""
-    return {
-        name: EasyRefProcessor(
-            *_widths(unet, name), num_tokens if name.endswith(f"attn2{_SUFFIX}") else 0, rank
-        )
-        for name in unet.attn_processors
-    }
-
-
-def _install(unet: UNet2DConditionModel, processors: dict[str, EasyRefProcessor]) -> None:
-    like = next(unet.parameters())
-    unet.set_attn_processor({n: p.to(like.device, like.dtype) for n, p in processors.items()})
 
 
 def new_adapter(unet: UNet2DConditionModel, num_tokens: int, rank: int = 0) -> None:
     """Put an untrained adapter on a UNet: to_k_ip and to_v_ip start from the base's to_k and to_v
     (official training), LoRA from zero.
+
+    Raises:
+        EasyRefError: see `attach_adapter`.
     """
-    processors = _processors(unet, num_tokens, rank)
+    attachment = _attachment_for(unet, "new_adapter")
+    processors = _processors(unet, rank, attachment)
     for name, processor in processors.items():
-        if processor.num_tokens:
+        if processor.crossed:
             attn = unet.get_submodule(name.removesuffix(_SUFFIX))
             processor.to_k_ip.load_state_dict({"weight": attn.to_k.weight})
             processor.to_v_ip.load_state_dict({"weight": attn.to_v.weight})
     _install(unet, processors)
+    attachment.checkpoint = None
+    attachment.references, attachment.text, attachment.scale = num_tokens, None, 1.0
 
 
 def attach_adapter(
@@ -183,64 +67,240 @@ def attach_adapter(
 ) -> None:
     """Put a trained adapter on a UNet, LoRA included (it stays on at every scale, as officially).
 
+    It takes the place of another adapter. The encoder states' last rows are taken for the
+    adapter's reference tokens, until `append_tokens` or `set_tokens` says otherwise.
+
     Args:
         scale: see `set_scale`.
         new_lora_rank: an adapter without LoRA gets one of this rank that starts from zero (0 for
             none); one that has a LoRA keeps it.
 
     Raises:
-        EasyRefError: the adapter was made for another UNet; nothing is changed then.
+        EasyRefError: the adapter was made for another UNet, or is damaged; the UNet's weights are
+            not in memory, or hold the LoRA of an adapter already. Nothing is changed then.
     """
     check_model_layers(checkpoint, cross_attention_layers(unet), type(unet).__name__)
-    rank = checkpoint.lora_rank or new_lora_rank
-    processors = _processors(unet, checkpoint.num_tokens, rank)
+    attachment = _attachment_for(unet, "attach_adapter")
+    draws = bool(new_lora_rank) and not checkpoint.lora
+    # Weights that all come from the file need neither memory nor random numbers before.
+    with nullcontext() if draws else torch.device("meta"):
+        processors = _processors(unet, checkpoint.lora_rank or new_lora_rank, attachment)
+    like = next(unet.parameters())
     with checkpoint.file.open() as get:
         for name, processor in processors.items():
             layer = name.removesuffix(_SUFFIX)
-            new = {} if checkpoint.lora else processor.state_dict()
-            weights = {name: weight for name, weight in new.items() if "_lora." in name}
-            weights |= {
-                f"{part}.weight": get(source)
+            sources = {
+                f"{part}.weight": source
                 for part, source in checkpoint.cross_attention.get(layer, {}).items()
             }
-            weights |= {
-                f"{part}_lora.{half}.weight": get(source)
+            sources |= {
+                f"{part}_lora.{half}.weight": source
                 for part, halves in checkpoint.lora.get(layer, {}).items()
                 for half, source in halves.items()
             }
+            drawn = processor.state_dict() if draws else {}
+            weights = {name: weight for name, weight in drawn.items() if "_lora." in name}
+            for own, source in sources.items():
+                weight = read_finite(checkpoint, get, source)
+                # A copy: what is read lazily changes, or crashes, when the file is overwritten.
+                weights[own] = weight.to(like.device, like.dtype, copy=True)
             try:
-                processor.load_state_dict(weights)
+                processor.load_state_dict(weights, assign=True)
             except RuntimeError as error:
                 raise EasyRefError(
                     f"{checkpoint.name} does not fit the UNet at {layer}: {error} "
                     "Use the UNet it was trained with."
                 ) from error
     _install(unet, processors)
-    set_scale(unet, scale)
+    attachment.checkpoint = checkpoint
+    attachment.references, attachment.text, attachment.scale = checkpoint.num_tokens, None, scale
+
+
+def detach_adapter(unet: UNet2DConditionModel) -> None:
+    """Take the adapter off: the UNet is what it was before `attach_adapter`.
+
+    Raises:
+        EasyRefError: there is no adapter, or its LoRA has been merged.
+    """
+    attachment = _attached(unet)
+    _check_not_merged(attachment, "detach_adapter")
+    unet.set_attn_processor(dict(attachment.before))
+    attachment.references, attachment.text = 0, None  # for a ControlNet that follows it
 
 
 def set_scale(unet: UNet2DConditionModel, scale: float) -> None:
-    """How strongly the reference tokens act; 0 leaves only the LoRA."""
-    for processor in unet.attn_processors.values():
-        if isinstance(processor, EasyRefProcessor):
-            processor.scale = scale
+    """How strongly the reference tokens act; 0 leaves only the LoRA.
+
+    Raises:
+        EasyRefError: there is no adapter on the UNet.
+    """
+    _attached(unet).scale = scale
+
+
+def set_tokens(unet: UNet2DConditionModel, tokens: ReferenceTokens | None) -> None:
+    """Say which tokens stand at the end of the encoder states from now on; `append_tokens` does.
+
+    Args:
+        tokens: None for a prompt without references: all rows are text. The LoRA stays on.
+
+    Raises:
+        EasyRefError: there is no adapter on the UNet, or another one made the tokens.
+    """
+    attachment = _attached(unet)
+    if tokens is not None and attachment.checkpoint is not None:
+        check_tokens(attachment.checkpoint, tokens)
+    attachment.references = 0 if tokens is None else tokens.num_tokens
+    attachment.text = None
+
+
+def append_tokens(
+    unet: UNet2DConditionModel,
+    tokens: ReferenceTokens,
+    text: torch.Tensor,
+    negative: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Put reference tokens behind text states; the UNet expects the result from now on.
+
+    Args:
+        tokens: of one group for all prompts, or of one group each.
+        text, negative: [B, T, W] as `encode_prompt` returns them; None without guidance.
+
+    Returns:
+        `prompt_embeds` and `negative_prompt_embeds`, [B, T + N, W] like the text.
+
+    Raises:
+        EasyRefError: see `set_tokens`; texts of another width, or not as many as groups.
+    """
+    count, rows, width = text.shape
+    if tokens.width != width or tokens.batch not in (1, count):
+        raise EasyRefError(
+            f"{count} texts of width {width} cannot be followed by reference tokens of "
+            f"{tokens.batch} groups of width {tokens.width}. Encode one group for all prompts or "
+            "one for each, and use the text encoders of SDXL."
+        )
+    set_tokens(unet, tokens)
+    _attached(unet).text = rows
+
+    def joined(states: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        return torch.cat((states, own.to(states).expand(len(states), -1, -1)), dim=1)
+
+    return (
+        joined(text, tokens.cond),
+        None if negative is None else joined(negative, tokens.uncond),
+    )
 
 
 @torch.no_grad()
 def merge_lora(unet: UNet2DConditionModel) -> None:
-    """Fold the LoRA into the UNet's own weights: the same result, with no cost at run time."""
+    """Fold the LoRA into the UNet's own weights: the same result, with no cost at run time. Other
+    LoRAs of diffusers (`load_lora_weights`) stay what they are.
+
+    Raises:
+        EasyRefError: there is no adapter; the UNet's weights are not in memory, or cannot be added
+            to. Nothing is changed then.
+    """
+    attachment = _attached(unet)
+    _check_in_memory(unet, "merge_lora")
+    found: list[tuple[EasyRefProcessor, str, LowRank, nn.Parameter]] = []
     for name, processor in unet.attn_processors.items():
-        if not isinstance(processor, EasyRefProcessor) or not processor.has_lora:
-            continue
-        attn = unet.get_submodule(name.removesuffix(_SUFFIX))
-        for part in _PROJECTIONS:
-            linear = attn.to_out[0] if part == "to_out" else getattr(attn, part)
-            low = getattr(processor, f"{part}_lora")
-            linear.weight += (low.up.weight.float() @ low.down.weight.float()).to(linear.weight)
-            delattr(processor, f"{part}_lora")
-        processor.has_lora = False
+        layer = name.removesuffix(_SUFFIX)
+        attn = unet.get_submodule(layer)
+        for part in PROJECTIONS:
+            lora = processor.lora(part) if isinstance(processor, EasyRefProcessor) else None
+            if lora is None:
+                continue
+            weight = _base_weight(attn.to_out[0] if part == "to_out" else getattr(attn, part))
+            if not weight.is_floating_point() or weight.itemsize == 1:
+                raise EasyRefError(
+                    f"merge_lora: {layer}.{part} is kept as {weight.dtype}, to which a LoRA cannot "
+                    "be added. Use the adapter without merging, or a UNet in bfloat16."
+                )
+            found.append((processor, part, lora, weight))
+    for processor, part, lora, weight in found:
+        attachment.merged = True
+        # One projection after the other: wherever this is broken off, the sum is the same.
+        weight.data += (lora.up.weight.float() @ lora.down.weight.float()).to(weight)
+        delattr(processor, f"{part}_lora")
 
 
-def hide_references(controlnet: ControlNetModel, num_tokens: int) -> None:
-    """Let a ControlNet see the text alone, as in the official code."""
-    controlnet.set_attn_processor(TextOnlyProcessor(num_tokens))
+def hide_references(controlnet: ControlNetModel, unet: UNet2DConditionModel) -> None:
+    """Let a ControlNet see the text alone, as in the official code, whatever tokens the UNet gets.
+
+    Raises:
+        EasyRefError: there is no adapter on the UNet.
+    """
+    controlnet.set_attn_processor(TextOnlyProcessor(_attached(unet)))
+
+
+def _is_crossed(processor: str) -> bool:
+    return processor.endswith(f"attn2{_SUFFIX}")
+
+
+def _widths(unet: UNet2DConditionModel, processor: str) -> tuple[int, int]:
+    attn = unet.get_submodule(processor.removesuffix(_SUFFIX))
+    return attn.to_q.in_features, attn.to_k.in_features
+
+
+def _base_weight(linear: nn.Module) -> nn.Parameter:
+    """A layer's own weight; PEFT wraps layers to put a LoRA beside them."""
+    while hasattr(linear, "base_layer"):
+        linear = linear.base_layer
+    return linear.weight
+
+
+def _processors(
+    unet: UNet2DConditionModel, rank: int, attachment: Attachment
+) -> dict[str, EasyRefProcessor]:
+    """Untrained processors for every attention layer, by diffusers' name."""
+    return {
+        name: EasyRefProcessor(*_widths(unet, name), rank, _is_crossed(name), attachment)
+        for name in unet.attn_processors
+    }
+
+
+def _install(unet: UNet2DConditionModel, processors: dict[str, EasyRefProcessor]) -> None:
+    like = next(unet.parameters())
+    unet.set_attn_processor({n: p.to(like.device, like.dtype) for n, p in processors.items()})
+
+
+def _found(unet: UNet2DConditionModel) -> Attachment | None:
+    processors = unet.attn_processors.values()
+    return next((p.attachment for p in processors if isinstance(p, EasyRefProcessor)), None)
+
+
+def _attached(unet: UNet2DConditionModel) -> Attachment:
+    attachment = _found(unet)
+    if attachment is None:
+        raise EasyRefError(
+            "There is no EasyRef adapter on this UNet. Call attach_adapter first, and after "
+            "whatever replaces attention processors, such as attention slicing, xFormers, an "
+            "IP-Adapter or set_default_attn_processor."
+        )
+    return attachment
+
+
+def _attachment_for(unet: UNet2DConditionModel, what: str) -> Attachment:
+    """What the processors of a new adapter share: the same as those they replace."""
+    _check_in_memory(unet, what)
+    attachment = _found(unet)
+    if attachment is None:
+        return Attachment(unet.attn_processors)
+    _check_not_merged(attachment, what)
+    return attachment
+
+
+def _check_in_memory(unet: UNet2DConditionModel, what: str) -> None:
+    if any(weight.is_meta for weight in unet.parameters()):
+        raise EasyRefError(
+            f"{what}: the UNet's weights are not in memory (device meta), as after "
+            "enable_sequential_cpu_offload. Call pipe.remove_all_hooks(), then this, and enable "
+            "the offload last."
+        )
+
+
+def _check_not_merged(attachment: Attachment, what: str) -> None:
+    if attachment.merged:
+        raise EasyRefError(
+            f"{what}: the adapter's LoRA has been merged into this UNet's weights, which cannot "
+            "be undone. Load the UNet again."
+        )

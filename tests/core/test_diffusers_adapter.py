@@ -2,77 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import goldens
 import pytest
 import torch
 from diffusers import ControlNetModel, EulerDiscreteScheduler, UNet2DConditionModel
-from goldens import Tensors
+from golden_unet import TOLERANCE, golden, made, predict
 
-from easyref_core.checkpoint import AdapterCheckpoint, load_checkpoint
+from easyref_core.checkpoint import AdapterCheckpoint
 from easyref_core.diffusers_adapter import (
-    EasyRefProcessor,
+    append_tokens,
     attach_adapter,
     cross_attention_layers,
     hide_references,
     merge_lora,
     new_adapter,
     set_scale,
+    set_tokens,
 )
+from easyref_core.diffusers_processors import EasyRefProcessor
 
 LAYER = goldens.description()["unet"]["layer"]
-TOLERANCE = 5e-5
-
-
-@pytest.fixture(scope="module")
-def plain() -> UNet2DConditionModel:
-    """The golden UNet; never changed."""
-    return UNet2DConditionModel.from_pretrained(goldens.UNET).eval().requires_grad_(False)
-
-
-@pytest.fixture
-def unet(plain: UNet2DConditionModel) -> UNet2DConditionModel:
-    return copy.deepcopy(plain)
-
-
-@pytest.fixture
-def steered(unet: UNet2DConditionModel, checkpoint: AdapterCheckpoint) -> UNet2DConditionModel:
-    attach_adapter(unet, checkpoint)
-    return unet
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Callable[[Tensors], AdapterCheckpoint]:
-    return lambda t: load_checkpoint(goldens.write(tmp_path / "changed.safetensors", t))
-
-
-def golden(name: str) -> torch.Tensor:
-    return goldens.expected()[f"unet.{name}"]
-
-
-@torch.no_grad()
-def predict(
-    unet: UNet2DConditionModel,
-    tokens: torch.Tensor | None,
-    text: torch.Tensor | None = None,
-    pooled: torch.Tensor | None = None,
-) -> torch.Tensor:
-    text = golden("text_states") if text is None else text
-    pooled = golden("pooled_text") if pooled is None else pooled
-    count = text.shape[0]
-    return unet(
-        golden("latents").repeat(count, 1, 1, 1),
-        golden("timestep"),
-        encoder_hidden_states=text if tokens is None else torch.cat((text, tokens), dim=1),
-        added_cond_kwargs={
-            "text_embeds": pooled,
-            "time_ids": golden("time_ids").repeat(count, 1),
-        },
-    ).sample
 
 
 def cfg_batch(unet: UNet2DConditionModel) -> torch.Tensor:
@@ -249,7 +201,7 @@ def test_adapter_whose_lora_does_not_fit_is_refused(
 
 
 def test_unfit_calls_of_the_unet_are_refused(steered: UNet2DConditionModel) -> None:
-    with goldens.refused("10 rows", "16 reference tokens"):
+    with goldens.refused("10 rows", "16 reference tokens", "set_tokens(unet, None)"):
         predict(steered, None, text=golden("text_states")[:, :10])
     processor = next(p for p in steered.attn_processors.values() if isinstance(p, EasyRefProcessor))
     with goldens.refused("attention mask"):
@@ -263,25 +215,27 @@ def test_adapter_takes_the_dtype_of_its_unet(
     assert {t.dtype for t in unet.state_dict().values()} == {torch.bfloat16}
 
 
-def test_controlnet_sees_the_text_alone(plain: UNet2DConditionModel) -> None:
+def control(controlnet: ControlNetModel, context: torch.Tensor) -> torch.Tensor:
+    conditions = {"text_embeds": golden("pooled_text"), "time_ids": golden("time_ids")}
+    picture = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return controlnet(
+            golden("latents"), golden("timestep"), context, picture, added_cond_kwargs=conditions
+        ).mid_block_res_sample
+
+
+def test_controlnet_sees_the_text_alone(
+    plain: UNet2DConditionModel, steered: UNet2DConditionModel
+) -> None:
     torch.manual_seed(0)
     controlnet = ControlNetModel.from_unet(plain, conditioning_channels=3).eval()
     goldens.randomise(controlnet.controlnet_mid_block)
-    picture = torch.rand(1, 3, 128, 128)
     text, tokens = golden("text_states"), golden("ref_tokens")
-
-    @torch.no_grad()
-    def control(context: torch.Tensor) -> torch.Tensor:
-        conditions = {"text_embeds": golden("pooled_text"), "time_ids": golden("time_ids")}
-        return controlnet(
-            golden("latents"),
-            golden("timestep"),
-            context,
-            picture,
-            added_cond_kwargs=conditions,
-        ).mid_block_res_sample
-
-    wanted, both = control(text), torch.cat((text, tokens), dim=1)
-    assert goldens.difference(control(both), wanted) > 1e-2
-    hide_references(controlnet, 16)
-    assert goldens.difference(control(both), wanted) <= TOLERANCE
+    wanted, both = control(controlnet, text), torch.cat((text, tokens), dim=1)
+    assert goldens.difference(control(controlnet, both), wanted) > 1e-2
+    hide_references(controlnet, steered)
+    assert goldens.difference(control(controlnet, both), wanted) <= TOLERANCE
+    twice, _ = append_tokens(steered, made(2), text)
+    assert goldens.difference(control(controlnet, twice), wanted) <= TOLERANCE
+    set_tokens(steered, None)
+    assert goldens.difference(control(controlnet, text), wanted) <= TOLERANCE

@@ -1,0 +1,49 @@
+"""The golden values of the UNet, and how it is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import goldens
+import torch
+from diffusers import UNet2DConditionModel
+
+from easyref_core.checkpoint import load_checkpoint
+from easyref_core.tokens import ReferenceTokens
+
+TOLERANCE = 5e-5
+
+
+def golden(name: str) -> torch.Tensor:
+    return goldens.expected()[f"unet.{name}"]
+
+
+@torch.no_grad()
+def predict(
+    unet: UNet2DConditionModel,
+    tokens: torch.Tensor | None,
+    text: torch.Tensor | None = None,
+    pooled: torch.Tensor | None = None,
+) -> torch.Tensor:
+    text = golden("text_states") if text is None else text
+    pooled = golden("pooled_text") if pooled is None else pooled
+    count = text.shape[0]
+    return unet(
+        golden("latents").repeat(count, 1, 1, 1),
+        golden("timestep"),
+        encoder_hidden_states=text if tokens is None else torch.cat((text, tokens), dim=1),
+        added_cond_kwargs={
+            "text_embeds": pooled,
+            "time_ids": golden("time_ids").repeat(count, 1),
+        },
+    ).sample
+
+
+def made(times: int = 1, **changes: Any) -> ReferenceTokens:
+    """The golden tokens, repeated, which leaves attention to them unchanged."""
+    given = {
+        "cond": golden("ref_tokens").repeat(1, times, 1),
+        "uncond": golden("uncond_ref_tokens").repeat(1, times, 1),
+        "adapter": load_checkpoint(goldens.ADAPTER).identity,
+    }
+    return ReferenceTokens(**given | changes)
