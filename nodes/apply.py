@@ -12,7 +12,6 @@ from ..easyref_core.errors import EasyRefError
 from ..easyref_core.layer_weights import LayerWeights, check_groups
 from ..easyref_core.tokens import ReferenceTokens
 from .host.layers import cross_attention_layers, group_of, model_name
-from .host.lora import apply_lora
 from .host.masks import Mask
 from .host.parts import Settings, check_regions
 from .host.patch import Application
@@ -155,6 +154,6 @@ class EasyRefApply(io.ComfyNode):
             checkpoint, easyref.key_values, blocks, settings, tokens, inner, normalise
         )
         steered = model.clone()
-        apply_lora(steered, checkpoint, lora_strength)
+        easyref.lora.apply(steered, lora_strength)
         application.add_to(steered)
         return io.NodeOutput(steered)

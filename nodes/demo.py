@@ -7,11 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..easyref_core.checkpoint import load_checkpoint
 from ..easyref_core.errors import EasyRefError
 from .host.demo_models import load_demo_set
-from .host.encoder import HostedEncoder
-from .host.key_values import KeyValueStore
 from .host.latents import empty_latent, shrink_latent
 from .link_types import EasyRef, EasyRefModel
 
@@ -113,8 +110,6 @@ def _demo_models(latent: dict[str, Any] | None) -> tuple[Any, ...]:
         raise EasyRefError(
             f"The demo set in {demo.directory} has no ControlNet. Install EasyRef again."
         )
-    checkpoint = load_checkpoint(demo.adapter_file)
-    encoder = HostedEncoder(checkpoint, demo.mllm_directory, "auto")
-    easyref = EasyRefModel(checkpoint, encoder, KeyValueStore(checkpoint))
+    easyref = EasyRefModel.of(demo.adapter_file, demo.mllm_directory, picture_side=demo.side)
     latent = empty_latent(demo.side) if latent is None else shrink_latent(latent, demo.side)
     return demo.model, demo.clip, demo.vae, easyref, demo.control_net, latent

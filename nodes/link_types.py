@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from comfy_api.latest import io
 
 from ..easyref_core.aggregation import Reference
-from ..easyref_core.checkpoint import AdapterCheckpoint
+from ..easyref_core.checkpoint import AdapterCheckpoint, load_checkpoint
 from .host.encoder import HostedEncoder
 from .host.key_values import KeyValueStore
+from .host.lora import AdapterLora
 from .host.parts import Part
 
 EasyRef = io.Custom("EASYREF")
@@ -31,8 +33,38 @@ class EasyRefModel:
         checkpoint: the adapter's file, looked at.
         encoder: builds and runs the MLLM when first asked to.
         key_values: what the adapter made of tokens so far, per device.
+        lora: the adapter's LoRA for models.
+        picture_side: of the square pictures that the demo models make, in pixels; None for an
+            adapter of the user's own.
     """
 
     checkpoint: AdapterCheckpoint
     encoder: HostedEncoder
     key_values: KeyValueStore
+    lora: AdapterLora
+    picture_side: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        adapter: Path,
+        mllm_directory: Path | None,
+        precision: str = "auto",
+        picture_side: int | None = None,
+    ) -> EasyRefModel:
+        """Look at an adapter's file.
+
+        Args:
+            mllm_directory, precision: see `HostedEncoder`.
+
+        Raises:
+            EasyRefError: see `load_checkpoint`.
+        """
+        checkpoint = load_checkpoint(adapter)
+        return cls(
+            checkpoint,
+            HostedEncoder(checkpoint, mllm_directory, precision),
+            KeyValueStore(checkpoint),
+            AdapterLora(checkpoint),
+            picture_side,
+        )

@@ -6,9 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..easyref_core.checkpoint import load_checkpoint
 from ..easyref_core.errors import EasyRefError
-from .host.encoder import PRECISIONS, HostedEncoder
+from .host.encoder import PRECISIONS
 from .host.folders import (
     FROM_ADAPTER,
     adapter_names,
@@ -16,7 +15,6 @@ from .host.folders import (
     mllm_directories,
     mllm_path,
 )
-from .host.key_values import KeyValueStore
 from .link_types import EasyRef, EasyRefModel
 
 
@@ -73,9 +71,8 @@ class EasyRefLoader(io.ComfyNode):
     @classmethod
     def execute(cls, adapter: str, mllm: str, precision: str) -> io.NodeOutput:
         directory = mllm_path(mllm)
-        checkpoint = load_checkpoint(adapter_path(adapter))
-        encoder = HostedEncoder(checkpoint, directory, precision)
-        if directory is not None or checkpoint.has_mllm:
-            encoder.plan()
+        easyref = EasyRefModel.of(adapter_path(adapter), directory, precision)
+        if directory is not None or easyref.checkpoint.has_mllm:
+            easyref.encoder.plan()
         # else only saved tokens can be applied; encoding says what is missing
-        return io.NodeOutput(EasyRefModel(checkpoint, encoder, KeyValueStore(checkpoint)))
+        return io.NodeOutput(easyref)

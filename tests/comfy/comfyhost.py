@@ -221,6 +221,24 @@ def stock(node: str, *args: Any) -> Any:
     return getattr(found(), found.FUNCTION)(*args)[0]
 
 
+def stock_lora_weights() -> dict[str, torch.Tensor]:
+    """A LoRA on cross-attention queries and outputs, named as trainers name them."""
+    noise = torch.Generator().manual_seed(4)
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_"
+    return {
+        f"{layer}{part}.lora_{half}.weight": torch.randn(shape, generator=noise) * 0.3
+        for part in ("to_q", "to_out_0")
+        for half, shape in (("down", (4, 64)), ("up", (64, 4)))
+    }
+
+
+def stock_lora(model: Any, strength: float = 0.8) -> Any:
+    """The same merged, as Load LoRA does."""
+    import comfy.sd
+
+    return comfy.sd.load_lora_for_models(model, None, stock_lora_weights(), strength, 0)[0]
+
+
 def put_adapter(pack: Pack, name: str, tensors: Mapping[str, torch.Tensor]) -> str:
     """Write an adapter where ComfyUI looks for them; its name in the graph."""
     write(pack.base / "models" / "easyref" / name, tensors)

@@ -108,10 +108,8 @@ def demo(pack: Pack) -> Any:
 @pytest.fixture(scope="session")
 def demo_easyref(pack: Pack, demo: Any) -> Any:
     """The demo adapter, as the demo node gives it."""
-    checkpoint = pack.part("easyref_core.checkpoint").load_checkpoint(demo.adapter_file)
-    encoder = pack.part("nodes.host.encoder").HostedEncoder(checkpoint, demo.mllm_directory, "auto")
-    store = pack.part("nodes.host.key_values").KeyValueStore(checkpoint)
-    return pack.part("nodes.link_types").EasyRefModel(checkpoint, encoder, store)
+    made = pack.part("nodes.link_types").EasyRefModel
+    return made.of(demo.adapter_file, demo.mllm_directory, picture_side=demo.side)
 
 
 @pytest.fixture

@@ -89,10 +89,8 @@ def test_the_mllm_comes_from_the_adapter_and_its_tokenizer_from_the_folder(
     easyref = trained[3]
     assert easyref.checkpoint.has_mllm
     found = encode(pack, easyref, SIZE)
-    checkpoint = pack.part("easyref_core.checkpoint").load_checkpoint(whole / "easyref.safetensors")
-    hosted = pack.part("nodes.host.encoder").HostedEncoder(checkpoint, whole / "mllm", "auto")
-    store = pack.part("nodes.host.key_values").KeyValueStore(checkpoint)
-    other = pack.part("nodes.link_types").EasyRefModel(checkpoint, hosted, store)
+    made = pack.part("nodes.link_types").EasyRefModel
+    other = made.of(whole / "easyref.safetensors", whole / "mllm")
     assert torch.equal(found, encode(pack, other, SIZE))
 
 

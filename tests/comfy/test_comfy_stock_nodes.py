@@ -17,6 +17,8 @@ from comfyhost import (
     latents,
     predict,
     stock,
+    stock_lora,
+    stock_lora_weights,
     text,
 )
 from goldens import difference
@@ -66,23 +68,6 @@ def few_steps(model: Any) -> Any:
     """As for LCM, Turbo and Lightning."""
     node = "comfy_extras.nodes_model_advanced.ModelSamplingDiscrete"
     return stock(node, model, "lcm", False)
-
-
-def stock_lora_weights() -> dict[str, torch.Tensor]:
-    """A LoRA on cross-attention queries and outputs, named as trainers name them."""
-    noise = torch.Generator().manual_seed(4)
-    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_"
-    return {
-        f"{layer}{part}.lora_{half}.weight": torch.randn(shape, generator=noise) * 0.3
-        for part in ("to_q", "to_out_0")
-        for half, shape in (("down", (4, 64)), ("up", (64, 4)))
-    }
-
-
-def stock_lora(model: Any) -> Any:
-    import comfy.sd
-
-    return comfy.sd.load_lora_for_models(model, None, stock_lora_weights(), 0.8, 0)[0]
 
 
 @pytest.mark.parametrize(
