@@ -15,18 +15,13 @@ from PIL import Image
 
 from .encoder import EasyRefEncoder
 from .errors import EasyRefError
-from .limits import check_length
+from .limits import MllmSizes, check_length
 from .pictures import named
-from .preprocessing import (
-    FACTOR,
-    MIN_IMAGE_SIZE,
-    black_picture,
-    plan_sizes,
-    preprocess,
-)
-from .prompt import PromptTokenizer
+from .preprocessing import FACTOR, MIN_IMAGE_SIZE, black_picture, plan_sizes, preprocess
+from .prompt import PromptTokenizer, TokenizedPrompt
 from .reading import EncodingCache, Progress, Reader, Steps
 from .tokens import ReferenceTokens
+from .weights import all_finite
 
 AGGREGATIONS = ("easyref", "average", "concatenate")
 MAX_INSERTION = 3
@@ -48,23 +43,54 @@ class Reference:
     name: str = "the picture"
 
 
-def chosen_size(image_size: int | None, trained: int) -> int:
+@dataclass(frozen=True, eq=False)
+class GroupPlan:
+    """What the MLLM is to read of a group.
+
+    Attributes:
+        image_size: at which pictures are read, in pixels.
+        groups: numbers of the pictures that are read together.
+        chats: one for each of `groups`.
+        negatives: pictures of the unconditional branch.
+        unconditional: their chat.
+    """
+
+    image_size: int
+    groups: tuple[range, ...]
+    chats: tuple[TokenizedPrompt, ...]
+    negatives: tuple[Reference, ...]
+    unconditional: TokenizedPrompt
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest chat."""
+        return max(map(len, (*self.chats, self.unconditional)))
+
+
+def chosen_size(image_size: int | None, sizes: MllmSizes) -> int:
     """The size at which references are read.
 
     Args:
-        image_size: in pixels; 0 or None for `trained`, the adapter's own.
+        image_size: in pixels; 0 or None for the adapter's own.
 
     Raises:
-        EasyRefError: below 56 pixels, where no picture would be left.
+        EasyRefError: below 56 pixels, where no picture would be left, or so large that one picture
+            exceeds the MLLM's context.
     """
-    if not image_size:
-        return trained
-    if image_size < MIN_IMAGE_SIZE:
+    size = image_size or sizes.image_size
+    own = f"0 for the size at which the adapter was trained ({sizes.image_size})"
+    if size < MIN_IMAGE_SIZE:
         raise EasyRefError(
-            f"image_size is {image_size}; it must be at least {MIN_IMAGE_SIZE} pixels, or 0 for "
-            f"the size at which the adapter was trained ({trained})."
+            f"image_size is {size}; it must be at least {MIN_IMAGE_SIZE} pixels, or {own}."
         )
-    return image_size
+    most = FACTOR * math.isqrt(sizes.config.max_positions)
+    if size > most:
+        raise EasyRefError(
+            f"image_size is {size}; one picture would be more than the "
+            f"{sizes.config.max_positions:,} tokens that the MLLM reads. Choose at most {most} "
+            f"pixels, or {own}."
+        )
+    return size
 
 
 def count_tokens(references: Sequence[Reference], image_size: int) -> list[int]:
@@ -88,6 +114,55 @@ def count_tokens(references: Sequence[Reference], image_size: int) -> list[int]:
             _, (width, height) = plan_sizes(*reference.picture.size, image_size)
         counts.append(width * height // FACTOR**2)
     return counts
+
+
+def plan_group(
+    sizes: MllmSizes,
+    tokenizer: PromptTokenizer,
+    references: Sequence[Reference],
+    prompt: str,
+    *,
+    aggregation: str = "easyref",
+    image_size: int | None = None,
+    insert_before: int | None = None,
+    negatives: Sequence[Reference] = (),
+) -> GroupPlan:
+    """Plan what `encode_references` does with the same arguments, and refuse what it refuses; no
+    weights are needed.
+
+    Raises:
+        EasyRefError: unknown aggregation or layer; see `chosen_size` and `count_tokens`; nothing is
+            left of a baseline whose weights are all 0; the group is longer than the MLLM's
+            context, or the negatives are.
+    """
+    if aggregation not in AGGREGATIONS:
+        raise EasyRefError(
+            f"There is no aggregation {aggregation!r}. Choose one of {', '.join(AGGREGATIONS)}."
+        )
+    layers = min(MAX_INSERTION, sizes.config.num_layers)
+    if insert_before is not None and not 1 <= insert_before <= layers:
+        raise EasyRefError(
+            f"Reference tokens cannot enter before the last {insert_before} layers; 1 to "
+            f"{layers} can be chosen."
+        )
+    image_size = chosen_size(image_size, sizes)
+    counts = count_tokens(references, image_size)
+    joint = aggregation == "easyref"
+    if not joint and not any(reference.weight for reference in references):
+        raise EasyRefError(
+            f"All references have weight 0, so aggregation {aggregation!r} has nothing left. "
+            "Give one of them a weight above 0."
+        )
+    everything = range(len(counts))
+    groups = (everything,) if joint else tuple(range(i, i + 1) for i in everything)
+    chats = tuple(tokenizer.tokenize([counts[i] for i in group], prompt) for group in groups)
+    for chat in chats:
+        check_length(sizes, tokenizer, chat, prompt, image_size)
+    negatives = tuple(negatives) or (Reference(black_picture(), name="the black picture"),)
+    with named("negative references"):
+        unconditional = tokenizer.tokenize(count_tokens(negatives, image_size), "")
+        check_length(sizes, tokenizer, unconditional, "", image_size)
+    return GroupPlan(image_size, groups, chats, negatives, unconditional)
 
 
 @torch.no_grad()
@@ -127,44 +202,32 @@ def encode_references(
         are repeated as often, which leaves attention to them unchanged).
 
     Raises:
-        EasyRefError: see `count_tokens`; unknown aggregation or layer; the group is longer than the
-            MLLM's context, or the negatives are; the MLLM gave values that are not numbers; see
-            `chosen_size`.
+        EasyRefError: see `plan_group`; the MLLM gave values that are not numbers.
     """
-    device = torch.device(device)
-    if aggregation not in AGGREGATIONS:
-        raise EasyRefError(
-            f"There is no aggregation {aggregation!r}. Choose one of {', '.join(AGGREGATIONS)}."
-        )
-    layers = min(MAX_INSERTION, encoder.num_layers)
-    if insert_before is not None and not 1 <= insert_before <= layers:
-        raise EasyRefError(
-            f"Reference tokens cannot enter before the last {insert_before} layers; 1 to "
-            f"{layers} can be chosen."
-        )
-    image_size = chosen_size(image_size, encoder.image_size)
-    counts = count_tokens(references, image_size)
+    plan = plan_group(
+        encoder,
+        tokenizer,
+        references,
+        prompt,
+        aggregation=aggregation,
+        image_size=image_size,
+        insert_before=insert_before,
+        negatives=negatives,
+    )
     weights = [r.weight for r in references]
     joint = aggregation == "easyref"
-    groups = [list(range(len(counts)))] if joint else [[i] for i in range(len(counts))]
-    plans = [tokenizer.tokenize([counts[i] for i in g], prompt) for g in groups]
-    for plan in plans:
-        check_length(encoder, tokenizer, plan, prompt, image_size)
-    negatives = negatives or [Reference(black_picture(), name="the black picture")]
-    with named("negative references"):
-        empty = tokenizer.tokenize(count_tokens(negatives, image_size), "")
-        check_length(encoder, tokenizer, empty, "", image_size)
-
-    passes = (len(groups) + 1) * encoder.num_layers
-    steps = Steps(len(counts) + len(negatives) + passes, progress)
-    run = Reader(encoder, device, insert_before, cache or EncodingCache(), steps)
-    seen = [run.see(preprocess(r.picture, image_size)) for r in references]
+    passes = (len(plan.chats) + 1) * encoder.num_layers
+    steps = Steps(len(references) + len(plan.negatives) + passes, progress)
+    run = Reader(encoder, torch.device(device), insert_before, cache or EncodingCache(), steps)
+    seen = [run.see(preprocess(r.picture, plan.image_size)) for r in references]
     parts = [
-        run.tokens(plan, [seen[i] for i in group], [weights[i] for i in group] if joint else [1.0])
-        for plan, group in zip(plans, groups, strict=True)
+        run.tokens(chat, [seen[i] for i in group], [weights[i] for i in group] if joint else [1.0])
+        for chat, group in zip(plan.chats, plan.groups, strict=True)
     ]
     uncond = run.unconditional(
-        empty, [preprocess(n.picture, image_size) for n in negatives], [n.weight for n in negatives]
+        plan.unconditional,
+        [preprocess(n.picture, plan.image_size) for n in plan.negatives],
+        [n.weight for n in plan.negatives],
     )
     cond = _combine(parts, weights, aggregation)
     return ReferenceTokens(
@@ -182,11 +245,6 @@ def _combine(parts: list[torch.Tensor], weights: list[float], aggregation: str) 
     """Tokens [1, N, W] of each part to the group's. A baseline weighs whole pictures."""
     if aggregation == "easyref":
         return parts[0]
-    if sum(weights) == 0:
-        raise EasyRefError(
-            f"All references have weight 0, so aggregation {aggregation!r} has nothing left. "
-            "Give one of them a weight above 0."
-        )
     if aggregation == "concatenate":
         return torch.cat([p for p, w in zip(parts, weights, strict=True) if w > 0], dim=1)
     if len(set(weights)) == 1:
@@ -200,7 +258,7 @@ def _checked(tokens: torch.Tensor, encoder: EasyRefEncoder) -> torch.Tensor:
     if torch.isfinite(tokens).all():
         return tokens
     for name, weight in encoder.state_dict().items():
-        if not torch.isfinite(weight).all():
+        if not all_finite(weight):
             raise EasyRefError(
                 f"The encoder's weight {name} holds values that are not numbers (NaN or "
                 "infinite). The file is damaged; download it again."

@@ -9,9 +9,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import EasyRefError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from .tokens import ReferenceTokens
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -208,25 +211,57 @@ def _plain(value: Any) -> str:
 
 
 def _encode(options: argparse.Namespace) -> int:
-    import torch
-
-    from .aggregation import Reference, encode_references
-    from .checkpoint import load_checkpoint
-    from .loading import plan_encoder
-    from .pictures import open_picture
-    from .prompt import PromptTokenizer
-    from .tokens import save_tokens
+    from .limits import lack_of_memory
+    from .tokens import check_place, save_tokens
 
     if options.mllm is None:
         raise EasyRefError(
             "There is no tokenizer: an adapter file carries none. Name the Qwen2-VL directory "
             "with --mllm; its weights are only used where the adapter has none of its own."
         )
+    check_place(options.out)
     device = _device(options.device)
-    references = [Reference(open_picture(path), name=str(path)) for path in options.images]
+    try:
+        tokens = _encoded(options, device)
+    except Exception as error:
+        reason = lack_of_memory(error)
+        if reason is None:
+            raise
+        raise OutOfMemoryError(
+            f"{device} has not enough memory ({reason}). Use fewer pictures, a smaller "
+            "--image-size or --dtype bfloat16."
+        ) from error
+    print(save_tokens(tokens, options.out))
+    return 0
+
+
+def _encoded(options: argparse.Namespace, device: Any) -> ReferenceTokens:
+    """What can be refused is refused before weights are read."""
+    import torch
+
+    from .aggregation import Reference, chosen_size, encode_references, plan_group
+    from .checkpoint import load_checkpoint
+    from .loading import plan_encoder
+    from .pictures import named, open_picture
+    from .preprocessing import reduced
+    from .prompt import PromptTokenizer
+
     checkpoint = load_checkpoint(options.adapter)
     plan = plan_encoder(checkpoint, options.mllm)
     tokenizer = PromptTokenizer.from_directory(options.mllm)
+    size = chosen_size(options.image_size, plan)
+    references = []
+    for path in options.images:
+        picture = open_picture(path)
+        with named(str(path)):  # photographs at full size would fill the memory
+            references.append(Reference(reduced(picture, size), name=str(path)))
+    group = (tokenizer, references, options.prompt)
+    settings = {
+        "aggregation": options.aggregation,
+        "image_size": size,
+        "insert_before": options.insert_before,
+    }
+    plan_group(plan, *group, **settings)
     dtype = getattr(torch, options.dtype)
     encoder = plan.build(dtype=dtype, compute_dtype=dtype).to(device)
 
@@ -234,28 +269,17 @@ def _encode(options: argparse.Namespace) -> int:
         print(f"\rencoding {done}/{total}", end="", file=sys.stderr, flush=True)
 
     try:
-        tokens = encode_references(
+        return encode_references(
             encoder,
-            tokenizer,
-            references,
-            options.prompt,
+            *group,
+            **settings,
             adapter=checkpoint.identity,
             adapter_name=checkpoint.name,
-            aggregation=options.aggregation,
-            image_size=options.image_size,
-            insert_before=options.insert_before,
             device=device,
             progress=show,
         )
-    except torch.cuda.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"{device} has not enough memory ({str(error).splitlines()[0]}). Use fewer pictures, "
-            "a smaller --image-size or --dtype bfloat16."
-        ) from error
     finally:
         print(file=sys.stderr)
-    print(save_tokens(tokens, options.out))
-    return 0
 
 
 def _demo_data(options: argparse.Namespace) -> int:

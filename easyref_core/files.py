@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Callable
@@ -24,3 +25,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """
+    Raises:
+        OSError: `write_atomically` would fail there, as far as can be told without writing.
+    """
+    folder = next((parent for parent in path.parents if parent.exists()), None)
+    if path.is_dir():
+        code = errno.EISDIR
+    elif folder is None or not folder.is_dir():
+        code = errno.ENOTDIR
+    elif not os.access(folder, os.W_OK):
+        code = errno.EACCES
+    else:
+        return
+    raise OSError(code, os.strerror(code), str(path))

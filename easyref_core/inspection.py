@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .aggregation import Reference, chosen_size, count_tokens
+from .aggregation import Reference, plan_group
 from .encoder import EasyRefEncoder
 from .errors import EasyRefError
-from .limits import check_length
 from .preprocessing import FACTOR, plan_sizes, preprocess
 from .prompt import PromptTokenizer
 from .reading import EncodingCache, Progress, Reader, Steps
@@ -75,14 +74,12 @@ def inspect_references(
     Raises:
         EasyRefError: as `encode_references`.
     """
-    device = torch.device(device)
-    image_size = chosen_size(image_size, encoder.image_size)
-    plan = tokenizer.tokenize(count_tokens(references, image_size), prompt)
-    check_length(encoder, tokenizer, plan, prompt, image_size)
+    plan = plan_group(encoder, tokenizer, references, prompt, image_size=image_size)
+    chat = plan.chats[0]
     steps = Steps(len(references) + encoder.num_layers, progress)
-    reader = Reader(encoder, device, None, cache or EncodingCache(), steps)
-    seen = [reader.see(preprocess(r.picture, image_size)) for r in references]
-    attention = reader.attention(plan, seen, [r.weight for r in references])
+    reader = Reader(encoder, torch.device(device), None, cache or EncodingCache(), steps)
+    seen = [reader.see(preprocess(r.picture, plan.image_size)) for r in references]
+    attention = reader.attention(chat, seen, [r.weight for r in references])
     if not torch.isfinite(attention).all():
         raise EasyRefError(
             "The MLLM's attention holds values that are not numbers. Choose bf16 or fp32 as the "
@@ -90,12 +87,12 @@ def inspect_references(
         )
     columns = attention.double().mean(dim=0)  # [L + N]
     pictures = []
-    for reference, (first, end) in zip(references, plan.image_spans, strict=True):
-        _, (width, height) = plan_sizes(*reference.picture.size, image_size)
+    for reference, (first, end) in zip(references, chat.image_spans, strict=True):
+        _, (width, height) = plan_sizes(*reference.picture.size, plan.image_size)
         heat = columns[first:end].unflatten(0, (height // FACTOR, width // FACTOR))
         pictures.append(PictureShare(reference.name, float(heat.sum()), heat.float()))
-    typed = float(columns[slice(*plan.prompt_span)].sum())
-    tokens = float(columns[len(plan) :].sum())
+    typed = float(columns[slice(*chat.prompt_span)].sum())
+    tokens = float(columns[len(chat) :].sum())
     rest = float(columns.sum()) - typed - tokens - sum(p.share for p in pictures)
     return Inspection(tuple(pictures), typed, max(rest, 0.0), tokens)
 

@@ -38,6 +38,15 @@ class EncoderPlan:
     directory: Path | None
     sources: Mapping[str, Source]
 
+    @property
+    def num_tokens(self) -> int:
+        return self.checkpoint.num_tokens
+
+    @property
+    def image_size(self) -> int:
+        """At which references were read in training."""
+        return self.checkpoint.image_size
+
     def build(
         self,
         *,

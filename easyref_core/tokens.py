@@ -6,14 +6,15 @@ The safetensors form holds `cond` and `uncond` and says in its metadata which ad
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .errors import EasyRefError
-from .files import write_atomically
+from .files import check_writable, write_atomically
 from .weights import look
 
 FORMAT = "easyref.reference_tokens"
@@ -132,11 +133,23 @@ def save_tokens(tokens: ReferenceTokens, path: str | Path) -> Path:
         name: tensor.cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in (("cond", tokens.cond), ("uncond", tokens.uncond))
     }
-    try:
+    with _writing(path):
         write_atomically(path, lambda partial: partial.write_bytes(save(content, metadata)))
+    return path
+
+
+def check_place(path: str | Path) -> None:
+    """Raise EasyRefError where `save_tokens` could not write, before anything is encoded."""
+    with _writing(Path(path)):
+        check_writable(Path(path))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise EasyRefError(f"{path} cannot be written: {error}. Choose another place.") from error
-    return path
 
 
 def load_tokens(path: str | Path) -> ReferenceTokens:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -14,19 +14,13 @@ import comfy.ops
 import comfy.utils
 import torch
 
-from ...easyref_core.aggregation import (
-    Reference,
-    chosen_size,
-    count_tokens,
-    encode_references,
-)
+from ...easyref_core.aggregation import Reference, encode_references, plan_group
 from ...easyref_core.checkpoint import AdapterCheckpoint
 from ...easyref_core.encoder import EasyRefEncoder
 from ...easyref_core.errors import OutOfMemoryError
 from ...easyref_core.inspection import Inspection, inspect_references
-from ...easyref_core.limits import activation_bytes
+from ...easyref_core.limits import activation_bytes, lack_of_memory
 from ...easyref_core.loading import EncoderPlan, plan_encoder
-from ...easyref_core.pictures import named
 from ...easyref_core.prompt import PromptTokenizer
 from ...easyref_core.reading import EncodingCache
 from ...easyref_core.tokens import ReferenceTokens
@@ -37,7 +31,6 @@ Result = TypeVar("Result")
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_PROMPT_TOKENS = 512  # room for the chat and the prompt in the memory estimate
 
 
 class HostedEncoder:
@@ -90,12 +83,12 @@ class HostedEncoder:
         """
 
         def encode() -> ReferenceTokens:
-            size, counts = self._read_sizes(references, image_size)
-            seen = sum(counts) if aggregation == "easyref" else max(counts)
-            if negatives:
-                with named("negative references"):
-                    seen = max(seen, sum(self._read_sizes(negatives, size)[1]))
-            encoder, tokenizer = self._ready(seen)
+            settings: dict[str, Any] = {
+                "aggregation": aggregation,
+                "image_size": image_size,
+                "negatives": negatives,
+            }
+            encoder, tokenizer = self._ready(references, prompt, **settings)
             return encode_references(
                 encoder,
                 tokenizer,
@@ -103,9 +96,7 @@ class HostedEncoder:
                 prompt,
                 adapter=self.checkpoint.identity,
                 adapter_name=self.checkpoint.name,
-                aggregation=aggregation,
-                image_size=size,
-                negatives=negatives,
+                **settings,
                 device=self._patcher.load_device,
                 cache=self._cache,
                 progress=_progress(),
@@ -117,14 +108,13 @@ class HostedEncoder:
         """Say where the reference tokens of a group look; as `encode` otherwise."""
 
         def inspect() -> Inspection:
-            size, counts = self._read_sizes(references, image_size)
-            encoder, tokenizer = self._ready(sum(counts))
+            encoder, tokenizer = self._ready(references, prompt, image_size=image_size)
             return inspect_references(
                 encoder,
                 tokenizer,
                 references,
                 prompt,
-                image_size=size,
+                image_size=image_size,
                 device=self._patcher.load_device,
                 cache=self._cache,
                 progress=_progress(),
@@ -135,42 +125,37 @@ class HostedEncoder:
     def _with_room(self, references: int, work: Callable[[], Result]) -> Result:
         """Run one job at a time; where memory runs out, free all of it and say so."""
         with self._lock:
-            failed: str | None = None
             try:
                 return work()
-            except mm.OOM_EXCEPTION as error:
-                failed = str(error)
-            except MemoryError as error:
-                failed = str(error) or "MemoryError"
-            except RuntimeError as error:
-                if "allocate memory" not in str(error):
+            except Exception as error:
+                failed = lack_of_memory(error)
+                if failed is None:
                     raise
-                failed = str(error)
-            # Outside the except blocks, where the traceback no longer holds the tensors.
+            # Outside the except block, where the traceback no longer holds the tensors.
             self._patcher = None
             mm.unload_all_models()
             mm.soft_empty_cache()
             raise OutOfMemoryError(
                 f"Not enough memory to read {references} references with the MLLM "
-                f"({failed.splitlines()[0]}). Everything was unloaded; the graph can be queued "
+                f"({failed}). Everything was unloaded; the graph can be queued "
                 "again. Use fewer references, a smaller image_size, or bf16 in EasyRef Loader."
             )
 
-    def _read_sizes(
-        self, references: Sequence[Reference], image_size: int
-    ) -> tuple[int, list[int]]:
-        """The size at which pictures are read, and each one's tokens. Loads nothing."""
-        size = chosen_size(image_size, self.checkpoint.image_size)
-        return size, count_tokens(references, size)
-
-    def _ready(self, seen: int) -> tuple[EasyRefEncoder, PromptTokenizer]:
-        """The encoder, on its device, with room to read so many tokens of pictures at once."""
+    def _ready(
+        self, references: Sequence[Reference], prompt: str, **settings: Any
+    ) -> tuple[EasyRefEncoder, PromptTokenizer]:
+        """The encoder, on its device, with room to read this group; weights are only read for a
+        group that can be encoded. Settings are those of `plan_group`.
+        """
         if self._tokenizer is None:
             self._tokenizer = PromptTokenizer.from_directory(self._directory or bundled_tokenizer())
+        sizes = self.plan() if self._patcher is None else self._patcher.model
+        plan = plan_group(sizes, self._tokenizer, references, prompt, **settings)
         if self._patcher is None:
             self._patcher = self._build()
         encoder: EasyRefEncoder = self._patcher.model
-        needed = activation_bytes(encoder, seen + _PROMPT_TOKENS + encoder.num_tokens)
+        length = plan.longest + encoder.num_tokens
+        needed = activation_bytes(encoder.config, length, encoder.compute_dtype)
         mm.load_models_gpu([self._patcher], memory_required=needed)
         return encoder, self._tokenizer
 

@@ -18,6 +18,7 @@ from easyref_core.preprocessing import (
     pixel_limits,
     plan_sizes,
     preprocess,
+    reduced,
     resized_size,
 )
 
@@ -166,6 +167,21 @@ def test_resized_size_keeps_its_promises(size: tuple[int, int]) -> None:
     width, height = resized_size(*size, low, high)
     assert width % 28 == height % 28 == 0
     assert low <= width * height <= high
+
+
+@pytest.mark.parametrize("image_size", [84, 336])
+@pytest.mark.parametrize("size", [(900, 700), (333, 1200), (4000, 30), (90, 91), (1, 1)])
+def test_a_reduced_picture_becomes_the_same_patches(size: tuple[int, int], image_size: int) -> None:
+    picture = Image.effect_noise(size, 90).convert("RGB")
+    small = reduced(picture, image_size)
+    assert small.width * small.height <= size[0] * size[1]
+    found, wanted = preprocess(small, image_size), preprocess(picture, image_size)
+    assert (found.rows, found.columns) == (wanted.rows, wanted.columns)
+    assert torch.equal(found.pixels, wanted.pixels)
+
+
+def test_a_photograph_is_reduced() -> None:
+    assert max(reduced(Image.new("RGB", (4000, 3000)), 336).size) == 364
 
 
 @pytest.mark.parametrize("size", [(96, 96), (333, 120), (10, 300), (1, 1)])

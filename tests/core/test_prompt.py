@@ -157,8 +157,8 @@ def test_too_many_references_name_the_limit_and_memory(tokenizer: PromptTokenize
 
 def test_one_reference_too_large_for_the_context(tokenizer: PromptTokenizer) -> None:
     encoder = goldens.random_encoder(max_positions=300)
-    with goldens.refused("1 references", "image_size 1008", "memory). Use a smaller image_size."):
-        encode_references(encoder, tokenizer, [Reference(SMALL)], "", adapter="a", image_size=1008)
+    with goldens.refused("1 references", "image_size 476", "memory). Use a smaller image_size."):
+        encode_references(encoder, tokenizer, [Reference(SMALL)], "", adapter="a", image_size=476)
 
 
 def test_as_many_references_as_the_message_says_fit(tokenizer: PromptTokenizer) -> None:

@@ -1,0 +1,64 @@
+"""Adapters stored in one-byte floats, with which torch can compute hardly anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import goldens
+import pytest
+import torch
+from torch import nn
+
+from easyref_core.adapter import lora_weights, project_tokens
+from easyref_core.aggregation import Reference, encode_references
+from easyref_core.checkpoint import AdapterCheckpoint
+from easyref_core.encoder import EasyRefEncoder
+from easyref_core.loading import plan_encoder
+from easyref_core.prompt import PromptTokenizer
+from easyref_core.tokens import ReferenceTokens
+
+SMALL = [torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.fixture
+def one_byte(save: Callable) -> Callable[[torch.dtype], AdapterCheckpoint]:
+    return lambda dtype: save({n: t.to(dtype) for n, t in goldens.adapter_tensors().items()})
+
+
+@pytest.mark.parametrize("dtype", SMALL)
+def test_such_an_adapter_does_all_an_adapter_does(
+    one_byte: Callable, tokenizer: PromptTokenizer, dtype: torch.dtype
+) -> None:
+    checkpoint = one_byte(dtype)
+    assert checkpoint.dtype == str(dtype).removeprefix("torch.")
+    encoder = plan_encoder(checkpoint, goldens.MLLM).build()
+    group = goldens.references("one_ref_prompt")
+    tokens = encode_references(
+        encoder, tokenizer, group, "", adapter=checkpoint.identity, image_size=goldens.IMAGE_SIZE
+    )
+    assert len(project_tokens(checkpoint, tokens).layers) == len(checkpoint.cross_attention)
+    assert {weight.dtype for weight in lora_weights(checkpoint).values()} == {dtype}
+
+
+def test_damage_is_found_there_too(save: Callable) -> None:
+    tensors = goldens.adapter_tensors()
+    name = next(n for n in tensors if "_lora.up" in n)
+    tensors[name][0, 0] = float("nan")
+    damaged = save({n: t.to(torch.float8_e4m3fn) for n, t in tensors.items()})
+    with goldens.refused("changed.safetensors", name, "not numbers"):
+        lora_weights(damaged)
+
+
+def test_a_damaged_weight_of_the_encoder_is_named(tokenizer: PromptTokenizer) -> None:
+    encoder: EasyRefEncoder = goldens.random_encoder()
+    final = encoder.mllm_final_layer
+    bad = final.reference_tokens.detach().clone()
+    bad[0, 0] = float("nan")
+    final.reference_tokens = nn.Parameter(bad.to(torch.float8_e4m3fn), requires_grad=False)
+    group: list[Reference] = goldens.references("one_ref_prompt")
+
+    def encode() -> ReferenceTokens:
+        return encode_references(encoder, tokenizer, group, "", adapter="a", image_size=84)
+
+    with goldens.refused("mllm_final_layer.reference_tokens", "damaged"):
+        encode()

@@ -1,0 +1,190 @@
+"""What a group needs is known, and what cannot be encoded refused, before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import goldens
+import pytest
+import torch
+from PIL import Image
+
+from easyref_core.aggregation import Reference, encode_references, plan_group
+from easyref_core.checkpoint import AdapterCheckpoint, load_checkpoint
+from easyref_core.cli import main
+from easyref_core.encoder import EasyRefEncoder
+from easyref_core.limits import lack_of_memory
+from easyref_core.loading import EncoderPlan, plan_encoder
+from easyref_core.prompt import PromptTokenizer
+from easyref_core.tokens import load_tokens
+
+FOUR = "four_refs_prompt"
+REFS = [str(goldens.GOLDEN / "refs" / f"ref_{i}.png") for i in range(4)]
+NO_ROOM = {
+    "cuda": torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 99 GiB"),
+    "linux": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+    "windows": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9"),
+    "mps": RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+    "python": MemoryError(),
+    "mmap": OSError(12, "Cannot allocate memory"),
+}
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def plan(checkpoint: AdapterCheckpoint) -> EncoderPlan:
+    return plan_encoder(checkpoint, goldens.MLLM)
+
+
+def arguments(out: Path, *images: str, **options: Any) -> list[str]:
+    given = {"adapter": goldens.ADAPTER, "mllm": goldens.MLLM, "image-size": 84, "out": out}
+    given |= {name.replace("_", "-"): value for name, value in options.items()}
+    return ["encode", *(f"--{name}={value}" for name, value in given.items()), *(images or REFS)]
+
+
+@pytest.mark.parametrize("aggregation", ["easyref", "average", "concatenate"])
+def test_a_group_is_planned_the_same_with_and_without_weights(
+    plan: EncoderPlan, encoder: EasyRefEncoder, tokenizer: PromptTokenizer, aggregation: str
+) -> None:
+    group = (tokenizer, goldens.references(FOUR), "a boat")
+    given = {"aggregation": aggregation, "image_size": goldens.IMAGE_SIZE}
+    before, after = (plan_group(sizes, *group, **given) for sizes in (plan, encoder))
+    assert [c.ids.tolist() for c in before.chats] == [c.ids.tolist() for c in after.chats]
+    assert before.groups == after.groups
+    assert [len(group) for group in before.groups] == ([4] if aggregation == "easyref" else [1] * 4)
+    assert before.longest == max(len(chat) for chat in before.chats)
+
+
+def test_many_negatives_are_the_longest_chat(plan: EncoderPlan, tokenizer: PromptTokenizer) -> None:
+    negatives = goldens.references(FOUR) * 3
+    found = plan_group(plan, tokenizer, goldens.references(FOUR), "", negatives=negatives)
+    assert found.longest == len(found.unconditional) > len(found.chats[0])
+
+
+@pytest.mark.parametrize("size", [5069, 10**9])
+def test_a_size_that_no_picture_could_be_read_at_is_refused(
+    plan: EncoderPlan, tokenizer: PromptTokenizer, size: int
+) -> None:
+    assert plan.config.max_positions == 32768
+    with goldens.refused(f"image_size is {size}", "32,768", "at most 5068", "or 0", "(336)"):
+        plan_group(plan, tokenizer, goldens.references(FOUR), "", image_size=size)
+
+
+def test_an_adapter_that_names_such_a_size_is_refused(
+    tmp_path: Path, tokenizer: PromptTokenizer
+) -> None:
+    path = goldens.write(tmp_path / "a.safetensors", goldens.adapter_tensors(), image_size="99999")
+    plan = plan_encoder(load_checkpoint(path), goldens.MLLM)
+    with goldens.refused("image_size is 99999", "at most 5068"):
+        plan_group(plan, tokenizer, goldens.references(FOUR), "")
+
+
+@pytest.mark.parametrize("aggregation", ["average", "concatenate"])
+def test_a_baseline_of_nothing_is_refused_before_pictures_are_read(
+    encoder: EasyRefEncoder,
+    tokenizer: PromptTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    aggregation: str,
+) -> None:
+    monkeypatch.setattr(EasyRefEncoder, "see", lambda *_: pytest.fail("read for nothing"))
+    nothing = [replace(r, weight=0.0) for r in goldens.references(FOUR)]
+    with goldens.refused("weight 0", aggregation):
+        encode_references(encoder, tokenizer, nothing, "", adapter="a", aggregation=aggregation)
+
+
+def folder(path: Path) -> str:
+    path.mkdir()
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"image_size": 20}, "image_size is 20"),
+        ({"image_size": 10**9}, "image_size is 1000000000"),
+        ({"aggregation": "sum"}, "no aggregation 'sum'"),
+        ({"insert_before": 9}, "last 9 layers"),
+        ({"image_size": 3000}, "the MLLM would read"),
+        ({"out": REFS[0] + "/tokens"}, "cannot be written"),
+        ({"out": folder}, "cannot be written"),
+    ],
+)
+def test_the_command_refuses_before_it_reads_weights(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, options: dict, said: str
+) -> None:
+    monkeypatch.setattr(EncoderPlan, "build", lambda *_, **__: pytest.fail("read weights"))
+    out = options.get("out", tmp_path / "new" / "tokens")
+    out = out(tmp_path / "folder") if callable(out) else out
+    assert main(arguments(**options | {"out": out})) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("easyref: ")
+    assert said in printed
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_keeps_no_large_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are kept at the size the MLLM reads, which changes no bit of the tokens."""
+    large = [str(tmp_path / f"{side}.png") for side in (500, 900)]
+    for path, side in zip(large, (500, 900), strict=True):
+        noise = Image.effect_noise((side, 700), 90).convert("RGB")
+        noise.save(path)
+    kept: list[int] = []
+
+    def noted(*given: Any, **options: Any) -> Any:
+        kept.extend(max(reference.picture.size) for reference in given[2])
+        return encode_references(*given, **options)
+
+    monkeypatch.setattr("easyref_core.aggregation.encode_references", noted)
+    assert main(arguments(tmp_path / "tokens", *large)) == 0
+    assert max(kept) < 200
+    encoder = plan_encoder(load_checkpoint(goldens.ADAPTER), goldens.MLLM).build()
+    whole = [Reference(Image.open(path)) for path in large]
+    tokenizer = PromptTokenizer.from_directory(goldens.MLLM)
+    wanted = encode_references(encoder, tokenizer, whole, "", adapter="a", image_size=84)
+    assert torch.equal(load_tokens(tmp_path / "tokens").cond, wanted.cond)
+
+
+@pytest.mark.parametrize("step", ["open_picture", "build", "encode"])
+@pytest.mark.parametrize("kind", ["linux", "mps", "python", "cuda"])
+def test_lack_of_memory_is_one_sentence(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, step: str, kind: str
+) -> None:
+    def run_out(*_: Any, **__: Any) -> None:
+        raise NO_ROOM[kind]
+
+    name = {
+        "open_picture": "easyref_core.pictures.open_picture",
+        "build": "easyref_core.loading.EncoderPlan.build",
+        "encode": "easyref_core.aggregation.encode_references",
+    }[step]
+    monkeypatch.setattr(name, run_out)
+    assert main(arguments(tmp_path / "tokens")) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("easyref: cpu has not enough memory (")
+    assert "--dtype bfloat16" in said
+
+
+def test_another_error_is_not_taken_for_lack_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(EncoderPlan, "build", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        main(arguments(tmp_path / "tokens"))
+
+
+@pytest.mark.parametrize("kind", NO_ROOM)
+def test_lack_of_memory_is_known_by_what_devices_say(kind: str) -> None:
+    assert lack_of_memory(NO_ROOM[kind])
+    assert "\n" not in lack_of_memory(NO_ROOM[kind])
+
+
+@pytest.mark.parametrize("error", [ValueError("out of memory"), RuntimeError("nan"), OSError("x")])
+def test_other_errors_are_no_lack_of_memory(error: Exception) -> None:
+    assert lack_of_memory(error) is None
