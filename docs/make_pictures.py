@@ -2,7 +2,8 @@
 
     python docs/make_pictures.py
 
-That of EasyRef References is a photograph, made by gallery_picture.py.
+Those of other nodes are made by apply_pictures.py, demo_pictures.py and token_pictures.py; that of
+EasyRef References is a photograph, made by gallery_picture.py.
 
 Pillow's built-in typeface is used, so the pictures come out the same on every computer. Each one
 brings its own dark card with rounded corners and can stand on a light or a dark page.
@@ -38,9 +39,6 @@ TOKENS = "#5fd6a4"
 PROMPT = "#ffa931"
 MASK = "#9ccc65"
 CLIP = "#ffd54f"
-VAE = "#ff6e6e"
-CONTROL = "#80cbc4"
-LATENT = "#ff9cf9"
 
 
 class Sheet:
@@ -378,31 +376,9 @@ def load_tokens() -> None:
     sheet.save("load_tokens")
 
 
-def demo_models() -> None:
-    sheet = Sheet(242)
-    kinds = (
-        ("model", MODEL, "EasyRef Apply, KSampler", "instead of an SDXL model"),
-        ("clip", CLIP, "CLIP Text Encode", "instead of SDXL's text encoders"),
-        ("vae", VAE, "VAE Decode", "instead of SDXL's autoencoder"),
-        ("easyref", EASYREF, "EasyRef Encode, EasyRef Apply", "instead of EasyRef Loader"),
-        ("control_net", CONTROL, "Apply ControlNet", "instead of a ControlNet for SDXL"),
-        ("latent", LATENT, "KSampler", "the picture's size, made to fit"),
-    )
-    _, outputs = sheet.node(
-        14, 40, 150, "EasyRef Demo Models", (), [(name, colour) for name, colour, *_ in kinds]
-    )
-    for row, (name, colour, target, stands) in enumerate(kinds):
-        end = (214.0, 30.0 + 34 * row)
-        sheet.link(outputs[name], end, colour)
-        sheet.text(226, end[1] - 1, target, TEXT, 10.5)
-        sheet.text(226, end[1] + 13, stands, SOFT, 9.5)
-    sheet.text(14, 222, "They know drawn characters, at 128 x 128.", SOFT, 10)
-    sheet.save("demo_models")
-
-
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    for draw in (loader, encode, apply, save_tokens, load_tokens, demo_models):
+    for draw in (loader, encode, apply, save_tokens, load_tokens):
         draw()
 
 

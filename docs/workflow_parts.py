@@ -42,13 +42,15 @@ class Models:
     """All models of a graph, behind the switch.
 
     Attributes:
-        switch: EasyRef Demo Models; its outputs are model, clip, vae, easyref, control_net, latent.
-        size: the empty latent before it, which is not muted with the loaders.
-        loaders: what else stands before it.
+        switch: EasyRef Demo Models; its outputs are model, clip, vae, easyref and control_net.
+        size: the empty latent, which is not muted with the loaders.
+        fitted: EasyRef Demo Latent behind it.
+        loaders: what stands before the switch.
     """
 
     switch: Node
     size: Node
+    fitted: Node
     loaders: list[Node] = field(default_factory=list)
 
     @property
@@ -72,15 +74,11 @@ class Models:
         return self.switch.out(4)
 
     @property
-    def latent(self) -> Output:
-        return self.switch.out(5)
-
-    @property
     def stage(self) -> list[Box]:
         """Muting the first box leaves the second with nothing connected."""
         return [
             Box(MODELS_BOX, [self.loaders]),
-            Box("Demo models, if 1 is muted", [[self.switch]], own=True),
+            Box("Demo models, if 1 is muted", [[self.switch, self.fitted]], own=True),
         ]
 
 
@@ -111,10 +109,10 @@ def add_models(graph: Graph, *, lora: bool = False, control_net: bool = False) -
         clip=clip,
         vae=checkpoint.out(2),
         easyref=loader,
-        latent=size,
         **others,
     )
-    return Models(switch, size, loaders)
+    fitted = graph.add("EasyRefDemoLatent", latent=size, easyref=switch.out(3))
+    return Models(switch, size, fitted, loaders)
 
 
 def add_pictures(graph: Graph, numbers: Sequence[int], title: str = "Reference") -> list[Node]:
@@ -197,7 +195,7 @@ def add_sampling(
         model=model,
         positive=positive,
         negative=negative,
-        latent_image=models.latent,
+        latent_image=models.fitted,
         seed=1,
         steps=30,
         cfg=7.5,

@@ -10,6 +10,7 @@ from .combine import EasyRefCombineTokens
 from .conditioning import EasyRefSetConditioning
 from .crop import EasyRefCrop
 from .demo import EasyRefDemoModels
+from .demo_latent import EasyRefDemoLatent
 from .encode import EasyRefEncode
 from .host.folders import register_folders
 from .host.routes import register_routes
@@ -38,6 +39,7 @@ NODES: list[type[io.ComfyNode]] = [
     EasyRefSetConditioning,
     EasyRefLayerWeights,
     EasyRefWeightCurve,
+    EasyRefDemoLatent,
 ]
 
 

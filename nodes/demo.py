@@ -52,8 +52,8 @@ class EasyRefDemoModels(io.ComfyNode):
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="What the sampler starts from, such as Empty Latent Image. With the "
-                    "demo models it is made as small as their pictures are.",
+                    tooltip="Better left free: a change here runs all that uses the models again. "
+                    "EasyRef Demo Latent makes a latent fit without that.",
                 ),
             ],
             outputs=[

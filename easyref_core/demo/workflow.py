@@ -34,7 +34,7 @@ def use_demo_models(graph: Graph) -> Graph:
     """The same graph without its model loaders, on the demo models.
 
     In a template this is what muting the loaders gives: all models before EasyRef Demo Models go,
-    and nothing but the latent is connected to it. A graph without this node gets one.
+    and only a latent stays connected, if there was one. A graph without this node gets one.
     """
     switches = [n for n, node in graph.items() if node["class_type"] == _SWITCH]
     switch = switches[0] if switches else DEMO_NODE

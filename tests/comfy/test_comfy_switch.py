@@ -73,6 +73,24 @@ def test_the_demo_models_bring_a_latent_of_their_size(pack: Pack) -> None:
     assert torch.equal(smaller["samples"], torch.zeros(2, 4, 16, 16))
 
 
+def test_your_latent_is_passed_on_beside_your_adapter(pack: Pack, easyref: Any) -> None:
+    latent = {"samples": torch.zeros(2, 4, 128, 128)}
+    assert pack.run("EasyRefDemoLatent", latent, easyref) is latent
+
+
+def test_a_latent_is_made_to_fit_the_demo_adapter(pack: Pack) -> None:
+    """Img2img latents and the mask of an inpainting go along."""
+    easyref = pack.nodes["EasyRefDemoModels"].execute().result[3]
+    mask = torch.zeros(1, 1, 1024, 1024)
+    latent = {"samples": torch.rand(3, 4, 128, 128), "noise_mask": mask}
+    found = pack.run("EasyRefDemoLatent", latent, easyref)
+    assert found["samples"].shape == (3, 4, 16, 16)
+    assert found["samples"].mean() == pytest.approx(latent["samples"].mean().item(), abs=0.02)
+    assert found["noise_mask"] is mask
+    small = {"samples": torch.rand(1, 4, 16, 16)}
+    assert pack.run("EasyRefDemoLatent", small, easyref)["samples"] is small["samples"]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_every_gap_is_named(pack: Pack, yours: dict[str, Any], count: int) -> None:
     for missing in combinations(NEEDED, count):

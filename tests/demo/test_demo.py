@@ -62,14 +62,25 @@ def test_each_loader_output_has_its_stand_in() -> None:
     graph = use_demo_models(load_workflow("easyref_controlnet"))
     switch = only_node(graph, "EasyRefDemoModels")
     by_class = {node["class_type"]: node["inputs"] for node in graph.values()}
-    # Picture size is no loader: it stays, and the node makes it fit.
-    assert by_class["EasyRefDemoModels"] == {"latent": [only_node(graph, "EmptyLatentImage"), 0]}
-    assert by_class["KSampler"]["latent_image"] == [switch, 5]
+    assert by_class["EasyRefDemoModels"] == {}
+    # Picture size is no loader: it stays, and EasyRef Demo Latent makes it fit.
+    size = only_node(graph, "EmptyLatentImage")
+    assert by_class["EasyRefDemoLatent"] == {"latent": [size, 0], "easyref": [switch, 3]}
+    assert by_class["KSampler"]["latent_image"] == [only_node(graph, "EasyRefDemoLatent"), 0]
     assert by_class["EasyRefApply"]["model"] == [switch, 0]
     assert by_class["CLIPTextEncode"]["clip"] == [switch, 1]
     assert by_class["VAEDecode"]["vae"] == [switch, 2]
     assert by_class["EasyRefEncode"]["easyref"] == [switch, 3]
     assert by_class["ControlNetApplyAdvanced"]["control_net"] == [switch, 4]
+
+
+def test_a_latent_that_goes_through_the_switch_stays() -> None:
+    graph = load_workflow("easyref_character")
+    size, switch = (only_node(graph, c) for c in ("EmptyLatentImage", "EasyRefDemoModels"))
+    graph[switch]["inputs"]["latent"] = [size, 0]
+    changed = use_demo_models(graph)
+    assert changed[switch]["inputs"] == {"latent": [size, 0]}
+    assert size in changed
 
 
 def test_without_easyref_the_model_goes_straight_to_the_sampler() -> None:

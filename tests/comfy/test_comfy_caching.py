@@ -1,0 +1,83 @@
+"""What ComfyUI runs again when something changes in a template, told by its own cache keys."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from comfyhost import Pack
+
+from easyref_core.demo.workflow import (
+    WORKFLOWS,
+    Graph,
+    load_workflow,
+    set_inputs,
+    use_demo_models,
+)
+
+TEMPLATES = sorted(
+    p.stem for p in WORKFLOWS.glob("*.json") if (WORKFLOWS / "api" / p.name).exists()
+)
+RESULT = {"EmptyLatentImage", "EasyRefDemoLatent", "KSampler", "VAEDecode", "SaveImage"}
+
+
+class Prompt:
+    """A graph as ComfyUI's caches ask for it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def has_node(self, number: str) -> bool:
+        return number in self._graph
+
+    def get_node(self, number: str) -> dict[str, Any]:
+        return self._graph[number]
+
+
+class Unchanged:
+    """Stands for `IsChangedCache`: no file is another one."""
+
+    async def get(self, number: str) -> bool:
+        return False
+
+
+class Stub:
+    """For ComfyUI's own nodes that are not loaded in tests."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}}
+
+
+def keys(graph: Graph) -> dict[str, Any]:
+    from comfy_execution.caching import CacheKeySetInputSignature
+
+    made = CacheKeySetInputSignature(Prompt(graph), [], Unchanged())
+    asyncio.run(made.add_keys(list(graph)))
+    return made.keys
+
+
+@pytest.fixture
+def _node_classes(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nodes
+
+    graphs = [load_workflow(name) for name in TEMPLATES]
+    kinds = {node["class_type"] for graph in graphs for node in graph.values()}
+    for kind in kinds - nodes.NODE_CLASS_MAPPINGS.keys():
+        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, kind, pack.nodes.get(kind, Stub))
+
+
+@pytest.mark.usefixtures("_node_classes")
+@pytest.mark.parametrize("models", ["yours", "demo"])
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("change", [{"batch_size": 3}, {"width": 832, "height": 1216}], ids=str)
+def test_another_size_or_batch_runs_the_sampling_again_and_no_more(
+    name: str, models: str, change: dict[str, int]
+) -> None:
+    graph = load_workflow(name)
+    if models == "demo":
+        graph = use_demo_models(graph)
+    before, after = keys(graph), keys(set_inputs(graph, "EmptyLatentImage", **change))
+    again = {graph[number]["class_type"] for number in graph if before[number] != after[number]}
+    assert again == RESULT
