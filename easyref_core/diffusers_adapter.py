@@ -54,9 +54,8 @@ def new_adapter(unet: UNet2DConditionModel, num_tokens: int, rank: int = 0) -> N
             attn = unet.get_submodule(name.removesuffix(_SUFFIX))
             processor.to_k_ip.load_state_dict({"weight": attn.to_k.weight})
             processor.to_v_ip.load_state_dict({"weight": attn.to_v.weight})
-    _install(unet, processors)
-    attachment.checkpoint = None
-    attachment.references, attachment.text, attachment.scale = num_tokens, None, 1.0
+    _install(unet, processors, attachment)
+    attachment.checkpoint, attachment.references = None, num_tokens
 
 
 def attach_adapter(
@@ -111,9 +110,9 @@ def attach_adapter(
                     f"{checkpoint.name} does not fit the UNet at {layer}: {error} "
                     "Use the UNet it was trained with."
                 ) from error
-    _install(unet, processors)
-    attachment.checkpoint = checkpoint
-    attachment.references, attachment.text, attachment.scale = checkpoint.num_tokens, None, scale
+    _install(unet, processors, attachment)
+    attachment.checkpoint, attachment.references = checkpoint, checkpoint.num_tokens
+    attachment.scale = scale
 
 
 def detach_adapter(unet: UNet2DConditionModel) -> None:
@@ -141,7 +140,8 @@ def set_tokens(unet: UNet2DConditionModel, tokens: ReferenceTokens | None) -> No
     """Say which tokens stand at the end of the encoder states from now on; `append_tokens` does.
 
     Args:
-        tokens: None for a prompt without references: all rows are text. The LoRA stays on.
+        tokens: None for a prompt without references: all rows are text. The LoRA stays on. An
+            untrained adapter takes any.
 
     Raises:
         EasyRefError: there is no adapter on the UNet, or another one made the tokens.
@@ -226,6 +226,8 @@ def merge_lora(unet: UNet2DConditionModel) -> None:
 def hide_references(controlnet: ControlNetModel, unet: UNet2DConditionModel) -> None:
     """Let a ControlNet see the text alone, as in the official code, whatever tokens the UNet gets.
 
+    Needed anew after `detach_adapter`.
+
     Raises:
         EasyRefError: there is no adapter on the UNet.
     """
@@ -258,9 +260,12 @@ def _processors(
     }
 
 
-def _install(unet: UNet2DConditionModel, processors: dict[str, EasyRefProcessor]) -> None:
+def _install(
+    unet: UNet2DConditionModel, processors: dict[str, EasyRefProcessor], attachment: Attachment
+) -> None:
     like = next(unet.parameters())
     unet.set_attn_processor({n: p.to(like.device, like.dtype) for n, p in processors.items()})
+    attachment.text, attachment.scale = None, 1.0  # whatever another adapter left there
 
 
 def _found(unet: UNet2DConditionModel) -> Attachment | None:
