@@ -6,8 +6,8 @@ import torch
 from comfy_api.latest import io
 
 from ..easyref_core.crop import Box, crop_pictures, mask_boxes
+from .inputs import references_from_batch
 from .link_types import EasyRefReferenceGroup, References
-from .references import references_from_batch
 
 
 class EasyRefCrop(io.ComfyNode):

@@ -6,9 +6,8 @@ import torch
 from comfy_api.latest import io
 
 from ..easyref_core.aggregation import AGGREGATIONS
-from .inputs import image_size_input, images_input, prompt_input
+from .inputs import gather, image_size_input, images_input, prompt_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, EasyRefTokens, References
-from .references import gather
 
 
 class EasyRefEncode(io.ComfyNode):

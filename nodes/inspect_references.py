@@ -8,9 +8,8 @@ from comfy_api.latest import io, ui
 
 from ..easyref_core.heat_maps import draw_heat_maps
 from ..easyref_core.inspection import report
-from .inputs import image_size_input, images_input, prompt_input
+from .inputs import gather, image_size_input, images_input, prompt_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, References
-from .references import gather
 
 
 class EasyRefInspect(io.ComfyNode):

@@ -7,38 +7,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..easyref_core.aggregation import Reference
 from ..easyref_core.errors import EasyRefError
-from ..easyref_core.pictures import tensor_to_picture
 from .host.gallery import checked_gallery, gallery_references, gallery_stamps
+from .inputs import references_from_batch
 from .link_types import EasyRefReferenceGroup, References
 
 _COUNT = 8
-
-
-def references_from_batch(images: torch.Tensor, name: str, weight: float = 1.0) -> References:
-    """ComfyUI's IMAGE batch [B, H, W, C] as references.
-
-    Raises:
-        EasyRefError: no picture, no pixels, or values that are not numbers.
-    """
-    if images.ndim == 3:
-        images = images[None]
-    return tuple(
-        Reference(tensor_to_picture(image, label), weight, label)
-        for number, image in enumerate(images)
-        for label in [name if len(images) == 1 else f"{name} (picture {number + 1})"]
-    )
-
-
-def gather(images: torch.Tensor | None, references: References | None) -> References:
-    """A node's `images` and `references` inputs as one group, in this order.
-
-    Raises:
-        EasyRefError: the batch cannot be used, see `references_from_batch`.
-    """
-    group = references_from_batch(images, "images") if images is not None else ()
-    return group + (references or ())
 
 
 class EasyRefReferences(io.ComfyNode):
