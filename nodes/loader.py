@@ -12,6 +12,7 @@ from .host.folders import (
     FROM_ADAPTER,
     adapter_names,
     adapter_path,
+    file_stamps,
     mllm_directories,
     mllm_path,
 )
@@ -53,20 +54,21 @@ class EasyRefLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, adapter: str, mllm: str) -> bool | str:
-        try:
-            adapter_path(adapter)
-            mllm_path(mllm)
+    def validate_inputs(cls, adapter: str | None, mllm: str | None) -> bool | str:
+        try:  # None where another node will give it
+            if adapter is not None:
+                adapter_path(adapter)
+            if mllm is not None:
+                mllm_path(mllm)
         except EasyRefError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, adapter: str, mllm: str, precision: str) -> Any:
-        directory = mllm_path(mllm)
-        files = [adapter_path(adapter), *(sorted(directory.iterdir()) if directory else ())]
-        stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        return adapter, mllm, precision, stamps
+    def fingerprint_inputs(cls, adapter: str | None, mllm: str | None, precision: str) -> Any:
+        file = adapter_path(adapter) if adapter is not None else None
+        directory = mllm_path(mllm) if mllm is not None else None
+        return adapter, mllm, precision, file_stamps(file), file_stamps(directory)
 
     @classmethod
     def execute(cls, adapter: str, mllm: str, precision: str) -> io.NodeOutput:

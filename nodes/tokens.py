@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..easyref_core.adapter import check_tokens
 from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens import ReferenceTokens, load_tokens, save_tokens
-from .host.folders import TOKENS, new_tokens_path, token_names, tokens_path
+from .host.folders import TOKENS, file_stamps, new_tokens_path, token_names, tokens_path
 from .link_types import EasyRef, EasyRefModel, EasyRefTokens
 
 _FOLDERS = ("output", "models")
@@ -87,17 +87,17 @@ class EasyRefLoadTokens(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None) -> bool | str:
         try:
-            tokens_path(file)
+            if file is not None:  # None where another node will give it
+                tokens_path(file)
         except EasyRefError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **kwargs: Any) -> Any:
-        stat = tokens_path(file).stat()
-        return file, stat.st_size, stat.st_mtime_ns
+    def fingerprint_inputs(cls, file: str | None, **kwargs: Any) -> Any:
+        return file, file_stamps(tokens_path(file) if file is not None else None)
 
     @classmethod
     def execute(cls, file: str, easyref: EasyRefModel | None = None) -> io.NodeOutput:

@@ -87,7 +87,7 @@ def mllm_path(name: str) -> Path | None:
 def token_names() -> list[str]:
     """Saved tokens: those under models/easyref_tokens, then those ComfyUI saved to its output."""
     saved = _output_tokens()
-    outputs = [p.relative_to(saved).as_posix() for p in _walk_files(saved)]
+    outputs = [p.relative_to(saved).as_posix() for p in _token_files(saved)]
     return folder_paths.get_filename_list(TOKENS) + [n + _OUTPUT_MARK for n in sorted(outputs)]
 
 
@@ -134,6 +134,22 @@ def new_tokens_path(filename_prefix: str, to_output: bool) -> tuple[Path, str]:
     return Path(folder) / f"{name}_{counter:05}_.safetensors", subfolder
 
 
+def file_stamps(path: Path | None) -> list[tuple[str, int, int]]:
+    """What changes when a file, or one of a folder's files, does: name, bytes, time.
+
+    What cannot be looked at, such as a link that leads nowhere, is left out; reading says what is
+    wrong with it.
+    """
+    if path is None:
+        return []
+    stamps = []
+    for file in sorted(path.iterdir()) if path.is_dir() else (path,):
+        with contextlib.suppress(OSError):
+            stat = file.stat()
+            stamps.append((file.name, stat.st_size, stat.st_mtime_ns))
+    return stamps
+
+
 def bundled_tokenizer() -> Path:
     """The Qwen tokenizer that ComfyUI ships for its own text encoders.
 
@@ -162,18 +178,21 @@ def _searched(kind: str) -> str:
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
     """Folders below `folder`, links followed, so many levels deep."""
-    if not folder.is_dir():
+    try:
+        children = [c for c in sorted(folder.iterdir()) if c.is_dir() and c.name[0] != "."]
+    except OSError:  # not there, or not to be read: that shall not keep the nodes from loading
         return
-    for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith("."):
-            yield child
-            if depth > 1:
-                yield from _walk(child, depth - 1)
+    for child in children:
+        yield child
+        if depth > 1:
+            yield from _walk(child, depth - 1)
 
 
-def _walk_files(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from (p for p in folder.rglob("*") if p.suffix in _TOKEN_FILES and p.is_file())
+def _token_files(folder: Path) -> Iterator[Path]:
+    """Saved tokens at any depth below `folder`; what cannot be read is passed over."""
+    for base, _, names in os.walk(folder):
+        files = (Path(base, name) for name in names)
+        yield from (f for f in files if f.suffix in _TOKEN_FILES and os.path.isfile(f))
 
 
 def _is_qwen2_vl(config: Path) -> bool:

@@ -31,7 +31,7 @@ class Spots:
 
 
 class Mask:
-    """A mask [1 or B, H, W] in 0..1 over the whole picture, of any size.
+    """A mask [1 or B, H, W], or with one channel, in 0..1 over the whole picture, of any size.
 
     Raises:
         EasyRefError: wrong shape or values that are not numbers.
@@ -40,6 +40,8 @@ class Mask:
     def __init__(self, pixels: torch.Tensor) -> None:
         if pixels.ndim == 2:
             pixels = pixels[None]
+        if pixels.ndim == 4 and pixels.shape[1] == 1:  # as ComfyUI keeps noise masks
+            pixels = pixels[:, 0]
         if pixels.ndim != 3 or 0 in pixels.shape:
             raise EasyRefError(
                 f"The mask has shape {list(pixels.shape)}; [batch, height, width] is needed, none "

@@ -67,6 +67,19 @@ class Pack:
         assert text.endswith((".", ")")), text
 
 
+class Prompt:
+    """A graph as ComfyUI's caches ask for it."""
+
+    def __init__(self, graph: Mapping[str, Any]) -> None:
+        self._graph = graph
+
+    def has_node(self, number: str) -> bool:
+        return number in self._graph
+
+    def get_node(self, number: str) -> dict[str, Any]:
+        return self._graph[number]
+
+
 def start(comfyui: Path, base: Path) -> Pack:
     """Import ComfyUI, on the CPU and with its folders in `base`, and load the pack into it."""
     sys.path.insert(0, str(comfyui))

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from comfyhost import Pack
+from comfyhost import Pack, Prompt
 
 from easyref_core.demo.workflow import (
     WORKFLOWS,
@@ -20,19 +20,6 @@ TEMPLATES = sorted(
     p.stem for p in WORKFLOWS.glob("*.json") if (WORKFLOWS / "api" / p.name).exists()
 )
 RESULT = {"EmptyLatentImage", "EasyRefDemoLatent", "KSampler", "VAEDecode", "SaveImage"}
-
-
-class Prompt:
-    """A graph as ComfyUI's caches ask for it."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-
-    def has_node(self, number: str) -> bool:
-        return number in self._graph
-
-    def get_node(self, number: str) -> dict[str, Any]:
-        return self._graph[number]
 
 
 class Unchanged:

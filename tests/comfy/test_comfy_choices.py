@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import os
 import shutil
 from typing import Any
 
 import pytest
-from comfyhost import ADAPTER_ONLY, GOLDEN, GOLDEN_MLLM, Pack, put_adapter
+from comfyhost import ADAPTER_ONLY, GOLDEN, GOLDEN_MLLM, Pack, Prompt, put_adapter
 from goldens import adapter_tensors
 
 
@@ -77,3 +79,83 @@ def test_a_changed_adapter_is_looked_at_anew(pack: Pack) -> None:
     assert fingerprint(mllm="from adapter") != first
     os.utime(path, ns=(1, 1))
     assert fingerprint() != first
+
+
+@pytest.fixture
+def saved(pack: Pack, tokens: Any) -> str:
+    """Saved tokens, by their name in the graph."""
+    result = pack.nodes["EasyRefSaveTokens"].execute(tokens, "chosen", "output")
+    return f"{result.ui['tokens'][0]['filename']} [output]"
+
+
+@pytest.mark.parametrize(
+    "linked", [("adapter",), ("mllm",), ("adapter", "mllm"), ("file",)], ids=str
+)
+def test_what_another_node_will_give_is_neither_refused_nor_always_new(
+    pack: Pack, saved: str, monkeypatch: pytest.MonkeyPatch, linked: tuple[str, ...]
+) -> None:
+    """By ComfyUI's own checks, which hand None to the node for such inputs."""
+    import execution
+
+    import nodes
+
+    class Given:
+        """Any value, of any type."""
+
+        RETURN_TYPES = (type("Anything", (str,), {"__ne__": lambda *_: False, "__hash__": None})(),)
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:
+            return {"required": {}}
+
+    kind = "EasyRefLoadTokens" if "file" in linked else "EasyRefLoader"
+    given = {"file": saved}
+    if kind == "EasyRefLoader":
+        given = {"adapter": GOLDEN, "mllm": GOLDEN_MLLM, "precision": "auto"}
+    for name, found in ((kind, pack.nodes[kind]), ("Given", Given)):
+        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, name, found)
+    graph = {
+        "given": {"class_type": "Given", "inputs": {}},
+        "node": {"class_type": kind, "inputs": given | {name: ["given", 0] for name in linked}},
+    }
+    valid, errors, _ = asyncio.run(execution.validate_inputs("run", graph, "node", {}))
+    assert valid, errors
+
+    def fingerprint() -> Any:
+        made = execution.IsChangedCache("run", Prompt(copy.deepcopy(graph)), None)
+        return asyncio.run(made.get("node"))
+
+    assert isinstance(fingerprint(), list)  # a number that is none where the node failed
+    assert fingerprint() == fingerprint()
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = pack.base / "models" / "LLM" / "closed"
+    closed.mkdir()
+    listed = type(closed).iterdir
+
+    def iterdir(path: Any) -> Any:
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(type(closed), "iterdir", iterdir)
+    inputs = {i.id: i for i in pack.nodes["EasyRefLoader"].define_schema().inputs}
+    assert GOLDEN_MLLM in inputs["mllm"].options
+
+
+def test_a_link_that_leads_nowhere_does_not_hinder(pack: Pack, saved: str) -> None:
+    """As the hub's cache leaves them when a file was deleted."""
+    folder = pack.base / "models" / "LLM" / "with_dead_link"
+    shutil.copytree(pack.base / "models" / "LLM" / GOLDEN_MLLM, folder)
+    (folder / "gone.json").symlink_to(folder / "nowhere.json")
+    given = {"adapter": GOLDEN, "mllm": folder.name, "precision": "auto"}
+    first = pack.nodes["EasyRefLoader"].fingerprint_inputs(**given)
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    assert pack.nodes["EasyRefLoader"].fingerprint_inputs(**given) != first
+    (pack.base / "output" / "easyref_tokens" / "dead.safetensors").symlink_to("nowhere")
+    inputs = {i.id: i for i in pack.nodes["EasyRefLoadTokens"].define_schema().inputs}
+    assert saved in inputs["file"].options
+    assert "dead.safetensors [output]" not in inputs["file"].options

@@ -200,6 +200,15 @@ def test_a_flat_mask_is_one_mask(pack: Pack, unet: Any, easyref: Any, tokens: An
     assert torch.equal(flat, predict(apply(pack, unet, easyref, tokens, mask=mask), CFG))
 
 
+def test_a_mask_with_one_channel_is_a_mask(
+    pack: Pack, unet: Any, easyref: Any, tokens: Any
+) -> None:
+    mask = torch.cat((half("left", 128, 128), half("top", 128, 128)))
+    x = latents(2)
+    found = predict(apply(pack, unet, easyref, tokens, mask=mask[:, None]), CFG, x)
+    assert torch.equal(found, predict(apply(pack, unet, easyref, tokens, mask=mask), CFG, x))
+
+
 @pytest.mark.parametrize(
     ("mask", "said"),
     [

@@ -241,3 +241,9 @@ def test_the_demo_node_gives_a_whole_set(pack: Pack) -> None:
     model = pack.part("nodes.link_types").EasyRefModel
     kinds = (ModelPatcher, CLIP, VAE, model, ControlNet, dict)
     assert [type(o) for o in outputs] == list(kinds)
+
+
+def test_errors_are_shown_without_the_packs_folder(pack: Pack) -> None:
+    errors = pack.part("easyref_core.errors")
+    for error in (errors.EasyRefError, errors.OutOfMemoryError):
+        assert error.__module__ == "easyref"
