@@ -98,7 +98,7 @@ def _head(sheet: Sheet, x: float, y: float, w: float, h: float) -> None:
 
 
 def combine_tokens() -> None:
-    sheet = Sheet(252)
+    sheet = Sheet(302)
     for x, number, colour in ((14, 1, TOKENS), (120, 2, IMAGE)):
         sheet.text(x, 24, f"tokens_{number}", colour, 10.5)
         _row(sheet, x, 34, [colour] * 6)
@@ -120,6 +120,13 @@ def combine_tokens() -> None:
         sheet.text(14, y + 8, method, TEXT, 11)
         _row(sheet, 118, y, follows)
         _row(sheet, 296, y, avoids)
+    top = 94 + 30 * len(rows)
+    sheet.text(14, top + 19, "batch", TEXT, 11)
+    for latent, colour in enumerate((TOKENS, IMAGE)):
+        y = top + 24 * latent
+        _row(sheet, 118, y, [colour] * 6)
+        sheet.text(204, y + 8, f"latent {latent + 1}", SOFT, 9.5)
+        _row(sheet, 296, y, [FIELD] * 6)
     sheet.save("combine_tokens")
 
 

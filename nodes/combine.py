@@ -1,4 +1,4 @@
-"""EasyRef Combine Tokens: the tokens of several groups made into one set."""
+"""EasyRef Combine Tokens: the tokens of several groups made into one set, or one a latent."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..easyref_core.combine import METHODS, Part, combine_tokens
-from ..easyref_core.tokens import ReferenceTokens
+from ..easyref_core.tokens import ReferenceTokens, stack
 from .link_types import EasyRefTokens
 
 _COUNT = 4
+_BATCH = "batch"
 
 
 class EasyRefCombineTokens(io.ComfyNode):
@@ -21,7 +22,7 @@ class EasyRefCombineTokens(io.ComfyNode):
             display_name="EasyRef Combine Tokens",
             category="EasyRef",
             description="Makes the reference tokens of several groups into one set: side by side, "
-            "mixed, added, subtracted, or one group to be avoided.",
+            "mixed, added, subtracted, one group to be avoided, or one for each latent of a batch.",
             inputs=[
                 EasyRefTokens.Input(
                     f"tokens_{number}",
@@ -34,11 +35,12 @@ class EasyRefCombineTokens(io.ComfyNode):
             + [
                 io.Combo.Input(
                     "method",
-                    options=list(METHODS),
+                    options=[*METHODS, _BATCH],
                     default=METHODS[0],
                     tooltip="concatenate: all side by side, attention chooses. average, weighted "
                     "average: a mix. add, subtract: sum, or the first less the others. avoid: 2 "
-                    "takes the place of the black picture in the negative branch.",
+                    "takes the place of the black picture in the negative branch. batch: one "
+                    "token set per latent, 1 for the first.",
                 ),
             ]
             + [
@@ -65,4 +67,6 @@ class EasyRefCombineTokens(io.ComfyNode):
             tokens: ReferenceTokens | None = given.get(f"tokens_{number}")
             if tokens is not None:
                 parts.append(Part(tokens, given[f"weight_{number}"], f"tokens_{number}"))
+        if method == _BATCH:
+            return io.NodeOutput(stack([part.tokens for part in parts]))
         return io.NodeOutput(combine_tokens(parts, method))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from attention_spy import Spy
-from comfyhost import Pack, apply, predict, random_tokens, text
+from comfyhost import Pack, apply, latents, predict, random_tokens, text
 from goldens import difference
 
 METHODS = ("concatenate", "average", "weighted average", "add", "subtract", "avoid")
@@ -45,6 +45,28 @@ def test_combined_tokens_act_as_written(
     assert spy.wrong_by(list(zip(texts, truth, strict=True))) < 1e-4
 
 
+def test_a_batch_gives_each_latent_its_own_tokens(pack: Pack, unet: Any, easyref: Any) -> None:
+    """Five of them, by two nodes: each latent of a batch is what it is alone with its tokens."""
+    groups = [random_tokens(pack, easyref, seed) for seed in range(5)]
+    batch = combine(pack, "batch", combine(pack, "batch", *groups[:4]), groups[4])
+    x = latents(5)
+    found = predict(apply(pack, unet, easyref, batch), 5.0, x)
+    for number, group in enumerate(groups):
+        alone = predict(apply(pack, unet, easyref, group), 5.0, x[number : number + 1])
+        assert difference(found[number], alone[0]) < 1e-4
+        assert difference(found[number], found[number - 1]) > 0.1
+
+
+def test_a_batch_of_another_size_than_the_latents_is_refused(
+    pack: Pack, unet: Any, easyref: Any, groups: list[Any]
+) -> None:
+    model = apply(pack, unet, easyref, combine(pack, "batch", *groups))
+    with pack.refused("2 groups", "3 latents"):
+        predict(model, 5.0, latents(3))
+    with pack.refused("cannot be put into one batch"):
+        combine(pack, "batch", groups[0], combine(pack, "concatenate", *groups))
+
+
 def test_a_group_combined_with_itself_stays_what_it_is(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
@@ -69,7 +91,7 @@ def test_one_group_a_latent_can_be_combined(pack: Pack, unet: Any, easyref: Any)
     assert predict(apply(pack, unet, easyref, found), x=x).isfinite().all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "batch"])
 def test_combined_tokens_are_saved_and_loaded(
     pack: Pack, easyref: Any, groups: list[Any], method: str
 ) -> None:
