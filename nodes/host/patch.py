@@ -259,12 +259,13 @@ def _as_called(
     each = rows_of_each(options)
     times = repetitions(x.shape[0], len(chunks), each, text)
     if not times:
-        _warn_once(x.shape[0], len(chunks) * (each or 1), len(chunks))
+        _warn_once(x.shape[0], len(chunks) * (each or [1])[0], len(chunks))
         return chunks, []
     latent, whole = (x.shape[-2], x.shape[-1]), whole_latent(options, x)
     if is_tile(latent, whole, chunks):
         unmasked = [
-            [one if one and not one[0].settings.mask else None for one in lane] for lane in lanes
+            [one if one and one[0].settings.mask is None else None for one in lane]
+            for lane in lanes
         ]
         if unmasked != lanes:
             _warn_of_tiles(whole)

@@ -117,10 +117,15 @@ def whole_latent(transformer_options: Mapping[str, Any], x: torch.Tensor) -> tup
     return call.latent if call is not None else (x.shape[-2], x.shape[-1])
 
 
-def rows_of_each(transformer_options: Mapping[str, Any]) -> int | None:
-    """Rows that ComfyUI gives each conditioning of a model call, None where that is unknown."""
+def rows_of_each(transformer_options: Mapping[str, Any]) -> list[int]:
+    """How many rows ComfyUI can have given each conditioning of a model call, most likely first.
+
+    Those of a window of frames, which may have been cut behind the notes, and those of the notes;
+    none where nothing is known.
+    """
     call: CallInfo | None = transformer_options.get(_CALL)
-    return window_size(transformer_options) or (call.latents if call is not None else None)
+    found = (window_size(transformer_options), call.latents if call is not None else None)
+    return [rows for rows in found if rows]
 
 
 def latents_of_call(transformer_options: Mapping[str, Any], each: int) -> Frames:

@@ -13,27 +13,35 @@ import torch
 from .run_info import Chunk
 
 
-def repetitions(rows: int, conditionings: int, each: int | None, text: torch.Tensor | None) -> int:
+def repetitions(
+    rows: int, conditionings: int, each: Sequence[int], text: torch.Tensor | None
+) -> int:
     """How often the rows of a model call run through its conditionings.
 
     Args:
-        each: rows that ComfyUI gives a conditioning, None where that is unknown.
+        each: how many rows a conditioning may have; empty where that is unknown.
         text: [rows, L, W], by which rows in another order are noticed.
 
     Returns:
         1 as a rule, the number of tiles where all rows are there once for each, 0 where the rows
         cannot be told apart.
     """
-    if each is None:
+    if not each:
         return 1 if rows % conditionings == 0 else 0
-    times, rest = divmod(rows, conditionings * each)
-    if rest:
-        return 0
-    if times > 1 and text is not None and text.shape[0] == rows:
-        tiles = text.unflatten(0, (times, -1))
-        if not torch.equal(tiles, tiles[:1].expand_as(tiles)):
-            return 0
-    return times
+    for own in each:
+        times, rest = divmod(rows, conditionings * own)
+        # Only tiles pay for comparing the texts, which waits for the device.
+        if not rest and (times == 1 or _repeats(text, rows, times)):
+            return times
+    return 0
+
+
+def _repeats(text: torch.Tensor | None, rows: int, times: int) -> bool:
+    """Whether every tile's rows have the same texts."""
+    if text is None or text.shape[0] != rows:
+        return True
+    tiles = text.unflatten(0, (times, -1))
+    return torch.equal(tiles, tiles[:1].expand_as(tiles))
 
 
 def is_tile(latent: tuple[int, int], whole: tuple[int, int], chunks: Sequence[Chunk]) -> bool:
