@@ -127,7 +127,7 @@ def test_what_cannot_be_measured_ends_with_2(
         (["--set", str(models), "--compare", "stage1"], "write NAME=FILE"),
         (["--set", str(models), "--device", "abacus"], "'abacus' cannot be used"),
         (["--set", str(models), "--data", str(data)], "4 identity groups; measuring 160 ident"),
-        (["--set", str(models), "--out", str(tmp_path)], "cannot be written: it is a folder"),
+        (["--set", str(models), "--out", str(tmp_path)], "Is a directory"),
         (["--set", str(models), "--scores", str(models / "set.json" / "x")], "cannot be written"),
     ):
         assert main(["demo-check", *options]) == 2

@@ -27,6 +27,8 @@ from easyref_core.demo.pretraining.base import add_noise, edge_places, encode_pi
 from easyref_core.demo.pretraining.composed import Composer
 from easyref_core.demo.pretraining.pictures import read_pictures, read_pixels
 from easyref_core.demo.pretraining.steps import Schedule, run_steps
+from easyref_core.demo.tiny import TRAINED_SET
+from easyref_core.demo.tiny_codecs import VAE_CONFIG
 from easyref_core.demo.train import (
     PARTS,
     RECIPES,
@@ -181,6 +183,9 @@ def test_the_set_is_small_and_whole(work: Path, tmp_path: Path) -> None:
     stored = load_file(tmp_path / "set" / "easyref.safetensors")
     assert stored.keys() == load_file(adapter).keys()
     assert {t.dtype for t in stored.values()} == {torch.float16}
+    for folder in (tmp_path / "set", TRAINED_SET):
+        config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        assert config.keys() <= {*VAE_CONFIG, "_diffusers_version"}
 
 
 def test_only_the_stage_before_is_what_the_next_one_starts_from(work: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import EasyRefError
+from ...files import check_writable
 from ..tiny_weights import write_json, write_text
 from .measures import Row, Scores
 
@@ -21,7 +21,7 @@ _VERDICTS = {True: "met", False: "MISSED", None: ""}
 def format_table(rows: Sequence[Row]) -> str:
     """Lines in columns: measure, value with its interval, count, bar, verdict, note."""
     lines = [("measure", "found", "95% interval", "of", "bar", "", "")]
-    lines += [_cells(row) for row in rows]
+    lines += [cells(row) for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -76,11 +76,7 @@ def check_place(path: Path) -> None:
         EasyRefError: nothing can be written there.
     """
     with _writing(path):
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        check_writable(path)
 
 
 @contextmanager
@@ -91,7 +87,8 @@ def _writing(path: Path) -> Iterator[None]:
         raise EasyRefError(f"{path} cannot be written: {error}. Choose another place.") from error
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def cells(row: Row) -> tuple[str, ...]:
+    """The texts of `format_table`'s columns."""
     found = row.found
     verdict = _VERDICTS[row.met]
     if found is None:

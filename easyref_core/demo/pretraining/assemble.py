@@ -79,6 +79,8 @@ def assemble_set(work: Path, adapter: Path, to: Path) -> int:
 def _copy_half(source: Path, to: Path) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)  # a folder of the computer it was trained on
+    if "decoder_block_out_channels" in config:
+        config.pop("block_out_channels", None)  # diffusers writes it, and warns on reading it
     write_json(to / "config.json", config)
     write_tensors(to / _WEIGHTS, load_file(source / _WEIGHTS), torch.float16)
 
