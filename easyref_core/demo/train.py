@@ -176,12 +176,13 @@ def _judge(recipe: Pretraining, work: Path, device: torch.device) -> None:
 
 
 def _decoder(recipe: Pretraining, work: Path, device: torch.device) -> None:
-    from .pretraining.pictures import read_pictures
+    from .pretraining.pictures import read_outlines, read_pictures
     from .pretraining.vae import train_decoder
 
-    pictures = read_pictures(_needed(work, "data"))
-    vae = _autoencoder(work, device)
-    train_decoder(vae, pictures, recipe.decoder, work / "decoder", device)
+    data = _needed(work, "data")
+    pictures = read_pictures(data)
+    vae, outlines = _autoencoder(work, device), read_outlines(data, pictures)
+    train_decoder(vae, pictures, outlines, recipe.decoder, work / "decoder", device)
 
 
 def _autoencoder(work: Path, device: torch.device) -> Any:

@@ -27,6 +27,7 @@ from easyref_core.demo.pretraining.base import add_noise, edge_places, encode_pi
 from easyref_core.demo.pretraining.composed import Composer
 from easyref_core.demo.pretraining.pictures import read_pictures, read_pixels
 from easyref_core.demo.pretraining.steps import Schedule, run_steps
+from easyref_core.demo.pretraining.vae import detail_loss
 from easyref_core.demo.tiny import TRAINED_SET
 from easyref_core.demo.tiny_codecs import VAE_CONFIG
 from easyref_core.demo.train import (
@@ -209,6 +210,17 @@ def test_the_decoder_goes_on_alone_and_is_the_one_shipped(work: Path, tmp_path: 
     assemble_set(work, adapter_of(work, "3_multi_reference"), tmp_path / "set")
     shipped = load_file(tmp_path / "set" / "vae" / name)
     assert all(torch.equal(shipped[key], after[key].half()) for key in shipped)
+
+
+def test_details_count_in_the_decoder_and_more_beside_edges_of_the_figure() -> None:
+    pixels, nowhere = torch.zeros(1, 3, 32, 32), -torch.ones(1, 3, 32, 32)
+    assert detail_loss(pixels + 0.5, pixels, nowhere) < 1e-10  # no detail, however wrong
+    dot, edges = pixels.clone(), nowhere.clone()
+    dot[..., 16, 16] = 1
+    edges[..., 8:24, 8:24] = 1
+    plain, beside = (float(detail_loss(dot, pixels, where)) for where in (nowhere, edges))
+    assert beside > 2 * plain > 0
+    assert beside == pytest.approx(float(detail_loss(dot.flip(3), pixels, edges.flip(3))))
 
 
 def test_a_missing_part_stops_the_assembly(work: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,9 @@ from .steps import Schedule, run_steps
 _CROP = 64
 _LATENT_NOISE = 0.06  # what the UNet leaves; the decoder must not mind
 _MOMENTS = 0.02
+_EDGES = 4.0  # what a place beside an edge of the figure counts more, in the details
+_DETAILS = (4.0, 8.0)  # of the details' absolute and squared errors
+_BLUR = 7  # pixels, what is finer is a detail
 
 
 def train_vae(
@@ -28,7 +31,7 @@ def train_vae(
     vae.to(device, memory_format=torch.channels_last)
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
-        pixels = _crops(pictures, schedule.batch, generator, device)
+        (pixels,) = _crops((pictures.pixels,), schedule.batch, generator, device)
         latents = vae.encode(pixels).latents
         difference = reconstruction_loss(_decoded(vae, latents, generator), pixels)
         return difference + _MOMENTS * _off_normal(latents.float())
@@ -39,23 +42,31 @@ def train_vae(
 def train_decoder(
     vae: AutoencoderTiny,
     pictures: DrawnPictures,
+    outlines: torch.Tensor,
     schedule: Schedule,
     folder: Path,
     device: torch.device,
 ) -> AutoencoderTiny:
     """Train the decoder on, and write the autoencoder in the diffusers layout to `folder`/model.
 
-    The encoder stays as it is, and with it all that was trained on its latents.
+    The encoder stays as it is, and with it all that was trained on its latents. Small dots are in
+    them, but cost so little where they are missed that a decoder learns them last: here details
+    count more.
+
+    Args:
+        outlines: edges of the pictures' figures, their patterns included, [N, 3, S, S] uint8.
     """
     vae.to(device, memory_format=torch.channels_last)
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
-        pixels = _crops(pictures, schedule.batch, generator, device)
+        sources = (pictures.pixels, outlines)
+        pixels, edges = _crops(sources, schedule.batch, generator, device)
         with torch.no_grad():
             latents = vae.encode(pixels).latents
-        return reconstruction_loss(_decoded(vae, latents, generator), pixels)
+        decoded = _decoded(vae, latents, generator)
+        return reconstruction_loss(decoded, pixels) + detail_loss(decoded, pixels, edges)
 
     return _trained(vae, loss, schedule, folder, device)
 
@@ -88,6 +99,20 @@ def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Te
     return levels + across + down
 
 
+def detail_loss(decoded: torch.Tensor, pixels: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    """Differences finer than a blur, more beside the figure's edges.
+
+    Args:
+        edges: [B, 3, H, W], 1 where the figure has one, -1 elsewhere.
+    """
+    weights = 1 + _EDGES * (F.max_pool2d(edges, 3, 1, 1) > 0)
+    error = decoded - pixels
+    details = error - F.avg_pool2d(error, _BLUR, 1, _BLUR // 2, count_include_pad=False)
+    absolute, squared = _DETAILS
+    errors = absolute * details.abs() + squared * details.square()
+    return (weights * errors).mean() / weights.mean()
+
+
 def _off_normal(latents: torch.Tensor) -> torch.Tensor:
     """How far each channel is from mean 0 and deviation 1, as a UNet expects its latents."""
     mean = latents.mean((0, 2, 3))
@@ -96,15 +121,18 @@ def _off_normal(latents: torch.Tensor) -> torch.Tensor:
 
 
 def _crops(
-    pictures: DrawnPictures, count: int, generator: torch.Generator, device: torch.device
-) -> torch.Tensor:
-    """[count, 3, 64, 64] in -1..1, at random places."""
-    room = pictures.pixels.shape[-1] - _CROP
-    numbers = torch.randint(len(pictures), (count,), generator=generator)
-    corners = torch.randint(room + 1, (count, 2), generator=generator).tolist()
-    crops = [
-        pictures.pixels[number, :, top : top + _CROP, left : left + _CROP]
-        for number, (top, left) in zip(numbers.tolist(), corners, strict=True)
-    ]
-    levels = torch.stack(crops).float() / 127.5 - 1
-    return levels.to(device, memory_format=torch.channels_last)
+    sources: Sequence[torch.Tensor], count: int, generator: torch.Generator, device: torch.device
+) -> list[torch.Tensor]:
+    """Of each source [N, 3, S, S] uint8 the same random places, [count, 3, 64, 64] in -1..1."""
+    number, _, _, side = sources[0].shape
+    numbers = torch.randint(number, (count,), generator=generator).tolist()
+    corners = torch.randint(side - _CROP + 1, (count, 2), generator=generator).tolist()
+    found = []
+    for source in sources:
+        crops = [
+            source[picture, :, top : top + _CROP, left : left + _CROP]
+            for picture, (top, left) in zip(numbers, corners, strict=True)
+        ]
+        levels = torch.stack(crops).float() / 127.5 - 1
+        found.append(levels.to(device, memory_format=torch.channels_last))
+    return found
