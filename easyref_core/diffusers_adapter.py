@@ -42,10 +42,10 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, tuple[int, i
 
 def new_adapter(unet: UNet2DConditionModel, num_tokens: int, rank: int = 0) -> None:
     """Put an untrained adapter on a UNet: to_k_ip and to_v_ip start from the base's to_k and to_v
-    (official training), LoRA from zero.
+    (official training), LoRA from zero. On a UNet of sizes alone (device meta) it has sizes alone.
 
     Raises:
-        EasyRefError: see `attach_adapter`.
+        EasyRefError: the UNet holds the LoRA of an adapter already.
     """
     attachment = _attachment_for(unet, "new_adapter")
     processors = _processors(unet, rank, attachment)
@@ -79,6 +79,7 @@ def attach_adapter(
             not in memory, or hold the LoRA of an adapter already. Nothing is changed then.
     """
     check_model_layers(checkpoint, cross_attention_layers(unet), type(unet).__name__)
+    _check_in_memory(unet, "attach_adapter")
     attachment = _attachment_for(unet, "attach_adapter")
     draws = bool(new_lora_rank) and not checkpoint.lora
     # Weights that all come from the file need neither memory nor random numbers before.
@@ -286,7 +287,6 @@ def _attached(unet: UNet2DConditionModel) -> Attachment:
 
 def _attachment_for(unet: UNet2DConditionModel, what: str) -> Attachment:
     """What the processors of a new adapter share: the same as those they replace."""
-    _check_in_memory(unet, what)
     attachment = _found(unet)
     if attachment is None:
         return Attachment(unet.attn_processors)
