@@ -31,7 +31,7 @@ def demo_models() -> None:
         ("vae", VAE, "VAE Decode", "instead of SDXL's autoencoder"),
         ("easyref", EASYREF, "EasyRef Encode, Apply, Demo Latent", "instead of EasyRef Loader"),
         ("control_net", CONTROL, "Apply ControlNet", "instead of a ControlNet for SDXL"),
-        ("latent", LATENT, "KSampler, in older graphs", "newer ones use EasyRef Demo Latent"),
+        ("latent", LATENT, "KSampler", "better left free: see EasyRef Demo Latent"),
     )
     _, outputs = sheet.node(
         14, 40, 150, "EasyRef Demo Models", (), [(name, colour) for name, colour, *_ in kinds]

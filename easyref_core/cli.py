@@ -211,8 +211,9 @@ def _plain(value: Any) -> str:
 
 
 def _encode(options: argparse.Namespace) -> int:
+    from .files import check_place
     from .limits import lack_of_memory
-    from .tokens import check_place, save_tokens
+    from .tokens import save_tokens
 
     if options.mllm is None:
         raise EasyRefError(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .errors import EasyRefError
-from .tokens import ReferenceTokens, describe
+from .tokens import ReferenceTokens, describe, join_prompts
 
 CONCATENATE, AVERAGE, WEIGHTED, ADD, SUBTRACT, AVOID = METHODS = (
     "concatenate",
@@ -82,8 +82,7 @@ def combine_tokens(parts: Sequence[Part], method: str) -> ReferenceTokens:
         uncond,
         first.adapter,
         first.adapter_name,
-        # Groups of one scene share their prompt; it is said once.
-        " | ".join(dict.fromkeys(p.tokens.prompt for p in parts if p.tokens.prompt)),
+        join_prompts(part.tokens.prompt for part in parts),
         sum(part.tokens.num_references for part in parts),
         f"{method} of {len(parts)}",
     )

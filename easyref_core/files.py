@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import EasyRefError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -27,11 +30,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def check_writable(path: Path) -> None:
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Say of a file that a person named, and that cannot be written, what to do.
+
+    Raises:
+        EasyRefError: in place of an OSError of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EasyRefError(f"{path} cannot be written: {error}. Choose another place.") from error
+
+
+def check_place(path: str | Path) -> None:
     """
     Raises:
-        OSError: `write_atomically` would fail there, as far as can be told without writing.
+        EasyRefError: nothing can be written there, as far as can be told without writing.
     """
+    path = Path(path)
     folder = next((parent for parent in path.parents if parent.exists()), None)
     if path.is_dir():
         code = errno.EISDIR
@@ -41,4 +58,5 @@ def check_writable(path: Path) -> None:
         code = errno.EACCES
     else:
         return
-    raise OSError(code, os.strerror(code), str(path))
+    with writing(path):
+        raise OSError(code, os.strerror(code), str(path))

@@ -6,15 +6,14 @@ The safetensors form holds `cond` and `uncond` and says in its metadata which ad
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .errors import EasyRefError
-from .files import check_writable, write_atomically
+from .files import write_atomically, writing
 from .weights import look
 
 FORMAT = "easyref.reference_tokens"
@@ -96,10 +95,15 @@ def stack(groups: Sequence[ReferenceTokens]) -> ReferenceTokens:
         torch.cat([g.uncond for g in groups]),
         first.adapter,
         first.adapter_name,
-        " | ".join(g.prompt for g in groups),
+        join_prompts(g.prompt for g in groups),
         sum(g.num_references for g in groups),
         first.aggregation,
     )
+
+
+def join_prompts(prompts: Iterable[str]) -> str:
+    """The prompts of several groups as one text; what groups share is said once."""
+    return " | ".join(dict.fromkeys(prompt for prompt in prompts if prompt))
 
 
 def describe(tokens: ReferenceTokens) -> str:
@@ -133,23 +137,9 @@ def save_tokens(tokens: ReferenceTokens, path: str | Path) -> Path:
         name: tensor.cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in (("cond", tokens.cond), ("uncond", tokens.uncond))
     }
-    with _writing(path):
+    with writing(path):
         write_atomically(path, lambda partial: partial.write_bytes(save(content, metadata)))
     return path
-
-
-def check_place(path: str | Path) -> None:
-    """Raise EasyRefError where `save_tokens` could not write, before anything is encoded."""
-    with _writing(Path(path)):
-        check_writable(Path(path))
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise EasyRefError(f"{path} cannot be written: {error}. Choose another place.") from error
 
 
 def load_tokens(path: str | Path) -> ReferenceTokens:

@@ -27,7 +27,7 @@ from ..errors import EasyRefError
 from ..loading import plan_encoder
 from ..preprocessing import black_picture, preprocess
 from ..prompt import PromptTokenizer
-from ..tokens import ReferenceTokens
+from ..tokens import ReferenceTokens, join_prompts
 from ..training.model import TrainedModel
 from .parts import Settings
 from .pretraining.base import NOISE, LoadedText, load_tokenizers, write_tokenizers
@@ -83,7 +83,7 @@ class DemoAdapter:
             uncond.repeat(len(cond), 1, 1),
             self.checkpoint.identity,
             self.checkpoint.name,
-            " | ".join(prompts),
+            join_prompts(prompts),
             sum(map(len, groups)),
             "average" if average else "easyref",
         )

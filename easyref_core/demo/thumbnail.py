@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from ..errors import EasyRefError
+from ..files import writing
 from .canvas import Colour
 
 _SIZE = (768, 576)  # in which everything is placed
@@ -108,8 +108,6 @@ def write_thumbnail(
         EasyRefError: the file cannot be written.
     """
     drawn = draw_thumbnail(references, result, title, caption)
-    try:
+    with writing(target):
         drawn.save(target, quality=_QUALITY, optimize=True, progressive=True)
-    except OSError as error:
-        raise EasyRefError(f"{target} cannot be written: {error}") from error
     return target

@@ -36,11 +36,13 @@ def test_every_node_is_offered_with_texts(server: ComfyServer, pack: Path) -> No
         assert offered[node]["python_module"] == f"custom_nodes.{PACK_NAME}"
 
 
-def test_importing_the_pack_takes_no_time(server: ComfyServer) -> None:
+def test_importing_the_pack_hardly_delays_the_start(server: ComfyServer) -> None:
     found = re.search(rf"([\d.]+) seconds( \(IMPORT FAILED\))?: .*{PACK_NAME}\s", server.log)
     assert found is not None
     assert found.group(2) is None
-    assert float(found.group(1)) < 0.3
+    # Well under a second; a machine that compiles the files first and is busy takes longer, and
+    # one library too many several seconds.
+    assert float(found.group(1)) < 2
 
 
 def test_starting_and_running_leave_no_complaint_in_the_log(server: ComfyServer) -> None:

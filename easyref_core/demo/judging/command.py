@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ...errors import EasyRefError
+from ...files import check_place
 from ..dataset.files import DatasetOptions, write_dataset
 from ..models import DemoModels
 from ..parts import Settings
@@ -24,7 +25,7 @@ from .groups import SPLITS, DrawnSplit, groups_for, open_pictures, read_outlines
 from .judge import JUDGE_FILE, Judge, load_judge
 from .processes import SharedCheck, processes_for
 from .rows import COMPARED, all_rows, judge_rows
-from .table import check_place, format_table, missed, write_scores, write_table
+from .table import format_table, missed, write_scores, write_table
 
 _MOST = 400  # identities: far more than there is time for
 _SEED = 1  # other scenes than the data sets drawn for training with the default seed

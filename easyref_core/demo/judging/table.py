@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...errors import EasyRefError
-from ...files import check_writable
+from ...files import writing
 from ..tiny_weights import write_json, write_text
 from .measures import Row, Scores
 
@@ -45,7 +43,7 @@ def write_table(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> No
         EasyRefError: it cannot be written there.
     """
     content = {"met": not missed(rows), **about, "rows": [asdict(row) for row in rows]}
-    with _writing(path):
+    with writing(path):
         write_json(path, content)
 
 
@@ -66,25 +64,8 @@ def write_scores(path: Path, results: Mapping[str, Scores]) -> None:
             lines.writerows(
                 (condition, attribute, group, f"{score:g}") for group, score in enumerate(scores)
             )
-    with _writing(path):
+    with writing(path):
         write_text(path, text.getvalue())
-
-
-def check_place(path: Path) -> None:
-    """
-    Raises:
-        EasyRefError: nothing can be written there.
-    """
-    with _writing(path):
-        check_writable(path)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise EasyRefError(f"{path} cannot be written: {error}. Choose another place.") from error
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -61,7 +61,8 @@ def train_decoder(
     vae.decoder.requires_grad_(True)
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
-        sources = (pictures.pixels, outlines)
+        # Edges are the same in all three channels.
+        sources = (pictures.pixels, outlines[:, :1])
         pixels, edges = _crops(sources, schedule.batch, generator, device)
         with torch.no_grad():
             latents = vae.encode(pixels).latents
@@ -103,7 +104,7 @@ def detail_loss(decoded: torch.Tensor, pixels: torch.Tensor, edges: torch.Tensor
     """Differences finer than a blur, more beside the figure's edges.
 
     Args:
-        edges: [B, 3, H, W], 1 where the figure has one, -1 elsewhere.
+        edges: [B, 1, H, W], 1 where the figure has one, -1 elsewhere.
     """
     weights = 1 + _EDGES * (F.max_pool2d(edges, 3, 1, 1) > 0)
     error = decoded - pixels
@@ -123,7 +124,7 @@ def _off_normal(latents: torch.Tensor) -> torch.Tensor:
 def _crops(
     sources: Sequence[torch.Tensor], count: int, generator: torch.Generator, device: torch.device
 ) -> list[torch.Tensor]:
-    """Of each source [N, 3, S, S] uint8 the same random places, [count, 3, 64, 64] in -1..1."""
+    """Of each source [N, C, S, S] uint8 the same random places, [count, C, 64, 64] in -1..1."""
     number, _, _, side = sources[0].shape
     numbers = torch.randint(number, (count,), generator=generator).tolist()
     corners = torch.randint(side - _CROP + 1, (count, 2), generator=generator).tolist()
