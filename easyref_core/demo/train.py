@@ -28,6 +28,8 @@ _LANES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("1_alignment", "2_single_reference", "3_multi_reference"),),
 )
 PARTS = ("data", *(part for lanes in _LANES for lane in lanes for part in lane))
+# glibc gives large blocks back to the system and has them cleared again in each step.
+_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 # Trained only to compare with.
 COMPARISONS = ("3_averaged", "3_from_scratch")
 
@@ -228,7 +230,8 @@ def _in_two_processes(lanes: tuple[tuple[str, ...], ...], work: Path, recipes: P
     command = [*python, "easyref_core.cli", "demo-train", "--device", "cpu"]
     command += ["--folder", str(work), "--recipes", str(recipes), "--only"]
     threads = max(1, (os.cpu_count() or 1) // 2)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, **_KEEP_MEMORY}
+    environment |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     for side_by_side in rounds:
         running = [
             subprocess.Popen([*command, *parts], env=environment)

@@ -92,6 +92,8 @@ class OptimiserSettings:
         warmup_steps: in which the learning rate rises to the full one.
         loss_weighting: of noise levels: "none" as officially, "min_snr" (with `snr_gamma`) or
             "debiased", which count strong noise for more.
+        noise_levels: at how many, spread evenly over the schedule, each sample is trained for one
+            reading of its references: 1 as officially.
         batch_size: samples a process and step of accumulation.
         accumulation: batches an optimiser step.
         ema: decay of an exponential moving average that is exported too; None for none.
@@ -111,6 +113,7 @@ class OptimiserSettings:
     warmup_steps: int = 0
     loss_weighting: str = "none"
     snr_gamma: float = 5.0
+    noise_levels: int = 1
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,7 @@ def _check(settings: Settings) -> None:
         "optimiser.steps": optimiser.steps,
         "optimiser.learning_rate": optimiser.learning_rate,
         "optimiser.snr_gamma": optimiser.snr_gamma,
+        "optimiser.noise_levels": optimiser.noise_levels,
         "optimiser.batch_size": optimiser.batch_size,
         "optimiser.accumulation": optimiser.accumulation,
         "data.resolution": data.resolution,

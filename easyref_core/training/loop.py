@@ -38,7 +38,7 @@ from .samples import (
     noise_generator,
     unless_failed,
 )
-from .schedule import learning_rate, loss_weights
+from .schedule import learning_rate, loss_weights, spread_timesteps
 from .state import (
     find_resume,
     forget,
@@ -317,20 +317,20 @@ class _Run:
     @torch.no_grad()
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         device, scheduler = self.accelerator.device, self.base.scheduler
+        levels, count = self.settings.optimiser.noise_levels, scheduler.config.num_train_timesteps
         latents, noises, steps, texts, pooled = [], [], [], [], []
         for sample in samples:
             generator = noise_generator(self.settings.seed, sample.position)
-            latent = self._latent(sample).to(device)
-            latents.append(latent)
+            latent = self._latent(sample)[None].expand(levels, -1, -1, -1)
+            latents.append(latent.to(device))
             noises.append(torch.randn(latent.shape, generator=generator).to(device))
-            count = scheduler.config.num_train_timesteps
-            steps.append(torch.randint(0, count, (), generator=generator))
+            steps.append(spread_timesteps(count, levels, generator))
             key = f"text {self.dtype} {sample.text}"
             text = self.cache.get(key, lambda s=sample: self._text(s.text))
             texts.append(text["states"].to(device))
             pooled.append(text["pooled"].to(device))
-        noise, timesteps = torch.stack(noises), torch.stack(steps).to(device)
-        noisy = scheduler.add_noise(torch.stack(latents), noise, timesteps)
+        noise, timesteps = torch.cat(noises), torch.cat(steps).to(device)
+        noisy = scheduler.add_noise(torch.cat(latents), noise, timesteps)
         weighting, gamma = self.settings.optimiser.loss_weighting, self.settings.optimiser.snr_gamma
         return Batch(
             noisy.to(self.dtype),

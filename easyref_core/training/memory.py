@@ -78,9 +78,9 @@ def _activations(model: TrainedModel, settings: Settings, references: int) -> fl
     # Nothing is kept of frozen layers that no trained one lies before.
     layers = config.num_layers if "mllm" in parts else len(model.encoder.mllm_final_layer.layers)
     depth = config.vision.depth if "mllm" in parts else 0
-    area = (settings.data.resolution // 8) ** 2
+    area, levels = (settings.data.resolution // 8) ** 2, settings.optimiser.noise_levels
     kept = {
-        "UNet": (area * sum(model.unet.config.block_out_channels), _UNET_BLOCKS),
+        "UNet": (area * sum(model.unet.config.block_out_channels) * levels, _UNET_BLOCKS),
         "vision tower": (patches * config.vision.embed_dim * depth, depth),
         "decoder": (length * config.hidden_size * layers, layers),
     }

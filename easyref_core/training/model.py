@@ -35,9 +35,11 @@ _REFERENCE_STD = 0.1  # official initialisation of the reference tokens
 class Batch:
     """A batch on its way through the UNet, all targets of one size.
 
+    Each of the B samples stands there with L noise levels, one after the other.
+
     Attributes:
-        noisy, noise: [B, C, h, w].
-        timesteps, weights: [B]; a sample's loss is multiplied with its weight.
+        noisy, noise: [B * L, C, h, w].
+        timesteps, weights: [B * L]; a row's loss is multiplied with its weight.
         text: [B, 77, W]; pooled: [B, P]; time_ids: [B, 6].
         references: pictures of each sample.
         captions: what the MLLM reads with them.
@@ -106,14 +108,17 @@ class TrainedModel(nn.Module):
         """Weighted mean squared error on the noise, [B] in float32."""
         tokens = self.tokens(batch.references, batch.captions)
         states = torch.cat((batch.text, tokens.to(batch.text)), dim=1)
+        levels = len(batch.noisy) // len(states)
+        added = {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
         predicted = self.unet(
             batch.noisy,
             batch.timesteps,
-            states,
-            added_cond_kwargs={"text_embeds": batch.pooled, "time_ids": batch.time_ids},
+            states.repeat_interleave(levels, 0),  # [B * L, 77 + N, W]
+            added_cond_kwargs={k: v.repeat_interleave(levels, 0) for k, v in added.items()},
         ).sample
         errors = F.mse_loss(predicted.float(), batch.noise.float(), reduction="none")
-        return errors.mean((1, 2, 3)) * batch.weights
+        rows = errors.mean((1, 2, 3)) * batch.weights
+        return rows.unflatten(0, (-1, levels)).mean(1)
 
     def official_name(self, name: str) -> str:
         """A parameter's name in the official checkpoint."""

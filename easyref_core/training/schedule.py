@@ -31,6 +31,12 @@ def cosine(done: float) -> float:
     return _LAST + (1 - _LAST) / 2 * (1 + math.cos(math.pi * done))
 
 
+def spread_timesteps(count: int, levels: int, generator: torch.Generator) -> torch.Tensor:
+    """Timesteps [levels] of 0 .. count - 1: one by chance, the others at even distances from it."""
+    first = torch.randint(0, count, (), generator=generator)
+    return (first + torch.arange(levels) * count // levels) % count
+
+
 def loss_weights(
     levels: torch.Tensor, timesteps: torch.Tensor, weighting: str, snr_gamma: float
 ) -> torch.Tensor:

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ from easyref_core.demo.train import (
     train_part,
 )
 from easyref_core.errors import EasyRefError
+from easyref_core.training.config import differences, read_recipe
 
 CPU = torch.device("cpu")
 
@@ -87,6 +89,8 @@ def test_two_processes_are_told_what_the_command_accepts_in_an_order_that_works(
         """What would run in another one, run here."""
 
         def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            assert env["OMP_WAIT_POLICY"] == "PASSIVE"
+            assert env["MALLOC_MMAP_MAX_"] == "0"
             launched = "torch.distributed.run" in command
             processes = int(command[command.index("--nproc-per-node") + 1]) if launched else 1
             monkeypatch.setenv("WORLD_SIZE", str(processes))
@@ -419,6 +423,21 @@ def test_training_without_its_extra_says_what_to_install(
     assert "pip install -e '.[train]'" in capsys.readouterr().err
     assert main(["demo-check"]) == 2
     assert "pip install -e '.[demo]'" in capsys.readouterr().err
+
+
+def test_what_is_compared_with_is_trained_alike() -> None:
+    names = ("1_alignment", "2_single_reference", "3_multi_reference")
+    stages = [read_recipe(RECIPES / f"{name}.yaml") for name in names]
+    averaged = read_recipe(RECIPES / "3_averaged.yaml")
+    scratch = read_recipe(RECIPES / "3_from_scratch.yaml")
+
+    def changed(recipe: dict[str, Any]) -> set[str]:
+        return {line.split(":")[0] for line in differences(stages[-1], recipe)}
+
+    assert changed(averaged) == {"model.aggregation", "output.folder"}
+    assert changed(scratch) == {"stage", "model.adapter", "optimiser.steps", "output.folder"}
+    in_all = sum(stage["optimiser"]["steps"] for stage in stages)
+    assert scratch["optimiser"]["steps"] == in_all
 
 
 def test_several_processes_train_one_part_at_a_time(

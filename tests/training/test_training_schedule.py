@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from easyref_core.errors import EasyRefError
 from easyref_core.training.config import OptimiserSettings, Settings
 from easyref_core.training.loop import train
-from easyref_core.training.schedule import learning_rate, loss_weights
+from easyref_core.training.model import Batch, TrainedModel
+from easyref_core.training.schedule import learning_rate, loss_weights, spread_timesteps
 from easyref_core.training.state import checkpoints
 
 Make = Callable[..., Settings]
@@ -89,6 +90,49 @@ def test_a_weighted_loss_counts_strong_noise_for_more(settings: Make, tmp_path: 
         assert (known - ratio).abs().min() < 1e-3 * ratio
 
 
+def test_timesteps_are_spread_evenly_over_the_schedule() -> None:
+    generator = torch.Generator().manual_seed(3)
+    drawn = [spread_timesteps(1000, 4, generator).tolist() for _ in range(200)]
+    for row in drawn:
+        assert sorted(step // 250 for step in row) == [0, 1, 2, 3]
+    assert len({row[0] for row in drawn}) > 100
+    assert sorted({row[0] // 250 for row in drawn}) == [0, 1, 2, 3]
+
+
+def test_more_noise_levels_give_the_mean_of_their_losses(settings: Make, tmp_path: Path) -> None:
+    """Against each level taken alone, with the same tokens."""
+    batches: list[Batch] = []
+
+    def losses(levels: int) -> dict[int, float]:
+        forward = TrainedModel.forward
+
+        def seen(self: TrainedModel, batch: Batch) -> torch.Tensor:
+            found = forward(self, batch)
+            batches.append(batch)
+            rows = []
+            with torch.no_grad():
+                for level in range(levels):
+                    own = {
+                        name: getattr(batch, name)[level::levels]
+                        for name in ("noisy", "noise", "timesteps", "weights")
+                    }
+                    rows.append(forward(self, dataclasses.replace(batch, **own)))
+            assert torch.allclose(found.detach(), torch.stack(rows).mean(0), rtol=1e-4)
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrainedModel, "forward", seen)
+            folder = str(tmp_path / str(levels))
+            changes = {"optimiser_noise_levels": levels, "optimiser_steps": 2}
+            return train(settings(output_folder=folder, **changes)).losses
+
+    assert losses(3) != losses(1)
+    several, alone = batches[0], batches[2]
+    assert len(several.noisy) == 3 * len(alone.noisy) == 3 * len(several.text)
+    assert len(set(several.timesteps.tolist())) == len(several.timesteps)
+    assert several.timesteps[::3].shape == alone.timesteps.shape
+
+
 def test_a_falling_rate_resumes_to_the_same_losses(settings: Make, tmp_path: Path) -> None:
     changes = {
         "optimiser_learning_rate_schedule": "cosine",
@@ -112,7 +156,8 @@ def test_a_checkpoint_from_before_a_setting_existed_resumes(settings: Make, tmp_
     train(settings(optimiser_steps=2))
     ((_, folder),) = checkpoints(tmp_path / "run")
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    for name in ("learning_rate_schedule", "warmup_steps", "loss_weighting", "snr_gamma"):
+    later = "learning_rate_schedule warmup_steps loss_weighting snr_gamma noise_levels"
+    for name in later.split():
         del state["settings"]["optimiser"][name]
     (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
     assert list(train(settings(optimiser_steps=3)).losses) == [3]
@@ -123,3 +168,4 @@ def test_the_defaults_are_the_official_ones(settings: Make) -> None:
     assert made["learning_rate_schedule"] == "constant"
     assert made["loss_weighting"] == "none"
     assert made["warmup_steps"] == 0
+    assert made["noise_levels"] == 1

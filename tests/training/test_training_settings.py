@@ -54,6 +54,7 @@ def test_overrides_replace_values_of_the_recipe(recipe: Recipe) -> None:
         ("optimiser.learning_rate_schedule=cosin", "Did you mean cosine"),
         ("optimiser.loss_weighting=minsnr", "Did you mean min_snr"),
         ("optimiser.snr_gamma=0", "optimiser.snr_gamma is 0.0; it must be above 0"),
+        ("optimiser.noise_levels=0", "optimiser.noise_levels is 0; it must be above 0"),
     ],
 )
 def test_wrong_settings_are_refused(recipe: Recipe, override: str, sentence: str) -> None:

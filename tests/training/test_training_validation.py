@@ -73,6 +73,9 @@ def test_the_memory_estimate_counts_what_the_settings_add(settings: Make) -> Non
     frozen = estimate(optimiser_parts=["projector"])
     assert frozen["activations"] < plain["activations"]
     assert estimate(optimiser_batch_size=4)["activations"] == 2 * plain["activations"]
+    levels = [estimate(optimiser_noise_levels=n)["activations"] for n in (1, 2, 3)]
+    assert plain["activations"] == levels[0] < levels[1] < 2 * levels[0]  # the MLLM's stay
+    assert levels[2] - levels[1] == pytest.approx(levels[1] - levels[0], abs=2)
     assert estimate((1, 2))["optimiser"] == plain["optimiser"] // 2
     assert estimate((2, 2))["weights"] < plain["weights"]
 
