@@ -28,10 +28,11 @@ _LANES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("1_alignment", "2_single_reference", "3_multi_reference"),),
 )
 PARTS = ("data", *(part for lanes in _LANES for lane in lanes for part in lane))
-# glibc gives large blocks back to the system and has them cleared again in each step.
-_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 # Trained only to compare with.
 COMPARISONS = ("3_averaged", "3_from_scratch")
+
+# glibc gives large blocks back to the system and has them cleared again in each step.
+_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
 def train_demo(work: Path, device: torch.device, recipes: Path = RECIPES) -> Path:

@@ -321,8 +321,8 @@ class _Run:
         latents, noises, steps, texts, pooled = [], [], [], [], []
         for sample in samples:
             generator = noise_generator(self.settings.seed, sample.position)
-            latent = self._latent(sample)[None].expand(levels, -1, -1, -1)
-            latents.append(latent.to(device))
+            latent = self._latent(sample).to(device).expand(levels, -1, -1, -1)
+            latents.append(latent)
             noises.append(torch.randn(latent.shape, generator=generator).to(device))
             steps.append(spread_timesteps(count, levels, generator))
             key = f"text {self.dtype} {sample.text}"
