@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     data.set_defaults(run=_demo_data)
 
     demo = commands.add_parser(
-        "demo-train", help="train all demo models from nothing (about four hours on two CPU cores)"
+        "demo-train", help="train all demo models from nothing (about five hours on two CPU cores)"
     )
     demo.add_argument(
         "--folder",
@@ -129,7 +129,17 @@ def _parser() -> argparse.ArgumentParser:
         "only when named here, to compare with",
     )
     demo.add_argument(
-        "--set", type=Path, metavar="FOLDER", help="write the finished model set there"
+        "--pretrained",
+        type=Path,
+        metavar="SET",
+        help="take the pretrained parts that a model set holds, instead of training them",
+    )
+    demo.add_argument(
+        "--set",
+        type=Path,
+        metavar="FOLDER",
+        help="write the finished model set there; before the last stage, the pretrained parts that "
+        "are done",
     )
     demo.set_defaults(run=_demo_train)
 
@@ -295,24 +305,33 @@ def _demo_train(options: argparse.Namespace) -> int:
     _need("Training", "train", "diffusers", "accelerate", "yaml")
     import torch
 
-    from .demo.pretraining.assemble import assemble_set
-    from .demo.train import RECIPES, adapter_of, train_demo, train_part
+    from .demo.train import RECIPES, take_pretrained, train_demo, train_part, write_set
 
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # Under torchrun each process has a GPU of its own.
     device = _device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
     recipes = options.recipes or RECIPES
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and len(options.only or ()) != 1:
-        raise EasyRefError("Under torchrun, name one part with --only; start the next one anew.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if len(options.only or ()) != 1:
+            raise EasyRefError(
+                "Under torchrun, name one part with --only; start the next one anew."
+            )
+        if options.pretrained is not None:
+            raise EasyRefError(
+                "Under torchrun, leave --pretrained out: take the parts first, with --only data."
+            )
+    if options.pretrained is not None:
+        taken = take_pretrained(options.pretrained, options.folder)
+        print(f"from {options.pretrained}: {', '.join(taken)}", file=sys.stderr)
     if options.only:
         for part in options.only:
             train_part(part, options.folder, device, recipes)
     else:
         train_demo(options.folder, device, recipes)
     if options.set is not None:
-        adapter = adapter_of(options.folder, "3_multi_reference")
-        size = assemble_set(options.folder, adapter, options.set)
-        print(f"{options.set} ({size / 1e6:.1f} MB)")
+        size, parts = write_set(options.folder, options.set)
+        unfinished = f": {', '.join(parts)}" if parts else ""
+        print(f"{options.set} ({size / 1e6:.1f} MB){unfinished}")
     return 0
 
 

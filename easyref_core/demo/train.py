@@ -28,6 +28,7 @@ _LANES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("1_alignment", "2_single_reference", "3_multi_reference"),),
 )
 PARTS = ("data", *(part for lanes in _LANES for lane in lanes for part in lane))
+PRETRAINED = tuple(part for part in PARTS if part != "data" and not part[0].isdigit())
 # Trained only to compare with.
 COMPARISONS = ("3_averaged", "3_from_scratch")
 
@@ -57,6 +58,38 @@ def train_demo(work: Path, device: torch.device, recipes: Path = RECIPES) -> Pat
 def adapter_of(work: Path, stage: str) -> Path:
     """The averaged weights a stage ends with."""
     return work / stage / "easyref_ema.safetensors"
+
+
+def take_pretrained(source: Path, work: Path) -> tuple[str, ...]:
+    """Take the pretrained parts that a model set holds; they count as trained from then on.
+
+    Returns:
+        Their names.
+
+    Raises:
+        EasyRefError: not such a set, or the work folder has begun parts of its own.
+    """
+    from .pretraining.pretrained import take_parts
+
+    return take_parts(source, work)
+
+
+def write_set(work: Path, to: Path) -> tuple[int, tuple[str, ...]]:
+    """Write the model set; before the last stage is done, its pretrained parts that are.
+
+    Returns:
+        Bytes of all safetensors files; the parts written, none if the set is whole.
+
+    Raises:
+        EasyRefError: a part is missing, or none is done.
+    """
+    from .pretraining.assemble import assemble_parts, assemble_set
+
+    adapter = adapter_of(work, "3_multi_reference")
+    if adapter.exists():
+        return assemble_set(work, adapter, to), ()
+    parts = tuple(part for part in PRETRAINED if is_done(work, part))
+    return assemble_parts(work, parts, to), parts
 
 
 def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECIPES) -> None:
@@ -191,7 +224,8 @@ def _decoder(recipe: Pretraining, work: Path, device: torch.device) -> None:
 def _autoencoder(work: Path, device: torch.device) -> Any:
     from diffusers import AutoencoderTiny
 
-    return AutoencoderTiny.from_pretrained(_needed(work, "vae")).to(device).eval()
+    kept = _needed(work, "vae")
+    return AutoencoderTiny.from_pretrained(kept, torch_dtype=torch.float32).to(device).eval()
 
 
 def _needed(work: Path, part: str) -> Path:

@@ -41,13 +41,15 @@ class Knowing:
         self._end = len(tokenizer.tokenize([16, 16], "")) - 1
         self.body = SimpleNamespace(visual=lambda patches, *_: torch.zeros(len(patches), 16, 8))
 
-    def __call__(self, ids: torch.Tensor, spans: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, ids: torch.Tensor, spans: torch.Tensor, seen: torch.Tensor, first: int
+    ) -> torch.Tensor:
         logits = torch.zeros(*ids.shape, 4096)
         following = ids.roll(-1, dims=1)
         logits.scatter_(2, following[..., None], 40.0)
         logits[:, self._end] = 0
         logits[:, self._end, self._likely] = 40.0
-        return logits
+        return logits[:, first:]
 
 
 def test_only_what_the_pictures_share_is_named() -> None:

@@ -375,7 +375,7 @@ import sys
 from pathlib import Path
 
 import torch
-from easyref_core.demo.pretraining.steps import Schedule, run_steps
+from easyref_core.demo.pretraining.steps import Schedule, in_shares, run_steps
 from torch import distributed
 
 torch.manual_seed(0)
@@ -392,11 +392,14 @@ def loss(step, generator):
 folder = Path(sys.argv[1])
 run_steps(module, loss, Schedule(20, 4, 1e-2, warmup=1), folder, torch.device("cpu"))
 number = distributed.get_rank()
+seen = []
+made = in_shares(lambda n: seen.append(n) or n * n, range(7), torch.device("cpu"))
+assert made == [n * n for n in range(7)] and seen == [*range(number, 7, 2)]
 torch.save((module.weight.detach(), torch.cat(rank)), folder / f"{number}.pt")
 """
 
 
-def test_two_processes_see_other_samples_and_end_with_equal_weights(tmp_path: Path) -> None:
+def test_two_processes_share_the_work_and_end_with_equal_weights(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(_TWO_PROCESSES, encoding="utf-8")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]

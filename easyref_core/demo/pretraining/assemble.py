@@ -1,9 +1,14 @@
-"""Puts the trained parts together into the model set that is shipped."""
+"""Puts the trained parts together into the model set that is shipped.
+
+Before all of them are trained, those that are can be written in the same layout; `pretrained` goes
+on from either.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,10 @@ from .pictures import SIDE
 from .references import IMAGE_SIZE
 from .words import STORED_IDS, TABLE, used_ids
 
-_TOKENIZER = (
+PARTS_FILE = "pretrained.json"  # {"parts": [...]}, of a folder that is no whole set
+JUDGE = "judge.safetensors"
+MLLM_WEIGHTS = "model.safetensors"
+MLLM_SETTINGS = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -52,28 +60,79 @@ def assemble_set(work: Path, adapter: Path, to: Path) -> int:
     for part in needed:
         if not part.exists():
             raise EasyRefError(f"{part} is missing: train all parts first.")
-    to.mkdir(parents=True, exist_ok=True)
-    (to / SET_FILE).unlink(missing_ok=True)
-    for source, name in ((base / "unet", "unet"), (vae, "vae"), (control, "controlnet")):
-        _copy_half(source, to / name)
-    for source, name in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
-        _cut_down(base / source, to / "text_encoders" / name)
-    (to / "mllm").mkdir(exist_ok=True)
-    for name in _TOKENIZER:
-        shutil.copyfile(work / "mllm" / "model" / name, to / "mllm" / name)
+    _write_parts(work, ("decoder", "base", "controlnet", "judge"), to)
+    _copy_mllm(work / "mllm" / "model", to / "mllm")
     with safe_open(adapter, "pt") as file:
         metadata = file.metadata() or {}
     write_tensors(to / "easyref.safetensors", load_file(adapter), torch.float16, metadata)
-    shutil.copyfile(judge, to / judge.name)
-    files = sorted(to.rglob("*.safetensors"))
     info: dict[str, Any] = {
         "trained": True,
         "image_size": IMAGE_SIZE,
         "side": SIDE,
         "note": "Small models trained on drawn characters, to try EasyRef out.",
     }
+    (to / "mllm" / MLLM_WEIGHTS).unlink(missing_ok=True)  # of parts that were there before
     write_json(to / SET_FILE, info)
-    return sum(file.stat().st_size for file in files)
+    return _size(to)
+
+
+def assemble_parts(work: Path, parts: Collection[str], to: Path) -> int:
+    """Write some parts under `work` into `to` as a set has them, and a list of them.
+
+    With the part mllm `mllm/` holds its weights, too, as there is no adapter to carry them.
+
+    Args:
+        parts: of the pretraining, all of them trained.
+
+    Returns:
+        Bytes of all safetensors files.
+
+    Raises:
+        EasyRefError: no part at all, or a whole set is there already.
+    """
+    if not parts:
+        raise EasyRefError(f"No part in {work} is trained yet, so there is nothing to write.")
+    if (to / SET_FILE).exists():
+        raise EasyRefError(
+            f"{to} holds a whole model set, and {work} has only {', '.join(parts)} of one so far. "
+            "Choose another folder for them."
+        )
+    _write_parts(work, parts, to)
+    if "mllm" in parts:
+        _copy_mllm(work / "mllm" / "model", to / "mllm")
+        shutil.copyfile(work / "mllm" / "model" / MLLM_WEIGHTS, to / "mllm" / MLLM_WEIGHTS)
+    write_json(to / PARTS_FILE, {"parts": [*parts]})
+    return _size(to)
+
+
+def _write_parts(work: Path, parts: Collection[str], to: Path) -> None:
+    """All but the MLLM. What says that a set is whole is gone until its writer puts it back."""
+    to.mkdir(parents=True, exist_ok=True)
+    for name in (SET_FILE, PARTS_FILE):
+        (to / name).unlink(missing_ok=True)
+    if not {"vae", "decoder"}.isdisjoint(parts):
+        vae = "decoder" if "decoder" in parts else "vae"
+        _copy_half(work / vae / "model", to / "vae")
+    if "base" in parts:
+        base = work / "base" / "model"
+        _copy_half(base / "unet", to / "unet")
+        for source, name in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
+            _cut_down(base / source, to / "text_encoders" / name)
+    if "controlnet" in parts:
+        _copy_half(work / "controlnet" / "model", to / "controlnet")
+    if "judge" in parts:
+        shutil.copyfile(work / "judge" / JUDGE, to / JUDGE)
+
+
+def _copy_mllm(source: Path, to: Path) -> None:
+    """Settings and tokenizer."""
+    to.mkdir(exist_ok=True)
+    for name in MLLM_SETTINGS:
+        shutil.copyfile(source / name, to / name)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in sorted(folder.rglob("*.safetensors")))
 
 
 def _copy_half(source: Path, to: Path) -> None:

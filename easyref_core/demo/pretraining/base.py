@@ -22,7 +22,7 @@ from ..tiny_codecs import CLIP_G_CONFIG, CLIP_L_CONFIG
 from ..tiny_unet import UNET_CONFIG
 from ..tiny_weights import write_json, write_tensors
 from .pictures import SIDE, DrawnPictures
-from .steps import Schedule, run_steps
+from .steps import Schedule, in_shares, run_steps
 from .words import END, TABLE, rows_of_ids, used_ids, write_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -241,12 +241,13 @@ def encode_pictures(
     source = _source(vae, pictures.names)
     if cache.is_file():
         return _kept_latents(cache, source)
-    found = []
     vae = vae.to(memory_format=torch.channels_last)
-    for batch in pictures.pixels.split(8):
+
+    def encoded(batch: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            found.append(vae.encode(batch.to(device).float() / 127.5 - 1).latents.float().cpu())
-    latents = torch.cat(found)
+            return vae.encode(batch.to(device).float() / 127.5 - 1).latents.float().cpu()
+
+    latents = torch.cat(in_shares(encoded, pictures.pixels.split(8), device))
     kept = {"source": source, "latents": latents}
     write_atomically(cache, lambda partial: torch.save(kept, partial))
     return latents
@@ -321,7 +322,7 @@ def write_tokenizers(directory: Path) -> None:
 
 
 def write_base(model: BaseModel, vae: AutoencoderTiny, directory: Path) -> None:
-    """Write everything but the tokenizers in the diffusers layout."""
+    """Write everything in the diffusers layout."""
     write_json(directory / "unet" / "config.json", UNET)
     path = directory / "unet" / "diffusion_pytorch_model.safetensors"
     write_tensors(path, model.unet.state_dict(), torch.float16)
@@ -332,6 +333,12 @@ def write_base(model: BaseModel, vae: AutoencoderTiny, directory: Path) -> None:
     ):
         write_json(directory / part / "config.json", config)
         write_tensors(directory / part / "model.safetensors", weights[name], torch.float16)
+    write_around(vae, directory)
+
+
+def write_around(vae: AutoencoderTiny, directory: Path) -> None:
+    """What goes with UNet and text encoders; the scheduler is the last of all."""
+    write_tokenizers(directory)
     vae.save_pretrained(directory / "vae")
     DDPMScheduler(**NOISE).save_pretrained(directory / "scheduler")
 

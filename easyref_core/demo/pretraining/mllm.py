@@ -40,6 +40,7 @@ SIZES = {
 VISION = {"depth": 4, "embed_dim": 128, "mlp_ratio": 4, "num_heads": 4}
 
 _PICTURE_TOKENS = 16
+_PADDING = -1
 _FIRST = 2.0  # what the first word counts, beside all of them
 _COMPOSED = 0.6  # so large a share of a step's groups is put together for it
 _ALONE_FIRST = 0.35  # so large a share of the steps sees single pictures of one figure
@@ -54,8 +55,10 @@ class NamingModel(nn.Module):
         self.config = config
         self.body = MllmBody(config, config.num_layers, nn)
 
-    def forward(self, ids: torch.Tensor, spans: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """Logits [B, L, words].
+    def forward(
+        self, ids: torch.Tensor, spans: torch.Tensor, seen: torch.Tensor, first: int
+    ) -> torch.Tensor:
+        """Logits [B, L - first, words] of the words that follow the positions from `first` on.
 
         Args:
             ids: [B, L].
@@ -68,7 +71,7 @@ class NamingModel(nn.Module):
         position = rope(self.config, x.shape[1], x.device, x.dtype)
         for layer in model.layers:
             x = layer(x, position)
-        return F.linear(model.norm(x), model.embed_tokens.weight)
+        return F.linear(model.norm(x[:, first:]), model.embed_tokens.weight)
 
 
 def train_mllm(
@@ -148,15 +151,17 @@ def _naming_loss(
         torch.cat((prompt.ids, torch.tensor([*chain.from_iterable(of_group)]), end))
         for of_group in words
     ]
-    ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-1).to(device)
+    ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=_PADDING).to(device)
     seen = model.body.visual(patches.to(device), 8, 8)  # [pictures, 16, hidden]
     spans = torch.cat([torch.arange(*span) for span in prompt.image_spans]).to(device)
-    logits = model(ids.clamp(min=0), spans, seen.reshape(len(said), spans.numel(), -1)).float()
-    targets = ids.clone()
-    targets[:, : len(prompt)] = -100
-    targets[ids < 0] = -100
-    following = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
-    first = logits[:, len(prompt) - 1].log_softmax(-1)
+    seen = seen.reshape(len(said), spans.numel(), -1)
+    # Only of what is said: the prompt is many times longer.
+    logits = model(ids.clamp(min=0), spans, seen, len(prompt) - 1).float()
+    targets = ids[:, len(prompt) :]
+    following = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=_PADDING
+    )
+    first = logits[:, 0].log_softmax(-1)
     begun = [
         row[torch.tensor([word[0] for word in of_group], device=device)].mean()
         for row, of_group in zip(first, words, strict=True)

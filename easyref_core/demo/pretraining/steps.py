@@ -7,10 +7,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -19,6 +19,9 @@ from ...errors import EasyRefError
 from ...files import write_atomically
 from ...training.kernels import quick_attention
 from ...training.schedule import cosine
+
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 
 _LOG_EVERY = 20
 _SAVE_EVERY = 500
@@ -115,6 +118,19 @@ def run_steps(
         for name, parameter in trained.items():
             parameter.copy_(average[name])
     module.eval()
+
+
+def in_shares(
+    make: Callable[[_Item], _Made], items: Sequence[_Item], device: torch.device
+) -> list[_Made]:
+    """What `make` makes of each item; several processes on a CPU share the items."""
+    rank, processes = _processes(device) if device.type == "cpu" else (0, 1)
+    made = [make(item) for item in items[rank::processes]]
+    if processes == 1:
+        return made
+    shares: list[Any] = [None] * processes
+    distributed.all_gather_object(shares, made)
+    return [shares[n % processes][n // processes] for n in range(len(items))]
 
 
 def _log(folder: Path, step: int, loss: float, speed: float) -> None:

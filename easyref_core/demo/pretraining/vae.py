@@ -88,8 +88,9 @@ def _trained(
     device: torch.device,
 ) -> AutoencoderTiny:
     run_steps(vae, loss, schedule, folder, device)
-    vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / "model")
-    return vae
+    # As it is shipped, so that what comes after learns on what is shipped.
+    vae.to(torch.float16, memory_format=torch.contiguous_format).save_pretrained(folder / "model")
+    return vae.float()
 
 
 def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,149 @@
+"""Pretrained parts of a model set, taken into a work folder and written back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from easyref_core.cli import main
+from easyref_core.demo import train as demo_train
+from easyref_core.demo.pretraining.assemble import assemble_parts, assemble_set
+from easyref_core.demo.pretraining.pretrained import take_parts
+from easyref_core.demo.tiny import TRAINED_SET
+from easyref_core.demo.tiny_mllm import write_mllm
+from easyref_core.demo.train import PRETRAINED, is_done, train_part, write_set
+from easyref_core.errors import EasyRefError
+from easyref_core.training.base import load_base
+
+WITHOUT_MLLM = [part for part in PRETRAINED if part != "mllm"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All pretrained parts, none of them trained here."""
+    folder = tmp_path_factory.mktemp("work")
+    take_parts(TRAINED_SET, folder)
+    write_mllm(folder / "mllm" / "model", 0)
+    return folder
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_what_a_whole_set_holds_is_taken_and_counts_as_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sorted(take_parts(TRAINED_SET, tmp_path)) == sorted(WITHOUT_MLLM)
+    assert [part for part in PRETRAINED if is_done(tmp_path, part)] == WITHOUT_MLLM
+    monkeypatch.setattr(demo_train, "_needed", lambda *_: pytest.fail("trained again"))
+    for part in WITHOUT_MLLM:
+        train_part(part, tmp_path, torch.device("cpu"))
+
+
+def test_the_base_that_was_taken_is_one_that_stages_train_on(work: Path) -> None:
+    base = load_base(work / "base" / "model")
+    kept = load_file(TRAINED_SET / "unet" / "diffusion_pytorch_model.safetensors")
+    found = base.unet.state_dict()
+    assert all(torch.equal(found[name], weight.float()) for name, weight in kept.items())
+    states, pooled = base.encode_text(["a red star creature", "on a beach by day"])
+    assert (states[0] - states[1]).abs().max() > 0.1
+    assert (pooled[0] - pooled[1]).abs().max() > 0.1
+
+
+def test_parts_are_written_as_they_were_taken(work: Path, tmp_path: Path) -> None:
+    assemble_parts(work, WITHOUT_MLLM, tmp_path)
+    written, shipped = _files(tmp_path), _files(TRAINED_SET)
+    assert json.loads(written.pop("pretrained.json")) == {"parts": WITHOUT_MLLM}
+    weights = [name for name in written if name.endswith(".safetensors")]
+    assert len(weights) == 6
+    assert all(written[name] == shipped[name] for name in weights)
+
+
+def test_the_mllm_goes_with_its_weights_until_an_adapter_carries_it(
+    work: Path, tmp_path: Path
+) -> None:
+    size, parts = write_set(work, tmp_path / "parts")
+    assert parts == PRETRAINED
+    assert size == sum(f.stat().st_size for f in (tmp_path / "parts").rglob("*.safetensors"))
+    assert take_parts(tmp_path / "parts", tmp_path / "work")
+    assert all(is_done(tmp_path / "work", part) for part in PRETRAINED)
+    taken, kept = (_files(f / "mllm" / "model") for f in (tmp_path / "work", work))
+    assert taken == kept
+    assemble_set(work, TRAINED_SET / "easyref.safetensors", tmp_path / "parts")
+    names = _files(tmp_path / "parts").keys()
+    assert "set.json" in names
+    assert not {"pretrained.json", "mllm/model.safetensors"} & names
+
+
+def test_taking_again_changes_nothing_and_an_interrupted_taking_goes_on(tmp_path: Path) -> None:
+    take_parts(TRAINED_SET, tmp_path)
+    before = _files(tmp_path)
+    (tmp_path / "base").rename(tmp_path / "base.unfinished")
+    (tmp_path / "base.unfinished" / "taken.txt").unlink()
+    (tmp_path / "base.unfinished" / "model" / "unet" / "config.json").write_bytes(b"half")
+    take_parts(TRAINED_SET, tmp_path)
+    assert _files(tmp_path) == before
+
+
+def test_parts_of_another_training_are_not_mixed_with_those_of_a_set(tmp_path: Path) -> None:
+    own = tmp_path / "controlnet" / "state.pt"
+    own.parent.mkdir()
+    own.write_bytes(b"begun")
+    with pytest.raises(EasyRefError, match=r"controlnet is there.*choose another --folder"):
+        take_parts(TRAINED_SET, tmp_path)
+    assert _files(tmp_path) == {"controlnet/state.pt": b"begun"}
+
+
+def test_a_folder_without_a_set_or_with_half_a_one_is_refused(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(EasyRefError, match=r"no trained model set.*demo-train --set"):
+        take_parts(tmp_path, tmp_path / "work")
+    parts = tmp_path / "parts"
+    assemble_parts(work, ["vae", "judge"], parts)
+    (parts / "judge.safetensors").unlink()
+    with pytest.raises(EasyRefError, match=r"lacks judge\.safetensors"):
+        take_parts(parts, tmp_path / "work")
+    (parts / "pretrained.json").write_text('["vae"]', encoding="utf-8")
+    with pytest.raises(EasyRefError, match=r"no trained model set"):
+        take_parts(parts, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_damaged_part_is_named_and_not_taken(tmp_path: Path) -> None:
+    shutil.copytree(TRAINED_SET, tmp_path / "set")
+    damaged = tmp_path / "set" / "text_encoders" / "clip_g" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    with pytest.raises(EasyRefError, match=r"part base of .* cannot be taken"):
+        take_parts(tmp_path / "set", tmp_path / "work")
+    assert not is_done(tmp_path / "work", "base")
+
+
+def test_parts_do_not_replace_a_whole_set_and_none_are_no_set(work: Path, tmp_path: Path) -> None:
+    assemble_set(work, TRAINED_SET / "easyref.safetensors", tmp_path / "set")
+    before = _files(tmp_path / "set")
+    with pytest.raises(EasyRefError, match=r"holds a whole model set.*only vae"):
+        assemble_parts(work, ["vae"], tmp_path / "set")
+    assert _files(tmp_path / "set") == before
+    with pytest.raises(EasyRefError, match="nothing to write"):
+        write_set(tmp_path / "empty", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_takes_parts_and_says_which(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["demo-train", "--folder", str(tmp_path / "work"), "--pretrained", str(TRAINED_SET)]
+    command += ["--only", "vae"]
+    assert main([*command, "--set", str(tmp_path / "parts")]) == 0
+    said = capsys.readouterr()
+    assert f"from {TRAINED_SET}: vae, base, controlnet, judge, decoder" in said.err
+    assert "MB): vae, base, judge, controlnet, decoder" in said.out
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(command) == 1
+    assert "leave --pretrained out" in capsys.readouterr().err
