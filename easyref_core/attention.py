@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+
+from . import kernels
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -88,5 +89,5 @@ def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int
     def split(x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, heads, T, head_dim]
 
-    out = F.scaled_dot_product_attention(split(query), split(key), split(value))
+    out = kernels.attend(split(query), split(key), split(value))
     return out.transpose(1, 2).flatten(2)

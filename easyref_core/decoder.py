@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import MllmConfig
+from .kernels import attend
 
 Rope = tuple[torch.Tensor, torch.Tensor]
 
@@ -57,10 +58,9 @@ class SelfAttention(nn.Module):
         q, k = self._queries_and_keys(x, position, queries)
         v = self._heads(self.v_proj(x)).repeat_interleave(self.groups, dim=1)
         if queries == length and bias is None:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            out = attend(q, k, v, causal=True)
         else:
-            mask = _mask(queries, length, bias, x.device, x.dtype)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            out = attend(q, k, v, _mask(queries, length, bias, x.device, x.dtype))
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def probabilities(

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import VisionConfig
+from .kernels import attend
 
 
 class VisionAttention(nn.Module):
@@ -29,7 +29,7 @@ class VisionAttention(nn.Module):
         """x [B, P, D], angles [P, head_dim] -> [B, P, D]"""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, P, head_dim]
-        out = F.scaled_dot_product_attention(_rotate(q, angles), _rotate(k, angles), v)
+        out = attend(_rotate(q, angles), _rotate(k, angles), v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

@@ -24,7 +24,6 @@ from .config import Settings
 from .disk import writing
 from .ema import Average
 from .export import official_state, write_whole
-from .kernels import quick_attention
 from .memory import SMALLER, check_fits, estimate_bytes, parameters_by_part
 from .model import Batch, TrainedModel, build_model
 from .preview import ValidationGroup, batch_sheet, generate, save_picture, validation_groups
@@ -214,8 +213,7 @@ class _Run:
             first = found[0]
             restore(accelerator, model, optimiser, average, found[1])
         self._start_trackers()
-        with quick_attention(accelerator.device):
-            self._loop(model, optimiser, average, first, on_step)
+        self._loop(model, optimiser, average, first, on_step)
         whole = gathered(accelerator, model)
         if accelerator.is_main_process:
             self._export(whole, average)

@@ -78,7 +78,9 @@ def _published(name: str) -> str:
 
 def _cut_down(config: Mapping[str, Any], words: int, end: int) -> CLIPTextConfig:
     other = {"vocab_size": words + 1, "bos_token_id": 0, "eos_token_id": end}
-    return CLIPTextConfig(**{**config, **other, "torch_dtype": "float32"})
+    # Plain products, as for the UNet below.
+    how = {"torch_dtype": "float32", "attn_implementation": "eager"}
+    return CLIPTextConfig(**{**config, **other, **how})
 
 
 class BaseModel(nn.Module):

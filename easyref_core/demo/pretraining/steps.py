@@ -17,7 +17,6 @@ from torch import distributed, nn
 
 from ...errors import EasyRefError
 from ...files import write_atomically
-from ...training.kernels import quick_attention
 from ...training.schedule import cosine
 
 _Item = TypeVar("_Item")
@@ -93,10 +92,9 @@ def run_steps(
             group["lr"] = schedule.rate(step)
         seed = schedule.seed * 1_000_003 + step * 7_919 + rank * 104_729 + 1
         generator = torch.Generator().manual_seed(seed)
-        with quick_attention(device):
-            with torch.autocast(device.type, torch.bfloat16):
-                value = loss(step, generator)
-            value.backward()
+        with torch.autocast(device.type, torch.bfloat16):
+            value = loss(step, generator)
+        value.backward()
         if processes > 1:
             _share_gradients(trained.values(), processes)
         nn.utils.clip_grad_norm_(trained.values(), 1.0)

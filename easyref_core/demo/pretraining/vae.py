@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
 from ..tiny_codecs import VAE_CONFIG, vae_weights
+from ..tiny_weights import write_json, write_tensors
 from .pictures import DrawnPictures
 from .steps import Schedule, run_steps
 
@@ -89,8 +90,11 @@ def _trained(
 ) -> AutoencoderTiny:
     run_steps(vae, loss, schedule, folder, device)
     # As it is shipped, so that what comes after learns on what is shipped.
-    vae.to(torch.float16, memory_format=torch.contiguous_format).save_pretrained(folder / "model")
-    return vae.float()
+    directory = folder / "model"
+    write_json(directory / "config.json", VAE_CONFIG)
+    path = directory / "diffusion_pytorch_model.safetensors"
+    write_tensors(path, vae.state_dict(), torch.float16)
+    return vae
 
 
 def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
