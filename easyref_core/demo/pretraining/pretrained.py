@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -91,7 +91,7 @@ def take_parts(source: Path, work: Path) -> tuple[str, ...]:
         unfinished = work / f"{part}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            _WRITERS[part](source, unfinished)
+            _take(part, source, unfinished)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise EasyRefError(
                 f"The part {part} of {source} cannot be taken ({error}). Get it again."
@@ -113,45 +113,26 @@ def _digest(source: Path, part: str) -> str:
     return digest.hexdigest()
 
 
-def _take_vae(source: Path, to: Path) -> None:
-    _copy(source, _VAE, to / "model")
-
-
-def _take_mllm(source: Path, to: Path) -> None:
-    _copy(source, _FILES["mllm"], to / "model")
-
-
-def _take_controlnet(source: Path, to: Path) -> None:
-    _copy(source, _FILES["controlnet"], to / "model")
-
-
-def _take_judge(source: Path, to: Path) -> None:
-    _copy(source, _FILES["judge"], to)
+def _take(part: str, source: Path, to: Path) -> None:
+    """A part's folder as its training leaves it."""
+    if part == "base":
+        _take_base(source, to / "model")
+    else:
+        _copy(source, _FILES[part], to if part == "judge" else to / "model")
 
 
 def _take_base(source: Path, to: Path) -> None:
-    model = to / "model"
-    _copy(source, ("unet/config.json", _UNET), model / "unet")
+    _copy(source, ("unet/config.json", _UNET), to / "unet")
     for clip, name in _CLIP.items():
         kept = source / "text_encoders" / clip
-        _copy(kept, ("config.json",), model / name)
+        _copy(kept, ("config.json",), to / name)
         weights = whole_table(load_file(kept / "model.safetensors"))
-        write_tensors(model / name / "model.safetensors", weights, torch.float16)
+        write_tensors(to / name / "model.safetensors", weights, torch.float16)
     whole = {"torch_dtype": torch.float32}
-    write_around(AutoencoderTiny.from_pretrained(source / "vae", **whole), model)
+    write_around(AutoencoderTiny.from_pretrained(source / "vae", **whole), to)
 
 
 def _copy(source: Path, names: tuple[str, ...], to: Path) -> None:
     to.mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copyfile(source / name, to / Path(name).name)
-
-
-_WRITERS: Mapping[str, Callable[[Path, Path], None]] = {
-    "vae": _take_vae,
-    "mllm": _take_mllm,
-    "base": _take_base,
-    "controlnet": _take_controlnet,
-    "judge": _take_judge,
-    "decoder": _take_vae,
-}
