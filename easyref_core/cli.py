@@ -305,7 +305,8 @@ def _demo_train(options: argparse.Namespace) -> int:
     _need("Training", "train", "diffusers", "accelerate", "yaml")
     import torch
 
-    from .demo.train import RECIPES, take_pretrained, train_demo, train_part, write_set
+    from .demo.pretraining.pretrained import take_parts
+    from .demo.train import RECIPES, train_demo, train_part, write_set
 
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # Under torchrun each process has a GPU of its own.
@@ -321,7 +322,7 @@ def _demo_train(options: argparse.Namespace) -> int:
                 "Under torchrun, leave --pretrained out: take the parts first, with --only data."
             )
     if options.pretrained is not None:
-        taken = take_pretrained(options.pretrained, options.folder)
+        taken = take_parts(options.pretrained, options.folder)
         print(f"from {options.pretrained}: {', '.join(taken)}", file=sys.stderr)
     if options.only:
         for part in options.only:

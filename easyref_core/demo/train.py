@@ -60,20 +60,6 @@ def adapter_of(work: Path, stage: str) -> Path:
     return work / stage / "easyref_ema.safetensors"
 
 
-def take_pretrained(source: Path, work: Path) -> tuple[str, ...]:
-    """Take the pretrained parts that a model set holds; they count as trained from then on.
-
-    Returns:
-        Their names.
-
-    Raises:
-        EasyRefError: not such a set, or the work folder has begun parts of its own.
-    """
-    from .pretraining.pretrained import take_parts
-
-    return take_parts(source, work)
-
-
 def write_set(work: Path, to: Path) -> tuple[int, tuple[str, ...]]:
     """Write the model set; before the last stage is done, its pretrained parts that are.
 

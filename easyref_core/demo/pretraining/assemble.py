@@ -132,7 +132,7 @@ def _copy_mllm(source: Path, to: Path) -> None:
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in sorted(folder.rglob("*.safetensors")))
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
 def _copy_half(source: Path, to: Path) -> None:

@@ -324,7 +324,7 @@ def write_tokenizers(directory: Path) -> None:
 
 
 def write_base(model: BaseModel, vae: AutoencoderTiny, directory: Path) -> None:
-    """Write everything in the diffusers layout."""
+    """Write everything but the tokenizers in the diffusers layout."""
     write_json(directory / "unet" / "config.json", UNET)
     path = directory / "unet" / "diffusion_pytorch_model.safetensors"
     write_tensors(path, model.unet.state_dict(), torch.float16)
@@ -340,7 +340,6 @@ def write_base(model: BaseModel, vae: AutoencoderTiny, directory: Path) -> None:
 
 def write_around(vae: AutoencoderTiny, directory: Path) -> None:
     """What goes with UNet and text encoders; the scheduler is the last of all."""
-    write_tokenizers(directory)
     vae.save_pretrained(directory / "vae")
     DDPMScheduler(**NOISE).save_pretrained(directory / "scheduler")
 

@@ -20,7 +20,7 @@ from ...errors import EasyRefError
 from ..tiny import is_trained
 from ..tiny_weights import write_tensors, write_text
 from .assemble import JUDGE, MLLM_SETTINGS, MLLM_WEIGHTS, PARTS_FILE
-from .base import write_around
+from .base import write_around, write_tokenizers
 from .words import whole_table
 
 _TAKEN = "taken.txt"  # in a part that was taken: from which files
@@ -49,8 +49,7 @@ def offered_parts(source: Path) -> tuple[str, ...]:
         EasyRefError: neither of both, or files are missing.
     """
     if is_trained(source):
-        has_mllm = (source / "mllm" / MLLM_WEIGHTS).is_file()
-        parts = tuple(part for part in _FILES if part != "mllm" or has_mllm)
+        parts = tuple(part for part in _FILES if part != "mllm")
     else:
         try:
             listed = json.loads((source / PARTS_FILE).read_text(encoding="utf-8"))["parts"]
@@ -128,6 +127,7 @@ def _take_base(source: Path, to: Path) -> None:
         _copy(kept, ("config.json",), to / name)
         weights = whole_table(load_file(kept / "model.safetensors"))
         write_tensors(to / name / "model.safetensors", weights, torch.float16)
+    write_tokenizers(to)
     whole = {"torch_dtype": torch.float32}
     write_around(AutoencoderTiny.from_pretrained(source / "vae", **whole), to)
 
