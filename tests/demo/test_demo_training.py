@@ -55,7 +55,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             content["data"] |= {"groups": 5, "held_out_groups": 5, "pictures": 5}
             content["base_pictures"] = 6
             for part in ("vae", "mllm", "base", "controlnet", "judge", "decoder"):
-                content[part] |= {"steps": 2, "batch": 4, "warmup": 1}
+                content[part] |= {"steps": 2, "batch": 4, "warmup": 1, "restart": 0}
         else:
             content["optimiser"] |= {"steps": 2, "batch_size": 2, "warmup_steps": 1}
         (folder / source.name).write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -141,6 +141,7 @@ def test_a_folder_that_was_not_drawn_is_left_alone(recipes: Path, tmp_path: Path
         (("vae", "steps"), 0, "vae.steps is 0; it must be more than 0"),
         (("mllm", "learning_rate"), -1.0, "mllm.learning_rate is -1.0"),
         (("base", "ema"), 1.0, "base.ema is 1.0; it must be from 0"),
+        (("base", "restart"), 2, "base.restart is 2; it must be 0, or between the warm-up's 1"),
         (("data", "pictures"), 4, "data.pictures is 4; it must be 5 or more"),
         (("data", "side"), 64, "data.side is 64; it must be 128"),
         (("base_pictures",), 0, "base_pictures is 0"),
@@ -341,6 +342,15 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert schedule.rate(100) == pytest.approx(1.0)
     assert schedule.rate(550) == pytest.approx(0.51, abs=0.01)
     assert schedule.rate(999) < 0.03
+
+
+def test_a_restart_lets_the_learning_rate_fall_twice() -> None:
+    once, twice = Schedule(600, 1, 1.0, warmup=100), Schedule(1000, 1, 1.0, 100, restart=600)
+    # The first fall is that of a run that ends there.
+    assert [twice.rate(step) for step in range(600)] == [once.rate(step) for step in range(600)]
+    assert twice.rate(600) == pytest.approx(1.0)
+    assert twice.rate(800) == pytest.approx(0.51)
+    assert twice.rate(999) < 0.03
 
 
 def test_places_with_edges_are_found_and_count_more_the_less_noise_there_is() -> None:

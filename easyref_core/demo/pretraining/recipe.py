@@ -55,6 +55,10 @@ def _limits(recipe: Pretraining) -> Iterator[tuple[str, object, bool, str]]:
             for name in ("ema", "beta"):
                 value = getattr(schedule, name)
                 yield f"{part.name}.{name}", value, 0 <= value < 1, "from 0 to less than 1"
+            restart, after = schedule.restart, schedule.warmup
+            fits = restart == 0 or after < restart < schedule.steps
+            wanted = f"0, or between the warm-up's {after} steps and {schedule.steps}"
+            yield f"{part.name}.restart", restart, fits, wanted
     yield "base_pictures", recipe.base_pictures, recipe.base_pictures > 0, "more than 0"
     data = recipe.data
     yield "data.pictures", data.pictures, data.pictures >= 5, "5 or more: a target, 4 references"

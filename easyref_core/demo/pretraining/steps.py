@@ -34,6 +34,7 @@ class Schedule:
         steps: optimiser steps.
         batch: samples a step.
         learning_rate: after `warmup` steps; from there it falls as a cosine to a fiftieth.
+        restart: from this step, counted from 0, the rate falls anew from its top; 0 for never.
         ema: decay of the averaged weights that are kept in the end.
         beta: AdamW's second decay; lower ones follow changing data faster.
     """
@@ -45,12 +46,16 @@ class Schedule:
     ema: float = 0.998
     beta: float = 0.99
     seed: int = 0
+    restart: int = 0
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        return self.learning_rate * cosine((step - self.warmup) / (self.steps - self.warmup))
+        again = 0 < self.restart <= step
+        start = self.restart if again else self.warmup
+        end = self.restart if self.restart and not again else self.steps
+        return self.learning_rate * cosine((step - start) / (end - start))
 
 
 def run_steps(
