@@ -52,9 +52,9 @@ class Schedule:
         """The learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        again = 0 < self.restart <= step
-        start = self.restart if again else self.warmup
-        end = self.restart if self.restart and not again else self.steps
+        start, end = self.warmup, self.restart or self.steps
+        if step >= end:
+            start, end = end, self.steps
         return self.learning_rate * cosine((step - start) / (end - start))
 
 
