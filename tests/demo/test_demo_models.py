@@ -168,10 +168,12 @@ def test_half_precision_gives_nearly_the_same_pictures(models: DemoModels, direc
 
 
 def test_rebuilt_pictures_went_through_the_autoencoder(models: DemoModels) -> None:
-    pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    numbers = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8, generator=numbers)
     rebuilt = models.rebuild(pixels)
     assert (rebuilt.shape, rebuilt.dtype) == (pixels.shape, torch.uint8)
-    assert torch.equal(models.rebuild(pixels[1:]), rebuilt[1:])
+    # a batch of another size may be summed in another order: one level of rounding
+    assert largest_difference(models.rebuild(pixels[1:]), rebuilt[1:]) <= 1
     assert not torch.equal(rebuilt, pixels)
 
 
