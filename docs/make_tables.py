@@ -45,7 +45,11 @@ def tables(check: Mapping[str, Any]) -> str:
         main.append((name.strip(), found, interval, f"{bar}: {verdict}" if bar else ""))
     values = {row.measure: cells(row)[1] for row in measured}
     other = [("adapter", "identity", "crowded")]
-    other += [(name, values[f"{name}: identity"], values[f"{name}: crowded"]) for name in adapters]
+    other += [
+        (name, values[f"{name}: identity"], values[f"{name}: crowded"])
+        for name in adapters
+        if f"{name}: identity" in values  # measured, too
+    ]
     return f"{_markdown(main)}\n{_markdown(other)}"
 
 

@@ -297,8 +297,9 @@ def curves_and_layers() -> Template:
         ],
         [
             "What layers are known for comes from published work on SDXL; how clearly it shows "
-            "differs from model to model. The frames part of the curve is for batches, as in "
-            "animations."
+            "differs from model to model. The small demo models keep a style in their finest "
+            "layers: choose the profile `fine detail` with them. The frames part of the curve is "
+            "for batches, as in animations."
         ],
     )
     return Template(

@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     data.set_defaults(run=_demo_data)
 
     demo = commands.add_parser(
-        "demo-train", help="train all demo models from nothing (about five hours on two CPU cores)"
+        "demo-train", help="train all demo models from nothing (five to six hours on two CPU cores)"
     )
     demo.add_argument(
         "--folder",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -44,6 +44,7 @@ class Scene:
         prompt: the row whose prompt is used.
         outline: the row whose outline the ControlNet sees.
         workflow: the API form that is run; None for that of the template.
+        inputs: node class -> inputs that are other than the template's, which are meant for SDXL.
     """
 
     file: str
@@ -53,6 +54,7 @@ class Scene:
     prompt: str
     outline: str | None = None
     workflow: str | None = None
+    inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def _of(row: str, count: int) -> tuple[tuple[str, int], ...]:
@@ -102,6 +104,8 @@ SCENES = (
         "when and in which layers the references act",
         _of("checks", 3),
         "checks",
+        # The small UNet keeps a style in its finest layers, not where SDXL does.
+        inputs={"EasyRefLayerWeights": {"profile": "fine detail"}},
     ),
     Scene(
         "easyref_tokens",
@@ -144,6 +148,8 @@ def make_result(
     graph = set_inputs(
         graph, "KSampler", seed=settings.seed, steps=settings.steps, cfg=settings.cfg
     )
+    for node_class, values in scene.inputs.items():
+        graph = set_inputs(graph, node_class, **values)
     if scene.outline is not None:
         server.upload(_CONTROL, rows[scene.outline].outline)
         graph = without_nodes(graph, "Canny", "image")  # the outline is drawn already
