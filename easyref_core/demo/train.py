@@ -16,15 +16,16 @@ import torch
 from ..errors import EasyRefError
 from ..training.config import make_settings, read_recipe
 from .pretraining.recipe import Pretraining, load_pretraining
-from .pretraining.steps import Schedule
+from .pretraining.steps import Schedule, leave_processes
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "demo"
 WORK = "runs/demo"  # as the recipes write it
 
-# Parts that stand side by side do not need each other, and take about equally long.
+# On a CPU both processes train each part of a single lane; two lanes, which do not need each other
+# and take about equally long, get one process each. The samples of a part depend on that.
 _LANES: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("vae", "base"), ("judge", "mllm")),
-    (("controlnet",), ("decoder",)),
+    (("vae", "base", "mllm"),),
+    (("controlnet", "judge"), ("decoder",)),
     (("1_alignment", "2_single_reference", "3_multi_reference"),),
 )
 PARTS = ("data", *(part for lanes in _LANES for lane in lanes for part in lane))
@@ -39,8 +40,8 @@ _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 def train_demo(work: Path, device: torch.device, recipes: Path = RECIPES) -> Path:
     """Train whatever is not trained yet; returns the last stage's adapter.
 
-    On a CPU with several cores two processes work: on parts that do not need each other, or
-    together on one. That is quicker than two threads.
+    On a CPU with several cores two processes work: together on a part, or on small parts that do
+    not need each other. That is quicker than two threads.
 
     Raises:
         EasyRefError: a recipe that cannot be used, or a part that failed.
@@ -104,6 +105,7 @@ def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECI
     print(f"training {part}", file=sys.stderr, flush=True)
     if part in makers:
         makers[part](recipe, work, device)
+        leave_processes()
     else:
         _stage(part, work, recipes, device)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,8 +89,8 @@ def test_two_processes_equal_one_with_accumulation(
 ) -> None:
     path = recipe(optimiser_steps=3)
     one = train(load_settings(path, ["optimiser.accumulation=2"])).losses
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launch += ["--master_port", str(_free_port()), "-m", "easyref_core.cli", "train", str(path)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc_per_node", "2", "-m", "easyref_core.cli", "train", str(path)]
     launch += [f"output.folder={tmp_path / 'two'}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(launch, capture_output=True, text=True, env=environment, check=False)
@@ -100,12 +99,6 @@ def test_two_processes_equal_one_with_accumulation(
     lines = (tmp_path / "two" / "losses.jsonl").read_text().splitlines()
     two = {line["step"]: line["loss"] for line in map(json.loads, lines)}
     assert two == pytest.approx(one, abs=1e-5)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_export_reads_back_as_a_checkpoint(settings: Make, training_set) -> None:

@@ -136,6 +136,13 @@ def in_shares(
     return [shares[n % processes][n // processes] for n in range(len(items))]
 
 
+def leave_processes() -> None:
+    """Under `torchrun`: end together, as a process that is gone can take the others down."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def _log(folder: Path, step: int, loss: float, speed: float) -> None:
     with (folder / "losses.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "loss": round(loss, 6)}) + "\n")
