@@ -172,6 +172,8 @@ def test_rebuilt_pictures_went_through_the_autoencoder(models: DemoModels) -> No
     pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8, generator=numbers)
     rebuilt = models.rebuild(pixels)
     assert (rebuilt.shape, rebuilt.dtype) == (pixels.shape, torch.uint8)
+    beside_another = models.rebuild(torch.stack((255 - pixels[0], pixels[1])))
+    assert torch.equal(beside_another[1:], rebuilt[1:])
     # a batch of another size may be summed in another order: one level of rounding
     assert largest_difference(models.rebuild(pixels[1:]), rebuilt[1:]) <= 1
     assert not torch.equal(rebuilt, pixels)
