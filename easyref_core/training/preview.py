@@ -146,7 +146,8 @@ def generate(
             ).sample.float()
             guided = predicted[:1] + _GUIDANCE * (predicted[1:] - predicted[:1])
             latents = scheduler.step(guided, timestep, latents).prev_sample
-        decoded = base.vae.decode(latents / base.vae.config.scaling_factor).sample[0]
+        with torch.autocast(device.type, enabled=False):  # SDXL's VAE overflows in float16
+            decoded = base.vae.decode(latents.float() / base.vae.config.scaling_factor).sample[0]
         rows.append([*group.pictures, _picture(decoded)])
     return sheet(rows)
 

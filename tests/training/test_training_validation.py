@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from easyref_core.errors import EasyRefError
@@ -44,6 +45,20 @@ def test_faces_are_shown_and_what_cannot_be_read_is_named(
         cell = sheet.height // 2
         generated = sheet.crop((cell, cell + 9, 2 * cell - 9, 2 * cell - 9))  # behind the face
         assert all(low < high for low, high in generated.getextrema())
+
+
+def test_pictures_are_decoded_in_float32_whatever_is_trained_in(
+    settings: Make, training_set: Any, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "few.json", json.loads(training_set.records.read_text())[:1])
+    run = _Run(settings(output_validation=file, optimiser_precision="bf16"))
+    run.base.to(run.accelerator.device, run.dtype)
+    found = set()
+    for module in run.base.vae.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _, __, out: found.add(out.dtype))
+    run._validate(1)
+    assert found == {torch.float32}
 
 
 @pytest.mark.parametrize(
