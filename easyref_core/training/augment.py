@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
+from ..errors import EasyRefError
+
 STRIDE = 64
+MAX_ASPECT = 50  # the whole picture is scaled, so a line of pixels would take all memory
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,12 @@ class Target:
 
 
 def aspect_target(picture: Image.Image, size: int) -> Target:
-    """Keep the shape: an area near size x size, both sides multiples of 64."""
+    """Keep the shape: an area near size x size, both sides multiples of 64.
+
+    Raises:
+        EasyRefError: the picture is too elongated.
+    """
+    _check_shape(picture)
     width, height = picture.size
     times = math.sqrt(width * height / size**2)
     if width == height:
@@ -45,7 +53,11 @@ def aspect_target(picture: Image.Image, size: int) -> Target:
 def square_corner(
     picture: Image.Image, size: int, rng: random.Random, centred: bool
 ) -> tuple[int, int]:
-    """(top, left) of a size x size square in the picture scaled so that its short side is size."""
+    """(top, left) of a size x size square in the picture scaled so that its short side is size.
+
+    Raises:
+        EasyRefError: the picture is too elongated.
+    """
     width, height = _covering(picture, size)
     if centred:
         return (height - size) // 2, (width - size) // 2
@@ -53,7 +65,11 @@ def square_corner(
 
 
 def square_crop(picture: Image.Image, size: int, corner: tuple[int, int]) -> Image.Image:
-    """The size x size square at (top, left) of the picture scaled to cover it."""
+    """The size x size square at (top, left) of the picture scaled to cover it.
+
+    Raises:
+        EasyRefError: the picture is too elongated.
+    """
     scaled = picture.resize(_covering(picture, size), Image.Resampling.BILINEAR)
     top, left = corner
     # Another picture than the corner was drawn for may be smaller there.
@@ -63,11 +79,25 @@ def square_crop(picture: Image.Image, size: int, corner: tuple[int, int]) -> Ima
 
 def _covering(picture: Image.Image, size: int) -> tuple[int, int]:
     """(width, height) with the short side at `size`."""
+    _check_shape(picture)
     short = min(picture.size)
     return (
         max(size, int(size * picture.width / short)),
         max(size, int(size * picture.height / short)),
     )
+
+
+def _check_shape(picture: Image.Image) -> None:
+    """
+    Raises:
+        EasyRefError: the picture is too elongated.
+    """
+    aspect = max(picture.size) / min(picture.size)
+    if aspect > MAX_ASPECT:
+        raise EasyRefError(
+            f"the target or what is cropped like it is {picture.width}x{picture.height}, an aspect "
+            f"ratio of {aspect:.0f}; the most that is trained on is {MAX_ASPECT}. Crop it."
+        )
 
 
 def face_crop(

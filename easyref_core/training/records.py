@@ -150,7 +150,17 @@ def _record(
     face = _face(item)
     if face is None and not references:
         raise EasyRefError("has no reference: neither pictures nor face")
-    return Record(name, target, _names(item.get("text"), "text"), references, face)
+    return Record(name, target, _texts(item), references, face)
+
+
+def _texts(item: dict[str, Any]) -> tuple[str, ...]:
+    texts = _names(item.get("text"), "text")
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:  # half a pair, as a text cut in an emoji has; no tokenizer's
+            raise EasyRefError(f"has a text that is no Unicode: {text!r}") from None
+    return texts
 
 
 def _names(value: Any, key: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ comes from the run's seed and that position.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -26,9 +26,7 @@ from .augment import (
     square_crop,
 )
 from .config import DataSettings
-from .records import Record
-
-_ATTEMPTS = 64
+from .records import PictureSource, Record
 
 
 @dataclass(frozen=True)
@@ -63,24 +61,25 @@ class TrainingSamples(Dataset[Sample]):
         self._records = records
         self._settings = settings
         self._seed = seed
+        self._damaged: dict[PictureSource, str] = {}
 
     def __getitem__(self, position: int) -> Sample:
         """
         Raises:
-            EasyRefError: so many records in a row are broken that something else is wrong.
+            EasyRefError: no record can be used.
         """
         skipped: list[tuple[str, str]] = []
-        for attempt in range(min(_ATTEMPTS, len(self._records))):
+        for attempt in range(len(self._records)):
             record = self._records[self._index(position, attempt)]
             try:
-                sample = make_sample(record, self._settings, self._seed, position)
+                sample = make_sample(record, self._settings, self._seed, position, self._open)
             except (EasyRefError, OSError, ValueError) as error:
                 skipped.append((record.name, str(error)))
                 continue
             return replace(sample, skipped=tuple(skipped))
         raise EasyRefError(
-            f"{len(skipped)} records in a row cannot be read, the first one {skipped[0][0]}: "
-            f"{skipped[0][1]} Check data.files and data.root."
+            f"None of the {len(skipped)} records can be used; of the first one tried, "
+            f"{skipped[0][0]}: {skipped[0][1]} Check data.files and data.root."
         )
 
     @property
@@ -88,6 +87,23 @@ class TrainingSamples(Dataset[Sample]):
         """Of the longest group, as far as it is shown."""
         longest = max(len(record.references) for record in self._records)
         return max(1, min(longest, self._settings.max_references))
+
+    def _open(self, source: PictureSource) -> Image.Image:
+        """The picture. One that cannot be decoded stays so, and is not decoded again to say it.
+
+        Raises:
+            EasyRefError: missing or broken.
+        """
+        if source in self._damaged:
+            raise EasyRefError(self._damaged[source])
+        try:
+            return source.open()
+        except EasyRefError as error:
+            cause = error.__context__
+            # What the system says may pass, and costs little to ask for again.
+            if not (isinstance(cause, OSError) and cause.errno is not None):
+                self._damaged[source] = str(error)
+            raise
 
     def _index(self, position: int, attempt: int) -> int:
         count = len(self._records)
@@ -135,17 +151,29 @@ def noise_generator(seed: int, position: int) -> torch.Generator:
     return torch.Generator().manual_seed(_mix(seed + 1, position))
 
 
-def make_sample(record: Record, settings: DataSettings, seed: int, position: int) -> Sample:
+def make_sample(
+    record: Record,
+    settings: DataSettings,
+    seed: int,
+    position: int,
+    opened: Callable[[PictureSource], Image.Image] = PictureSource.open,
+) -> Sample:
     """Read a record's pictures and vary them.
+
+    Args:
+        opened: reads a picture.
 
     Raises:
         EasyRefError: a picture is missing or broken, or the record itself.
     """
     record.check()
     rng = random.Random(_mix(seed, position))
-    picture = record.target.open()
+    picture = opened(record.target)
     text = rng.choice(record.texts) if record.texts else ""
-    pictures = _references(record, picture, settings, rng)
+    if record.face is not None:
+        pictures = [face_crop(picture, record.face, rng)]
+    else:
+        pictures = [opened(source) for source in _chosen(record, settings, rng)]
     target, corner = _target(picture, settings, rng)
     if corner is not None and len(pictures) == 1 and record.face is None:
         # A single reference is cropped like its target (alignment: they are the same picture).
@@ -168,15 +196,12 @@ def make_sample(record: Record, settings: DataSettings, seed: int, position: int
     )
 
 
-def _references(
-    record: Record, target: Image.Image, settings: DataSettings, rng: random.Random
-) -> list[Image.Image]:
-    if record.face is not None:
-        return [face_crop(target, record.face, rng)]
+def _chosen(record: Record, settings: DataSettings, rng: random.Random) -> list[PictureSource]:
+    """The references that are shown this time, in their order."""
     chosen = choose_references(
         len(record.references), rng, settings.max_references, settings.subset_probability
     )
-    return [record.references[n].open() for n in chosen]
+    return [record.references[n] for n in chosen]
 
 
 def _target(

@@ -24,7 +24,7 @@ from easyref_core.training.augment import (
 )
 from easyref_core.training.config import DataSettings
 from easyref_core.training.preview import unpatch
-from easyref_core.training.records import read_records
+from easyref_core.training.records import PictureSource, read_records
 from easyref_core.training.samples import (
     SafeSamples,
     TrainingSamples,
@@ -70,6 +70,7 @@ def test_json_records_in_the_official_layout(tmp_path: Path) -> None:
         ([{"target": "a.png"}], "has no reference"),
         ([{"target": "a.png", "image_file": [None]}], "something else than text as image_file"),
         ([{"target": "a.png", "image_file": "a.png", "text": {}}], "than text as text"),
+        ([{"target": "a.png", "image_file": "a.png", "text": "half \ud83d"}], "is no Unicode"),
         ([{"target": "a.png", "face": [[1, 2]]}], "has a face that is not"),
         ([{"target": "a.png", "face": {}}], "has a face that is not"),
         (["a.png"], "has no target"),
@@ -179,9 +180,64 @@ def test_broken_records_are_replaced_and_named(groups: TrainingSamples) -> None:
 def test_all_records_broken_is_refused(tmp_path: Path) -> None:
     items = [{"image_file": "no.png", "text": "", "target": "no.png"}]
     records = read_records([write_json(tmp_path / "d.json", items)], tmp_path)
-    with pytest.raises(EasyRefError, match="1 records in a row cannot be read"):
+    with pytest.raises(EasyRefError, match=r"None of the 1 records .* no picture .*no\.png"):
         TrainingSamples(records, PLAIN, 0)[0]
     assert isinstance(SafeSamples(TrainingSamples(records, PLAIN, 0))[0], EasyRefError)
+
+
+def test_one_good_record_among_many_broken_ones_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "good.png").write_bytes(png("red"))
+    for number in range(150):
+        (tmp_path / f"{number}.png").write_bytes(b"broken")
+    names = [f"{number}.png" for number in range(150)]
+    names[70] = "good.png"
+    items = [{"image_file": [n], "text": "", "target": n} for n in names]
+    records = read_records([write_json(tmp_path / "d.json", items)], tmp_path)
+    decoded: list[str] = []
+
+    def spy(source: PictureSource) -> Image.Image:
+        decoded.append(source.path.name)
+        return open_source(source)
+
+    open_source = PictureSource.open
+    monkeypatch.setattr(PictureSource, "open", spy)
+    samples = TrainingSamples(records, PLAIN, seed=1)
+    found = [samples[position] for position in range(300)]
+    assert {sample.record.rpartition("[")[2] for sample in found} == {"70]"}
+    bad = [name for name in decoded if name != "good.png"]
+    assert len(bad) == len(set(bad)) == 149
+    # Whoever has not seen them before comes to the same.
+    for position in (0, 299):
+        fresh = TrainingSamples(records, PLAIN, seed=1)[position]
+        assert fresh.skipped == found[position].skipped
+
+
+def test_a_picture_that_was_only_away_is_read_when_it_is_back(tmp_path: Path) -> None:
+    items = [{"image_file": [n], "text": "", "target": n} for n in ("a.png", "b.png")]
+    (tmp_path / "b.png").write_bytes(png("red"))
+    records = read_records([write_json(tmp_path / "d.json", items)], tmp_path)
+    samples = TrainingSamples(records, PLAIN, seed=1)
+    assert {samples[position].record[-3:] for position in range(2)} == {"[1]"}
+    (tmp_path / "a.png").write_bytes(png("red"))
+    assert {samples[position].record[-3:] for position in range(2)} == {"[0]", "[1]"}
+
+
+@pytest.mark.parametrize("crop", ["center", "random", "aspect"])
+def test_targets_that_are_but_a_line_are_skipped_and_named(tmp_path: Path, crop: str) -> None:
+    Image.new("RGB", (1, 300), "red").save(tmp_path / "line.png")
+    (tmp_path / "good.png").write_bytes(png("red"))
+    items = [
+        {"image_file": ["good.png"], "text": "", "target": f"{n}.png"} for n in ("line", "good")
+    ]
+    records = read_records([write_json(tmp_path / "d.json", items)], tmp_path)
+    samples = TrainingSamples(records, replace(PLAIN, crop=crop), seed=1)
+    found = [samples[position] for position in range(2)]
+    assert {sample.record[-3:] for sample in found} == {"[1]"}
+    ((name, reason),) = {pair for sample in found for pair in sample.skipped}
+    assert name.endswith("[0]")
+    assert "1x300, an aspect ratio of 300; the most that is trained on is 50" in reason
 
 
 def test_an_epoch_shows_every_record_once(tmp_path: Path) -> None:
