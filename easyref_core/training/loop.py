@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, s
 from torch.utils.data import DataLoader
 
 from ..errors import EasyRefError, OutOfMemoryError
+from ..files import check_place
 from .base import Base, TensorCache, fingerprint, load_base
 from .config import Settings
 from .disk import writing
@@ -27,7 +27,7 @@ from .export import official_state, write_whole
 from .memory import SMALLER, check_fits, estimate_bytes, parameters_by_part
 from .model import Batch, TrainedModel, build_model
 from .preview import ValidationGroup, batch_sheet, generate, save_picture, validation_groups
-from .progress import Bar
+from .progress import Bar, Losses, start_trackers
 from .records import read_records
 from .samples import (
     SafeSamples,
@@ -106,7 +106,8 @@ def dry_run(settings: Settings) -> str:
     lines[-1] += ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in needed.items())
     samples = [run.samples[position] for position in range(settings.optimiser.batch_size)]
     path = Path(settings.output.folder) / "first_batch.png"
-    lines.append(f"first batch: {save_picture(batch_sheet(samples), path)}")
+    with writing(path):
+        lines.append(f"first batch: {save_picture(batch_sheet(samples), path)}")
     return "\n".join(lines)
 
 
@@ -117,6 +118,7 @@ class _Run:
         self.settings = settings
         optimiser = settings.optimiser
         folder = Path(settings.output.folder)
+        check_place(folder / "losses.jsonl")
         records = read_records(settings.data.files, settings.data.root)
         self.samples = TrainingSamples(records, settings.data, settings.seed)
         _ = self.samples[0]  # stops here, before models are loaded, where nothing can be read
@@ -212,7 +214,7 @@ class _Run:
         else:
             first = found[0]
             restore(accelerator, model, optimiser, average, found[1])
-        self._start_trackers()
+        start_trackers(accelerator, settings)
         self._loop(model, optimiser, average, first, on_step)
         whole = gathered(accelerator, model)
         if accelerator.is_main_process:
@@ -232,6 +234,8 @@ class _Run:
         settings, accelerator = self.settings, self.accelerator
         batches = iter(self._loader(first))
         bar = Bar(settings, accelerator, first)
+        folder = Path(settings.output.folder)
+        losses = Losses(folder) if accelerator.is_main_process else None
         for step in range(first + 1, settings.optimiser.steps + 1):
             for parameters in optimiser.param_groups:
                 parameters["lr"] = learning_rate(settings.optimiser, step)
@@ -255,18 +259,10 @@ class _Run:
             if average is not None:
                 average.update(accelerator.unwrap_model(model))
             bar.show(step, value)
-            self._write_loss(step, value)
+            if losses is not None:
+                losses.write(step, value)
             on_step(step, value)
             self._periodic(model, optimiser, average, step, value)
-
-    def _write_loss(self, step: int, loss: float) -> None:
-        """One line a step; after resuming, a step's last line counts."""
-        if self.accelerator.is_main_process:
-            path = Path(self.settings.output.folder) / "losses.jsonl"
-            with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": step, "loss": loss}) + "\n")
 
     def _periodic(
         self, model: Any, optimiser: Any, average: Average | None, step: int, loss: float
@@ -380,13 +376,6 @@ class _Run:
             "at them, lower optimiser.learning_rate or set max_grad_norm, and resume from the "
             "last checkpoint."
         )
-
-    def _start_trackers(self) -> None:
-        flat: dict[str, Any] = {}
-        for section, values in dataclasses.asdict(self.settings).items():
-            pairs = values.items() if isinstance(values, dict) else [("", values)]
-            flat |= {f"{section}.{name}".rstrip("."): str(value) for name, value in pairs}
-        self.accelerator.init_trackers("easyref", config=flat)
 
     def _validate(self, step: int) -> None:
         settings = self.settings

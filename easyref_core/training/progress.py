@@ -1,13 +1,22 @@
-"""What a person sees while a run goes on."""
+"""What a person sees while a run goes on, and finds of it afterwards."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from ..files import writing as writing_to
 from .config import Settings
+from .disk import writing
+
+_TAIL = 4096  # bytes; a line of losses is far shorter
 
 
 class Bar:
@@ -37,3 +46,48 @@ class Bar:
         self._bar.update(1)
         if step == self._bar.total:
             self._bar.close()
+
+
+class Losses:
+    """`losses.jsonl`: one line a step; after resuming, a step's last line counts."""
+
+    def __init__(self, folder: Path) -> None:
+        """Cut off the line that a kill left half written, or the next one would be joined to it.
+
+        Raises:
+            EasyRefError: the file cannot be written.
+        """
+        self._path = folder / "losses.jsonl"
+        if not self._path.exists():
+            return
+        with writing(self._path), self._path.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            start = file.seek(max(0, end - _TAIL))
+            tail = file.read(end - start)
+            whole = tail.rfind(b"\n") + 1
+            if whole < len(tail):
+                file.truncate(start + whole)
+
+    def write(self, step: int, loss: float) -> None:
+        """
+        Raises:
+            EasyRefError: the file cannot be written.
+        """
+        with writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+
+
+def start_trackers(accelerator: Accelerator, settings: Settings) -> None:
+    """Tell output.trackers what is run.
+
+    Raises:
+        EasyRefError: their files cannot be written.
+    """
+    flat: dict[str, Any] = {}
+    for section, values in dataclasses.asdict(settings).items():
+        pairs = values.items() if isinstance(values, dict) else [("", values)]
+        flat |= {f"{section}.{name}".rstrip("."): str(value) for name, value in pairs}
+    with writing_to(Path(settings.output.folder) / "logs"):
+        accelerator.init_trackers("easyref", config=flat)

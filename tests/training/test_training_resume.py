@@ -110,6 +110,35 @@ def test_losses_that_cannot_be_written_stop_with_a_sentence(settings: Make, tmp_
     assert steps_on_disk(tmp_path / "run") == [2]
 
 
+def test_a_line_of_losses_cut_by_a_kill_is_not_joined_to_the_next(
+    settings: Make, tmp_path: Path
+) -> None:
+    train(settings(optimiser_steps=2))
+    log = tmp_path / "run" / "losses.jsonl"
+    with log.open("a") as file:
+        file.write('{"step": 3, "lo')
+    train(settings(optimiser_steps=4))
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("start", [train, loop.dry_run])
+def test_an_output_folder_that_cannot_be_is_refused_before_anything_is_loaded(
+    settings: Make, tmp_path: Path, start: Callable[[Settings], Any], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(loop, "load_base", lambda *_: pytest.fail("loaded models"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EasyRefError, match=r"cannot be written.*Not a directory"):
+        start(settings(output_folder=str(tmp_path / "file" / "run")))
+
+
+def test_trackers_that_cannot_write_are_a_sentence(settings: Make, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logs").write_text("")
+    with pytest.raises(EasyRefError, match="logs cannot be written"):
+        train(settings(output_trackers=["tensorboard"]))
+
+
 def test_a_gpu_that_runs_full_is_a_sentence(
     settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
