@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,9 @@ from .disk import writing
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
+# Told so, older transformers read weights in the first process alone and leave the others' empty,
+# for FSDP to fill; it never sees the text encoders.
+_EMPTY_ELSEWHERE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
@@ -85,27 +90,41 @@ def load_base(folder: str | Path) -> Base:
     import transformers
 
     try:
-        vae_class = getattr(
-            diffusers, diffusers.AutoencoderKL.load_config(folder / "vae")["_class_name"]
-        )
-        base = Base(
-            unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
-            vae=vae_class.from_pretrained(folder / "vae"),
-            tokenizers=[
-                transformers.CLIPTokenizer.from_pretrained(str(folder / name))
-                for name in ("tokenizer", "tokenizer_2")
-            ],
-            text_encoders=[
-                transformers.CLIPTextModel.from_pretrained(folder / "text_encoder"),
-                transformers.CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
-            ],
-            scheduler=diffusers.DDPMScheduler.from_pretrained(folder / "scheduler"),
-        )
+        with _read_everywhere():
+            vae_class = getattr(
+                diffusers, diffusers.AutoencoderKL.load_config(folder / "vae")["_class_name"]
+            )
+            base = Base(
+                unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
+                vae=vae_class.from_pretrained(folder / "vae"),
+                tokenizers=[
+                    transformers.CLIPTokenizer.from_pretrained(str(folder / name))
+                    for name in ("tokenizer", "tokenizer_2")
+                ],
+                text_encoders=[
+                    transformers.CLIPTextModel.from_pretrained(folder / "text_encoder"),
+                    transformers.CLIPTextModelWithProjection.from_pretrained(
+                        folder / "text_encoder_2"
+                    ),
+                ],
+                scheduler=diffusers.DDPMScheduler.from_pretrained(folder / "scheduler"),
+            )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise EasyRefError(f"model.base: {folder} cannot be loaded: {error}") from error
     for module in (base.unet, base.vae, *base.text_encoders):
         module.requires_grad_(False).eval()
     return base
+
+
+@contextmanager
+def _read_everywhere() -> Iterator[None]:
+    """Have every process read the weights, whatever accelerate was configured to."""
+    configured = os.environ.pop(_EMPTY_ELSEWHERE, None)
+    try:
+        yield
+    finally:
+        if configured is not None:
+            os.environ[_EMPTY_ELSEWHERE] = configured
 
 
 def fingerprint(folder: str | Path) -> str:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,3 +83,22 @@ def test_an_adapter_without_its_mllm_beside_a_directory_without_weights_says_so(
         return
     with pytest.raises(EasyRefError, match=r"does not carry the MLLM.*directory holds no weights"):
         plan_encoder(load_checkpoint(exported), bare)
+
+
+def test_every_process_reads_the_base_model_whatever_accelerate_was_configured_to(
+    training_set: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    configured, seen = "FSDP_CPU_RAM_EFFICIENT_LOADING", []
+    read = transformers.CLIPTextModel.from_pretrained
+
+    def spy(*arguments: Any) -> Any:
+        seen.append(os.environ.get(configured))
+        return read(*arguments)
+
+    monkeypatch.setattr(transformers.CLIPTextModel, "from_pretrained", spy)
+    monkeypatch.setenv(configured, "true")
+    load_base(training_set.base)
+    assert seen == [None]
+    assert os.environ[configured] == "true"
