@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -13,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from ..errors import EasyRefError, OutOfMemoryError
@@ -27,6 +25,7 @@ from .export import official_state, write_whole
 from .memory import SMALLER, check_fits, estimate_bytes, parameters_by_part
 from .model import Batch, TrainedModel, build_model
 from .preview import ValidationGroup, batch_sheet, generate, save_picture, validation_groups
+from .processes import allow_open_files, join_processes, started
 from .progress import Bar, Losses, start_trackers
 from .records import read_records
 from .samples import (
@@ -39,11 +38,10 @@ from .samples import (
 )
 from .schedule import learning_rate, loss_weights, spread_timesteps
 from .state import (
+    check_resume,
     find_resume,
     forget,
     gathered,
-    is_sharded,
-    is_spread,
     restore,
     save_state,
     shares_of,
@@ -81,18 +79,14 @@ def train(
             that is too small; a full disk; a loss that is not a number (the batch's records are
             saved).
     """
-    found = find_resume(settings, _processes(), force) if resume else None
-    run = _Run(settings, cpu)
+    found = find_resume(settings, started(), force) if resume else None
+    run = _Run(settings, cpu, found)
     try:
-        return run.go(found, on_step)
+        return run.go(on_step)
     except torch.cuda.OutOfMemoryError as error:
         raise OutOfMemoryError(
             f"The GPU has not enough memory ({str(error).splitlines()[0]}). {SMALLER}"
         ) from error
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def dry_run(settings: Settings) -> str:
@@ -114,26 +108,19 @@ def dry_run(settings: Settings) -> str:
 class _Run:
     """Everything a run holds."""
 
-    def __init__(self, settings: Settings, cpu: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, cpu: bool = False, found: tuple[int, Path] | None = None
+    ) -> None:
         self.settings = settings
+        self._found = found
         optimiser = settings.optimiser
-        folder = Path(settings.output.folder)
-        check_place(folder / "losses.jsonl")
+        check_place(Path(settings.output.folder) / "losses.jsonl")
         records = read_records(settings.data.files, settings.data.root)
         self.samples = TrainingSamples(records, settings.data, settings.seed)
         _ = self.samples[0]  # stops here, before models are loaded, where nothing can be read
         self._validation = self._validation_groups()
-        processes = _processes()
-        self.accelerator = Accelerator(
-            # Without this accelerate takes several processes on a CPU for unrelated ones.
-            cpu=cpu or (processes > 1 and not torch.cuda.is_available()),
-            mixed_precision=optimiser.precision,
-            # As a plugin, or what `accelerate config` said would count instead.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(optimiser.accumulation),
-            log_with=list(settings.output.trackers) or None,
-            project_config=ProjectConfiguration(str(folder), str(folder / "logs")),
-        )
-        self._check_processes(processes)
+        self.accelerator = join_processes(settings, cpu, bool(self._validation))
+        check_resume(self.accelerator, found)
         set_seed(settings.seed)
         self.base: Base = load_base(settings.model.base)
         self.model: TrainedModel = build_model(
@@ -152,28 +139,6 @@ class _Run:
         self.model.encoder.compute_dtype = self.dtype
         self.summary = Summary()
 
-    def _check_processes(self, started: int) -> None:
-        """What does not go with the processes that accelerate found."""
-        accelerator, optimiser = self.accelerator, self.settings.optimiser
-        if accelerator.num_processes != started:
-            raise EasyRefError(
-                f"{started} processes were started, but accelerate sees "
-                f"{accelerator.num_processes}. Start them with accelerate launch, with a "
-                "configuration for this computer."
-            )
-        if optimiser.precision == "fp16" and accelerator.device.type == "cpu":
-            raise EasyRefError("optimiser.precision fp16 needs a GPU. Use bf16 or no on a CPU.")
-        if self._validation and is_spread(accelerator):
-            raise EasyRefError(
-                "output.validation needs a process that holds all weights, which FSDP and "
-                "DeepSpeed ZeRO-3 do not have. Set output.validation=null, or use ZeRO-2."
-            )
-        if optimiser.ema is not None and is_sharded(accelerator):
-            raise EasyRefError(
-                "optimiser.ema needs every process to hold all weights, which DeepSpeed and "
-                "FSDP do not. Set optimiser.ema=null."
-            )
-
     def estimate(self) -> dict[str, int]:
         """Bytes that one process needs, by purpose."""
         longest, shares = self.samples.most_references, shares_of(self.accelerator)
@@ -185,8 +150,8 @@ class _Run:
             return []
         return validation_groups(read_records([output.validation], data.root), data)
 
-    def go(self, found: tuple[int, Path] | None, on_step: Callable[[int, float], None]) -> Summary:
-        settings, accelerator = self.settings, self.accelerator
+    def go(self, on_step: Callable[[int, float], None]) -> Summary:
+        settings, accelerator, found = self.settings, self.accelerator, self._found
         check_fits(self.estimate(), accelerator.device)
         self.base.to(accelerator.device, self.dtype)
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -278,7 +243,9 @@ class _Run:
             self._validate(step)
 
     def _loader(self, first: int) -> DataLoader[Any]:
-        optimiser = self.settings.optimiser
+        optimiser, workers = self.settings.optimiser, self.settings.data.workers
+        if workers:
+            allow_open_files()
         walk = Walk(
             optimiser.batch_size,
             optimiser.accumulation,
@@ -290,7 +257,7 @@ class _Run:
         return DataLoader(
             SafeSamples(self.samples),
             batch_sampler=walk,
-            num_workers=self.settings.data.workers,
+            num_workers=workers,
             collate_fn=list,
         )
 

@@ -64,6 +64,11 @@ class TrainedModel(nn.Module):
         carries_mllm: the MLLM is not the one everybody has, so checkpoints must hold it.
     """
 
+    # What FSDP may gather by itself, found there by accelerate: every process calls these equally
+    # often, one UNet pass and one of the decoder a batch. The vision tower sees a batch's pictures
+    # in as many passes as they have shapes.
+    _no_split_modules = ("DecoderLayer", "BasicTransformerBlock")
+
     def __init__(
         self,
         unet: UNet2DConditionModel,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 
 from ..errors import EasyRefError
 from .config import Settings, build, differences
@@ -29,6 +29,10 @@ _NAME = re.compile(r"^checkpoint-(\d+)$")
 # Changing these does not change what the run computes; nor does the number of steps, unless the
 # learning rate falls towards the last one.
 _FREE = ("source", "output", "data.workers")
+_WHOLE = "whole in each process"
+_ANEW = (
+    "Name its easyref.safetensors as model.adapter and another output.folder to train on from it"
+)
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -42,6 +46,14 @@ def is_spread(accelerator: Accelerator) -> bool:
     if plugin is not None:
         return plugin.zero_stage >= 3
     return accelerator.distributed_type == DistributedType.FSDP
+
+
+def strategy_of(accelerator: Accelerator) -> str:
+    """How the state is shared out, for people; a checkpoint can only be resumed in the same way."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        return f"DeepSpeed ZeRO-{plugin.zero_stage}"
+    return "FSDP" if is_sharded(accelerator) else _WHOLE
 
 
 def shares_of(accelerator: Accelerator) -> tuple[int, int]:
@@ -104,6 +116,7 @@ def save_state(
                 state = {
                     "step": step,
                     "processes": accelerator.num_processes,
+                    "strategy": strategy_of(accelerator),
                     "settings": made_with,
                 }
                 (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
@@ -137,13 +150,13 @@ def find_resume(settings: Settings, processes: int, force: bool) -> tuple[int, P
     if not found:
         return None
     step, folder = found[-1]
+    state = _read_state(folder)
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         saved = state["settings"]
         saved.pop("source")
         made = build(Settings, saved, "")  # with today's defaults for what it does not name
-    except (OSError, ValueError, KeyError, EasyRefError) as error:
-        raise EasyRefError(f"{folder} is damaged ({error}). Remove it to resume earlier.") from None
+    except (KeyError, AttributeError, TypeError, EasyRefError) as error:
+        raise _damaged(folder, error) from None
     fixed = settings.optimiser.learning_rate_schedule == "constant"
     free = (*_FREE, "optimiser.steps") if fixed else _FREE
     named = differences(dataclasses.asdict(made), dataclasses.asdict(settings))
@@ -157,6 +170,53 @@ def find_resume(settings: Settings, processes: int, force: bool) -> tuple[int, P
             "another output.folder, or resume all the same with --force."
         )
     return step, folder
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """
+    Raises:
+        EasyRefError: it cannot be read.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from None
+    if not isinstance(state, dict):
+        raise _damaged(folder, "state.json holds no section of keys")
+    return state
+
+
+def _damaged(folder: Path, why: object) -> EasyRefError:
+    return EasyRefError(f"{folder} is damaged ({why}). Remove it to resume earlier.")
+
+
+def check_resume(accelerator: Accelerator, found: tuple[int, Path] | None) -> None:
+    """What can be told of a checkpoint only once the processes are joined. Every process must ask.
+
+    Raises:
+        EasyRefError: not every process found the same one, or it was made with the state shared out
+            in another way.
+    """
+    steps = gather_object([0 if found is None else found[0]])
+    if len(set(steps)) > 1:
+        shown = ", ".join(f"step {step}" if step else "none" for step in steps)
+        raise EasyRefError(
+            f"The processes found different checkpoints ({shown}). output.folder must be on "
+            "storage that every machine sees."
+        )
+    if found is None:
+        return
+    _, folder = found
+    now = strategy_of(accelerator)
+    before = _read_state(folder).get("strategy")
+    if before is None:  # of before this was noted
+        sharded = (folder / "sharded").is_dir()
+        before = now if sharded == is_sharded(accelerator) else "sharded" if sharded else _WHOLE
+    if before != now:
+        raise EasyRefError(
+            f"{folder} was made with its state {before}, which is now {now}, so it cannot be "
+            f"resumed even with --force. Start it as before. {_ANEW}."
+        )
 
 
 def _is_free(difference: str, free: Sequence[str]) -> bool:
@@ -177,8 +237,28 @@ def restore(
     average that the checkpoint does not have begins at its weights.
 
     Raises:
-        EasyRefError: it does not fit.
+        EasyRefError: it is damaged or does not fit.
     """
+    try:
+        _restore(accelerator, model, optimiser, average, folder)
+    except (EasyRefError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # truncated files, and accelerate's shards, raise anything
+        first = str(error).strip().partition("\n")[0]
+        raise EasyRefError(
+            f"{folder} cannot be restored ({type(error).__name__}: {first}). It is damaged, or was "
+            "made with other parts, sizes or processes than are trained now. Start it as before, "
+            f"or remove it to resume earlier. {_ANEW}."
+        ) from error
+
+
+def _restore(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: Average | None,
+    folder: Path,
+) -> None:
     from safetensors.torch import load_file
 
     decays = [group["weight_decay"] for group in optimiser.param_groups]
@@ -194,8 +274,7 @@ def restore(
         except (ValueError, KeyError) as error:
             raise EasyRefError(
                 f"{folder} was made with other parts or sizes than are trained now ({error}), so "
-                "it cannot be resumed even with --force. Name its easyref.safetensors as "
-                "model.adapter and another output.folder to train on from it."
+                f"it cannot be resumed even with --force. {_ANEW}."
             ) from error
     for group, decay in zip(optimiser.param_groups, decays, strict=True):
         group["weight_decay"] = decay

@@ -3,7 +3,8 @@
     torchrun ... sharded_on_cpu.py deepspeed|fsdp STOP RECIPE [key=value ...]
 
 accelerate offers both on GPUs alone, so its processes are passed off as a GPU's. STOP: the step
-after which the run dies, 0 for none.
+after which the run dies, 0 for none. Variables FSDP_* of the environment count, as accelerate's
+configuration would set them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from accelerate.utils import DistributedType
 def pass_off(kind: str) -> None:
     state = PartialState(cpu=True)
     if kind == "fsdp":
-        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-        os.environ |= {"FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
         state.distributed_type = DistributedType.MULTI_GPU
     else:
         import deepspeed

@@ -52,6 +52,44 @@ def test_another_number_of_processes_is_named(settings: Make, tmp_path: Path) ->
     assert list(train(settings(optimiser_steps=4), force=True).losses) == [3, 4]
 
 
+def test_a_state_shared_out_in_another_way_is_refused_even_when_forced(
+    settings: Make, tmp_path: Path
+) -> None:
+    train(settings(optimiser_steps=2))
+    path = tmp_path / "run" / "checkpoint-2" / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps(state | {"strategy": "FSDP"}))
+    with pytest.raises(EasyRefError, match="state FSDP, which is now whole in each process"):
+        train(settings(optimiser_steps=4), force=True)
+    state.pop("strategy")  # as it was before this was noted
+    path.write_text(json.dumps(state))
+    (path.parent / "sharded").mkdir()
+    with pytest.raises(EasyRefError, match="state sharded, which is now whole in each process"):
+        train(settings(optimiser_steps=4), force=True)
+    (path.parent / "sharded").rmdir()
+    assert list(train(settings(optimiser_steps=3)).losses) == [3]
+
+
+@pytest.mark.parametrize("name", ["optimiser.pt", "easyref.safetensors"])
+def test_a_truncated_checkpoint_is_a_sentence(settings: Make, tmp_path: Path, name: str) -> None:
+    train(settings(optimiser_steps=1))
+    file = tmp_path / "run" / "checkpoint-1" / name
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(EasyRefError, match=r"checkpoint-1 cannot be restored.*remove it to resume"):
+        train(settings(optimiser_steps=2))
+
+
+def test_machines_that_find_different_checkpoints_are_told_to_share_a_folder(
+    settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "load_base", lambda *_: pytest.fail("loaded models"))
+    monkeypatch.setattr("easyref_core.training.state.gather_object", lambda found: [*found, 40])
+    with pytest.raises(
+        EasyRefError, match=r"\(none, step 40\)\. output\.folder must be on storage"
+    ):
+        train(settings())
+
+
 def test_a_cache_is_another_setting(settings: Make, tmp_path: Path) -> None:
     train(settings(optimiser_steps=2))
     with pytest.raises(EasyRefError, match=r"data\.cache: None -> "):

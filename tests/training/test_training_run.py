@@ -313,7 +313,7 @@ def test_processes_that_do_not_know_each_other_are_refused(
     settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setattr("easyref_core.training.loop.Accelerator", lambda **_: _Alone())
+    monkeypatch.setattr("easyref_core.training.processes.Accelerator", lambda **_: _Alone())
     with pytest.raises(EasyRefError, match="3 processes were started, but accelerate sees 1"):
         train(settings())
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from easyref_core.training.config import load_settings
@@ -22,6 +23,9 @@ PROGRAM = Path(__file__).with_name("sharded_on_cpu.py")
 # Where `make test` puts DeepSpeed, which not every computer can have.
 DEEPSPEED = Path(sys.prefix) / "deepspeed"
 EXACT = 1e-5
+
+
+WRAPPED = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 
 
 def start(kind: str, recipe: Path, folder: Path, stop: int = 0) -> subprocess.CompletedProcess[str]:
@@ -36,7 +40,7 @@ def start(kind: str, recipe: Path, folder: Path, stop: int = 0) -> subprocess.Co
         [*launch, f"output.folder={folder}"],
         capture_output=True,
         text=True,
-        env=environment | {"PYTHONPATH": path},
+        env=environment | WRAPPED | {"PYTHONPATH": path},
         check=False,
     )
 
@@ -76,6 +80,36 @@ def test_sharded_processes_equal_one_and_resume_where_they_died(
     # Adam makes much of rounding where gradients are next to nothing.
     wrong = {n: float((alone[n] - sharded[n]).abs().mean()) for n in alone}
     assert max(wrong.values()) < 1e-4, max(wrong, key=wrong.__getitem__)
+
+
+@pytest.fixture
+def shapes(recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Recipes for pictures of so many shapes that no two batches have equally many."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    sides = [(80, 80), (240, 60), (60, 240), (160, 80)]
+    for number, size in enumerate(sides):
+        Image.new("RGB", size, (60 * number, 90, 30)).save(pictures / f"{number}.png")
+    names = [[f"{n}.png" for n in range(group % 4 + 1)] for group in range(8)]
+    items = [{"image_file": some, "text": "a scene", "target": some[-1]} for some in names]
+    (pictures / "groups.json").write_text(json.dumps(items))
+
+    def write(**changes: Any) -> Path:
+        files = {"data_files": [str(pictures / "groups.json")], "data_root": str(pictures)}
+        return recipe(**files, **changes)
+
+    return write
+
+
+def test_fsdp_gathers_what_each_process_calls_equally_often(
+    shapes: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = shapes(optimiser_steps=2, optimiser_precision="bf16")
+    one = train(load_settings(path, ["optimiser.accumulation=2"]))
+    losses = run("fsdp", path, tmp_path / "fsdp")
+    assert losses == pytest.approx(one.losses, rel=1e-2)
+    # Not rounded to what it computes in.
+    assert losses[1] != float(torch.tensor(losses[1]).bfloat16())
 
 
 @pytest.mark.parametrize("asked", ["optimiser.ema", "output.validation"])
