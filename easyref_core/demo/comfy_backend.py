@@ -72,4 +72,6 @@ def _prepared(workflow: str, references: list[str], row: Row, settings: Settings
     graph = with_references(graph, references)
     graph = set_prompts(graph, row.prompt, settings.negative)
     graph = set_inputs(graph, "EmptyLatentImage", width=settings.side, height=settings.side)
-    return set_inputs(graph, "KSampler", seed=settings.seed, steps=settings.steps, cfg=settings.cfg)
+    sampling = {"seed": settings.seed, "steps": settings.steps, "cfg": settings.cfg}
+    # The noise levels of `DemoModels`, so that both ways give the same pictures.
+    return set_inputs(graph, "KSampler", scheduler="ddim_uniform", **sampling)

@@ -168,7 +168,22 @@ class DemoModels:
         steering: Steering | None = None,
         outlines: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Pictures [B, 3, side, side], uint8 on the CPU.
+        """Pictures [B, 3, side, side], uint8 on the CPU, of `sample_latents`."""
+        latents = self.sample_latents(prompts, seeds, settings, steering, outlines)
+        scaled = latents / self._vae.config.scaling_factor
+        with torch.inference_mode(), self._precision():
+            return torch.cat([_levels(self._vae.decode(s).sample) for s in scaled.split(_ROWS)])
+
+    def sample_latents(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        settings: Settings,
+        steering: Steering | None = None,
+        outlines: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Latents [B, 4, side / 8, side / 8], float32: those of ComfyUI's KSampler with the sampler
+        `ddim` and the scheduler `ddim_uniform`, where `steps` divides 1000.
 
         Args:
             prompts, seeds: one a picture.
@@ -193,7 +208,7 @@ class DemoModels:
             part = slice(start, start + _ROWS)
             tokens = steering and _rows(steering.tokens, part, len(prompts[part]))
             hint = None if outlines is None else outlines[part]
-            made.append(self._sample(prompts[part], seeds[part], settings, steering, tokens, hint))
+            made.append(self._denoise(prompts[part], seeds[part], settings, steering, tokens, hint))
         return torch.cat(made)
 
     def rebuild(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -205,7 +220,7 @@ class DemoModels:
                 made.append(_levels(self._vae.decode(self._vae.encode(levels).latents).sample))
         return torch.cat(made)
 
-    def _sample(
+    def _denoise(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
@@ -216,9 +231,10 @@ class DemoModels:
     ) -> torch.Tensor:
         """One batch; rows of both halves stand in the order negative, conditional."""
         count, side = len(prompts), settings.side
-        scheduler = DDIMScheduler(**NOISE, set_alpha_to_one=False)
+        scheduler = DDIMScheduler(**NOISE, set_alpha_to_one=True)
         scheduler.set_timesteps(settings.steps)
-        latents = _noise(seeds, side).to(self.device) * scheduler.init_noise_sigma
+        noise = _noise(seeds, side).to(self.device)
+        latents = scheduler.add_noise(torch.zeros_like(noise), noise, scheduler.timesteps[:1])
         with torch.inference_mode(), self._precision():
             text, pooled = self._encode_text([settings.negative] * count + list(prompts))
             sizes = torch.tensor([[side, side, 0, 0, side, side]] * 2 * count).float()
@@ -235,7 +251,7 @@ class DemoModels:
                 negative, conditional = predicted.sample.float().chunk(2)
                 guided = negative + settings.cfg * (conditional - negative)
                 latents = scheduler.step(guided, step, latents).prev_sample
-            return _levels(self._vae.decode(latents / self._vae.config.scaling_factor).sample)
+            return latents
 
     def _residuals(
         self,
