@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -110,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     data.set_defaults(run=_demo_data)
 
     demo = commands.add_parser(
-        "demo-train", help="train all demo models from nothing (five to six hours on two CPU cores)"
+        "demo-train", help="train all demo models from nothing (about six hours on two CPU cores)"
     )
     demo.add_argument(
         "--folder",
@@ -307,6 +308,7 @@ def _demo_train(options: argparse.Namespace) -> int:
 
     from .demo.pretraining.pretrained import take_parts
     from .demo.train import RECIPES, train_demo, train_part, write_set
+    from .files import check_place
 
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # Under torchrun each process has a GPU of its own.
@@ -321,6 +323,12 @@ def _demo_train(options: argparse.Namespace) -> int:
             raise EasyRefError(
                 "Under torchrun, leave --pretrained out: take the parts first, with --only data."
             )
+        if options.only == ["data"]:
+            raise EasyRefError(
+                "The data are drawn by one process, on all cores; start it without torchrun."
+            )
+    for folder in filter(None, (options.folder, options.set)):
+        check_place(folder / "model")  # hours may pass before it is written to
     if options.pretrained is not None:
         taken = take_parts(options.pretrained, options.folder)
         print(f"from {options.pretrained}: {', '.join(taken)}", file=sys.stderr)
@@ -353,7 +361,9 @@ def _demo_check(options: argparse.Namespace) -> int:
         return demo_check(request)
     except EasyRefError as error:
         print(f"easyref: {error}", file=sys.stderr)
-        return 2  # 1 says that a bar is missed
+    except Exception:  # Python's own status would say that a bar is missed
+        traceback.print_exc()
+    return 2
 
 
 def _train(options: argparse.Namespace) -> int:

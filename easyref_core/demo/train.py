@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import EasyRefError
+from ..files import writing
 from ..training.config import make_settings, read_recipe
 from .pretraining.recipe import Pretraining, load_pretraining
 from .pretraining.steps import Schedule, leave_processes
@@ -68,15 +69,16 @@ def write_set(work: Path, to: Path) -> tuple[int, tuple[str, ...]]:
         Bytes of all safetensors files; the parts written, none if the set is whole.
 
     Raises:
-        EasyRefError: a part is missing, or none is done.
+        EasyRefError: a part is missing, none is done, or it cannot be written there.
     """
     from .pretraining.assemble import assemble_parts, assemble_set
 
     adapter = adapter_of(work, "3_multi_reference")
-    if adapter.exists():
-        return assemble_set(work, adapter, to), ()
-    parts = tuple(part for part in PRETRAINED if is_done(work, part))
-    return assemble_parts(work, parts, to), parts
+    with writing(to):
+        if adapter.exists():
+            return assemble_set(work, adapter, to), ()
+        parts = tuple(part for part in PRETRAINED if is_done(work, part))
+        return assemble_parts(work, parts, to), parts
 
 
 def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECIPES) -> None:
@@ -85,6 +87,7 @@ def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECI
     Raises:
         EasyRefError: an unknown part, or one that it needs is missing.
     """
+    work = work.resolve()  # spelt in any way, it is the same folder to go on in
     recipe = _share(load_pretraining(recipes / "pretraining.yaml"))
     makers: Mapping[str, Callable[[Pretraining, Path, torch.device], object]] = {
         "data": _data,
@@ -225,6 +228,8 @@ def _needed(work: Path, part: str) -> Path:
 def _stage(part: str, work: Path, recipes: Path, device: torch.device) -> None:
     from ..training.loop import train
 
+    if device.type == "cuda" and device.index is not None:  # the trainer takes the current one
+        torch.cuda.set_device(device)
     settings = make_settings(_moved(read_recipe(recipes / f"{part}.yaml"), work), source=part)
     share = max(1, settings.optimiser.batch_size // _processes())
     optimiser = replace(settings.optimiser, batch_size=share)

@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 
 from easyref_core.cli import main
 from easyref_core.demo.dataset.characters import ATTRIBUTES
-from easyref_core.demo.dataset.files import DatasetOptions, write_dataset
+from easyref_core.demo.dataset.files import DatasetOptions, draw_group, write_dataset
 from easyref_core.demo.judging.check import CheckOptions, run_check
 from easyref_core.demo.judging.groups import Group, read_outlines, read_split, strangers
 from easyref_core.demo.judging.judge import JUDGE_FILE, Judge, load_judge, save_judge
@@ -121,6 +121,8 @@ def test_what_cannot_be_measured_ends_with_2(
         (["--set", str(models), "--data", str(tmp_path)], "held_out.json"),
         (["--set", str(models), "--data", str(data), "--identities", "1"], "--identities is 1"),
         (["--set", str(models), "--steps", "0"], "--steps is 0"),
+        (["--set", str(models), "--steps", "1000"], "a picture takes 1 to 999"),
+        (["--set", str(models), "--cfg", "nan"], "--cfg is nan"),
         (["--set", str(models), "--split", "all"], "no split 'all'"),
         (["--set", str(models), "--split", "training"], "needs --data"),
         (["--set", str(models), "--compare", "stage9=x"], "stage1, stage2, scratch, averaging"),
@@ -134,6 +136,41 @@ def test_what_cannot_be_measured_ends_with_2(
         error = capsys.readouterr().err
         assert message in error
         assert error.startswith("easyref: ")
+
+
+def test_a_failure_nobody_thought_of_is_no_missed_bar(
+    models: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("surprise")
+
+    monkeypatch.setattr("easyref_core.demo.judging.command.load_judge", fail)
+    assert main(["demo-check", "--set", str(models), "--device", "cpu"]) == 2
+    assert "ZeroDivisionError: surprise" in capsys.readouterr().err
+
+
+def test_others_are_judged_than_those_the_recipes_were_made_with(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[DatasetOptions] = []
+
+    def stop(folder: Path, options: DatasetOptions) -> None:
+        drawn.append(options)
+        raise EasyRefError("seen enough")
+
+    def who(options: DatasetOptions, first: int, count: int) -> set[tuple[str, ...]]:
+        small = replace(options, pictures=2, side=32)
+        numbers = [n for n in range(first, first + count) if n % 5 < 2]
+        facts = [draw_group(small, "held_out", n)[1][0].facts for n in numbers]
+        return {tuple(found[name] for name in ATTRIBUTES) for found in facts}
+
+    monkeypatch.setattr("easyref_core.demo.judging.command.write_dataset", stop)
+    assert main(["demo-check", "--set", str(models), "--device", "cpu"]) == 2
+    (options,) = drawn
+    judged = who(options, options.first_held_out, options.held_out_groups)
+    known = who(DatasetOptions(), 0, 400)
+    assert len(judged) == len(known) == 160
+    assert judged.isdisjoint(known)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ from easyref_core.errors import EasyRefError
 from easyref_core.preprocessing import picture_levels
 
 Results = dict[str, dict[str, list[float]]]
+rows_of = partial(all_rows, looks=range(100))  # every style group shows another look
 
 
 def share(part: float, count: int = 200) -> list[float]:
@@ -122,7 +124,7 @@ def titles(rows: list[Row]) -> list[str]:
 
 
 def test_good_numbers_meet_every_bar(good: Results) -> None:
-    rows = all_rows(good)
+    rows = rows_of(good)
     assert missed(rows) == []
     assert sum(row.met is True for row in rows) == 17
     assert len(set(titles(rows))) == len(rows)
@@ -152,36 +154,52 @@ def test_each_bar_is_missed_by_its_own_number(
 ) -> None:
     count = len(next(iter(good[condition].values())))
     good[condition] |= {name: share(part, count) for name in attributes}
-    assert titles(missed(all_rows(good))) == [missing]
+    assert titles(missed(rows_of(good))) == [missing]
 
 
 def test_the_outline_the_scene_and_the_count_have_bars_too(good: Results) -> None:
     good["control easyref"][OUTLINE] = [0.64] * 200
-    assert titles(missed(all_rows(good))) == ["outline with EasyRef less without"]
+    assert titles(missed(rows_of(good))) == ["outline with EasyRef less without"]
     good["control easyref"][OUTLINE] = [0.66] * 200
     good["easyref"] |= {name: share(0.965) for name in SCENE}
-    assert titles(missed(all_rows(good))) == ["place and time, 4 references"]
+    assert titles(missed(rows_of(good))) == ["place and time, 4 references"]
     fewer = {key: {n: s[:140] for n, s in scores.items()} for key, scores in good.items()}
-    assert "identities judged" in titles(missed(all_rows(fewer)))
+    assert "identities judged" in titles(missed(rows_of(fewer)))
+
+
+def test_groups_that_show_the_same_count_as_few(good: Results) -> None:
+    scores = share(0.5, 100)
+    twice = [score for score in scores for _ in range(2)]
+    apart, together = estimate(twice), estimate(twice, [n // 2 for n in range(200)])
+    assert (together.value, together.count) == (apart.value, apart.count) == (0.5, 200)
+    assert together.high - together.low > 1.3 * (apart.high - apart.low)
+    assert estimate(scores, range(100)) == estimate(scores)
+    rows = {row.measure.strip(): row for row in all_rows(good, [n // 5 for n in range(100)])}
+    assert rows["styles judged"].note == "100 groups, 20 different looks"
+    plain = {row.measure.strip(): row for row in rows_of(good)}
+    for name in ("style: pattern and palette", "style: shape that the prompt names"):
+        assert rows[name].found.value == pytest.approx(plain[name].found.value)
+        assert rows[name].found != plain[name].found
+    assert rows["identity, 4 references"] == plain["identity, 4 references"]
 
 
 def test_a_set_without_controlnet_misses_both_of_its_bars(good: Results) -> None:
     del good["control plain"], good["control easyref"]
-    rows = missed(all_rows(good))
+    rows = missed(rows_of(good))
     assert [row.note for row in rows] == ["the set has no ControlNet"] * 2
 
 
 def test_what_is_not_given_is_reported_as_that(good: Results) -> None:
-    assert sum("not given" in row.note for row in all_rows(good)) == len(COMPARED)
+    assert sum("not given" in row.note for row in rows_of(good)) == len(COMPARED)
     good |= {"averaging easyref": good["plain"], "averaging crowded 4": good["crowded 1"]}
-    rows = {row.measure.strip(): row for row in all_rows(good)}
+    rows = {row.measure.strip(): row for row in rows_of(good)}
     assert rows["crowded: joint less trained averaging"].found.value == pytest.approx(0.4)
     assert sum("not given" in row.note for row in rows.values()) == len(COMPARED) - 1
 
 
 def test_the_table_and_the_file_say_the_same(good: Results, tmp_path: Path) -> None:
     good["easyref"]["colour"] = share(0.5)
-    rows = all_rows(good)
+    rows = rows_of(good)
     lines = format_table(rows).splitlines()
     assert len(lines) == len(rows) + 2
     colour = next(line for line in lines if "identity: colour" in line)

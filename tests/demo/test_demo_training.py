@@ -320,9 +320,32 @@ def test_stages_train_where_the_command_says(
     monkeypatch.setattr(
         "easyref_core.training.loop.train", lambda settings, *, cpu: asked.append(cpu)
     )
-    for device in ("cpu", "cuda"):
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for device in ("cpu", "cuda", "cuda:1"):
         train_part("1_alignment", tmp_path, torch.device(device), recipes)
-    assert asked == [True, False]
+    assert asked == [True, False, False]
+    assert chosen == [torch.device("cuda:1")]
+
+
+def test_places_that_cannot_be_written_to_are_named_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_train, "train_demo", lambda *_: pytest.fail("trained"))
+    file = tmp_path / "file"
+    file.write_text("")
+    for command in (
+        ["demo-data", str(file)],
+        ["demo-data", str(file / "x")],
+        ["demo-data", "/proc/x"],
+        ["demo-train", "--folder", str(file)],
+        ["demo-train", "--folder", str(file), "--pretrained", str(TRAINED_SET)],
+        ["demo-train", "--folder", str(tmp_path / "work"), "--set", str(file)],
+    ):
+        assert main(command) == 1
+        assert "cannot be written" in capsys.readouterr().err
+    assert main(["demo-data", str(tmp_path / "drawn"), "--side", "99999"]) == 1
+    assert "32 to 1024 pixels wide, not 99999" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
@@ -460,3 +483,5 @@ def test_several_processes_train_one_part_at_a_time(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["demo-train", "--folder", str(tmp_path), "--only", "vae", "mllm"]) == 1
     assert "name one part" in capsys.readouterr().err
+    assert main(["demo-train", "--folder", str(tmp_path), "--only", "data"]) == 1
+    assert "drawn by one process" in capsys.readouterr().err

@@ -22,12 +22,14 @@ from typing import Any
 from PIL import Image
 
 from ...errors import EasyRefError
+from ...files import check_place, writing
 from .groups import Drawn, Style, identity_group, style_group
 from .splits import identities, styles
 
 KINDS = ("identity", "crowded", "style")
 _SHOWN = 3  # groups of a kind in the overview
 _GAP = 6
+_LARGEST = 1024  # pixels
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ class DatasetOptions:
 
     Attributes:
         groups, held_out_groups: of each split; two fifths identity, two fifths crowded, a fifth
-            style. 400 are what `easyref demo-check` measures by default.
+            style.
         pictures: in a group, its target included.
         side: of the square pictures, in pixels.
         seed: the same one draws the same files.
+        first_held_out: the number of the first held-out group. Numbers decide whom groups show, in
+            turn; the seed decides how.
     """
 
     groups: int = 1000
@@ -47,6 +51,7 @@ class DatasetOptions:
     pictures: int = 5
     side: int = 128
     seed: int = 0
+    first_held_out: int = 0
 
 
 def write_dataset(folder: str | Path, options: DatasetOptions, workers: int | None = None) -> Path:
@@ -56,28 +61,34 @@ def write_dataset(folder: str | Path, options: DatasetOptions, workers: int | No
         workers: processes that draw; all processors by default.
 
     Raises:
-        EasyRefError: a number out of range, or a folder that is not empty.
+        EasyRefError: a number out of range, or a folder that is not empty or cannot be written to.
     """
     folder = Path(folder)
-    if min(options.groups, options.held_out_groups) < 1 or options.side < 32:
+    if min(options.groups, options.held_out_groups) < 1:
         raise EasyRefError(
-            f"There must be groups in both splits and at least 32 pixels; found {options}."
+            f"There must be groups in both splits; found {options.groups} to train with and "
+            f"{options.held_out_groups} held out."
         )
+    if not 32 <= options.side <= _LARGEST:
+        raise EasyRefError(f"Pictures are 32 to {_LARGEST} pixels wide, not {options.side}.")
     if not 2 <= options.pictures <= 32:
         raise EasyRefError(
             f"A group has {options.pictures} pictures; 2 to 32 can be drawn: a target and at least "
             "one reference."
         )
+    check_place(folder / "facts.json")
     if folder.exists() and any(folder.iterdir()):
         raise EasyRefError(f"{folder} is not empty. Choose another folder for the data set.")
     jobs = [("training", n) for n in range(options.groups)]
-    jobs += [("held_out", n) for n in range(options.held_out_groups)]
-    for split in ("training", "held_out"):
-        (folder / split).mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        made = list(pool.map(_draw_job, [(folder, options, *job) for job in jobs], chunksize=4))
-    _write_lists(folder, made)
-    _overview(folder, made)
+    first = options.first_held_out
+    jobs += [("held_out", n) for n in range(first, first + options.held_out_groups)]
+    with writing(folder):
+        for split in ("training", "held_out"):
+            (folder / split).mkdir(parents=True, exist_ok=True)
+        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+            made = list(pool.map(_draw_job, [(folder, options, *job) for job in jobs], chunksize=4))
+        _write_lists(folder, made)
+        _overview(folder, made)
     return folder
 
 

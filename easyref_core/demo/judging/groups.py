@@ -15,6 +15,7 @@ from PIL import Image
 from ...errors import EasyRefError
 from ...pictures import open_picture
 from ..dataset.characters import ATTRIBUTES
+from ..dataset.groups import Style
 from ..pretraining.pictures import read_pixels
 
 REFERENCES = 4
@@ -43,6 +44,12 @@ class Group:
     def outline(self) -> Path:
         """Edges of the target's figure."""
         return self.target.with_name(self.target.stem + "_outline.png")
+
+    @property
+    def look(self) -> Style:
+        """Of a style group; the same for styles that look alike."""
+        names = ("pattern", "first", "second", "ground")
+        return Style(*(self.facts[name] for name in names)).look
 
     @property
     def alone(self) -> tuple[Path, ...]:

@@ -1,11 +1,12 @@
 """Numbers with their uncertainty, and rows of the table with their bars.
 
-Each score belongs to one group, so resampling scores resamples groups.
+Each score belongs to one group, so resampling scores resamples groups; groups that show the same
+thing are resampled together, as they tell little more than one of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -53,18 +54,26 @@ class Row:
     note: str = ""
 
 
-def estimate(scores: Sequence[float]) -> Estimate:
+def estimate(scores: Sequence[float], shown: Sequence[Hashable] | None = None) -> Estimate:
     """Mean of scores with a bootstrapped interval; the same scores give the same interval.
+
+    Args:
+        shown: what each group shows; all differ by default.
 
     Raises:
         ValueError: no score.
     """
     if not scores:
         raise ValueError("there is no score to take the mean of")
-    values = np.asarray(scores, dtype=np.float64)
-    picks = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
-    low, high = np.quantile(values[picks].mean(1), (0.025, 0.975))
-    return Estimate(float(values.mean()), float(low), float(high), len(values))
+    alike: dict[Hashable, list[float]] = {}
+    for mark, score in zip(shown or range(len(scores)), scores, strict=True):
+        alike.setdefault(mark, []).append(score)
+    sums = np.array([sum(group) for group in alike.values()], dtype=np.float64)
+    counts = np.array([len(group) for group in alike.values()])
+    picks = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))
+    means = sums[picks].sum(1) / counts[picks].sum(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Estimate(float(sums.sum() / len(scores)), float(low), float(high), len(scores))
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Estimate:

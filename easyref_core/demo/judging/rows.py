@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 
 from ..dataset.characters import ATTRIBUTES
 from .judge import PALETTE, STYLE, VALUES
@@ -45,14 +46,18 @@ Results = Mapping[str, Scores]
 """Condition -> scores, see `check`."""
 
 
-def all_rows(results: Results) -> list[Row]:
-    """Every row of the table, in order."""
+def all_rows(results: Results, looks: Sequence[Hashable]) -> list[Row]:
+    """Every row of the table, in order.
+
+    Args:
+        looks: what each style group shows; some come several times.
+    """
     return [
         *_identity(results),
         *_scene(results),
         *_crowd(results),
         *_steering(results),
-        *_style(results),
+        *_style(results, looks),
         *_control(results),
         *_compared(results),
     ]
@@ -127,20 +132,23 @@ def _steering(results: Results) -> list[Row]:
     ]
 
 
-def _style(results: Results) -> list[Row]:
+def _style(results: Results, looks: Sequence[Hashable]) -> list[Row]:
     scores = results["style"]
+    estimate_looks = partial(estimate, shown=looks)
     all_right = [float(min(row) == 1) for row in zip(*(scores[n] for n in LOOK), strict=True)]
     ordered = mean_of(scores, (PATTERN, FIRST, SECOND, GROUND))
+    different = f"{len(looks)} groups, {len(set(looks))} different looks"
     return [
-        at_least("style: pattern and palette", estimate(mean_of(scores, LOOK)), 0.8),
-        reported("  style: pattern", estimate(scores[PATTERN])),
-        reported("  style: two colours", estimate(scores[PALETTE])),
-        reported("  style: ground", estimate(scores[GROUND])),
-        reported("  style: all four right", estimate(all_right)),
-        reported("  style: first colour", estimate(scores[FIRST])),
-        reported("  style: second colour", estimate(scores[SECOND])),
-        reported("  style: pattern and palette, always in order", estimate(ordered)),
-        at_least("style: shape that the prompt names", estimate(scores[SHAPE]), 0.8),
+        Row("styles judged", None, note=different),
+        at_least("style: pattern and palette", estimate_looks(mean_of(scores, LOOK)), 0.8),
+        reported("  style: pattern", estimate_looks(scores[PATTERN])),
+        reported("  style: two colours", estimate_looks(scores[PALETTE])),
+        reported("  style: ground", estimate_looks(scores[GROUND])),
+        reported("  style: all four right", estimate_looks(all_right)),
+        reported("  style: first colour", estimate_looks(scores[FIRST])),
+        reported("  style: second colour", estimate_looks(scores[SECOND])),
+        reported("  style: pattern and palette, always in order", estimate_looks(ordered)),
+        at_least("style: shape that the prompt names", estimate_looks(scores[SHAPE]), 0.8),
     ]
 
 
