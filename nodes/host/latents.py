@@ -23,7 +23,7 @@ def empty_latent(side: int) -> dict[str, Any]:
 
 
 def shrink_latent(latent: Mapping[str, Any], side: int) -> dict[str, Any]:
-    """A LATENT of the same shape and batch with at most the area of a square picture.
+    """A LATENT of the same batch, with about the area of a square picture and nearly its own shape.
 
     Args:
         latent: samples [B, C, H, W]; one that is small enough is returned as it is.
