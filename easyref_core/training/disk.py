@@ -17,9 +17,10 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except EasyRefError:
+    except (EasyRefError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:  # safetensors reports a full disk as its own exception
+    # safetensors reports a full disk as its own exception, FSDP's shards as what is no Exception.
+    except BaseException as error:
         raise EasyRefError(
             f"{path} could not be written ({error}). Earlier checkpoints are intact; free some "
             "space and start the command again to resume."

@@ -30,9 +30,7 @@ _NAME = re.compile(r"^checkpoint-(\d+)$")
 # learning rate falls towards the last one.
 _FREE = ("source", "output", "data.workers")
 _WHOLE = "whole in each process"
-_ANEW = (
-    "Name its easyref.safetensors as model.adapter and another output.folder to train on from it"
-)
+_ANEW = "name its easyref.safetensors as model.adapter, and another output.folder"
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -215,7 +213,7 @@ def check_resume(accelerator: Accelerator, found: tuple[int, Path] | None) -> No
     if before != now:
         raise EasyRefError(
             f"{folder} was made with its state {before}, which is now {now}, so it cannot be "
-            f"resumed even with --force. Start it as before. {_ANEW}."
+            f"resumed even with --force. Start it as before, or to train on from it {_ANEW}."
         )
 
 
@@ -241,15 +239,21 @@ def restore(
     """
     try:
         _restore(accelerator, model, optimiser, average, folder)
-    except (EasyRefError, torch.cuda.OutOfMemoryError):
+    except (EasyRefError, torch.cuda.OutOfMemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # truncated files, and accelerate's shards, raise anything
-        first = str(error).strip().partition("\n")[0]
+    except BaseException as error:  # truncated files raise anything; shards, what is no Exception
         raise EasyRefError(
-            f"{folder} cannot be restored ({type(error).__name__}: {first}). It is damaged, or was "
+            f"{folder} cannot be restored ({_in_a_line(error)}). It is damaged, or was "
             "made with other parts, sizes or processes than are trained now. Start it as before, "
-            f"or remove it to resume earlier. {_ANEW}."
+            f"or remove it to resume earlier, or to train on from it {_ANEW}."
         ) from error
+
+
+def _in_a_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    if isinstance(error, Exception):
+        return f"{type(error).__name__}: {lines[0]}"
+    return lines[-1]  # of shards' errors, which hold each process's traceback
 
 
 def _restore(
@@ -274,7 +278,7 @@ def _restore(
         except (ValueError, KeyError) as error:
             raise EasyRefError(
                 f"{folder} was made with other parts or sizes than are trained now ({error}), so "
-                f"it cannot be resumed even with --force. {_ANEW}."
+                f"it cannot be resumed even with --force. To train on from it, {_ANEW}."
             ) from error
     for group, decay in zip(optimiser.param_groups, decays, strict=True):
         group["weight_decay"] = decay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from accelerate.state import DistributedType
 from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
 from easyref_core.errors import EasyRefError
-from easyref_core.training import processes
+from easyref_core.training import processes, state
 from easyref_core.training.config import Settings
+from easyref_core.training.disk import writing
 
 Make = Callable[..., Settings]
 WRAPPED = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
@@ -106,3 +109,23 @@ def test_workers_may_have_as_many_files_open_as_the_system_allows() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def shards_fail(*_: Any) -> None:
+    try:
+        raise OSError("the shard ends too early")
+    except OSError as error:
+        raise CheckpointException("reading", {1: _wrap_exception(error)}) from error
+
+
+def test_shards_that_cannot_be_read_or_written_are_a_sentence(tmp_path: Path) -> None:
+    found = accelerator(DistributedType.FSDP)
+    found.unwrap_model, found.load_state = lambda model: model, shards_fail
+    optimiser = SimpleNamespace(param_groups=[])
+    with pytest.raises(EasyRefError, match=r"checkpoint-4 cannot be restored \(OSError: the shard"):
+        state.restore(found, None, optimiser, None, tmp_path / "checkpoint-4")
+    with (
+        pytest.raises(EasyRefError, match="checkpoint-6 could not be written"),
+        writing(tmp_path / "checkpoint-6"),
+    ):
+        shards_fail()
