@@ -4,8 +4,8 @@ blueprint in subgraphs/.
     python docs/make_workflows.py [NAME ...]
 
 A ComfyUI is started for a moment and asked how its nodes look, so that widget values and slots
-stand in the order of the nodes as they are. Templates are described in `workflow_templates.py`; the
-one with a subgraph was drawn in the editor, and the blueprint is that subgraph alone.
+stand in the order of the nodes as they are. Templates are described in `workflow_templates.py`, the
+blueprint in `workflow_blueprint.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from workflow_blueprint import TEMPLATE, blueprint
+from workflow_blueprint import blueprint
 from workflow_editor import editor_form
 from workflow_graph import api_form
+from workflow_subgraph import with_subgraph
 from workflow_templates import templates
 
 from easyref_core.demo.comfy_server import ComfyServer
@@ -45,10 +46,12 @@ def main(names: list[str]) -> int:
             continue
         file = f"{template.name}.json"
         _write(WORKFLOWS / "api" / file, api_form(template.graph, object_info))
-        _write(WORKFLOWS / file, editor_form(template, object_info, versions))
+        form = editor_form(template, object_info, versions)
+        if template.subgraph is not None:
+            form = with_subgraph(form, template.subgraph, object_info)
+        _write(WORKFLOWS / file, form)
         print(WORKFLOWS / file)
-    drawn = json.loads((WORKFLOWS / f"{TEMPLATE}.json").read_text(encoding="utf-8"))
-    _write(BLUEPRINT, blueprint(drawn))
+    _write(BLUEPRINT, blueprint(object_info, versions))
     print(BLUEPRINT)
     return 0
 

@@ -17,6 +17,7 @@ from workflow_graph import (
     Node,
     ObjectInfo,
     Output,
+    Subgraph,
     input_values,
     schema_inputs,
 )
@@ -24,7 +25,8 @@ from workflow_graph import (
 # The editor's own measures.
 _TITLE, _ROW, _WIDGET, _PADDING = 30, 20, 24, 14
 _BOX_TITLE = 50
-_EDGE, _GAP, _BELOW, _STAGE_GAP = 20, 30, 60, 30
+EDGE = 20  # between a box and what is in it
+_GAP, _BELOW, _STAGE_GAP = 30, 60, 30
 
 _NOTE_WIDTH = 400
 _WIDTHS = {
@@ -42,7 +44,7 @@ _WIDTH = 340
 _EXTRA_HEIGHT = {"LoadImage": 230, "SaveImage": 460, "EasyRefReferences": 150}
 _TEXT_HEIGHT = 90
 
-_EASYREF = ("#233", "#355")
+EASYREF_COLOURS = {"color": "#233", "bgcolor": "#355"}
 _POSITIVE = ("#232", "#353")
 _NEGATIVE = ("#322", "#533")
 _NOTE = ("#432", "#653")
@@ -71,18 +73,20 @@ class Template:
         name: of its files.
         stages: from left to right, each a list of boxes from top to bottom.
         note: Markdown that stands left of everything.
+        subgraph: nodes that are to be shown as one; see `workflow_subgraph`.
     """
 
     name: str
     graph: Graph
     stages: Sequence[Sequence[Box]]
     note: str
+    subgraph: Subgraph | None = None
 
 
 def editor_form(
     template: Template, object_info: ObjectInfo, versions: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The template's file for the editor.
+    """The template's file for the editor, with all nodes side by side.
 
     Args:
         versions: "comfy-core" and "easyref" -> version.
@@ -136,7 +140,7 @@ def _arrange(
                     y += node_size(node, object_info[node.kind])[1] + _BELOW
                 x += max(node_width(node) for node in column) + _GAP
             start = top - _TITLE - _BOX_TITLE
-            bounding = [left - _EDGE, start, width + 2 * _EDGE, lowest + _EDGE - start]
+            bounding = [left - EDGE, start, width + 2 * EDGE, lowest + EDGE - start]
             groups.append(
                 {
                     "id": len(groups) + 1,
@@ -147,8 +151,8 @@ def _arrange(
                     "flags": {},
                 }
             )
-            top = lowest + 2 * _EDGE + _TITLE + _BOX_TITLE
-        left += width + 2 * _EDGE + _STAGE_GAP
+            top = lowest + 2 * EDGE + _TITLE + _BOX_TITLE
+        left += width + 2 * EDGE + _STAGE_GAP
     return places, groups
 
 
@@ -280,8 +284,8 @@ def _widget_values(node: Node, info: Mapping[str, Any]) -> list[Any]:
 
 def _colours(node: Node) -> dict[str, str]:
     if node.kind.startswith("EasyRef"):
-        pair = _EASYREF
-    elif node.kind in ("PrimitiveStringMultiline", "CLIPTextEncode"):
+        return EASYREF_COLOURS
+    if node.kind in ("PrimitiveStringMultiline", "CLIPTextEncode"):
         pair = _NEGATIVE if "egative" in (node.title or "") else _POSITIVE
     else:
         return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -77,6 +77,24 @@ class Graph:
         node = Node(len(self.nodes) + 1, kind, title, given, models)
         self.nodes.append(node)
         return node
+
+
+@dataclass(frozen=True)
+class Subgraph:
+    """Nodes of a graph that the editor shows as one.
+
+    Attributes:
+        name: of the subgraph and of its node.
+        nodes: those inside, from left to right.
+        inputs: what is shown outside, in order -> the inputs inside that it feeds. If these are
+            linked, all have one source, which then feeds the subgraph; the others are left free.
+        outputs: what is shown outside -> the output inside that it is.
+    """
+
+    name: str
+    nodes: Sequence[Node]
+    inputs: Mapping[str, Sequence[tuple[Node, str]]]
+    outputs: Mapping[str, Output]
 
 
 def schema_inputs(info: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any], bool]]:

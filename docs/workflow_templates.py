@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workflow_editor import Box, Template
-from workflow_graph import Graph
+from workflow_graph import Graph, Subgraph
 from workflow_parts import (
     TOO_STRONG,
     add_group,
@@ -34,6 +34,7 @@ def templates() -> list[Template]:
         curves_and_layers(),
         tokens(),
         with_lora(),
+        subgraph(),
     ]
 
 
@@ -384,3 +385,50 @@ def with_lora() -> Template:
         ],
         lora=True,
     )
+
+
+def subgraph() -> Template:
+    graph = Graph()
+    models = add_models(graph)
+    read = add_reading(graph, models, _HIKING)
+    encoded = read.tokens
+    applied = graph.add("EasyRefApply", model=models.model, easyref=models.easyref, tokens=encoded)
+    sampling = add_sampling(
+        graph, models, applied, read.texts.positive, read.texts.negative, _SAMPLING_BOX
+    )
+    inside = Subgraph(
+        "EasyRef",
+        [encoded, applied],
+        {
+            "model": [(applied, "model")],
+            "easyref": [(encoded, "easyref"), (applied, "easyref")],
+            "references": [(encoded, "references")],
+            "images": [(encoded, "images")],
+            "prompt": [(encoded, "prompt")],
+            "weight": [(applied, "weight")],
+            "start_percent": [(applied, "start_percent")],
+        },
+        {"model": applied.out()},
+    )
+    easyref = Box("4. EasyRef", [[encoded, applied]], own=True)
+    text = note(
+        "EasyRef as one node",
+        models,
+        [
+            choose_pictures("pictures of one character"),
+            "Say in **Prompt** what the character does and where. Both SDXL and EasyRef read it.",
+        ],
+        [
+            "Too much like the references, or the prompt is lost: lower `weight` in **EasyRef** to "
+            "0.6, or raise `start_percent` to 0.2.",
+            "Too little like them: more references of the same character, or `weight` 1.2.",
+        ],
+        [
+            "**The node EasyRef in box 4** is a subgraph: **EasyRef Encode** and **EasyRef Apply** "
+            "in one. Double-click it to see and change what is inside, or copy it into your own "
+            "graphs. Newer ComfyUIs also list the blueprint **EasyRef** among the nodes to add; "
+            "it holds **EasyRef Loader**, too.",
+        ],
+    )
+    stages = [models.stage, [read.texts.box, read.references], [easyref], [sampling]]
+    return Template("easyref_subgraph", graph, stages, text, inside)

@@ -43,7 +43,6 @@ class Scene:
         references: (row, number of its picture), in the order of reference_1.png and so on.
         prompt: the row whose prompt is used.
         outline: the row whose outline the ControlNet sees.
-        workflow: the API form that is run; None for that of the template.
         inputs: node class -> inputs that are other than the template's, which are meant for SDXL.
     """
 
@@ -53,7 +52,6 @@ class Scene:
     references: tuple[tuple[str, int], ...]
     prompt: str
     outline: str | None = None
-    workflow: str | None = None
     inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
@@ -127,7 +125,6 @@ SCENES = (
         "the whole chain in a subgraph of your own",
         _of("square", 2),
         "square",
-        workflow="easyref_character",
     ),
 )
 
@@ -140,7 +137,7 @@ def make_result(
     for place, (row, number) in enumerate(scene.references, 1):
         picture = rows[row].references[number - 1]
         names.append(server.upload(f"reference_{place}.png", picture))
-    graph = use_demo_models(load_workflow(scene.workflow or scene.file))
+    graph = use_demo_models(load_workflow(scene.file))
     graph = _without_references_beyond(graph, names)
     graph = with_gallery(graph, names)
     graph = set_prompts(graph, rows[scene.prompt].prompt, settings.negative)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unpacked import unpacked
 
 from easyref_core.demo.comfy_server import ComfyServer
 from easyref_core.demo.workflow import WORKFLOWS, Graph, load_workflow, use_demo_models
 
-# Those that are made with an API form.
-NAMES = sorted(p.stem for p in WORKFLOWS.glob("*.json") if (WORKFLOWS / "api" / p.name).exists())
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 EXPECTED = {"character", "style", "controlnet", "two_people", "curves_and_layers", "tokens"}
-EXPECTED |= {"with_lora", "quick"}
+EXPECTED |= {"with_lora", "quick", "subgraph"}
 MODELS_BOX = "1. Models"
 LOADERS = {"CheckpointLoaderSimple", "EasyRefLoader", "ControlNetLoader", "LoraLoader"}
 TITLE_HEIGHT = 30
@@ -55,7 +55,8 @@ def widgets(node_info: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def api_form(template: dict[str, Any], object_info: Mapping[str, Any]) -> Graph:
-    """What the editor would queue."""
+    """What the editor would queue, with a node in a subgraph under its own number."""
+    template = unpacked(template)
     sources = {link[0]: [str(link[1]), link[2]] for link in template["links"]}
     graph: Graph = {}
     for node in template["nodes"]:
@@ -118,8 +119,9 @@ def test_muting_the_loaders_gives_the_demo(
     assert not LOADERS & {node["class_type"] for node in left.values()}
 
 
-def test_titles_agree(server: ComfyServer, name: str, nodes: dict[int, dict[str, Any]]) -> None:
+def test_titles_agree(server: ComfyServer, name: str, template: dict[str, Any]) -> None:
     object_info = server.get_json("/object_info")
+    nodes = {node["id"]: node for node in unpacked(template)["nodes"]}
     for node_id, node in load_workflow(name).items():
         shown = nodes[int(node_id)].get("title") or object_info[node["class_type"]]["display_name"]
         assert shown == node["_meta"]["title"]
@@ -133,10 +135,16 @@ def test_links_agree_with_the_slots_at_both_ends(
         assert link_id in output["links"]
         assert link_id == entry["link"]
         assert output["type"] == entry["type"] == kind
-    ids = [link[0] for link in template["links"]]
-    assert len(set(ids)) == len(ids)
-    assert template["last_link_id"] == max(ids)
-    assert template["last_node_id"] == max(nodes)
+
+
+def test_numbers_of_nodes_and_links_are_used_once(template: dict[str, Any]) -> None:
+    graphs = [template, *template.get("definitions", {}).get("subgraphs", [])]
+    nodes = [node["id"] for graph in graphs for node in graph["nodes"]]
+    links = [link[0] for link in template["links"]]
+    links += [link["id"] for graph in graphs[1:] for link in graph["links"]]
+    for ids, last in ((nodes, "last_node_id"), (links, "last_link_id")):
+        assert len(set(ids)) == len(ids)
+        assert template[last] == max(ids)
 
 
 def test_every_loader_names_its_file_and_where_to_get_it(
@@ -186,11 +194,12 @@ def test_nodes_are_large_enough_for_what_is_in_them(
 ) -> None:
     object_info = server.get_json("/object_info")
     for node in nodes.values():
-        if node["type"] not in object_info:
-            continue
         sockets = [slot for slot in node["inputs"] if "widget" not in slot]
         rows = max(len(sockets), len(node["outputs"]), 1)
-        lines = sum(stored for _, stored in widgets(object_info[node["type"]]))
+        if node["type"] in object_info:
+            lines = sum(stored for _, stored in widgets(object_info[node["type"]]))
+        else:  # a subgraph's
+            lines = len(node["inputs"]) - len(sockets)
         assert node["size"][1] >= rows * ROW + lines * WIDGET, node["type"]
 
 
