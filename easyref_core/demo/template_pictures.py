@@ -122,7 +122,7 @@ SCENES = (
     Scene(
         "easyref_subgraph",
         "EasyRef as one node",
-        "the whole chain in a subgraph of your own",
+        "reading and applying in a subgraph of your own",
         _of("square", 2),
         "square",
     ),

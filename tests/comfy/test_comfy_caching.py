@@ -16,9 +16,7 @@ from easyref_core.demo.workflow import (
     use_demo_models,
 )
 
-TEMPLATES = sorted(
-    p.stem for p in WORKFLOWS.glob("*.json") if (WORKFLOWS / "api" / p.name).exists()
-)
+TEMPLATES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 RESULT = {"EmptyLatentImage", "EasyRefDemoLatent", "KSampler", "VAEDecode", "SaveImage"}
 
 

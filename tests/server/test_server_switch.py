@@ -21,7 +21,7 @@ from easyref_core.demo.workflow import (
 )
 
 SWITCH = "EasyRefDemoModels"
-NAMES = sorted(p.stem for p in WORKFLOWS.glob("*.json") if (WORKFLOWS / "api" / p.name).exists())
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 TOKENS = "easyref_tokens"
 PREFIX = "switch"
 
