@@ -153,7 +153,9 @@ class TensorCache:
             return make()
         from safetensors.torch import load_file, save_file
 
-        name = hashlib.sha256(f"{self._base} {key}".encode()).hexdigest()
+        whole = f"{self._base} {key}"
+        # File names need not be Unicode; Python keeps such bytes as surrogates.
+        name = hashlib.sha256(whole.encode(errors="surrogateescape")).hexdigest()
         path = self._folder / name[:2] / f"{name}.safetensors"
         if path.is_file():
             return load_file(path)

@@ -308,8 +308,9 @@ class _Run:
     def _latent(self, sample: Sample) -> torch.Tensor:
         seed, shape = self.settings.seed, tuple(sample.target.shape)
         key = f"latent {seed} {sample.source} {shape} {sample.time_ids}"
-        # A cached latent must not depend on which sample needed it first.
-        number = zlib.crc32(key.encode()) if self.settings.data.cache else sample.position
+        number = sample.position
+        if self.settings.data.cache:  # it must not depend on which sample needed it first
+            number = zlib.crc32(key.encode(errors="surrogateescape"))
         generator = noise_generator(seed + 1, number)
 
         def make() -> dict[str, torch.Tensor]:

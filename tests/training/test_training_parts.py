@@ -34,6 +34,13 @@ def test_caches_of_two_base_models_share_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_pictures_whose_names_are_no_unicode_are_cached_too(tmp_path: Path) -> None:
+    cache = TensorCache(tmp_path, "base")
+    name = os.fsdecode(b"latin-1 \xe9.png")
+    made = cache.get(name, lambda: {"x": torch.ones(1)})
+    assert cache.get(name, lambda: pytest.fail("made again"))["x"] == made["x"]
+
+
 def test_a_base_model_trained_anew_in_its_place_is_another_one(tmp_path: Path) -> None:
     weights = tmp_path / "text_encoder" / "model.safetensors"
     weights.parent.mkdir()
