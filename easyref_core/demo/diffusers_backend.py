@@ -22,7 +22,7 @@ def make_pictures(material: Material) -> Pictures:
         EasyRefError: models that cannot be loaded.
     """
     with tempfile.TemporaryDirectory(prefix="easyref_demo_") as scratch:
-        models = DemoModels(find_model_set(Path(scratch)))
+        models = DemoModels(find_model_set(Path(scratch)), half=False)  # as ComfyUI on a CPU
         adapter = models.adapter()
         rows = tuple(_make_row(models, adapter, row, material.settings) for row in material.rows)
     return Pictures(rows, f"diffusers {diffusers.__version__}")

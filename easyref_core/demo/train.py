@@ -227,13 +227,20 @@ def _needed(work: Path, part: str) -> Path:
 
 def _stage(part: str, work: Path, recipes: Path, device: torch.device) -> None:
     from ..training.loop import train
+    from ..training.state import OtherSettings
 
     if device.type == "cuda" and device.index is not None:  # the trainer takes the current one
         torch.cuda.set_device(device)
     settings = make_settings(_moved(read_recipe(recipes / f"{part}.yaml"), work), source=part)
     share = max(1, settings.optimiser.batch_size // _processes())
     optimiser = replace(settings.optimiser, batch_size=share)
-    train(replace(settings, optimiser=optimiser), cpu=device.type == "cpu")
+    try:
+        train(replace(settings, optimiser=optimiser), cpu=device.type == "cpu")
+    except OtherSettings as error:
+        raise EasyRefError(
+            f"{work / part} was begun with other settings: {'; '.join(error.changed)}. Restore "
+            f"them to go on, or delete {work / part} to train this part anew."
+        ) from error
 
 
 def _moved(content: Any, work: Path) -> Any:

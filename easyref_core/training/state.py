@@ -33,6 +33,21 @@ _WHOLE = "whole in each process"
 _ANEW = "name its easyref.safetensors as model.adapter, and another output.folder"
 
 
+class OtherSettings(EasyRefError):
+    """A checkpoint that was made with other settings.
+
+    Attributes:
+        changed: each difference.
+    """
+
+    def __init__(self, folder: Path, changed: Sequence[str]) -> None:
+        super().__init__(
+            f"{folder} was made with other settings: {'; '.join(changed)}. Restore them, choose "
+            "another output.folder, or resume all the same with --force."
+        )
+        self.changed = tuple(changed)
+
+
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether no process holds the whole state, so that accelerate must gather it."""
     return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
@@ -141,8 +156,9 @@ def find_resume(settings: Settings, processes: int, force: bool) -> tuple[int, P
     """The newest checkpoint of this run; None to start anew.
 
     Raises:
-        EasyRefError: it was made with other settings or by another number of processes (each
-            difference is named), unless `force`.
+        OtherSettings: it was made with other settings or by another number of processes, unless
+            `force`.
+        EasyRefError: it is damaged.
     """
     found = checkpoints(Path(settings.output.folder))
     if not found:
@@ -163,10 +179,7 @@ def find_resume(settings: Settings, processes: int, force: bool) -> tuple[int, P
     if before != processes:
         changed.append(f"processes: {before} -> {processes}")
     if changed and not force:
-        raise EasyRefError(
-            f"{folder} was made with other settings: {'; '.join(changed)}. Restore them, choose "
-            "another output.folder, or resume all the same with --force."
-        )
+        raise OtherSettings(folder, changed)
     return step, folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -326,6 +327,28 @@ def test_stages_train_where_the_command_says(
         train_part("1_alignment", tmp_path, torch.device(device), recipes)
     assert asked == [True, False, False]
     assert chosen == [torch.device("cuda:1")]
+
+
+def test_a_stage_goes_on_where_its_folder_is_spelt_otherwise_but_not_by_another_recipe(
+    recipes: Path, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = "1_alignment"
+    whole = adapter_of(work, stage)
+    whole.rename(tmp_path / "kept")  # as if it had been interrupted just before its end
+    monkeypatch.chdir(work.parent)
+    train_part(stage, Path(work.name), CPU, recipes)
+    made, kept = load_file(whole), load_file(tmp_path / "kept")
+    assert all(torch.equal(made[name], kept[name]) for name in kept)
+    whole.unlink()
+    shutil.copytree(recipes, tmp_path / "other")
+    changed = tmp_path / "other" / f"{stage}.yaml"
+    content = yaml.safe_load(changed.read_text())
+    content["optimiser"]["weight_decay"] = 0.5
+    changed.write_text(yaml.safe_dump(content))
+    with pytest.raises(EasyRefError, match=r"weight_decay.* delete .*1_alignment") as raised:
+        train_part(stage, work, CPU, tmp_path / "other")
+    assert "--force" not in str(raised.value)
+    (tmp_path / "kept").rename(whole)
 
 
 def test_places_that_cannot_be_written_to_are_named_before_any_work(
