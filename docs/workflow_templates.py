@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from workflow_editor import Box, Template
-from workflow_graph import Graph, Subgraph
+from workflow_graph import Graph, Node, Subgraph
 from workflow_parts import (
     TOO_STRONG,
     add_group,
@@ -120,7 +120,12 @@ def _single_group(
     hints: Sequence[str],
     remarks: Sequence[str] = (),
     lora: bool = False,
+    inside: Callable[[Node, Node], Subgraph] | None = None,
 ) -> Template:
+    """
+    Args:
+        inside: of EasyRef Encode and EasyRef Apply, where these are to be shown as one node.
+    """
     graph = Graph()
     models = add_models(graph, lora=lora)
     read = add_reading(graph, models, prompt)
@@ -132,9 +137,8 @@ def _single_group(
     )
     easyref = Box("4. EasyRef", [[read.tokens, applied]], own=True)
     text = note(title, models, steps, hints, remarks)
-    return Template(
-        name, graph, [models.stage, [read.texts.box, read.references], [easyref], [sampling]], text
-    )
+    stages = [models.stage, [read.texts.box, read.references], [easyref], [sampling]]
+    return Template(name, graph, stages, text, inside and inside(read.tokens, applied))
 
 
 def controlnet() -> Template:
@@ -388,32 +392,10 @@ def with_lora() -> Template:
 
 
 def subgraph() -> Template:
-    graph = Graph()
-    models = add_models(graph)
-    read = add_reading(graph, models, _HIKING)
-    encoded = read.tokens
-    applied = graph.add("EasyRefApply", model=models.model, easyref=models.easyref, tokens=encoded)
-    sampling = add_sampling(
-        graph, models, applied, read.texts.positive, read.texts.negative, _SAMPLING_BOX
-    )
-    inside = Subgraph(
-        "EasyRef",
-        [encoded, applied],
-        {
-            "model": [(applied, "model")],
-            "easyref": [(encoded, "easyref"), (applied, "easyref")],
-            "references": [(encoded, "references")],
-            "images": [(encoded, "images")],
-            "prompt": [(encoded, "prompt")],
-            "weight": [(applied, "weight")],
-            "start_percent": [(applied, "start_percent")],
-        },
-        {"model": applied.out()},
-    )
-    easyref = Box("4. EasyRef", [[encoded, applied]], own=True)
-    text = note(
+    return _single_group(
+        "easyref_subgraph",
         "EasyRef as one node",
-        models,
+        _HIKING,
         [
             choose_pictures("pictures of one character"),
             "Say in **Prompt** what the character does and where. Both SDXL and EasyRef read it.",
@@ -429,6 +411,22 @@ def subgraph() -> Template:
             "graphs. Newer ComfyUIs also list the blueprint **EasyRef** among the nodes to add; "
             "it holds **EasyRef Loader**, too.",
         ],
+        inside=_encode_and_apply,
     )
-    stages = [models.stage, [read.texts.box, read.references], [easyref], [sampling]]
-    return Template("easyref_subgraph", graph, stages, text, inside)
+
+
+def _encode_and_apply(encoded: Node, applied: Node) -> Subgraph:
+    return Subgraph(
+        "EasyRef",
+        [encoded, applied],
+        {
+            "model": [(applied, "model")],
+            "easyref": [(encoded, "easyref"), (applied, "easyref")],
+            "references": [(encoded, "references")],
+            "images": [(encoded, "images")],
+            "prompt": [(encoded, "prompt")],
+            "weight": [(applied, "weight")],
+            "start_percent": [(applied, "start_percent")],
+        },
+        {"model": applied.out()},
+    )

@@ -309,12 +309,13 @@ def _demo_train(options: argparse.Namespace) -> int:
     from .demo.pretraining.pretrained import take_parts
     from .demo.train import RECIPES, train_demo, train_part, write_set
     from .files import check_place
+    from .training.processes import started
 
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # Under torchrun each process has a GPU of its own.
     device = _device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
     recipes = options.recipes or RECIPES
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if started() > 1:
         if len(options.only or ()) != 1:
             raise EasyRefError(
                 "Under torchrun, name one part with --only; start the next one anew."

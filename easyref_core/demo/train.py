@@ -16,6 +16,7 @@ import torch
 from ..errors import EasyRefError
 from ..files import writing
 from ..training.config import make_settings, read_recipe
+from ..training.processes import started
 from .pretraining.recipe import Pretraining, load_pretraining
 from .pretraining.steps import Schedule, leave_processes
 
@@ -116,15 +117,11 @@ def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECI
 def _share(recipe: Pretraining) -> Pretraining:
     """Under torchrun every process takes its share of each batch."""
     shares = {
-        field.name: replace(schedule, batch=max(1, schedule.batch // _processes()))
+        field.name: replace(schedule, batch=max(1, schedule.batch // started()))
         for field in fields(recipe)
         if isinstance(schedule := getattr(recipe, field.name), Schedule)
     }
     return replace(recipe, **shares)
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_done(work: Path, part: str) -> bool:
@@ -232,7 +229,7 @@ def _stage(part: str, work: Path, recipes: Path, device: torch.device) -> None:
     if device.type == "cuda" and device.index is not None:  # the trainer takes the current one
         torch.cuda.set_device(device)
     settings = make_settings(_moved(read_recipe(recipes / f"{part}.yaml"), work), source=part)
-    share = max(1, settings.optimiser.batch_size // _processes())
+    share = max(1, settings.optimiser.batch_size // started())
     optimiser = replace(settings.optimiser, batch_size=share)
     try:
         train(replace(settings, optimiser=optimiser), cpu=device.type == "cpu")

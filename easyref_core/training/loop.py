@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import EasyRefError, OutOfMemoryError
 from ..files import check_place
+from ..files import writing as writing_to
 from .base import Base, TensorCache, fingerprint, load_base
 from .config import Settings
 from .disk import writing
@@ -100,7 +101,7 @@ def dry_run(settings: Settings) -> str:
     lines[-1] += ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in needed.items())
     samples = [run.samples[position] for position in range(settings.optimiser.batch_size)]
     path = Path(settings.output.folder) / "first_batch.png"
-    with writing(path):
+    with writing_to(path):
         lines.append(f"first batch: {save_picture(batch_sheet(samples), path)}")
     return "\n".join(lines)
 

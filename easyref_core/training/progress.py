@@ -58,8 +58,9 @@ class Losses:
             EasyRefError: the file cannot be written.
         """
         self._path = folder / "losses.jsonl"
-        if not self._path.exists():
-            return
+        with writing(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
         with writing(self._path), self._path.open("r+b") as file:
             end = file.seek(0, os.SEEK_END)
             start = file.seek(max(0, end - _TAIL))
@@ -73,10 +74,8 @@ class Losses:
         Raises:
             EasyRefError: the file cannot be written.
         """
-        with writing(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "loss": loss}) + "\n")
 
 
 def start_trackers(accelerator: Accelerator, settings: Settings) -> None:

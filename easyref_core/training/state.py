@@ -10,7 +10,8 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -250,8 +251,41 @@ def restore(
     Raises:
         EasyRefError: it is damaged or does not fit.
     """
+    from safetensors.torch import load_file
+
+    with _restoring(folder):
+        decays = [group["weight_decay"] for group in optimiser.param_groups]
+        own = accelerator.unwrap_model(model)
+        if is_sharded(accelerator):
+            accelerator.load_state(str(folder / "sharded"))
+        else:
+            _load_weights(own, load_file(folder / "easyref.safetensors"), folder)
+            try:
+                optimiser.load_state_dict(
+                    torch.load(folder / "optimiser.pt", map_location="cpu", weights_only=True)
+                )
+            except (ValueError, KeyError) as error:
+                raise EasyRefError(
+                    f"{folder} was made with other parts or sizes than are trained now ({error}), "
+                    f"so it cannot be resumed even with --force. To train on from it, {_ANEW}."
+                ) from error
+        for group, decay in zip(optimiser.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        if accelerator.scaler is not None and (folder / "scaler.pt").is_file():
+            accelerator.scaler.load_state_dict(torch.load(folder / "scaler.pt", weights_only=True))
+        if average is not None:
+            kept = folder / "easyref_ema.safetensors"
+            average.load(load_file(kept) if kept.is_file() else official_state(own))
+
+
+@contextmanager
+def _restoring(folder: Path) -> Iterator[None]:
+    """
+    Raises:
+        EasyRefError: in place of whatever damaged files lead to.
+    """
     try:
-        _restore(accelerator, model, optimiser, average, folder)
+        yield
     except (EasyRefError, torch.cuda.OutOfMemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # truncated files raise anything; shards, what is no Exception
@@ -267,39 +301,6 @@ def _in_a_line(error: BaseException) -> str:
     if isinstance(error, Exception):
         return f"{type(error).__name__}: {lines[0]}"
     return lines[-1]  # of shards' errors, which hold each process's traceback
-
-
-def _restore(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
-    average: Average | None,
-    folder: Path,
-) -> None:
-    from safetensors.torch import load_file
-
-    decays = [group["weight_decay"] for group in optimiser.param_groups]
-    own = accelerator.unwrap_model(model)
-    if is_sharded(accelerator):
-        accelerator.load_state(str(folder / "sharded"))
-    else:
-        _load_weights(own, load_file(folder / "easyref.safetensors"), folder)
-        try:
-            optimiser.load_state_dict(
-                torch.load(folder / "optimiser.pt", map_location="cpu", weights_only=True)
-            )
-        except (ValueError, KeyError) as error:
-            raise EasyRefError(
-                f"{folder} was made with other parts or sizes than are trained now ({error}), so "
-                f"it cannot be resumed even with --force. To train on from it, {_ANEW}."
-            ) from error
-    for group, decay in zip(optimiser.param_groups, decays, strict=True):
-        group["weight_decay"] = decay
-    if accelerator.scaler is not None and (folder / "scaler.pt").is_file():
-        accelerator.scaler.load_state_dict(torch.load(folder / "scaler.pt", weights_only=True))
-    if average is not None:
-        kept = folder / "easyref_ema.safetensors"
-        average.load(load_file(kept) if kept.is_file() else official_state(own))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from torch import distributed, nn
 
 from ...errors import EasyRefError
 from ...files import write_atomically
+from ...training.processes import started
 from ...training.schedule import cosine
 
 _Item = TypeVar("_Item")
@@ -152,7 +153,7 @@ def _log(folder: Path, step: int, loss: float, speed: float) -> None:
 
 def _processes(device: torch.device) -> tuple[int, int]:
     """(this process's number, how many there are)"""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = started()
     if processes > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return int(os.environ.get("RANK", "0")), processes

@@ -1,0 +1,142 @@
+"""Optimiser steps of the pretraining: resumed, shared by processes, at a rate that falls."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from easyref_core.demo.pretraining.steps import Schedule, run_steps
+from easyref_core.demo.train import RECIPES
+from easyref_core.errors import EasyRefError
+
+CPU = torch.device("cpu")
+
+
+def test_interrupted_steps_go_on_with_equal_results(tmp_path: Path) -> None:
+    def trained(folder: Path, stop_at: int | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 1)
+
+        def loss(step: int, generator: torch.Generator) -> torch.Tensor:
+            if step == stop_at:
+                raise KeyboardInterrupt
+            inputs = torch.randn(4, 3, generator=generator)
+            return (module(inputs).float() - inputs.sum(-1, keepdim=True)).square().mean()
+
+        schedule = Schedule(1200, 4, 1e-2, warmup=10)
+        run_steps(module, loss, schedule, folder, CPU)
+        return module.weight.detach().clone()
+
+    whole = trained(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "parts", 700)
+    assert torch.equal(trained(tmp_path / "parts", None), whole)
+    assert (whole - 1).abs().max() < 0.05
+
+
+def test_a_state_of_another_recipe_or_model_is_refused(tmp_path: Path) -> None:
+    def train(schedule: Schedule, inputs: int = 3) -> None:
+        module = torch.nn.Linear(inputs, 1)
+        run_steps(module, lambda *_: module.weight.sum(), schedule, tmp_path / "part", CPU)
+
+    schedule = Schedule(2, 4, 1e-2, warmup=1)
+    train(schedule)
+    with pytest.raises(EasyRefError, match=r"another recipe \(steps: 2 -> 3; batch: 4 -> 8\)"):
+        train(replace(schedule, steps=3, batch=8))
+    with pytest.raises(EasyRefError, match="another model than is trained now"):
+        train(schedule, inputs=5)
+    (tmp_path / "part" / "state.pt").write_bytes(b"half")
+    with pytest.raises(EasyRefError, match=r"cannot be read.*Delete .*part to train this part"):
+        train(schedule)
+
+
+def test_a_state_of_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    module = torch.nn.Linear(3, 1)
+    run_steps(module, lambda *_: module.weight.sum(), Schedule(2, 4, 1e-2, 1), tmp_path, CPU)
+    state = torch.load(tmp_path / "state.pt")
+    torch.save(state | {"processes": 2}, tmp_path / "state.pt")
+    with pytest.raises(EasyRefError, match=r"by processes: 2, and now there are 1.*Start as many"):
+        run_steps(module, lambda *_: module.weight.sum(), Schedule(2, 4, 1e-2, 1), tmp_path, CPU)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
+    module = torch.nn.Linear(1, 1)
+    with pytest.raises(EasyRefError, match="not a number"):
+        run_steps(
+            module, lambda *_: module.weight.sum() * float("nan"), Schedule(20, 1, 1e-3),
+            tmp_path, CPU,
+        )  # fmt: skip
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    schedule = Schedule(1000, 1, 1.0, warmup=100)
+    assert schedule.rate(0) == pytest.approx(0.01)
+    assert schedule.rate(100) == pytest.approx(1.0)
+    assert schedule.rate(550) == pytest.approx(0.51, abs=0.01)
+    assert schedule.rate(999) < 0.03
+
+
+def test_a_restart_lets_the_learning_rate_fall_twice() -> None:
+    once, twice = Schedule(600, 1, 1.0, warmup=100), Schedule(1000, 1, 1.0, 100, restart=600)
+    # The first fall is that of a run that ends there.
+    assert [twice.rate(step) for step in range(600)] == [once.rate(step) for step in range(600)]
+    assert twice.rate(600) == pytest.approx(1.0)
+    assert twice.rate(800) == pytest.approx(0.51)
+    assert twice.rate(999) < 0.03
+
+
+_TWO_PROCESSES = """
+import sys
+from pathlib import Path
+
+import torch
+from easyref_core.demo.pretraining.steps import (
+    Schedule,
+    in_shares,
+    leave_processes,
+    run_steps,
+)
+from torch import distributed
+
+torch.manual_seed(0)
+module = torch.nn.Linear(3, 1)
+rank = []
+
+
+def loss(step, generator):
+    inputs = torch.randn(4, 3, generator=generator)
+    rank.append(inputs)
+    return (module(inputs).float() - inputs.sum(-1, keepdim=True)).square().mean()
+
+
+folder = Path(sys.argv[1])
+run_steps(module, loss, Schedule(20, 4, 1e-2, warmup=1), folder, torch.device("cpu"))
+number = distributed.get_rank()
+seen = []
+made = in_shares(lambda n: seen.append(n) or n * n, range(7), torch.device("cpu"))
+assert made == [n * n for n in range(7)] and seen == [*range(number, 7, 2)]
+torch.save((module.weight.detach(), torch.cat(rank)), folder / f"{number}.pt")
+leave_processes()
+"""
+
+
+def test_two_processes_share_the_work_and_end_with_equal_weights(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_TWO_PROCESSES, encoding="utf-8")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc_per_node", "2", str(script), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(RECIPES.parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        launch, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (first, samples), (second, others) = (torch.load(tmp_path / f"{n}.pt") for n in (0, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(samples, others)
+    assert len((tmp_path / "losses.jsonl").read_text().splitlines()) == 1
