@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
-from .config import MllmConfig
+from .config import MllmConfig, VisionConfig
 from .errors import EasyRefError
+from .kernels import SCORE_BYTES
 from .prompt import PromptTokenizer, TokenizedPrompt
 
 _NO_ROOM = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
@@ -47,7 +49,7 @@ def check_length(
     if length <= limit:
         return
     pictures = sum(end - first for first, end in plan.image_spans)
-    needed = activation_bytes(sizes.config, length, torch.bfloat16) / 1e9
+    needed = decoder_bytes(sizes.config, length, torch.bfloat16, fused=True) / 1e9
     text = len(plan) - pictures
     if pictures <= limit // 2:
         raise EasyRefError(
@@ -65,14 +67,57 @@ def check_length(
     )
 
 
-def activation_bytes(config: MllmConfig, length: int, dtype: torch.dtype) -> int:
-    """Working memory for `length` tokens computed in `dtype`, weights not counted.
+def working_bytes(
+    config: MllmConfig, pictures: Sequence[int], length: int, dtype: torch.dtype, fused: bool
+) -> int:
+    """The most memory that reading a group takes at once, weights not counted.
 
-    The widest moment is a feed-forward layer: gate, up and their product, beside the residual
-    and its norm.
+    Within a tenth of the truth at Qwen2-VL-2B's size; benchmarks/encoding_memory.py counts it.
+
+    Args:
+        pictures: tokens of each, negatives included.
+        length: tokens of the longest chat, reference tokens included.
+        dtype: of the activations.
+        fused: attention never writes its scores down; otherwise they go in chunks.
     """
-    per_token = 3 * config.intermediate_size + 6 * config.hidden_size
-    return length * per_token * dtype.itemsize
+    features = sum(pictures) * config.hidden_size * dtype.itemsize  # kept until the end
+    largest = vision_bytes(config.vision, max(pictures, default=0), dtype, fused)
+    return features + max(largest, decoder_bytes(config, length, dtype, fused))
+
+
+def vision_bytes(config: VisionConfig, tokens: int, dtype: torch.dtype, fused: bool) -> int:
+    """The widest moment of a block of the vision tower, for one picture of so many tokens."""
+    patches = tokens * config.spatial_merge_size**2
+    # Patches, a block's input, its sum with attention, and the norm of either.
+    base = (config.patch_dim + 3 * config.embed_dim) * dtype.itemsize
+    # The wide layer's result, its gate, and their product.
+    feed_forward = 3 * config.mlp_dim * dtype.itemsize
+    # Queries, keys and values, then turned ones, beside the three float32 copies they are made of.
+    rotation = config.embed_dim * (5 * dtype.itemsize + 3 * 4)
+    if fused:
+        return patches * (base + max(feed_forward, rotation))
+    attention = patches * config.embed_dim * (7 * dtype.itemsize + 4)
+    attention += _score_bytes(config.num_heads, patches, dtype)
+    return patches * base + max(patches * max(feed_forward, rotation), attention)
+
+
+def decoder_bytes(config: MllmConfig, length: int, dtype: torch.dtype, fused: bool) -> int:
+    """The widest moment of a decoder layer, for a chat of `length` tokens."""
+    # The chat, a layer's input, its sum with attention, its norm, and the positions.
+    base = (4 * config.hidden_size + 2 * config.head_dim) * dtype.itemsize
+    # Gate, up and their product.
+    feed_forward = 3 * config.intermediate_size * dtype.itemsize
+    if fused:
+        return length * (base + feed_forward)
+    attention = length * config.hidden_size * (4 * dtype.itemsize + 4)
+    attention += _score_bytes(config.num_heads, length, dtype)
+    return length * base + max(length * feed_forward, attention)
+
+
+def _score_bytes(heads: int, length: int, dtype: torch.dtype) -> int:
+    """Of `attend_in_chunks`: a chunk's scores, their softmax, and that in the values' dtype."""
+    scores = min(SCORE_BYTES, heads * length**2 * 4)
+    return scores * 2 + (scores * dtype.itemsize // 4 if dtype.itemsize < 4 else 0)
 
 
 def lack_of_memory(error: Exception) -> str | None:

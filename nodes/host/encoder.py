@@ -10,20 +10,20 @@ from typing import Any, TypeVar
 
 import comfy.model_management as mm
 import comfy.model_patcher
-import comfy.ops
 import comfy.utils
 import torch
 
-from ...easyref_core.aggregation import Reference, encode_references, plan_group
+from ...easyref_core.aggregation import GroupPlan, Reference, encode_references, plan_group
 from ...easyref_core.checkpoint import AdapterCheckpoint
 from ...easyref_core.encoder import EasyRefEncoder
 from ...easyref_core.errors import OutOfMemoryError
 from ...easyref_core.inspection import Inspection, inspect_references
-from ...easyref_core.limits import activation_bytes, lack_of_memory
+from ...easyref_core.limits import lack_of_memory, working_bytes
 from ...easyref_core.loading import EncoderPlan, plan_encoder
 from ...easyref_core.prompt import PromptTokenizer
 from ...easyref_core.reading import EncodingCache
 from ...easyref_core.tokens import ReferenceTokens
+from .attention import MllmOperations, mllm_is_fused
 from .folders import bundled_tokenizer
 from .patcher import new_patcher
 
@@ -154,8 +154,7 @@ class HostedEncoder:
         if self._patcher is None:
             self._patcher = self._build()
         encoder: EasyRefEncoder = self._patcher.model
-        length = plan.longest + encoder.num_tokens
-        needed = activation_bytes(encoder.config, length, encoder.compute_dtype)
+        needed = _working_bytes(encoder, plan, self._patcher.load_device)
         mm.load_models_gpu([self._patcher], memory_required=needed)
         return encoder, self._tokenizer
 
@@ -168,12 +167,32 @@ class HostedEncoder:
         # Computing in float32, weights stay as they are in their files and are widened when
         # used: nothing is lost, and a half-precision file takes half the memory.
         encoder = plan.build(
-            operations=comfy.ops.manual_cast,
+            operations=MllmOperations,
             dtype=None if compute == torch.float32 else compute,
             compute_dtype=compute,
         )
         logging.info("EasyRef: MLLM built, computing in %s on %s", compute, device)
         return new_patcher(encoder, device, mm.text_encoder_offload_device())
+
+
+def _working_bytes(encoder: EasyRefEncoder, plan: GroupPlan, device: torch.device) -> int:
+    """What reading a group takes beside the weights, a weight that is converted to be used among
+    it."""
+    config, compute = encoder.config, encoder.compute_dtype
+    vision_head = config.vision.embed_dim // config.vision.num_heads
+    fused = mllm_is_fused(device, compute, (vision_head, config.head_dim))
+    length = plan.longest + encoder.num_tokens
+    converted = (
+        weight.numel() * compute.itemsize
+        for module in encoder.modules()
+        for weight in module.parameters(recurse=False)
+        # ComfyUI looks words up in half precision as they are.
+        if weight.dtype != compute
+        and not (isinstance(module, torch.nn.Embedding) and weight.itemsize == 2)
+    )
+    return max(converted, default=0) + working_bytes(
+        config, plan.picture_tokens, length, compute, fused
+    )
 
 
 def _progress() -> Callable[[int, int], None]:
