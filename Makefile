@@ -99,18 +99,15 @@ $(VENV)/.deepspeed: $(VENV)/.project
 	  deepspeed hjson msgpack ninja py-cpuinfo || rm -rf $(VENV)/deepspeed
 	@touch $@
 
-# ComfyUI's own requirements go into the same environment, whenever they differ from last time;
-# ComfyUI-Manager is among them.
+# ComfyUI's own requirements go into the same environment, whenever they differ from last time.
 comfyui: $(VENV)/.project
 	@rm -f $(NO_COMFYUI); \
 	root=$$($(PY) -m easyref_core.demo.find_comfyui --install 2> $(NO_COMFYUI)) || exit 0; \
 	rm -f $(NO_COMFYUI); \
-	cat "$$root/requirements.txt" "$$root/manager_requirements.txt" > $(VENV)/.wanted; \
-	if ! cmp -s $(VENV)/.wanted $(VENV)/.comfyui-requirements; then \
+	if ! cmp -s "$$root/requirements.txt" $(VENV)/.comfyui-requirements; then \
 	  echo "installing the requirements of $$root"; \
-	  $(PIP) requests --requirement "$$root/requirements.txt" \
-	    --requirement "$$root/manager_requirements.txt" || exit 1; \
-	  mv $(VENV)/.wanted $(VENV)/.comfyui-requirements; \
+	  $(PIP) requests --requirement "$$root/requirements.txt" || exit 1; \
+	  cp "$$root/requirements.txt" $(VENV)/.comfyui-requirements; \
 	fi
 
 clean:
