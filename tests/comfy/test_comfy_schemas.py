@@ -157,7 +157,7 @@ class Socket(socket.socket):
 socket.socket = Socket
 before = set(sys.modules)
 builtins.__import__ = noted
-# Going through all that ComfyUI has brought takes Python longer than the import, and may fall on it.
+# Going through all objects of ComfyUI takes Python longer than the import, and may fall on it.
 gc.disable()
 start = time.process_time()
 spec = importlib.util.spec_from_file_location(
