@@ -132,7 +132,7 @@ def test_nodes_can_be_found_by_reading_the_source(nodes: dict[str, Any]) -> None
 
 
 IMPORT_SCRIPT = """
-import asyncio, builtins, importlib.util, json, socket, sys, time
+import asyncio, builtins, gc, importlib.util, json, socket, sys, time
 comfyui, root, base = sys.argv[1:4]
 sys.path.insert(0, comfyui)
 sys.argv = ["main.py", "--cpu", "--base-directory", base]
@@ -157,6 +157,8 @@ class Socket(socket.socket):
 socket.socket = Socket
 before = set(sys.modules)
 builtins.__import__ = noted
+# Going through all objects of ComfyUI takes Python longer than the import, and may fall on it.
+gc.disable()
 start = time.process_time()
 spec = importlib.util.spec_from_file_location(
     "pack", root + "/__init__.py", submodule_search_locations=[root]
