@@ -108,7 +108,7 @@ class Gpu:
         try:
             yield record
         finally:
-            self._records.remove(record)
+            self._records = [other for other in self._records if other is not record]
 
     @contextmanager
     def waiting_allowed(self, allowed: bool = True) -> Iterator[None]:
