@@ -20,13 +20,14 @@ from ...easyref_core.checkpoint import AdapterCheckpoint
 from ...easyref_core.encoder import EasyRefEncoder
 from ...easyref_core.errors import OutOfMemoryError
 from ...easyref_core.inspection import Inspection, inspect_references
-from ...easyref_core.limits import lack_of_memory, working_bytes
+from ...easyref_core.limits import working_bytes
 from ...easyref_core.loading import EncoderPlan, plan_encoder
 from ...easyref_core.prompt import PromptTokenizer
 from ...easyref_core.reading import EncodingCache
 from ...easyref_core.tokens import ReferenceTokens
 from .attention import MllmOperations, mllm_is_fused
 from .folders import bundled_tokenizer
+from .out_of_memory import lack_of_memory
 from .patcher import loads_dynamically, new_patcher
 from .weight_files import HostWeightFile
 
