@@ -192,13 +192,34 @@ def test_every_gpu_of_a_run_has_its_sets_before_the_first_step(
     model = apply(pack, unet, fresh_easyref, tokens)
     other = SimpleNamespace(load_device=META)
     model.get_additional_models_with_key = lambda key: [other] if key == "multigpu" else []
-    conditioning: dict[str, Any] = {"additional_models": "another pack's"}
     options = {"transformer_options": {"wrappers": model.wrappers}}
-    run = SimpleNamespace(model_patcher=model, conds={"positive": [conditioning]})
-    run.model_options = options
+    run = SimpleNamespace(model_patcher=model, conds={"positive": [{}]}, model_options=options)
     held = run_info._hold_key_values(run)
     assert [one.patcher.load_device for one in held] == [CPU, META]
-    assert conditioning["additional_models"] == ["another pack's", *(one.patcher for one in held)]
+
+
+def test_other_models_of_a_conditioning_are_loaded_too_and_nothing_stays_on_it(
+    pack: Pack, unet: Any, fresh_easyref: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run breaks off: a guider may be a node's output, kept beyond it."""
+    import comfy.model_management as mm
+
+    others = [comfyhost.golden_unet(pack) for _ in range(2)]
+    tokens = random_tokens(pack, fresh_easyref, seed=1)
+    model = apply(pack, unet, fresh_easyref, tokens)
+    load, asked = mm.load_models_gpu, []
+    monkeypatch.setattr(
+        mm, "load_models_gpu", lambda models, **_: asked.append(list(models)) or load(models)
+    )
+    broken = guider(model, CFG, positive=text(additional_models=others))
+    mm.interrupt_current_processing()
+    with pytest.raises(mm.InterruptProcessingException):
+        comfyhost.predict_with(broken)
+    ((_, *loaded),) = asked
+    assert len(loaded) == 3
+    assert loaded[:2] == others
+    entries = [entry for entries in broken.conds.values() for entry in entries]
+    assert [entry.get("additional_models") for entry in entries] == [others, None]
 
 
 @pytest.mark.parametrize("kind", ["ComfyUI's", "aimdo's"])
@@ -289,7 +310,7 @@ def test_later_steps_move_nothing_for_references(
     assert [one.moved for one in found[1:]] == [one.moved for one in plain[1:]]
 
 
-def test_sets_that_found_no_room_are_moved_as_they_are_used(
+def test_sets_that_found_no_room_are_moved_when_used(
     gpu: Gpu, steered: tuple[Any, Any, Any]
 ) -> None:
     _, easyref, tokens = steered
