@@ -126,7 +126,7 @@ def real_encoder(fused: bool, dtype: torch.dtype) -> EasyRefEncoder:
     names = ("Linear", "LayerNorm", "RMSNorm", "Embedding")
     operations = SimpleNamespace(**{n: getattr(nn, n) for n in names}, attend=attend)
     return EasyRefEncoder(
-        MllmConfig(num_layers=3, vision=VisionConfig(depth=2)),
+        MllmConfig(num_layers=3, vision=VisionConfig(depth=1)),
         NUM_TOKENS,
         TOKEN_WIDTH,
         operations=operations,

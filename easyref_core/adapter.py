@@ -86,11 +86,16 @@ def projection_bytes(
 
 def _widened(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A weight in float32 on the device; half precision is widened there, half the way's bytes."""
-    # Not every device of these knows every dtype; they share the computer's memory or are slow.
-    plain = weight.dtype in (torch.float32, torch.float16)
-    if device.type in ("mps", "privateuseone") and not plain:
+    if not _travels(weight.dtype, device):
         weight = weight.float()
     return weight.to(device).float()
+
+
+def _travels(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device has tensors of this dtype at all; MPS knows no float64, and neither MPS
+    nor DirectML every small one."""
+    plain = dtype in (torch.float32, torch.float16)
+    return plain or device.type not in ("mps", "privateuseone")
 
 
 def lora_weights(checkpoint: AdapterCheckpoint) -> dict[str, torch.Tensor]:

@@ -339,3 +339,28 @@ def test_two_adapters_are_two_encoders(pack: Pack, encode: Callable[..., Any]) -
     for _ in range(2):
         assert off(encode(full)) < TOKENS
         assert difference(encode(body).cond, golden(f"adapter_only.{CASE}.tokens")) < TOKENS
+
+
+@pytest.mark.parametrize(
+    ("device", "system", "directml", "wanted"),
+    [
+        ("mps", (14, 5), False, torch.bfloat16),
+        ("mps", (13, 6), False, torch.float32),
+        ("meta", None, True, torch.float32),
+    ],
+)
+def test_macos_and_directml_are_asked_what_they_can_hold(
+    pack: Pack,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    system: Any,
+    directml: bool,
+    wanted: torch.dtype,
+) -> None:
+    """Never float16 by itself, in which the MLLM overflows."""
+    import comfy.model_management as mm
+
+    monkeypatch.setattr(mm, "mac_version", lambda: system)
+    monkeypatch.setattr(mm, "directml_enabled", directml)
+    _, compute = pack.part("nodes.host.encoder")._dtypes("auto", torch.device(device))
+    assert compute == wanted

@@ -6,10 +6,13 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
+from easyref_core.adapter import _travels
 from easyref_core.config import MllmConfig
 from easyref_core.limits import working_bytes
 
@@ -66,3 +69,29 @@ def test_without_fused_attention_the_scores_are_counted_up_to_their_bound() -> N
 
     assert 0 < scores(144) < scores(600)
     assert 0 <= scores(14_400) < 2**29
+
+
+@pytest.mark.parametrize("inspect", [False, True])
+def test_nothing_on_the_device_is_float64(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, inspect: bool
+) -> None:
+    """MPS has none."""
+
+    class Dtypes(benchmark.PeakMemory):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            result = super().__torch_dispatch__(func, types, args, kwargs)
+            found.update(t.dtype for t in tree_leaves(result) if getattr(t, "is_meta", False))
+            return result
+
+    found: set[torch.dtype] = set()
+    monkeypatch.setattr(benchmark, "PeakMemory", Dtypes)
+    benchmark.peak_and_estimate(benchmark.real_encoder(False, BF16), False, 2, 336, inspect)
+    assert BF16 in found
+    assert torch.float64 not in found
+
+
+@pytest.mark.parametrize("device", ["mps", "privateuseone", "cuda"])
+def test_weights_are_sent_only_in_what_a_device_knows(device: str) -> None:
+    kinds = (torch.float32, torch.float16, BF16, torch.float64, torch.float8_e4m3fn)
+    sent = [kind for kind in kinds if _travels(kind, torch.device(device))]
+    assert sent == list(kinds if device == "cuda" else kinds[:2])
