@@ -10,7 +10,8 @@ import itertools
 import logging
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,17 +35,33 @@ _CPU = torch.device("cpu")
 _Key = tuple[torch.device, torch.dtype]
 
 
+@dataclass
+class _State:
+    """Of one set, changed under `_runs_lock` or its store's lock.
+
+    Attributes:
+        asked: when it was last asked for; larger is later.
+        runs: how many samplings use it.
+    """
+
+    asked: int = 0
+    runs: int = 0
+
+
+_runs_lock = threading.Lock()
+
+
 @dataclass(frozen=True, eq=False)
 class HeldKeyValues(TokenKeyValues):
     """Keys and values that ComfyUI may unload; read from where they are then.
 
     Attributes:
         patcher: ComfyUI's handle on them.
-        used: when they were last asked for; larger is later.
+        state: changes; see `_State`.
     """
 
     patcher: ModelPatcher
-    used: list[int] = field(default_factory=lambda: [0])
+    state: _State = field(default_factory=lambda: _State())
 
     @property
     def nbytes(self) -> int:
@@ -90,16 +107,24 @@ class KeyValueStore:
             held = alive.get(key)
             if held is None:
                 held = alive[key] = self._made(tokens, device, dtype)
-            held.used[0] = next(self._clock)
+            held.state.asked = next(self._clock)
             if key not in self._kept.setdefault(tokens, {}):
                 self._kept[tokens][key] = held
                 self._drop_oldest()
             return held
 
+    def leave_devices(self) -> None:
+        """Move the sets that no run uses to the CPU."""
+        with self._lock, _runs_lock:
+            for sets in list(self._kept.values()):
+                for held in sets.values():
+                    if held.state.runs == 0 and held.patcher.loaded_size() > 0:
+                        held.patcher.detach()
+
     def _drop_oldest(self) -> None:
         """Let go of what exceeds the budget. What a run holds stays alive with it."""
         kept = [
-            (held.used[0], tokens, key, held.nbytes)
+            (held.state.asked, tokens, key, held.nbytes)
             for tokens, sets in self._kept.items()
             for key, held in sets.items()
         ]
@@ -162,6 +187,20 @@ class KeyValueStore:
 
 def _at(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.device == device else tensor.to(device)
+
+
+@contextmanager
+def in_use(sets: Sequence[HeldKeyValues]) -> Iterator[None]:
+    """While a run uses them, sets stay on their device unless ComfyUI needs the room."""
+    with _runs_lock:
+        for held in sets:
+            held.state.runs += 1
+    try:
+        yield
+    finally:
+        with _runs_lock:
+            for held in sets:
+                held.state.runs -= 1
 
 
 class EasyRefKeyValues(nn.Module):

@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
 
 from .carried import CarriedTokens, Use, carried_by, lent_to_negative, uses_of
 from .frames import Frames, frames_of_call, window_size
-from .key_values import HeldKeyValues
+from .key_values import HeldKeyValues, in_use
 
 KEY = "easyref"
 _RUN = "easyref_run"
@@ -162,7 +162,10 @@ def _note_run(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     run = RunInfo(roles, lent_to_negative(guider.conds, negative), latents, held)
     # The guider's options are this run's own copy; the patcher's are never touched.
     guider.model_options = _with_note(guider.model_options, _RUN, run)
-    return executor(*args, **kwargs)
+    with in_use(held):
+        for application in _applications(guider.model_options):
+            application.key_values.leave_devices()
+        return executor(*args, **kwargs)
 
 
 def _note_call(

@@ -302,12 +302,86 @@ def test_sets_are_on_the_gpu_while_a_run_lasts_and_leave_when_comfyui_unloads(
     assert later[0] == later[1]
 
 
+def on_gpu(held: Any) -> bool:
+    layers = held.patcher.model.layers
+    found = {tensor.is_meta for layer in layers for tensor in (layer.key, layer.value)}
+    assert len(found) == 1
+    return found.pop()
+
+
+def test_the_newest_sets_stay_on_the_gpu_and_older_ones_wait_on_the_cpu(
+    pack: Pack, gpu: Gpu, steered: tuple[Any, Any, Any], projected: list[Any]
+) -> None:
+    model, easyref, tokens = steered
+    other = random_tokens(pack, easyref, seed=2)
+    plain = comfyhost.golden_unet(pack)
+    sample(gpu, model)
+    (first,) = easyref.key_values._kept[tokens].values()
+    assert on_gpu(first)
+    sample(gpu, apply(pack, plain, easyref, other, lora_strength=0.0))
+    (second,) = easyref.key_values._kept[other].values()
+    assert on_gpu(second)
+    assert not on_gpu(first)
+    assert first.patcher.loaded_size() == 0
+    sample(gpu, model)
+    assert on_gpu(first)
+    assert projected == [tokens, other]
+
+
+def test_a_set_that_another_run_uses_stays_on_the_gpu(
+    pack: Pack, gpu: Gpu, steered: tuple[Any, Any, Any], store_module: ModuleType
+) -> None:
+    model, easyref, tokens = steered
+    sample(gpu, model)
+    (held,) = easyref.key_values._kept[tokens].values()
+    with store_module.in_use([held]):
+        easyref.key_values.leave_devices()
+        assert on_gpu(held)
+    easyref.key_values.leave_devices()
+    assert not on_gpu(held)
+
+
 def test_later_steps_move_nothing_for_references(
     pack: Pack, gpu: Gpu, steered: tuple[Any, Any, Any]
 ) -> None:
     plain = sample(gpu, comfyhost.golden_unet(pack))
     found = sample(gpu, steered[0])
     assert [one.moved for one in found[1:]] == [one.moved for one in plain[1:]]
+
+
+def test_the_same_holds_without_dynamic_vram(
+    pack: Pack, gpu: Gpu, projected: list[Any], fresh_easyref: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on older cores and with `--disable-dynamic-vram`: whole models are moved."""
+    import comfy.model_management as mm
+    import comfy.model_patcher
+
+    plain = comfy.model_patcher.ModelPatcher
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", plain)
+    tokens = random_tokens(pack, fresh_easyref, seed=1)
+    model = apply(pack, comfyhost.golden_unet(pack), fresh_easyref, tokens, lora_strength=0.0)
+    assert type(model) is plain
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        _, *later = sample(gpu, model)
+        (held,) = fresh_easyref.key_values._kept[tokens].values()
+        assert type(held.patcher) is plain
+        assert on_gpu(held)
+        assert held.patcher.loaded_size() == held.nbytes
+        assert later[0] == later[1]
+        with gpu.waiting_allowed():
+            mm.unload_all_models()
+        assert not on_gpu(held)
+        assert loaded_sets() == []
+        sample(gpu, model)
+        assert on_gpu(held)
+        with gpu.waiting_allowed():
+            fresh_easyref.key_values.leave_devices()
+            assert not on_gpu(held)
+            mm.unload_all_models()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+    assert projected == [tokens]
 
 
 def test_sets_that_found_no_room_are_moved_when_used(
