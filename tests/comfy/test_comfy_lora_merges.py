@@ -44,9 +44,10 @@ def merges(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> Merges:
 
     counter, merge = Merges(), ModelPatcher.patch_weight_to_device
 
-    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        counter.note()
-        return merge(self, *args, **kwargs)
+    def counted(self: Any, key: str, *args: Any, **kwargs: Any) -> Any:
+        if key in self.patches:  # else it is only moved
+            counter.note()
+        return merge(self, key, *args, **kwargs)
 
     monkeypatch.setattr(ModelPatcher, "patch_weight_to_device", counted)
     return counter
