@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 # Behind everything else: the pack's folder `nodes` must not stand before ComfyUI's module.
-_ROOT = Path(__file__).resolve().parents[1]
-sys.path += [str(_ROOT / "tests"), str(_ROOT)]
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from goldens import real_shapes  # noqa: E402
+from goldens import real_shapes
 
 _NOISE = 1 << 24  # values drawn once and repeated: drawing billions takes a CPU minutes
 

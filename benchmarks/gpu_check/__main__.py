@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 WHOLE_RUN = 480
 """Seconds that all checks may take together."""
 
-_START_SECONDS = 120  # until the first check begins: imports, and writing the models
+_START_SECONDS = 180  # until the first check begins: imports, and writing the models
 _PROBE = """
 import json, platform, sys, torch
 cuda = torch.cuda.is_available()
@@ -49,8 +50,9 @@ class Run:
 
     Attributes:
         base: ComfyUI's base directory, the models in it.
-        cpu: there is no GPU.
+        about: what `probe` found.
         rows: so far.
+        worker: command of a worker, without its arguments.
     """
 
     comfyui: Path
@@ -58,6 +60,7 @@ class Run:
     about: dict[str, Any]
     small: bool
     rows: list[Row] = field(default_factory=list)
+    worker: Sequence[str] = (sys.executable, "-m", "benchmarks.gpu_check.worker")
 
     @property
     def cpu(self) -> bool:
@@ -91,54 +94,85 @@ class Run:
         """Run checks in one worker; those that it did not come to."""
         file = self.base / "rows.jsonl"
         file.write_text("")
-        command = [sys.executable, "-m", "benchmarks.gpu_check.worker"]
-        command += [str(self.comfyui), str(self.base), str(file)]
+        command = [*self.worker, str(self.comfyui), str(self.base), str(file)]
         command += [check.function for check in checks]
         command += (["--small"] if self.small else []) + ["--", *flags]
-        left = list(checks)
-        current: plan.Check | None = None
-        limit = time.monotonic() + _START_SECONDS
-        with (self.base / "worker.log").open("w+", encoding="utf-8", errors="replace") as log:
-            worker = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-            read, late = 0, False
-            while True:
-                ended = worker.poll() is not None
-                lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-                for line in lines[read:]:
-                    if not line.endswith("\n"):
-                        break  # still being written
-                    read += 1
-                    content = json.loads(line)
-                    if "begin" in content:
-                        current = left.pop(0)
-                        limit = time.monotonic() + current.seconds
-                    elif "end" in content:
-                        current = None
-                        limit = time.monotonic() + _START_SECONDS
-                    else:
-                        self.add(_of_start(Row.read(content), start, self.cpu))
-                if ended:
-                    break
-                if time.monotonic() > limit:
-                    worker.kill()
-                    worker.wait()
-                    late = True
-                time.sleep(0.1)
-            if late:
-                reason = "it took too long and was ended"
-            else:
-                reason = f"the process ended with status {worker.returncode}"
-            log.seek(0)
-            tail = " | ".join(line.strip() for line in log.read().splitlines()[-3:])
+        # What is compiled shall be compiled here and now, and leave nothing behind.
+        caches = {
+            f"{name}_CACHE_DIR": str(self.base / name.lower())
+            for name in ("TORCHINDUCTOR", "TRITON")
+        }
+        log = self.base / "worker.log"
+        with log.open("w", encoding="utf-8") as output:
+            worker = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **caches},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                progress = self._follow(worker, file, start, checks)
+            finally:
+                worker.kill()  # nothing where it has ended by itself
+                worker.wait()
+        left, current, late = progress
+        if late:
+            reason = "it took too long and was ended"
+        else:
+            reason = f"the process ended with status {worker.returncode}"
+        note = f"{reason}: {_last_lines(log)}"
         if current is not None:
-            note = f"{reason}: {tail}"
             self.add(Row(current.name, "whole check", verdict=FAIL, note=note))
-        elif left and len(left) == len(checks):  # it did not even start
+        elif len(left) == len(checks):
             for check in left:
-                note = f"ComfyUI did not start, {reason}: {tail}"
-                self.add(Row(check.name, "whole check", verdict=FAIL, note=note))
+                said = f"ComfyUI did not start, {note}"
+                self.add(Row(check.name, "whole check", verdict=FAIL, note=said))
             return []
         return left
+
+    def _follow(
+        self,
+        worker: subprocess.Popen[bytes],
+        file: Path,
+        start: str,
+        checks: Sequence[plan.Check],
+    ) -> tuple[list[plan.Check], plan.Check | None, bool]:
+        """Read a worker's rows until it ends or its time is over.
+
+        Returns:
+            The checks that it did not come to, the one that it was at, and whether it was late.
+        """
+        left, read = list(checks), 0
+        current: plan.Check | None = None
+        limit = time.monotonic() + _START_SECONDS
+        while True:
+            ended = worker.poll() is not None  # before reading, so that no last line is missed
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            for line in lines[read:]:
+                if not line.endswith("\n"):
+                    break  # still being written
+                read += 1
+                content = json.loads(line)
+                if "begin" in content:
+                    current = left.pop(0)
+                    limit = time.monotonic() + current.seconds
+                elif "end" in content:
+                    current = None
+                    limit = time.monotonic() + _START_SECONDS
+                else:
+                    self.add(_of_start(Row(**content), start, self.cpu))
+            if ended:
+                return left, current, False
+            if time.monotonic() > limit:
+                return left, current, True
+            time.sleep(0.1)
+
+
+def _last_lines(log: Path, count: int = 3) -> str:
+    """The end of a worker's output in one line, without colours."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return re.sub(r"\x1b\[[0-9;]*m", "", " | ".join(line.strip() for line in lines[-count:]))
 
 
 def _of_start(row: Row, start: str, cpu: bool) -> Row:

@@ -216,7 +216,8 @@ class Bench:
         return times[0], times[1:]
 
     def allocated(self) -> int:
-        """Bytes of tensors on the device; 0 without one."""
+        """Bytes of tensors on the device, its work done; 0 without one."""
+        self.wait()
         return torch.cuda.memory_allocated(self.device) if self.gpu else 0
 
     def used(self) -> int:
@@ -226,8 +227,18 @@ class Bench:
         free, total = torch.cuda.mem_get_info(self.device)
         return total - free
 
+    def require_counting(self) -> None:
+        """Allocators may be exchanged; one that does not count would let every bar be kept."""
+        before, size = self.allocated(), 1 << 26
+        probe = torch.empty(size, dtype=torch.uint8, device=self.device)
+        counted = self.allocated() - before
+        del probe
+        if self.gpu and counted < size:
+            raise RuntimeError(f"PyTorch counts {counted} bytes of {size} that it gave out")
+
     def reset_peak(self) -> None:
         if self.gpu:
+            self.wait()
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak(self) -> int:

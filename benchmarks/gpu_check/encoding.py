@@ -14,6 +14,7 @@ _MB = 1e6
 
 
 def encode(bench: Bench) -> Iterator[Row]:
+    bench.require_counting()
     models = bench.models
     seconds, tokens = bench.seconds(lambda: bench.encode(bench.references(1, seed=99), "a cat"))
     yield measured("1 reference, weights read for the first time", seconds, "s")
@@ -21,7 +22,6 @@ def encode(bench: Bench) -> Iterator[Row]:
     for count in (models.few, models.many):
         references = bench.references(count, seed=count)
         with _told_to_host() as told:
-            bench.wait()
             bench.reset_peak()
             before = bench.allocated()
             seconds, _ = bench.seconds(lambda group=references: bench.encode(group, "a cat"))

@@ -26,6 +26,7 @@ def free(bench: Bench) -> Iterator[Row]:
     Once with the outputs of the nodes still in ComfyUI's caches (`unload_models`), once without
     (`free_memory`). What ComfyUI itself leaves after a sampling is measured first and not counted.
     """
+    bench.require_counting()
     start = _settled(bench)
     bench.sample(bench.unet(), 2)
     bench.drop()
@@ -37,7 +38,6 @@ def free(bench: Bench) -> Iterator[Row]:
     tokens = bench.encode(bench.references(2), "a cat")
     model = bench.apply(bench.unet(), tokens, regions=bench.regions())
     bench.sample(model, 2)
-    bench.wait()
     yield measured("allocated while in use", (bench.allocated() - start) / _MB, "MB")
     bench.free()
     left = (bench.allocated() - start - own) / _MB
@@ -56,6 +56,7 @@ def growth(bench: Bench) -> Iterator[Row]:
     Everything that the nodes gave is kept, as ComfyUI's caches keep it on machines with much
     memory.
     """
+    bench.require_counting()
     references = bench.references(bench.models.few)
     kept: list[Any] = []
     sizes: list[float] = []
@@ -64,7 +65,6 @@ def growth(bench: Bench) -> Iterator[Row]:
         model = bench.apply(bench.unet(), tokens)
         kept.append((tokens, model))
         bench.sample(model, 1, side=min(bench.models.latent, 64))
-        bench.wait()
         sizes.append(bench.allocated() / _MB)
     yield measured("allocated after 3 prompts", sizes[2], "MB")
     grown = sizes[-1] - sizes[2]
@@ -80,6 +80,7 @@ def small_card(bench: Bench) -> Iterator[Row]:
         total = torch.cuda.get_device_properties(bench.device).total_memory
         if total > SMALL_CARD:
             torch.cuda.set_per_process_memory_fraction(SMALL_CARD / total, bench.device)
+    bench.require_counting()
     bench.reset_peak()
     start = bench.used()
     with _highest_use(bench) as highest:

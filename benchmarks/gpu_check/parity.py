@@ -18,14 +18,14 @@ CASES = ("one_ref_prompt", "four_refs_prompt", "four_refs_empty")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Bars on the largest absolute difference: of tokens, of the noise prediction, and of the one with
-# CFG 7.5, which multiplies differences by up to 14. In fp32 they are those of the tests on a CPU.
-# In half precision they are twice what a CPU shows, whose rounding is that of the format; every
-# mistake in the golden set's table of mistakes but two of its smallest (another resize filter, the
-# tanh GELU) is farther off than the bar for bf16.
+# CFG 7.5, which multiplies differences by up to 14. In fp32 they are those of the tests on a CPU,
+# and find any mistake. In half precision they are two to three times what a CPU shows, whose
+# rounding is the format's, and find kernels that go wrong there: the smallest mistake in the UNet
+# that the golden set lists is off by 0.29.
 BARS = {
     "fp32": (1e-4, 1e-4, 5e-4),
-    "bf16": (0.3, 0.1, 1.0),
-    "fp16": (0.05, 0.02, 0.2),
+    "bf16": (0.4, 0.08, 0.6),
+    "fp16": (0.04, 0.01, 0.1),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,10 +34,6 @@ class Row:
     at_most: bool = True
     verdict: str = MEASURED
     note: str = ""
-
-    @classmethod
-    def read(cls, content: Mapping[str, Any]) -> Row:
-        return cls(**content)
 
     def written(self) -> dict[str, Any]:
         return asdict(self)

@@ -125,6 +125,14 @@ def _noted(found: Counter[str]) -> Iterator[None]:
             found[f"{_short(warning.filename)}:{warning.lineno}"] += 1
 
 
+_WAITING = (
+    torch.ops.aten._local_scalar_dense,
+    torch.ops.aten.is_nonzero,
+    torch.ops.aten.item,
+    torch.ops.aten.nonzero,
+)
+
+
 class _Simulated(TorchDispatchMode):
     """The same on a CPU: operations whose result a program would have to wait for on a GPU."""
 
@@ -133,7 +141,7 @@ class _Simulated(TorchDispatchMode):
         self._found = found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+        if func.overloadpacket in _WAITING:
             self._found[str(func.overloadpacket)] += 1
         return func(*args, **(kwargs or {}))
 

@@ -65,7 +65,7 @@ def run(check: Check, bench: Any, find: Callable[[str], Any]) -> Iterator[Row]:
     try:
         with torch.inference_mode():
             for row in find(check.function)(bench):
-                yield judged(replace(row, check=check.name), check, bench.gpu)
+                yield judged(replace(row, check=check.name), check, bench.gpu and not bench.small)
     except NotHere as reason:
         yield Row(check.name, "whole check", verdict=NOT_HERE, note=str(reason))
     except Exception as error:
@@ -79,11 +79,11 @@ def run(check: Check, bench: Any, find: Callable[[str], Any]) -> Iterator[Row]:
     yield Row(check.name, "time of the check", round(seconds, 1), "s")
 
 
-def judged(row: Row, check: Check, gpu: bool) -> Row:
-    """The row, without a verdict where a CPU ran what only a GPU can show."""
-    if gpu or not check.gpu_only:
+def judged(row: Row, check: Check, real: bool) -> Row:
+    """The row, without a verdict where a CPU or tiny models ran what only a real run can show."""
+    if real or not check.gpu_only:
         return row
-    return replace(row, verdict=NOT_HERE, note=row.note or "a CPU ran it, to try its logic")
+    return replace(row, verdict=NOT_HERE, note=row.note or "only its logic was tried")
 
 
 def described(error: BaseException) -> str:
