@@ -225,22 +225,34 @@ def test_a_quantised_checkpoint_without_lora_is_found(
     assert found["fp8, effect as unquantised"].verdict == FAIL
 
 
-def test_a_trace_that_keeps_old_references_is_found(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def few_variants(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of those that are compiled, since tracing takes seconds."""
     from benchmarks.gpu_check import compiled
 
     variants = compiled._variants(bench)
     few = {name: variants[name] for name in ("plain", "one Apply")}
     monkeypatch.setattr(compiled, "_variants", lambda bench: few)
 
-    def first_order() -> list[str]:
-        return [row.verdict for row in islice(compiled.compiled(bench), 2)]
 
-    assert first_order() == [PASS, PASS]
+@pytest.mark.usefixtures("few_variants")
+def test_a_trace_that_keeps_old_references_is_found(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     patch = bench.pack.part("nodes.host.patch")
     monkeypatch.setattr(patch, "is_compiled", lambda *args: False)
-    assert first_order() == [PASS, FAIL]
+    found = islice(worker.find("compiled:compiled")(bench), 2)
+    assert [row.verdict for row in found] == [PASS, FAIL]
+
+
+def test_all_orders_pass_where_compiling_changes_nothing(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfyhost
+
+    monkeypatch.setattr(comfyhost, "stock", lambda node, model, backend: model)
+    found = rows("compiled:compiled")
+    assert [row.verdict for row in found] == [PASS] * 4 + [MEASURED]
 
 
 def test_a_check_that_raises_is_a_row_that_says_why(
