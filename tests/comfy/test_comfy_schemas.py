@@ -35,6 +35,12 @@ def described(node: Any) -> dict[str, Any]:
             value = getattr(given, name, None)
             if value is not None and not (name == "options" and given.id in FROM_FOLDERS):
                 entry[name] = value
+        if (template := getattr(given, "template", None)) is not None:
+            kind = template.input.get_io_type()
+            entry |= {"sockets": kind, "first": template.names[0], "count": len(template.names)}
+            assert template.names == [
+                template.names[0].replace("1", str(n + 1)) for n in range(entry["count"])
+            ]
         inputs[given.id] = entry
     return {
         "inputs": inputs,
@@ -132,7 +138,7 @@ def test_nodes_can_be_found_by_reading_the_source(nodes: dict[str, Any]) -> None
 
 
 IMPORT_SCRIPT = """
-import asyncio, builtins, importlib.util, json, socket, sys, time
+import asyncio, builtins, gc, importlib.util, json, socket, sys, time
 comfyui, root, base = sys.argv[1:4]
 sys.path.insert(0, comfyui)
 sys.argv = ["main.py", "--cpu", "--base-directory", base]
@@ -157,6 +163,8 @@ class Socket(socket.socket):
 socket.socket = Socket
 before = set(sys.modules)
 builtins.__import__ = noted
+# Going through all objects of ComfyUI takes Python longer than the import, and may fall on it.
+gc.disable()
 start = time.process_time()
 spec = importlib.util.spec_from_file_location(
     "pack", root + "/__init__.py", submodule_search_locations=[root]
