@@ -112,14 +112,17 @@ def test_a_wait_in_later_calls_is_found(bench: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_new_tokens_that_take_long_are_found(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.gpu_check import sampling
+
     store = bench.pack.part("nodes.host.key_values")
     project = store.project_tokens
 
     def slow(*args: Any) -> Any:
-        time.sleep(1.2)
+        time.sleep(0.6)
         return project(*args)
 
     monkeypatch.setattr(store, "project_tokens", slow)
+    monkeypatch.setattr(sampling, "NEW_TOKENS", 0.2)
     found = bare(bench, "sampling:first_step")
     assert found["new tokens add"].verdict == FAIL
 
