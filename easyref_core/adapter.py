@@ -50,7 +50,8 @@ def project_tokens(
     with checkpoint.file.open() as get:
         for layer, parts in checkpoint.cross_attention.items():
             pair = tuple(
-                F.linear(both, get(parts[p]).to(device, torch.float32)).to(dtype)
+                # Moved as in the file: torch would widen it on the CPU and move twice the bytes.
+                F.linear(both, get(parts[p]).to(device).to(torch.float32)).to(dtype)
                 for p in ("to_k_ip", "to_v_ip")
             )
             layers[layer] = (pair[0], pair[1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,6 +26,7 @@ from ...easyref_core.errors import EasyRefError
 from ...easyref_core.layer_weights import check_groups
 from ...easyref_core.tokens import ReferenceTokens, describe
 from .carried import CarriedTokens
+from .compiled import is_compiled, uncompiled
 from .key_values import KeyValueStore
 from .layers import BlockKey, group_of
 from .model_call import Lane, ModelCall, Scale, shares_of_lane
@@ -120,10 +122,13 @@ class Application:
         lanes = [lane for lane in self._lanes(chunks, options) if any(lane)]
         if lanes:
             chunks, lanes = _as_called(chunks, lanes, x, c_crossattn, options)
+        compiled = False
         if lanes:
-            call = self._call(executor.class_obj, lanes, chunks, x, t, options)
-            self._take_slots(options, call)
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            model = executor.class_obj
+            self._take_slots(options, self._call(model, lanes, chunks, x, t, options))
+            compiled = is_compiled(model, options)
+        with uncompiled() if compiled else nullcontext():
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def _lanes(self, chunks: Sequence[Chunk], options: Mapping[str, Any]) -> list[Lane]:
         """What acts on each chunk: first the tokens of node or conditioning, then each region."""

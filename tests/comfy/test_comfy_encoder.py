@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfyhost import ADAPTER_ONLY, GOLDEN_MLLM, Pack, golden, put_adapter
+from comfyhost import ADAPTER_ONLY, GOLDEN, GOLDEN_MLLM, Pack, golden, put_adapter
 from goldens import IMAGE_SIZE, adapter_tensors, difference, pictures, user_prompt
 
 CASE = "four_refs_prompt"
@@ -102,7 +102,10 @@ def test_every_layer_of_the_encoder_can_stay_on_another_device(
         for weight, _ in module.named_parameters(recurse=False)
         if not hasattr(module, "comfy_cast_weights")
     ]
-    assert plain == ["mllm_final_layer.reference_tokens"]  # cast where it is used
+    assert plain == []
+    # Cast where they are used; ComfyUI moves buffers as a whole, and back.
+    assert [name for name, _ in encoder.named_buffers()] == ["mllm_final_layer.reference_tokens"]
+    assert encoder.state_dict().keys() == fresh_easyref.encoder.plan().sources.keys()
 
 
 @pytest.mark.parametrize(
@@ -156,6 +159,75 @@ def told(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
     return steps
+
+
+@pytest.mark.parametrize(
+    ("flag", "storage"),
+    [
+        ("fp8_e4m3fn_text_enc", torch.float8_e4m3fn),
+        ("fp8_e5m2_text_enc", torch.float8_e5m2),
+        ("fp16_text_enc", torch.float16),
+        ("bf16_text_enc", torch.bfloat16),
+    ],
+)
+def test_auto_heeds_how_comfyui_stores_text_encoders(
+    pack: Pack,
+    encode: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    storage: torch.dtype,
+) -> None:
+    """A CPU is bad at all of these, so it computes in float32."""
+    from comfy.cli_args import args
+
+    monkeypatch.setattr(args, flag, True)
+    easyref = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
+    tokens = encode(easyref)
+    assert torch.isfinite(tokens.cond).all()
+    encoder = easyref.encoder.patcher.model
+    assert encoder.compute_dtype == torch.float32
+    narrow = storage.itemsize == 1
+    for name, weight in encoder.state_dict().items():
+        small = weight.ndim == 1 or name.endswith("reference_tokens")
+        assert weight.dtype == (torch.float32 if narrow and small else storage), name
+    assert narrow or off(tokens) < 0.3
+
+    chosen = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "fp32")
+    assert off(encode(chosen)) < TOKENS, "what the graph says comes first"
+
+
+def test_auto_widens_weights_where_comfyui_stores_text_encoders_so(
+    pack: Pack, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfy.cli_args import args
+
+    name = put_adapter(
+        pack, "half.safetensors", {n: t.half() for n, t in adapter_tensors().items()}
+    )
+    monkeypatch.setattr(args, "fp32_text_enc", True)
+    easyref = pack.run("EasyRefLoader", name, GOLDEN_MLLM, "auto")
+    encode(easyref)
+    assert {p.dtype for p in easyref.encoder.patcher.model.parameters()} == {torch.float32}
+
+
+def test_without_mapped_files_no_weight_keeps_its_file_open(
+    fresh_easyref: Any, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.utils
+
+    monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", True)
+    encode()
+    for name, weight in fresh_easyref.encoder.patcher.model.state_dict().items():
+        assert weight.untyped_storage().nbytes() == weight.nbytes, f"{name} is part of a file"
+
+
+def test_comfyui_sees_the_encoder_behind_the_loaders_value(
+    pack: Pack, fresh_easyref: Any, encode: Callable[..., Any]
+) -> None:
+    assert fresh_easyref.patcher is None
+    encode()
+    assert fresh_easyref.patcher is fresh_easyref.encoder.patcher
+    assert not fresh_easyref.is_dynamic()
 
 
 def test_an_interrupt_while_encoding_stops_soon_and_the_next_run_is_clean(
