@@ -58,6 +58,11 @@ NEW_NODE = """type => {
     app.graph.setDirtyCanvas(true, true);
     return node.id;
 }"""
+# Clearing alone leaves the widgets of removed nodes on the page.
+CLEAR = """() => {
+    for (const node of [...app.graph.nodes]) app.graph.remove(node);
+    app.graph.clear();
+}"""
 # ComfyUI's own: an error at the start.
 KNOWN_ERROR = "reading 'id'"
 OWN = "/extensions/easyref/"
@@ -98,7 +103,7 @@ class ComfyPage:
         self.tab.wait_for_function(READY, timeout=120_000)
         self.tab.wait_for_function(LOADED, timeout=120_000)
         self.tab.wait_for_timeout(300)
-        self.evaluate("() => app.graph.clear()")
+        self.evaluate(CLEAR)
 
     def start_anew(self, mode: str) -> None:
         """An empty graph in a way of drawing nodes; faster than loading the page.
@@ -109,7 +114,7 @@ class ComfyPage:
         self._problems.clear()
         for _ in range(2):
             self.tab.keyboard.press("Escape")
-        self.evaluate("() => app.graph.clear()")
+        self.evaluate(CLEAR)
         self.tab.mouse.move(2, 2)
         self.mode = mode
         self.setting("Comfy.VueNodes.Enabled", mode == "vue")
