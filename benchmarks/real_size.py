@@ -212,7 +212,7 @@ def run(nodes: dict[str, Any], log: Log, side: int, steps: int) -> None:
     references = execute(
         "EasyRefReferences",
         weight=1.0,
-        **{f"image_{n}": picture for n, picture in enumerate(pictures, 1)},
+        images={f"image_{n}": picture for n, picture in enumerate(pictures, 1)},
     )
     inputs = {"easyref": easyref, "references": references}
     inputs |= {"aggregation": "easyref", "image_size": 336}

@@ -168,7 +168,7 @@ def node_width(node: Node) -> int:
 def node_size(node: Node, info: Mapping[str, Any]) -> tuple[int, int]:
     """So large that everything in the node is seen."""
     sockets, lines, texts = 0, 0, 0
-    for name, type_of, options, _ in schema_inputs(info):
+    for name, type_of, options, _ in schema_inputs(info, node.inputs):
         if type_of not in WIDGETS:
             sockets += 1
         elif options.get("multiline"):
@@ -192,7 +192,7 @@ def _links(graph: Graph, object_info: ObjectInfo) -> list[list[Any]]:
     """Number, source, its slot, target, its slot, type: sorted by target."""
     links: list[list[Any]] = []
     for node in graph.nodes:
-        for slot, (name, _, _) in enumerate(_sockets(node, object_info[node.kind])):
+        for slot, (name, _) in enumerate(_sockets(node, object_info[node.kind])):
             value = node.inputs.get(name)
             if isinstance(value, Output):
                 kind = object_info[value.node.kind]["output"][value.slot]
@@ -201,15 +201,18 @@ def _links(graph: Graph, object_info: ObjectInfo) -> list[list[Any]]:
     return links
 
 
-def _sockets(node: Node, info: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """Name, type, whether optional: the inputs that are no widgets, then widgets with a link."""
-    inputs = list(schema_inputs(info))
-    sockets = [(name, kind, opt) for name, kind, _, opt in inputs if kind not in WIDGETS]
-    return sockets + [
-        (name, kind, False)
-        for name, kind, _, _ in inputs
-        if kind in WIDGETS and isinstance(node.inputs.get(name), Output)
-    ]
+def _sockets(node: Node, info: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and entry in the file: the inputs that are no widgets, then widgets with a link."""
+    sockets, widgets = [], []
+    for name, kind, options, optional in schema_inputs(info, node.inputs):
+        entry: dict[str, Any] = {"name": name, "type": kind}
+        if "label" in options:
+            entry["label"] = options["label"]
+        if kind not in WIDGETS:
+            sockets.append((name, entry | ({"shape": 7} if optional else {})))
+        elif isinstance(node.inputs.get(name), Output):
+            widgets.append((name, entry | {"widget": {"name": name}}))
+    return sockets + widgets
 
 
 def _node(
@@ -220,15 +223,10 @@ def _node(
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
     into = {link[4]: link for link in links if link[3] == node.number}
-    inputs = []
-    for slot, (name, kind, optional) in enumerate(_sockets(node, info)):
-        entry: dict[str, Any] = {"name": name, "type": kind}
-        if kind in WIDGETS:
-            entry["widget"] = {"name": name}
-        entry["link"] = into[slot][0] if slot in into else None
-        if optional:
-            entry["shape"] = 7
-        inputs.append(entry)
+    inputs = [
+        {**entry, "link": into[slot][0] if slot in into else None}
+        for slot, (_, entry) in enumerate(_sockets(node, info))
+    ]
     outputs = [
         {
             "name": name,

@@ -32,8 +32,8 @@ LORA = ModelFile(
 MODELS_BOX = "1. Models"
 NEGATIVE = "A collage of images, monochrome, lowres, bad anatomy, worst quality, low quality"
 _LEAST_REFERENCES = (
-    "They may have any sizes; connect more to **EasyRef References** (up to eight), or drop files "
-    "onto it."
+    "They may have any sizes; connect more to **EasyRef References**, where a free input stands "
+    "ready, or drop files onto it."
 )
 
 
@@ -92,7 +92,7 @@ def add_models(graph: Graph, *, lora: bool = False, control_net: bool = False) -
     model, clip = checkpoint.out(0), checkpoint.out(1)
     if lora:
         changed = graph.add(
-            "LoraLoader", models=(LORA,), model=model, clip=clip, lora_name=LORA.name
+            "LoraLoader", "Load LoRA", models=(LORA,), model=model, clip=clip, lora_name=LORA.name
         )
         model, clip = changed.out(0), changed.out(1)
         loaders.insert(1, changed)
@@ -124,7 +124,7 @@ def add_pictures(graph: Graph, numbers: Sequence[int], title: str = "Reference")
 
 
 def add_group(graph: Graph, pictures: Sequence[Node], title: str | None = None) -> Node:
-    connected = {f"image_{place}": node for place, node in enumerate(pictures, 1)}
+    connected = {f"images.image_{place}": node for place, node in enumerate(pictures, 1)}
     return graph.add("EasyRefReferences", title, **connected)
 
 

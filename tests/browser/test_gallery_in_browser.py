@@ -283,7 +283,7 @@ def test_workflows_from_before_the_gallery_keep_their_links(page: ComfyPage, pac
         if node["class_type"] == "EasyRefReferences"
     )
     linked = sorted(name for name, value in inputs.items() if isinstance(value, list))
-    assert linked == ["image_1", "image_2", "image_3"]
+    assert linked == [f"images.image_{number}" for number in (1, 2, 3)]
     assert (inputs["weight"], inputs["gallery"]) == (0.75, "")
 
 

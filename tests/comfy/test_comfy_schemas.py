@@ -35,6 +35,12 @@ def described(node: Any) -> dict[str, Any]:
             value = getattr(given, name, None)
             if value is not None and not (name == "options" and given.id in FROM_FOLDERS):
                 entry[name] = value
+        if (template := getattr(given, "template", None)) is not None:
+            kind = template.input.get_io_type()
+            entry |= {"sockets": kind, "first": template.names[0], "count": len(template.names)}
+            assert template.names == [
+                template.names[0].replace("1", str(n + 1)) for n in range(entry["count"])
+            ]
         inputs[given.id] = entry
     return {
         "inputs": inputs,
