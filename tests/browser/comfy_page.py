@@ -63,6 +63,7 @@ CLEAR = """() => {
     for (const node of [...app.graph.nodes]) app.graph.remove(node);
     app.graph.clear();
 }"""
+EMPTY = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
 # ComfyUI's own: an error at the start.
 KNOWN_ERROR = "reading 'id'"
 OWN = "/extensions/easyref/"
@@ -115,7 +116,8 @@ class ComfyPage:
         for _ in range(2):
             self.tab.keyboard.press("Escape")
         self.evaluate(CLEAR)
-        self.tab.mouse.move(2, 2)
+        self.load(EMPTY)  # undo goes no further back than this
+        self.tab.mouse.move(700, 450)  # nothing there that could be hovered
         self.mode = mode
         self.setting("Comfy.VueNodes.Enabled", mode == "vue")
         self.tab.wait_for_function(f"() => !!LiteGraph.vueNodesMode === {json.dumps(mode == 'vue')}")
