@@ -191,7 +191,7 @@ def commands(parser: Any) -> dict[str, set[str]]:
 def test_make_commands_exist() -> None:
     makefile = read(ROOT / "Makefile")
     for block in blocks("sh"):
-        for target in re.findall(r"^make (\w+)", block, re.MULTILINE):
+        for target in re.findall(r"^make ([\w-]+)", block, re.MULTILINE):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
