@@ -50,8 +50,7 @@ def project_tokens(
     with checkpoint.file.open() as get:
         for layer, parts in checkpoint.cross_attention.items():
             pair = tuple(
-                # Moved as in the file: torch would widen it on the CPU and move twice the bytes.
-                F.linear(both, get(parts[p]).to(device).to(torch.float32)).to(dtype)
+                F.linear(both, _widened(get(parts[p]), device)).to(dtype)
                 for p in ("to_k_ip", "to_v_ip")
             )
             layers[layer] = (pair[0], pair[1])
@@ -85,7 +84,8 @@ def projection_bytes(
 
 
 def _widened(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A weight in float32 on the device; half precision is widened there, half the way's bytes."""
+    """A weight in float32 on the device, moved as it is in the file: half precision takes half the
+    bytes."""
     # Not every device of these knows every dtype; they share the computer's memory or are slow.
     plain = weight.dtype in (torch.float32, torch.float16)
     if device.type in ("mps", "privateuseone") and not plain:
