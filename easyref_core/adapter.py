@@ -50,7 +50,7 @@ def project_tokens(
     with checkpoint.file.open() as get:
         for layer, parts in checkpoint.cross_attention.items():
             pair = tuple(
-                F.linear(both, _widened(get(parts[p]), device)).to(dtype)
+                F.linear(both, _widened(get(parts[p]), both.device)).to(dtype)
                 for p in ("to_k_ip", "to_v_ip")
             )
             layers[layer] = (pair[0], pair[1])
