@@ -84,6 +84,7 @@ def test_after_the_first_call_nothing_is_moved_or_waited_for(
     model = apply(pack, comfyhost.golden_unet(pack), half_easyref, **settings)
     first, later = sample(gpu, model)
     assert first.moved > plain[0].moved > later.moved
+    assert len(first.waits) < 20, "a value of the noise schedule each"
     assert later == plain[1]
 
 
