@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -97,15 +97,39 @@ class Subgraph:
     outputs: Mapping[str, Output]
 
 
-def schema_inputs(info: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any], bool]]:
-    """A node's inputs in the editor's order: name, type, options, whether it is optional."""
+def schema_inputs(
+    info: Mapping[str, Any], given: Collection[str] = ()
+) -> Iterator[tuple[str, str, Mapping[str, Any], bool]]:
+    """A node's inputs in the editor's order: name, type, options, whether it is optional.
+
+    Args:
+        given: names of what is connected. An input that grows has a socket more than these.
+    """
     for kind in ("required", "optional"):
         for name in info["input_order"].get(kind, ()):
             type_of, *rest = info["input"][kind][name]
             options = rest[0] if rest else {}
+            if type_of == "COMFY_AUTOGROW_V3":
+                yield from _grown(name, options["template"], given)
+                continue
             if isinstance(type_of, list):
                 type_of, options = "COMBO", {"default": next(iter(type_of), None), **options}
             yield name, type_of, options, kind != "required"
+
+
+def _grown(
+    group: str, template: Mapping[str, Any], given: Collection[str]
+) -> Iterator[tuple[str, str, Mapping[str, Any], bool]]:
+    """The sockets of an input that grows: those that are there at least, and one that is free."""
+    names = [f"{group}.{name}" for name in template["names"]]
+    if unknown := [name for name in given if name.startswith(f"{group}.") and name not in names]:
+        raise ValueError(f"{group} does not grow to {', '.join(unknown)}")
+    last = max((place for place, name in enumerate(names, 1) if name in given), default=0)
+    ((kind, inputs),) = ((k, i) for k, i in template["input"].items() if i)
+    ((type_of, options),) = inputs.values()
+    for place, name in enumerate(names[: max(template["min"], last + 1)], 1):
+        optional = kind == "optional" or place > template["min"]
+        yield name, type_of, {**options, "label": name.rpartition(".")[2]}, optional
 
 
 def input_values(node: Node, info: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +139,7 @@ def input_values(node: Node, info: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: an input is unknown, or a required one is missing.
     """
     values: dict[str, Any] = {}
-    for name, type_of, options, optional in schema_inputs(info):
+    for name, type_of, options, optional in schema_inputs(info, node.inputs):
         if name in node.inputs:
             values[name] = node.inputs[name]
         elif type_of in WIDGETS:

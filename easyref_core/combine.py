@@ -24,6 +24,7 @@ CONCATENATE, AVERAGE, WEIGHTED, ADD, SUBTRACT, AVOID = METHODS = (
     "subtract",
     "avoid",
 )
+WEIGHING = (WEIGHTED, ADD, SUBTRACT)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,39 @@ def combine_tokens(parts: Sequence[Part], method: str) -> ReferenceTokens:
         sum(part.tokens.num_references for part in parts),
         f"{method} of {len(parts)}",
     )
+
+
+def read_weights(text: str, count: int | None = None) -> tuple[float, ...]:
+    """Read weights such as "1, 0.5, -0.2".
+
+    Args:
+        count: how many there may be at most, if that is known.
+
+    Returns:
+        As many as were written.
+
+    Raises:
+        EasyRefError: something else than a number was found, or too many of them.
+    """
+    pieces = [piece.strip() for piece in text.split(",")] if text.strip() else []
+    weights = []
+    for piece in pieces:
+        try:
+            weight = float(piece)
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise EasyRefError(
+                f"weights holds {piece!r}, which is no number. Write one number for each set of "
+                "tokens, separated by commas, such as 1, 0.5, -0.2."
+            )
+        weights.append(weight)
+    if count is not None and len(weights) > count:
+        raise EasyRefError(
+            f"weights holds {len(weights)} numbers ({text.strip()}), but tokens are connected up "
+            f"to tokens_{count} only. Take out what belongs to no tokens."
+        )
+    return tuple(weights)
 
 
 def _factors(method: str, weights: Sequence[float]) -> list[float]:

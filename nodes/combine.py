@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..easyref_core.combine import METHODS, Part, combine_tokens
+from ..easyref_core.combine import METHODS, WEIGHING, Part, combine_tokens, read_weights
+from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens import ReferenceTokens, stack
+from .inputs import Numbered, connected
 from .link_types import EasyRefTokens
+from .newer_core import found_by
 
-_COUNT = 4
 _BATCH = "batch"
 
 
@@ -24,15 +27,12 @@ class EasyRefCombineTokens(io.ComfyNode):
             description="Makes the reference tokens of several groups into one set: side by side, "
             "mixed, added, subtracted, one group to be avoided, or one for each latent of a batch.",
             inputs=[
-                EasyRefTokens.Input(
-                    f"tokens_{number}",
-                    optional=number > 2,
-                    tooltip="Reference tokens, all of one adapter. For avoid: 1 are the tokens to "
-                    "follow, 2 those to avoid.",
-                )
-                for number in range(1, _COUNT + 1)
-            ]
-            + [
+                io.Autogrow.Input(
+                    "tokens",
+                    template=Numbered(EasyRefTokens.Input("tokens"), least=2),
+                    tooltip="Reference tokens, all of one adapter; one more input appears with "
+                    "each, up to 100. For avoid: 1 are the tokens to follow, 2 those to avoid.",
+                ),
                 io.Combo.Input(
                     "method",
                     options=[*METHODS, _BATCH],
@@ -42,31 +42,42 @@ class EasyRefCombineTokens(io.ComfyNode):
                     "takes the place of the black picture in the negative branch. batch: one "
                     "token set per latent, 1 for the first.",
                 ),
-            ]
-            + [
-                io.Float.Input(
-                    f"weight_{number}",
-                    default=1.0,
-                    min=-3.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="What these tokens count in weighted average, add and subtract. The "
-                    "other methods do not use it.",
-                )
-                for number in range(1, _COUNT + 1)
+                io.String.Input(
+                    "weights",
+                    default="1, 1",
+                    tooltip="What tokens_1, tokens_2 and so on count in weighted average, add and "
+                    "subtract: numbers, separated by commas. Those that are left out count 1. The "
+                    "other methods do not use them.",
+                ),
             ],
             outputs=[
                 EasyRefTokens.Output(display_name="tokens", tooltip="One set of tokens to apply.")
             ],
+            **found_by("merge", "average", "concat", "mix styles", "subtract", "batch"),
         )
 
     @classmethod
-    def execute(cls, method: str, **given: Any) -> io.NodeOutput:
-        parts = []
-        for number in range(1, _COUNT + 1):
-            tokens: ReferenceTokens | None = given.get(f"tokens_{number}")
-            if tokens is not None:
-                parts.append(Part(tokens, given[f"weight_{number}"], f"tokens_{number}"))
+    def validate_inputs(
+        cls, weights: str | None = None, tokens: Mapping[str, Any] | None = None
+    ) -> bool | str:
+        # Beside the inputs that are asked for, ComfyUI gives every one that grows.
+        try:
+            read_weights(weights or "")  # None where another node will give it
+        except EasyRefError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, method: str, weights: str, tokens: Mapping[str, ReferenceTokens] | None = None
+    ) -> io.NodeOutput:
+        given = list(connected(tokens, "tokens", "tokens"))
         if method == _BATCH:
-            return io.NodeOutput(stack([part.tokens for part in parts]))
+            return io.NodeOutput(stack([value for _, value in given]))
+        last = max([2, *(number for number, _ in given)])
+        numbers = read_weights(weights, last) if method in WEIGHING else ()
+        parts = [
+            Part(value, numbers[number - 1] if number <= len(numbers) else 1.0, f"tokens_{number}")
+            for number, value in given
+        ]
         return io.NodeOutput(combine_tokens(parts, method))

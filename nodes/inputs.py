@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import torch
 from comfy_api.latest import io
 
 from ..easyref_core.aggregation import Reference
+from ..easyref_core.errors import EasyRefError
 from ..easyref_core.pictures import tensor_to_picture
 from .link_types import References
+from .newer_core import ADVANCED
 
+MAX_SOCKETS = 100  # the most that ComfyUI allows
 _PROMPT = "What the picture shall show; usually the same text as the positive prompt. May be empty."
 
 
@@ -27,12 +33,65 @@ def prompt_input(tooltip: str = _PROMPT) -> io.String.Input:
 
 
 def image_size_input(tooltip: str) -> io.Int.Input:
-    return io.Int.Input("image_size", default=0, min=0, max=1344, step=28, tooltip=tooltip)
+    return io.Int.Input(
+        "image_size", default=0, min=0, max=1344, step=28, tooltip=tooltip, **ADVANCED
+    )
 
 
-def weight_input(tooltip: str, name: str = "weight", default: float = 1.0) -> io.Float.Input:
+def weight_input(
+    tooltip: str, name: str = "weight", default: float = 1.0, **more: Any
+) -> io.Float.Input:
     """A factor: 1 as trained, below 0 the other way."""
-    return io.Float.Input(name, default=default, min=-1.0, max=3.0, step=0.05, tooltip=tooltip)
+    return io.Float.Input(
+        name, default=default, min=-1.0, max=3.0, step=0.05, tooltip=tooltip, **more
+    )
+
+
+class Numbered(io.Autogrow.TemplateNames):
+    """Sockets `NAME_1`, `NAME_2`, ... of one type: there is always a free one to connect.
+
+    Below the id of the input that grows, API form and saved workflows call them `ID.NAME_1`.
+
+    Args:
+        given: what every socket takes, with the name before the number as its id. Where it is
+            optional, gaps are allowed and nothing has to be connected.
+        least: how many sockets are there from the start. Not 0: ComfyUI's page shows none at all
+            then, up to its release 1.37.
+    """
+
+    def __init__(self, given: io.Input, least: int = 1) -> None:
+        super().__init__(given, socket_names(given.id), least)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Without empty kinds: ComfyUI before 0.10 reads the first kind, empty or not."""
+        template = super().as_dict()
+        template["input"] = {kind: given for kind, given in template["input"].items() if given}
+        return template
+
+
+def socket_names(name: str) -> list[str]:
+    return [f"{name}_{number}" for number in range(1, MAX_SOCKETS + 1)]
+
+
+def connected(given: Mapping[str, Any] | None, group: str, name: str) -> Iterator[tuple[int, Any]]:
+    """Number and value of each connected socket of a `Numbered` input, in order.
+
+    Args:
+        given: as ComfyUI hands it over; None where nothing is connected.
+        group, name: the input's id, and what stands before the number.
+
+    Raises:
+        EasyRefError: the input itself was linked, which only a graph in API form can do.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise EasyRefError(
+            f"{group} is no input by itself. Connect to {group}.{name}_1, {group}.{name}_2 and so "
+            "on."
+        )
+    for number, socket in enumerate(socket_names(name), start=1):
+        value = (given or {}).get(socket)
+        if value is not None:
+            yield number, value
 
 
 def references_from_batch(images: torch.Tensor, name: str, weight: float = 1.0) -> References:

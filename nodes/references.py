@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,10 +10,9 @@ from comfy_api.latest import io
 
 from ..easyref_core.errors import EasyRefError
 from .host.gallery import checked_gallery, gallery_references, gallery_stamps
-from .inputs import references_from_batch
+from .inputs import Numbered, connected, references_from_batch
 from .link_types import EasyRefReferenceGroup, References
-
-_COUNT = 8
+from .newer_core import found_by
 
 
 class EasyRefReferences(io.ComfyNode):
@@ -26,15 +26,19 @@ class EasyRefReferences(io.ComfyNode):
             "into the gallery, each with its weight and crop, and connected pictures. Several of "
             "these nodes can be chained.",
             inputs=[
-                io.Image.Input(
-                    f"image_{number}",
+                # First, as what stands behind growing sockets changes its place.
+                EasyRefReferenceGroup.Input(
+                    "previous",
                     optional=True,
-                    tooltip="A picture, or a batch of pictures of one size. Each input may have "
-                    "another size; nothing is cropped.",
-                )
-                for number in range(1, _COUNT + 1)
-            ]
-            + [
+                    tooltip="References that come before these in the group.",
+                ),
+                io.Autogrow.Input(
+                    "images",
+                    template=Numbered(io.Image.Input("image", optional=True)),
+                    optional=True,
+                    tooltip="Pictures, or batches of pictures of one size; one more input appears "
+                    "with each, up to 100. Each may have another size; nothing is cropped.",
+                ),
                 io.Float.Input(
                     "weight",
                     default=1.0,
@@ -43,11 +47,6 @@ class EasyRefReferences(io.ComfyNode):
                     step=0.05,
                     tooltip="How much attention the reference tokens pay to these pictures: 1 as "
                     "trained, 2 twice as much, 0 none.",
-                ),
-                EasyRefReferenceGroup.Input(
-                    "previous",
-                    optional=True,
-                    tooltip="References that come before these in the group.",
                 ),
                 io.String.Input(
                     "gallery",
@@ -64,10 +63,16 @@ class EasyRefReferences(io.ComfyNode):
                     display_name="references", tooltip="The group, in order."
                 )
             ],
+            **found_by(
+                "reference images", "multi image", "image batch", "gallery", "load images", "folder"
+            ),
         )
 
     @classmethod
-    def validate_inputs(cls, gallery: str | None = None) -> bool | str:
+    def validate_inputs(
+        cls, gallery: str | None = None, images: Mapping[str, Any] | None = None
+    ) -> bool | str:
+        # Beside the inputs that are asked for, ComfyUI gives every one that grows.
         try:
             checked_gallery(gallery or "")  # None where another node will give it
         except EasyRefError as error:
@@ -81,18 +86,14 @@ class EasyRefReferences(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        image_1: torch.Tensor | None = None,
         weight: float = 1.0,
         previous: References | None = None,
+        images: Mapping[str, torch.Tensor] | None = None,
         gallery: str = "",
-        **images: torch.Tensor | None,
     ) -> io.NodeOutput:
-        images = {"image_1": image_1, **images}
         group: References = (previous or ()) + gallery_references(gallery, weight)
-        for number in range(1, _COUNT + 1):
-            batch = images.get(f"image_{number}")
-            if batch is not None:
-                group += references_from_batch(batch, f"image_{number}", weight)
+        for number, batch in connected(images, "images", "image"):
+            group += references_from_batch(batch, f"image_{number}", weight)
         if not group:
             raise EasyRefError(
                 "EasyRef References has no picture. Drop picture files onto the node, or connect "

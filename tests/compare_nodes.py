@@ -46,7 +46,10 @@ def _broken_inputs(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
         lost = [option for option in given.get("options", ()) if option not in now["options"]]
         if lost:
             found.append(f"the input {name} has lost {', '.join(map(str, lost))}")
-        for limit, narrower in (("min", 1), ("max", -1)):
+        for part in ("sockets", "first"):
+            if given.get(part) != now.get(part):
+                found.append(f"the sockets of {name} were {given[part]} and are {now.get(part)}")
+        for limit, narrower in (("min", 1), ("max", -1), ("count", -1)):
             if limit in given and (now.get(limit, given[limit]) - given[limit]) * narrower > 0:
                 found.append(f"the input {name} had {limit} {given[limit]} and has {now[limit]}")
     # Widget values are saved in the order of the inputs.

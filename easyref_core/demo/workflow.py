@@ -129,7 +129,7 @@ def without_nodes(graph: Graph, class_type: str, passed: str) -> Graph:
 def with_references(graph: Graph, names: Sequence[str]) -> Graph:
     """The same graph with these files, as many as there are, in its EasyRef References node."""
     gathering = only_node(graph, "EasyRefReferences")
-    slots = [name for name in graph[gathering]["inputs"] if name.startswith("image_")]
+    slots = [name for name in graph[gathering]["inputs"] if name.startswith("images.")]
     before = {graph[gathering]["inputs"][slot][0] for slot in slots}
     changed = {node_id: copy.deepcopy(n) for node_id, n in graph.items() if node_id not in before}
     inputs = changed[gathering]["inputs"]
@@ -138,7 +138,7 @@ def with_references(graph: Graph, names: Sequence[str]) -> Graph:
     for number, name in enumerate(names, 1):
         node_id = f"reference_{number}"
         changed[node_id] = {"class_type": "LoadImage", "inputs": {"image": name}}
-        inputs[f"image_{number}"] = [node_id, 0]
+        inputs[f"images.image_{number}"] = [node_id, 0]
     return changed
 
 

@@ -19,6 +19,7 @@ from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
 
 from .carried import CarriedTokens, Use, carried_by, lent_to_negative, uses_of
 from .frames import Frames, frames_of_call, window_size
+from .key_values import HeldKeyValues
 
 KEY = "easyref"
 _RUN = "easyref_run"
@@ -52,11 +53,13 @@ class RunInfo:
         roles: uuid of a conditioning -> whether it is negative.
         lent: as `Chunk.lent` of the negative ones.
         latents: of the whole batch, where known.
+        held: keys and values that stay as long as the run does.
     """
 
     roles: Mapping[Any, bool] = field(default_factory=dict)
     lent: tuple[CarriedTokens, ...] = ()
     latents: int | None = None
+    held: tuple[HeldKeyValues, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,9 +155,10 @@ def _note_run(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if "uuid" in conditioning
     }
     _check_run(guider.model_options, guider.conds.values())
+    held = _hold_key_values(guider)
     noise = args[0] if args else kwargs.get("noise")
     latents = noise.shape[0] if isinstance(noise, torch.Tensor) else None
-    run = RunInfo(roles, lent_to_negative(guider.conds, negative), latents)
+    run = RunInfo(roles, lent_to_negative(guider.conds, negative), latents, held)
     # The guider's options are this run's own copy; the patcher's are never touched.
     guider.model_options = _with_note(guider.model_options, _RUN, run)
     return executor(*args, **kwargs)
@@ -195,16 +199,53 @@ def _note_call(
     return executor(model, conds, x_in, timestep, _with_note(model_options, _CALL, info))
 
 
+def _hold_key_values(guider: Any) -> tuple[HeldKeyValues, ...]:
+    """Have all keys and values that the run will use, and ask ComfyUI to load them with the model.
+
+    On every device that the model runs on.
+    """
+    patcher: ModelPatcher = guider.model_patcher
+    # As the model will compute; a node may have chosen another dtype, which is not set yet.
+    dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
+    clones = patcher.get_additional_models_with_key("multigpu")
+    devices = dict.fromkeys((patcher.load_device, *(clone.load_device for clone in clones)))
+    carried = _carried(guider.conds.values())
+    applications = _applications(guider.model_options)
+    held = tuple(
+        application.key_values.get(tokens, device, dtype)
+        for application in applications
+        for tokens in application.tokens_of_run(carried, applications)
+        for device in devices
+    )
+    entry = next((entry for entries in guider.conds.values() for entry in entries), None)
+    if entry is not None and held:  # a dictionary of this run's own
+        models = entry.get("additional_models", [])
+        models = models if isinstance(models, list) else [models]
+        entry["additional_models"] = [*models, *dict.fromkeys(one.patcher for one in held)]
+    return held
+
+
 def _check_run(
     model_options: Mapping[str, Any] | None, lists: Iterable[Sequence[Mapping[str, Any]] | None]
 ) -> None:
     """Let every Apply node refuse what it cannot do with these conditionings."""
-    carried = [one for entries in lists for entry in entries or () for one in carried_by(entry)]
-    applications = get_wrappers_with_key(
-        WrappersMP.APPLY_MODEL, KEY, model_options or {}, is_model_options=True
-    )
+    carried = _carried(lists)
+    applications = _applications(model_options)
     for application in applications:
         application.check_run(carried, applications)
+
+
+def _carried(
+    lists: Iterable[Sequence[Mapping[str, Any]] | None],
+) -> list[CarriedTokens]:
+    return [one for entries in lists for entry in entries or () for one in carried_by(entry)]
+
+
+def _applications(model_options: Mapping[str, Any] | None) -> Sequence[Any]:
+    """The Apply nodes of a model."""
+    return get_wrappers_with_key(
+        WrappersMP.APPLY_MODEL, KEY, model_options or {}, is_model_options=True
+    )
 
 
 def _roles_of_lists(

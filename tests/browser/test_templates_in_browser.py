@@ -59,12 +59,11 @@ def test_every_template_is_shown(page: ComfyPage, screenshots: Path) -> None:
     for name in NAMES:
         page.load_template(name)
         page.fit_view()
-        page.tab.screenshot(path=screenshots / f"{name}_{page.release}.png")
+        page.screenshot(screenshots, name)
         assert page.evaluate(UNKNOWN) == [], name
 
 
 def test_the_blueprint_is_a_subgraph_with_its_settings(page: ComfyPage, pack: Path) -> None:
-    page.allow_requests()  # about the size of the adapter's file
     page.load(json.loads((pack / "subgraphs" / "EasyRef.json").read_text(encoding="utf-8")))
     page.tab.wait_for_function(NODES, arg=1)
     (node,) = page.evaluate(

@@ -131,6 +131,12 @@ def random_tokens(pack: Pack, easyref: Any, seed: int, batch: int = 1) -> Any:
     return tokens(cond, uncond, checkpoint.identity, checkpoint.name)
 
 
+def gathered(pack: Pack, *pictures: torch.Tensor, **inputs: Any) -> Any:
+    """A group of references of these pictures, each on a socket of EasyRef References."""
+    images = {f"image_{number}": picture for number, picture in enumerate(pictures, start=1)}
+    return pack.run("EasyRefReferences", images=images, **inputs)
+
+
 def sizes(values: Sequence[float]) -> dict[str, float]:
     """SDXL's sizes and crops as the settings of a CONDITIONING."""
     names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")

@@ -10,7 +10,7 @@ from typing import Any
 import goldens
 import pytest
 import torch
-from comfyhost import ADAPTER_ONLY, GOLDEN, GOLDEN_MLLM, Pack, golden, put_adapter
+from comfyhost import ADAPTER_ONLY, GOLDEN, GOLDEN_MLLM, Pack, gathered, golden, put_adapter
 from goldens import IMAGE_SIZE, MLLM, TINY, difference, pictures, user_prompt
 
 CASE = "one_ref_prompt"
@@ -71,14 +71,14 @@ def test_a_picture_of_values_that_are_not_numbers_is_named(
     with pack.refused("images (picture 2)", "3 values", "not numbers"):
         encode(images=broken)
     with pack.refused("image_7", "3 values"):
-        pack.run("EasyRefReferences", picture(1, 8, 8, 3), 1.0, image_7=broken[1:2])
+        gathered(pack, *[picture(1, 8, 8, 3)] * 6, broken[1:2])
 
 
 @pytest.mark.parametrize("shape", [(1, 5, 2000, 3), (1, 2000, 5, 3)])
 def test_a_picture_that_is_too_elongated_is_named(
     pack: Pack, encode: Callable[..., Any], shape: tuple[int, ...]
 ) -> None:
-    group = pack.run("EasyRefReferences", picture(1, 8, 8, 3), 1.0, image_2=picture(*shape))
+    group = gathered(pack, picture(1, 8, 8, 3), picture(*shape))
     with pack.refused("image_2", f"{shape[2]}x{shape[1]}", "aspect ratio of 400"):
         encode(references=group)
 
@@ -108,7 +108,7 @@ def test_a_picture_without_its_batch_is_one_picture(encode: Callable[..., Any]) 
 
 
 def test_weights_that_leave_nothing(pack: Pack, encode: Callable[..., Any]) -> None:
-    group = pack.run("EasyRefReferences", golden_picture(), 0.0)
+    group = gathered(pack, golden_picture(), weight=0.0)
     assert encode(references=group).cond.isfinite().all()
     for aggregation in ("average", "concatenate"):
         with pack.refused("weight 0", aggregation):

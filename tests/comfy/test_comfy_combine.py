@@ -15,10 +15,10 @@ METHODS = ("concatenate", "average", "weighted average", "add", "subtract", "avo
 
 
 def combine(pack: Pack, method: str, *tokens: Any, **settings: Any) -> Any:
-    """The node with its defaults."""
-    given = {f"tokens_{n}": t for n, t in enumerate(tokens, start=1)}
-    weights = {f"weight_{n}": 1.0 for n in range(1, 5)}
-    return pack.run("EasyRefCombineTokens", method=method, **(given | weights | settings))
+    """The node with its defaults; None leaves an input free."""
+    given = {f"tokens_{n}": t for n, t in enumerate(tokens, start=1) if t is not None}
+    inputs = {"method": method, "weights": "1, 1", "tokens": given, **settings}
+    return pack.run("EasyRefCombineTokens", **inputs)
 
 
 @pytest.fixture
@@ -48,7 +48,9 @@ def test_combined_tokens_act_as_written(
 def test_a_batch_gives_each_latent_its_own_tokens(pack: Pack, unet: Any, easyref: Any) -> None:
     """Five of them, by two nodes: each latent of a batch is what it is alone with its tokens."""
     groups = [random_tokens(pack, easyref, seed) for seed in range(5)]
-    batch = combine(pack, "batch", combine(pack, "batch", *groups[:4]), groups[4])
+    batch = combine(pack, "batch", combine(pack, "batch", *groups[:3]), *groups[3:])
+    at_once = combine(pack, "batch", *groups)
+    assert torch.equal(at_once.cond, batch.cond)
     x = latents(5)
     found = predict(apply(pack, unet, easyref, batch), 5.0, x)
     for number, group in enumerate(groups):
@@ -73,13 +75,13 @@ def test_a_group_combined_with_itself_stays_what_it_is(
     """Twice the same keys share the attention that one had."""
     wanted = predict(apply(pack, unet, easyref, tokens), cfg=5.0)
     for method in ("concatenate", "average", "weighted average"):
-        twice = combine(pack, method, tokens, tokens, weight_1=0.5)
+        twice = combine(pack, method, tokens, tokens, weights="0.5")
         assert difference(predict(apply(pack, unet, easyref, twice), cfg=5.0), wanted) < 1e-4
 
 
-def test_four_groups_with_a_gap_and_weights(pack: Pack, easyref: Any) -> None:
+def test_weights_belong_to_inputs_and_gaps_are_allowed(pack: Pack, easyref: Any) -> None:
     a, b, c = (random_tokens(pack, easyref, seed) for seed in range(3))
-    found = combine(pack, "subtract", a, b, tokens_4=c, weight_2=0.5, weight_3=9.0, weight_4=2.0)
+    found = combine(pack, "subtract", a, b, None, c, weights="1, 0.5, 9, 2")
     assert difference(found.cond, a.cond - 0.5 * b.cond - 2 * c.cond) < 1e-5
     assert found.aggregation == "subtract of 3"
 
@@ -109,7 +111,7 @@ def test_mistakes_name_the_inputs(pack: Pack, easyref: Any, groups: list[Any]) -
     a, b = groups
     with pack.refused("tokens_1", "golden", "tokens_4", "other.safetensors"):
         other = replace(b, adapter="else", adapter_name="other.safetensors")
-        combine(pack, "add", a, b, tokens_4=other)
+        combine(pack, "add", a, b, None, other)
     with pack.refused("tokens_1 hold", "tokens_2", "'average'"):
         combine(pack, "average", a, combine(pack, "concatenate", a, b))
     with pack.refused("2 groups", "3"):
@@ -117,4 +119,26 @@ def test_mistakes_name_the_inputs(pack: Pack, easyref: Any, groups: list[Any]) -
             pack, "average", *(random_tokens(pack, easyref, 1, batch=batch) for batch in (2, 3))
         )
     with pack.refused("(1, -1)", "add up to 0"):
-        combine(pack, "weighted average", a, b, weight_2=-1.0)
+        combine(pack, "weighted average", a, b, weights="1, -1")
+    with pack.refused("3 numbers (1, 2, 3)", "tokens_2"):
+        combine(pack, "add", a, b, weights="1, 2, 3")
+    with pack.refused("tokens.tokens_1"):
+        pack.run("EasyRefCombineTokens", method="add", weights="", tokens=a)
+
+
+def test_weights_that_are_left_out_count_one(pack: Pack, easyref: Any) -> None:
+    groups = [random_tokens(pack, easyref, seed) for seed in range(3)]
+    for weights in ("", " ", "1", "1, 1", "1,1,1"):
+        found = combine(pack, "add", *groups, weights=weights)
+        assert torch.equal(found.cond, combine(pack, "add", *groups).cond)
+
+
+def test_weights_are_checked_before_the_run_and_used_by_the_methods_that_weigh(
+    pack: Pack, groups: list[Any]
+) -> None:
+    validate = pack.nodes["EasyRefCombineTokens"].validate_inputs
+    assert validate(weights="1, 0.5", tokens={"tokens_1": None}) is True
+    assert validate(weights=None) is True
+    assert "'half'" in validate(weights="1, half")
+    alike = combine(pack, "average", *groups)
+    assert torch.equal(combine(pack, "average", *groups, weights="1, 2, 3").cond, alike.cond)

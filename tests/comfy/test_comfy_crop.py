@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfyhost import Pack
+from comfyhost import Pack, gathered
 
 WHOLE = {"x": 0.0, "y": 0.0, "width": 1.0, "height": 1.0, "padding": 0.25, "square": True}
 
@@ -63,7 +63,7 @@ def test_several_masks_of_one_picture_give_a_group_of_several_sizes(
     assert [reference.name for reference in group] == ["crop 1", "crop 2"]
     tokens = pack.run("EasyRefEncode", easyref, "a cat", "easyref", 84, references=group)
     assert tokens.num_references == 2
-    more = pack.run("EasyRefReferences", image, 1.0, previous=group)
+    more = gathered(pack, image, previous=group)
     assert len(more) == 3
 
 

@@ -13,6 +13,7 @@ from comfyhost import (
     Pack,
     apply,
     euler,
+    gathered,
     golden,
     guider,
     predict,
@@ -36,8 +37,7 @@ def image(picture: Any) -> torch.Tensor:
 
 
 def encode(pack: Pack, easyref: Any, case: str, image_size: int) -> Any:
-    images = {f"image_{i + 1}": image(p) for i, p in enumerate(pictures(case))}
-    references = pack.run("EasyRefReferences", weight=1.0, **images)
+    references = gathered(pack, *map(image, pictures(case)))
     return pack.run(
         "EasyRefEncode", easyref, user_prompt(case), "easyref", image_size, references=references
     )
@@ -77,7 +77,7 @@ def test_images_come_before_references_and_chained_groups_keep_their_order(
     first, *others = [image(p) for p in pictures("four_refs_prompt")]
     group = None
     for picture in others:
-        group = pack.run("EasyRefReferences", image_1=picture, weight=1.0, previous=group)
+        group = gathered(pack, picture, previous=group)
     tokens = pack.run(
         "EasyRefEncode",
         easyref,

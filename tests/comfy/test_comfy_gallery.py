@@ -47,7 +47,9 @@ RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)
 def test_previous_then_gallery_then_images(pack: Pack, folder: Path) -> None:
     previous = references(pack, text("sub/c.png"))
     grey = torch.full((2, 8, 8, 3), 128 / 255)
-    group = references(pack, text("b.png", "a.png"), previous=previous, image_1=grey, weight=2.0)
+    group = references(
+        pack, text("b.png", "a.png"), previous=previous, images={"image_1": grey}, weight=2.0
+    )
     assert colours(group) == [BLUE, GREEN, RED, GREY, GREY]
     assert [r.name for r in group[:3]] == ["sub/c.png", "b.png", "a.png"]
     assert [r.weight for r in group] == [1.0, 2.0, 2.0, 2.0, 2.0]
@@ -62,11 +64,25 @@ def test_each_picture_has_its_own_weight_times_the_nodes(pack: Pack, folder: Pat
 def test_nothing_is_as_before(pack: Pack) -> None:
     grey = torch.full((1, 8, 8, 3), 128 / 255)
     for gallery in ("", " ", text()):
-        assert colours(references(pack, gallery, image_1=grey)) == [GREY]
+        assert colours(references(pack, gallery, images={"image_1": grey})) == [GREY]
     with pack.refused("EasyRef References has no picture", "image_1"):
         references(pack, "")
-    previous = references(pack, "", image_1=grey)
+    previous = references(pack, "", images={"image_1": grey})
     assert references(pack, "", previous=previous) == previous
+
+
+def test_connected_pictures_keep_the_order_of_their_inputs_and_gaps_are_allowed(
+    pack: Pack,
+) -> None:
+    pictures = {f"image_{n}": torch.full((1, 8, 8, 3), n / 255) for n in (100, 9, 10, 2)}
+    group = references(pack, "", images={**pictures, "image_3": None})
+    assert [r.name for r in group] == ["image_2", "image_9", "image_10", "image_100"]
+    assert colours(group) == [(n,) * 3 for n in (2, 9, 10, 100)]
+
+
+def test_a_picture_on_the_growing_input_itself_is_refused(pack: Pack) -> None:
+    with pack.refused("images.image_1"):
+        references(pack, "", images=torch.zeros(1, 8, 8, 3))
 
 
 def test_crops_are_shares_of_the_upright_picture(pack: Pack, folder: Path) -> None:
@@ -143,7 +159,7 @@ def test_other_sentences_reach_the_person(pack: Pack, folder: Path) -> None:
     validate = pack.nodes["EasyRefReferences"].validate_inputs
     assert "newer EasyRef" in validate(gallery=text(version=2))
     assert "[output]" in validate(gallery=text("a.png [output]"))
-    assert validate() is True
+    assert validate() is validate(images={"image_1": None}) is True
     assert validate(gallery=None) is True
 
 

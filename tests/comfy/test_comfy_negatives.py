@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from attention_spy import Spy
-from comfyhost import Pack, apply, golden, predict, text
+from comfyhost import Pack, apply, gathered, golden, predict, text
 from goldens import IMAGE_SIZE, difference, pictures, user_prompt
 
 CASE = "four_refs_prompt"
@@ -53,6 +53,6 @@ def test_they_act_on_the_negative_text(
 def test_a_picture_that_cannot_be_read_is_named_as_one_of_them(
     pack: Pack, easyref: Any, group: Any
 ) -> None:
-    thin = pack.run("EasyRefReferences", torch.rand(1, 5, 2000, 3), 1.0)
+    thin = gathered(pack, torch.rand(1, 5, 2000, 3))
     with pack.refused("negative references: image_1", "aspect ratio of 400"):
         encode(pack, easyref, group, negative_references=thin)

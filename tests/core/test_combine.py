@@ -12,7 +12,7 @@ import torch
 
 from easyref_core.adapter import check_tokens
 from easyref_core.checkpoint import AdapterCheckpoint
-from easyref_core.combine import METHODS, Part, combine_tokens
+from easyref_core.combine import METHODS, Part, combine_tokens, read_weights
 from easyref_core.tokens import ReferenceTokens, load_tokens, save_tokens
 
 MIXES = ("average", "weighted average", "add", "subtract")
@@ -127,6 +127,26 @@ def test_combined_tokens_are_saved_and_still_belong_to_their_adapter(
     assert torch.equal(found.cond, made.cond)
     assert found.aggregation == made.aggregation
     check_tokens(checkpoint, found)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("", ()), ("  ", ()), ("1", (1,)), ("1, 0.5,-2", (1, 0.5, -2)), (" .5 ,\n1e0", (0.5, 1))],
+)
+def test_weights_are_read(text: str, wanted: tuple[float, ...]) -> None:
+    assert read_weights(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["one", "1, ", "1; 2", "1, nan", "inf", "1,,2", "0,5 1"])
+def test_weights_that_are_not_numbers_are_named(text: str) -> None:
+    with goldens.refused("weights holds '", "no number", "1, 0.5, -0.2"):
+        read_weights(text)
+
+
+def test_more_weights_than_tokens_are_refused() -> None:
+    assert read_weights("1, 2", 2) == (1, 2)
+    with goldens.refused("3 numbers (1, 2, 3)", "tokens_2"):
+        read_weights("1, 2, 3", 2)
 
 
 # What cannot be combined

@@ -119,7 +119,7 @@ def test_a_workflow_takes_as_many_references_as_there_are(count: int) -> None:
     before = load_workflow("easyref_controlnet")
     graph = with_references(before, names)
     inputs = graph[only_node(graph, "EasyRefReferences")]["inputs"]
-    slots = [f"image_{number}" for number in range(1, count + 1)]
+    slots = [f"images.image_{number}" for number in range(1, count + 1)]
     assert inputs.keys() == {"weight", "gallery", *slots}
     assert [graph[inputs[slot][0]]["inputs"]["image"] for slot in slots] == names
     assert {link[0] for link in links(graph)} <= graph.keys()

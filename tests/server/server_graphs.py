@@ -25,6 +25,10 @@ SIDE = 128
 STEPS = 3
 
 
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
 def small(name: str = "easyref_character", **sampler: Any) -> Graph:
     """A shipped workflow on the demo models, with a small latent and few steps."""
     graph = with_gallery(use_demo_models(load_workflow(name)), REFERENCES)

@@ -43,7 +43,9 @@ def with_gallery(gallery: str) -> Graph:
     for node in graph.values():
         if node["class_type"] == "EasyRefReferences":
             node["inputs"] = {
-                name: value for name, value in node["inputs"].items() if "image_" not in name
+                name: value
+                for name, value in node["inputs"].items()
+                if not name.startswith("images.")
             }
     return graph
 

@@ -8,14 +8,10 @@ from urllib.parse import urlencode
 
 import numpy as np
 from PIL import Image
-from server_graphs import OTHERS, pixels, small
+from server_graphs import OTHERS, node, pixels, small
 
 from easyref_core.demo.comfy_server import ComfyServer
 from easyref_core.demo.workflow import Graph, only_node
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs}
 
 
 def tokens_of_another_character(graph: Graph) -> dict[str, Any]:
@@ -76,10 +72,9 @@ def test_combined_and_avoided_tokens_give_other_pictures(server: ComfyServer) ->
     for method in ("concatenate", "average", "avoid"):
         graph["combined"] = node(
             "EasyRefCombineTokens",
-            tokens_1=[encode, 0],
-            tokens_2=["other_tokens", 0],
             method=method,
-            **{f"weight_{n}": 1.0 for n in range(1, 5)},
+            weights="1, 1",
+            **{"tokens.tokens_1": [encode, 0], "tokens.tokens_2": ["other_tokens", 0]},
         )
         seen.append(pixels(server, graph))
     different = [not np.array_equal(a, b) for i, a in enumerate(seen) for b in seen[:i]]

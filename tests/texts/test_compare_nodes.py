@@ -79,6 +79,14 @@ def test_new_nodes_and_optional_inputs_at_the_end_break_nothing(released: Nodes)
             lambda n: n["EasyRefApply"]["inputs"].update(new={"type": "MASK", "optional": False}),
             "the new input new is required",
         ),
+        (
+            lambda n: n["EasyRefReferences"]["inputs"]["images"].update(first="image_0"),
+            "the sockets of images were image_1 and are image_0",
+        ),
+        (
+            lambda n: n["EasyRefReferences"]["inputs"]["images"].update(count=50),
+            "the input images had count 100 and has 50",
+        ),
         (lambda n: n["EasyRefApply"]["outputs"].clear(), "EasyRefApply: its outputs were"),
     ],
 )
