@@ -84,6 +84,7 @@ def test_after_the_first_call_nothing_is_moved_or_waited_for(
     model = apply(pack, comfyhost.golden_unet(pack), half_easyref, **settings)
     first, later = sample(gpu, model)
     assert first.moved > plain[0].moved > later.moved
+    assert len(first.waits) < 20, "a value of the noise schedule each"
     assert later == plain[1]
 
 
@@ -109,3 +110,31 @@ def test_projections_travel_as_they_are_in_the_file(
     assert own.shape == (2, *tokens.cond.shape[1:])
     assert {one.dtype for one in weights} == {torch.float16}
     assert len(weights) == 2 * len(half_easyref.checkpoint.cross_attention)
+
+
+def test_the_lora_is_merged_as_weights_are_moved_and_only_once(
+    pack: Pack, gpu: Gpu, half_easyref: Any, plain: list[dynamic_vram.Record]
+) -> None:
+    """A changed weight of the references merges and moves nothing anew."""
+    unet = comfyhost.golden_unet(pack)
+    tokens = random_tokens(pack, half_easyref, seed=1)
+    sample(gpu, apply(pack, unet, half_easyref, tokens))
+    modules = dict(unet.model.named_modules())
+    merging = {
+        f"{name}.weight"
+        for name, module in modules.items()
+        if getattr(module, "weight_lowvram_function", None) is not None
+    }
+    assert merging == set(apply(pack, unet, half_easyref, tokens).patches)
+
+    first, _ = sample(gpu, apply(pack, unet, half_easyref, tokens, weight=0.5))
+    assert first.uploads == plain[1].uploads
+    assert not first.file_reads
+
+    stronger, _ = sample(gpu, apply(pack, unet, half_easyref, tokens, lora_strength=1.5))
+    assert stronger.moved > first.moved
+    without, _ = sample(gpu, apply(pack, unet, half_easyref, tokens, lora_strength=0))
+    assert all(
+        getattr(module, "weight_lowvram_function", None) is None for module in modules.values()
+    )
+    assert without.moved > first.moved
