@@ -120,7 +120,9 @@ class ComfyPage:
         self.tab.mouse.move(700, 450)  # nothing there that could be hovered
         self.mode = mode
         self.setting("Comfy.VueNodes.Enabled", mode == "vue")
-        self.tab.wait_for_function(f"() => !!LiteGraph.vueNodesMode === {json.dumps(mode == 'vue')}")
+        self.tab.wait_for_function(
+            f"() => !!LiteGraph.vueNodesMode === {json.dumps(mode == 'vue')}"
+        )
 
     def close(self) -> None:
         self.context.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from comfy_page import MODES, ComfyPage, five_pictures, picture_file
@@ -270,21 +269,19 @@ def test_a_text_that_cannot_be_shown_is_kept(page: ComfyPage, text: str, said: s
     assert page.gallery.get_by_role("button", name="Add files").is_disabled() == ("newer" in said)
 
 
-def test_workflows_from_before_the_gallery_keep_their_links(page: ComfyPage, pack: Path) -> None:
-    old = json.loads((pack / "workflows" / "easyref_character.json").read_text(encoding="utf-8"))
+def test_workflows_without_a_gallerys_text_keep_their_links(page: ComfyPage, pack: Path) -> None:
+    old = json.loads((pack / "workflows" / "easyref_two_people.json").read_text(encoding="utf-8"))
     for node in old["nodes"]:
         if node["type"] == "EasyRefReferences":
             node["widgets_values"] = [0.75]
     page.load(old)
-    page.gallery.wait_for()
-    (inputs,) = (
-        node["inputs"]
-        for node in page.prompt().values()
-        if node["class_type"] == "EasyRefReferences"
-    )
-    linked = sorted(name for name, value in inputs.items() if isinstance(value, list))
-    assert linked == [f"images.image_{number}" for number in (1, 2, 3)]
-    assert (inputs["weight"], inputs["gallery"]) == (0.75, "")
+    page.wait_for(lambda: page.gallery.count() == 2)
+    groups = [n for n in page.prompt().values() if n["class_type"] == "EasyRefReferences"]
+    assert len(groups) == 2
+    for group in groups:
+        links = [name for name, value in group["inputs"].items() if isinstance(value, list)]
+        assert links == ["images.image_1"]
+        assert (group["inputs"]["weight"], group["inputs"]["gallery"]) == (0.75, "")
 
 
 def test_a_hundred_pictures_scroll(page: ComfyPage) -> None:
