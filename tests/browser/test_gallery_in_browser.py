@@ -301,6 +301,52 @@ def test_a_hundred_pictures_scroll(page: ComfyPage) -> None:
     assert page.tile(100).is_visible()
 
 
+WIDTHS = """() => {
+    const gallery = document.querySelector(".easyref-gallery");
+    const {width} = gallery.getBoundingClientRect();
+    const node = gallery.closest("[data-node-id]")?.getBoundingClientRect();
+    return [width, node?.width ?? app.graph.nodes[0].size[0] * app.canvas.ds.scale];
+}"""
+
+
+@in_both_modes
+def test_the_gallery_is_as_wide_as_its_node_with_the_side_panel_open(
+    five: ComfyPage, screenshots: Path
+) -> None:
+    page = five
+    toggle = page.tab.get_by_role("button", name="Toggle properties panel").first
+    page.evaluate("() => app.canvas.selectNode(app.graph.nodes[0])")
+    toggle.click()
+    page.tab.get_by_text("EasyRef References").last.wait_for()
+    try:
+        for width in (330, 500):
+            page.evaluate("width => app.graph.nodes[0].setSize([width, 420])", width)
+            page.evaluate("() => app.graph.setDirtyCanvas(true, true)")
+            page.tab.wait_for_timeout(500)
+            page.screenshot(screenshots, f"panel_{width}")
+            gallery, node = page.evaluate(WIDTHS)
+            assert 0 <= node - gallery <= 30, "as wide as the node but for its margins"
+    finally:
+        toggle.click()
+
+
+def test_a_request_of_this_pack_to_another_site_is_noticed(page: ComfyPage) -> None:
+    """What every other test relies on: requests of the page itself do not matter, ours do."""
+    site = "https://not-to-be-asked.invalid/"
+    page.tab.route(
+        "**/extensions/easyref/js/probe.js",
+        lambda route: route.fulfill(
+            content_type="text/javascript", body=f"fetch('{site}').catch(() => {{}});"
+        ),
+    )
+    page.evaluate("site => fetch(site).catch(() => {})", site)
+    assert page.mistakes() == []
+    page.evaluate("() => import('/extensions/easyref/js/probe.js')")
+    page.wait_for(lambda: page.mistakes() != [])
+    assert page.mistakes() == ["a request of this pack to not-to-be-asked.invalid"]
+    page.start_anew("classic")
+
+
 def test_chinese(page: ComfyPage) -> None:
     page.setting("Comfy.Locale", "zh")
     try:
