@@ -11,22 +11,23 @@ from typing import Any, TypeVar
 
 import comfy.model_management as mm
 import comfy.model_patcher
-import comfy.ops
 import comfy.utils
 import torch
 from comfy.cli_args import args
 
-from ...easyref_core.aggregation import Reference, encode_references, plan_group
+from ...easyref_core.aggregation import GroupPlan, Reference, encode_references, plan_group
 from ...easyref_core.checkpoint import AdapterCheckpoint
 from ...easyref_core.encoder import EasyRefEncoder
 from ...easyref_core.errors import OutOfMemoryError
 from ...easyref_core.inspection import Inspection, inspect_references
-from ...easyref_core.limits import activation_bytes, lack_of_memory
+from ...easyref_core.limits import working_bytes
 from ...easyref_core.loading import EncoderPlan, plan_encoder
 from ...easyref_core.prompt import PromptTokenizer
 from ...easyref_core.reading import EncodingCache
 from ...easyref_core.tokens import ReferenceTokens
+from .attention import MllmOperations, mllm_is_fused
 from .folders import bundled_tokenizer
+from .out_of_memory import lack_of_memory
 from .patcher import loads_dynamically, new_patcher
 from .weight_files import HostWeightFile
 
@@ -164,8 +165,7 @@ class HostedEncoder:
         if self._patcher is None:
             self._patcher = load_encoder(self.plan(), self._precision)
         encoder: EasyRefEncoder = self._patcher.model
-        length = plan.longest + encoder.num_tokens
-        needed = activation_bytes(encoder.config, length, encoder.compute_dtype)
+        needed = _working_bytes(encoder, plan, self._patcher.load_device)
         mm.load_models_gpu([self._patcher], memory_required=needed)
         return encoder, self._tokenizer
 
@@ -186,7 +186,7 @@ def load_encoder(
     storage, compute = _dtypes(precision, device)
     sources = {key: (HostWeightFile.of(file), name) for key, (file, name) in plan.sources.items()}
     encoder = replace(plan, sources=sources).build(
-        operations=comfy.ops.manual_cast,
+        operations=MllmOperations,
         dtype=storage,
         compute_dtype=compute,
         # Else they would be read and converted now, on the CPU.
@@ -236,6 +236,26 @@ def _keep_biases(encoder: EasyRefEncoder) -> None:
     for module in encoder.modules():
         if hasattr(module, "bias_comfy_model_dtype"):
             module.bias_comfy_model_dtype = None
+
+
+def _working_bytes(encoder: EasyRefEncoder, plan: GroupPlan, device: torch.device) -> int:
+    """What reading a group takes beside the weights, a weight that is converted to be used among
+    it."""
+    config, compute = encoder.config, encoder.compute_dtype
+    vision_head = config.vision.embed_dim // config.vision.num_heads
+    fused = mllm_is_fused(device, compute, (vision_head, config.head_dim))
+    length = plan.longest + encoder.num_tokens
+    converted = (
+        weight.numel() * compute.itemsize
+        for module in encoder.modules()
+        for weight in module.parameters(recurse=False)
+        # ComfyUI looks words up in half precision as they are.
+        if weight.dtype != compute
+        and not (isinstance(module, torch.nn.Embedding) and weight.itemsize == 2)
+    )
+    return max(converted, default=0) + working_bytes(
+        config, plan.picture_tokens, length, compute, fused
+    )
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -25,6 +25,7 @@ from ...easyref_core.checkpoint import AdapterCheckpoint
 from ...easyref_core.errors import EasyRefError
 from ...easyref_core.layer_weights import check_groups
 from ...easyref_core.tokens import ReferenceTokens, describe
+from .attention import reference_attention
 from .carried import CarriedTokens
 from .compiled import is_compiled, uncompiled
 from .key_values import KeyValueStore
@@ -104,6 +105,30 @@ class Application:
                 "no conditioning of this sampling carries tokens of this adapter. Connect tokens "
                 "or regions, or put EasyRef Set Conditioning behind the prompt."
             )
+
+    def tokens_of_run(
+        self, carried: Sequence[CarriedTokens], applications: Sequence[Application]
+    ) -> list[ReferenceTokens]:
+        """What may act in a run with these conditionings: its own tokens, its regions', and those
+        that the conditionings carry for its adapter."""
+        if self.settings.never:
+            return []
+        found = [] if self.tokens is None else [self.tokens]
+        found += [part.tokens for part in self.regions if not part.settings.never]
+        same = [
+            one
+            for one in applications
+            if one.checkpoint.identity == self.checkpoint.identity and not one.settings.never
+        ]
+        if same[-1:] == [self]:
+            found += [
+                one.tokens
+                for one in carried
+                if one.tokens.adapter == self.checkpoint.identity
+                and one.weight != 0
+                and any(one.layer_weights.factors)
+            ]
+        return list(dict.fromkeys(found))
 
     def __call__(
         self,
@@ -243,7 +268,7 @@ class _ReferenceAttention:
             text,
             q,
             call.at(self.layer, self.group, height, width, q),
-            lambda q, k, v: optimized_attention(q, k, v, heads, attn_precision=precision),
+            lambda q, k, v: reference_attention(q, k, v, heads, precision),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _ReferenceAttention:
