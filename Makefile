@@ -8,6 +8,7 @@
 #                         of its own: .venv-<version of the ComfyUI>
 #   make demo             what small models make of references, shown in demo/out/sheet.png
 #   make demo-check       measure the trained demo models; fails where a bar is missed
+#   make gpu-check        what only a GPU shows: exactness, memory and time at real size, eight minutes
 #   make thumbnail        the templates' pictures: each one run on the demo models
 #   make lint | format    code checks only | repair what can be repaired
 #   make clean            remove the environments and what was made; not ComfyUI, nor what was
@@ -15,6 +16,8 @@
 #
 #   PYTHON=python3.12     the Python that environments are made with
 #   COMFYUI_PATH=FOLDER   the ComfyUI to use; "none" goes without
+#   GPU_CHECK="--only step"
+#                         options of gpu-check; --help lists them
 #   TEST_PROCESSES=1      how many processes share the tests; one a core, four at most, by default
 
 PYTHON ?= python3
@@ -29,7 +32,7 @@ PYTEST = PYTHONPATH=tests $(PY) -m pytest -p skips_summary \
 # Idle threads shall sleep: spinning ones make a busy computer ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: test test-cores test-core demo demo-check thumbnail lint format comfyui clean
+.PHONY: test test-cores test-core demo demo-check gpu-check thumbnail lint format comfyui clean
 
 # The plugin's summary and the reason for a missing ComfyUI come last, where they are seen.
 test: lint comfyui $(VENV)/.transformers-4.57 $(VENV)/.newest-page $(VENV)/.deepspeed
@@ -57,6 +60,10 @@ demo: comfyui
 
 demo-check: $(VENV)/.project
 	@$(PY) -m easyref_core.cli demo-check --out demo/out/check.json
+
+gpu-check: comfyui
+	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); exit 1; fi
+	@$(PY) -m benchmarks.gpu_check $(GPU_CHECK)
 
 thumbnail: comfyui
 	@$(PY) -m easyref_core.demo.template_pictures

@@ -26,7 +26,10 @@ from workflow_graph import (
 _TITLE, _ROW, _WIDGET, _PADDING = 30, 20, 24, 14
 _BOX_TITLE = 50
 EDGE = 20  # between a box and what is in it
-_GAP, _BELOW, _STAGE_GAP = 30, 60, 30
+_GAP, _BELOW, _STAGE_GAP = 30, 50, 30
+# Nodes 2.0 draws the same node higher: a widget's line, a text that comes over a link, the pack's
+# name below nodes of packs, and a line below a loader whose file is missing.
+_NEW_WIDGET, _NEW_LINKED_TEXT, _NEW_PACK, _NEW_ISSUE = 28, 68, 24, 32
 
 _NOTE_WIDTH = 400
 _WIDTHS = {
@@ -41,7 +44,7 @@ _WIDTHS = {
 }
 _WIDTH = 340
 # Pictures, texts of several lines and the gallery take room that no schema tells of.
-_EXTRA_HEIGHT = {"LoadImage": 230, "SaveImage": 460, "EasyRefReferences": 150}
+_EXTRA_HEIGHT = {"LoadImage": 256, "SaveImage": 460, "EasyRefReferences": 210}
 _TEXT_HEIGHT = 90
 
 EASYREF_COLOURS = {"color": "#233", "bgcolor": "#355"}
@@ -121,23 +124,25 @@ def editor_form(
 
 def _arrange(
     template: Template, object_info: ObjectInfo
-) -> tuple[dict[int, tuple[int, int]], list[dict[str, Any]]]:
-    """Each node's place, and the boxes."""
-    places: dict[int, tuple[int, int]] = {}
+) -> tuple[dict[int, tuple[int, int, int]], list[dict[str, Any]]]:
+    """Each node's place and width, and the boxes. A node alone in its box is as wide as the box."""
+    places: dict[int, tuple[int, int, int]] = {}
     groups: list[dict[str, Any]] = []
     left = 0
     for boxes in template.stages:
         top, width = 0, max(_inner_width(box) for box in boxes)
         for box in boxes:
+            alone = len(box.columns) == len(box.columns[0]) == 1
             x, lowest = left, top
             for column in box.columns:
                 y = top
                 for node in column:
                     if node.number in places:
                         raise ValueError(f"{template.name}: {node.kind} stands in two boxes")
-                    places[node.number] = (x, y)
-                    lowest = max(lowest, y + node_size(node, object_info[node.kind])[1])
-                    y += node_size(node, object_info[node.kind])[1] + _BELOW
+                    places[node.number] = (x, y, width if alone else node_width(node))
+                    bottom = y + _room(node, object_info[node.kind])
+                    lowest = max(lowest, bottom)
+                    y = bottom + _BELOW
                 x += max(node_width(node) for node in column) + _GAP
             start = top - _TITLE - _BOX_TITLE
             bounding = [left - EDGE, start, width + 2 * EDGE, lowest + EDGE - start]
@@ -166,19 +171,36 @@ def node_width(node: Node) -> int:
 
 
 def node_size(node: Node, info: Mapping[str, Any]) -> tuple[int, int]:
-    """So large that everything in the node is seen."""
-    sockets, lines, texts = 0, 0, 0
+    """So large that everything in the node is seen on the classic canvas."""
+    rows, lines, texts, linked = _content(node, info)
+    # A text that comes over a link needs no room.
+    height = rows * _ROW + lines * _WIDGET + (texts + 0.35 * linked) * _TEXT_HEIGHT + _PADDING
+    return node_width(node), round(height + _EXTRA_HEIGHT.get(node.kind, 0))
+
+
+def _room(node: Node, info: Mapping[str, Any]) -> int:
+    """The height to be kept free: as high as the node is in Nodes 2.0, if that is more."""
+    rows, lines, texts, linked = _content(node, info)
+    height = rows * _ROW + lines * _NEW_WIDGET + linked * _NEW_LINKED_TEXT + _PADDING
+    height += texts * _TEXT_HEIGHT + _EXTRA_HEIGHT.get(node.kind, 0)
+    height += _NEW_PACK if node.kind.startswith("EasyRef") else 0
+    height += _NEW_ISSUE if node.models else 0
+    return max(height, node_size(node, info)[1])
+
+
+def _content(node: Node, info: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    """Rows of sockets, lines of widgets, texts of several lines, and such texts over a link."""
+    sockets, lines, texts, linked = 0, 0, 0, 0
     for name, type_of, options, _ in schema_inputs(info, node.inputs):
         if type_of not in WIDGETS:
             sockets += 1
+        elif options.get("multiline") and isinstance(node.inputs.get(name), Output):
+            linked += 1
         elif options.get("multiline"):
-            # A text that comes over a link needs no room.
-            texts += 0.35 if isinstance(node.inputs.get(name), Output) else 1
+            texts += 1
         else:
             lines += 2 if _companion(options) is not None else 1
-    rows = max(sockets, len(info["output"]), 1)
-    height = rows * _ROW + lines * _WIDGET + texts * _TEXT_HEIGHT + _PADDING
-    return node_width(node), round(height + _EXTRA_HEIGHT.get(node.kind, 0))
+    return max(sockets, len(info["output"]), 1), lines, texts, linked
 
 
 def _companion(options: Mapping[str, Any]) -> str | None:
@@ -217,7 +239,7 @@ def _sockets(node: Node, info: Mapping[str, Any]) -> list[tuple[str, dict[str, A
 
 def _node(
     node: Node,
-    place: tuple[int, int],
+    place: tuple[int, int, int],
     links: list[list[Any]],
     info: Mapping[str, Any],
     versions: Mapping[str, str],
@@ -249,8 +271,8 @@ def _node(
     made = {
         "id": node.number,
         "type": node.kind,
-        "pos": list(place),
-        "size": list(node_size(node, info)),
+        "pos": list(place[:2]),
+        "size": [place[2], node_size(node, info)[1]],
         "flags": {},
         "order": node.number - 1,
         "mode": 0,

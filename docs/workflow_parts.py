@@ -31,10 +31,13 @@ LORA = ModelFile(
 
 MODELS_BOX = "1. Models"
 NEGATIVE = "A collage of images, monochrome, lowres, bad anatomy, worst quality, low quality"
-_LEAST_REFERENCES = (
-    "They may have any sizes; connect more to **EasyRef References**, where a free input stands "
-    "ready, or drop files onto it."
+_GALLERY = "Drop reference pictures here"
+_OTHER_WAYS = (
+    "They may have any sizes; more than two work best. Pictures of other nodes, such as **Load "
+    "Image**, can be connected to it: after each of them a free input stands ready."
 )
+# A picture that comes with every ComfyUI, for nodes that cannot do without one.
+EXAMPLE = "example.png"
 
 
 @dataclass
@@ -115,19 +118,6 @@ def add_models(graph: Graph, *, lora: bool = False, control_net: bool = False) -
     return Models(switch, size, fitted, loaders)
 
 
-def add_pictures(graph: Graph, numbers: Sequence[int], title: str = "Reference") -> list[Node]:
-    """Load Image nodes for reference_1.png and so on."""
-    return [
-        graph.add("LoadImage", f"{title} {place}", image=f"reference_{number}.png")
-        for place, number in enumerate(numbers, 1)
-    ]
-
-
-def add_group(graph: Graph, pictures: Sequence[Node], title: str | None = None) -> Node:
-    connected = {f"images.image_{place}": node for place, node in enumerate(pictures, 1)}
-    return graph.add("EasyRefReferences", title, **connected)
-
-
 @dataclass(frozen=True)
 class Texts:
     """The prompt and what SDXL's text encoders make of it and of the negative one."""
@@ -155,30 +145,34 @@ def add_texts(graph: Graph, models: Models, prompt: str) -> Texts:
 
 @dataclass(frozen=True)
 class Reading:
-    """Three reference pictures, texts, and the tokens made of them.
+    """Texts, reference pictures, and the tokens made of them.
 
     Attributes:
-        columns: the pictures and their group, to be placed in a box.
+        gallery: EasyRef References, still without a picture.
         tokens: EasyRef Encode.
     """
 
     texts: Texts
-    columns: Sequence[Sequence[Node]]
+    gallery: Node
     tokens: Node
 
     @property
     def references(self) -> Box:
-        return Box("3. Reference pictures: any number, any sizes", self.columns)
+        return Box("3. Reference pictures: any number, any sizes", [[self.gallery]])
+
+
+def add_gallery(graph: Graph) -> Node:
+    """A place for reference pictures; it starts empty, as nobody has the same ones."""
+    return graph.add("EasyRefReferences", _GALLERY)
 
 
 def add_reading(graph: Graph, models: Models, prompt: str) -> Reading:
-    pictures = add_pictures(graph, (1, 2, 3))
-    group = add_group(graph, pictures)
+    gallery = add_gallery(graph)
     texts = add_texts(graph, models, prompt)
     tokens = graph.add(
-        "EasyRefEncode", easyref=models.easyref, references=group, prompt=texts.prompt
+        "EasyRefEncode", easyref=models.easyref, references=gallery, prompt=texts.prompt
     )
-    return Reading(texts, [*([picture] for picture in pictures), [group]], tokens)
+    return Reading(texts, gallery, tokens)
 
 
 def add_sampling(
@@ -245,9 +239,9 @@ def _file_line(file: ModelFile) -> str:
     )
 
 
-def choose_pictures(what: str) -> str:
-    """The step that all templates with Load Image nodes have."""
-    return f"Choose {what} in the **Load Image** nodes. {_LEAST_REFERENCES}"
+def drop_pictures(what: str) -> str:
+    """The first step of templates with a gallery."""
+    return f"Drop {what} onto the node **{_GALLERY}**. {_OTHER_WAYS}"
 
 
 TOO_STRONG = (

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from workflow_editor import Box, Template
 from workflow_graph import Graph, Node, Subgraph
 from workflow_parts import (
+    EXAMPLE,
     TOO_STRONG,
-    add_group,
+    add_gallery,
     add_models,
-    add_pictures,
     add_reading,
     add_sampling,
     add_texts,
-    choose_pictures,
+    drop_pictures,
     note,
 )
 
@@ -42,7 +42,7 @@ def quick() -> Template:
     graph = Graph()
     models = add_models(graph)
     texts = add_texts(graph, models, _HIKING)
-    group = graph.add("EasyRefReferences", "Drop reference pictures here")
+    group = add_gallery(graph)
     steered = graph.add(
         "EasyRefQuick",
         model=models.model,
@@ -58,8 +58,7 @@ def quick() -> Template:
         "EasyRef in its smallest form",
         models,
         [
-            "Drop two or more pictures of one person, character or style onto the node **Drop "
-            "reference pictures here**. They may have any sizes.",
+            drop_pictures("pictures of one person, character or style"),
             "Say in **Prompt** what the picture shall show. Both SDXL and EasyRef read it.",
         ],
         [
@@ -79,15 +78,14 @@ def character() -> Template:
         "EasyRef: one character, any scene",
         _HIKING,
         [
-            choose_pictures("pictures of one character"),
+            drop_pictures("pictures of one character"),
             "Say in **Prompt** what the character does and where. Both SDXL and EasyRef read it.",
         ],
         [
             TOO_STRONG,
             "Too little like them: more references of the same character, or `weight` 1.2.",
             "Something else of the references comes along, such as their background: take "
-            "pictures that share nothing but the character, or crop them in **EasyRef "
-            "References**.",
+            "pictures that share nothing but the character, or crop them in the gallery.",
         ],
     )
 
@@ -98,7 +96,7 @@ def style() -> Template:
         "EasyRef: one style, any subject",
         _LIGHTHOUSE,
         [
-            choose_pictures("pictures of one style with different subjects"),
+            drop_pictures("pictures of one style with different subjects"),
             "Say in **Prompt** what to draw; leave the style to the references.",
         ],
         [
@@ -148,7 +146,7 @@ def controlnet() -> Template:
     applied = graph.add(
         "EasyRefApply", model=models.model, easyref=models.easyref, tokens=read.tokens
     )
-    pose = graph.add("LoadImage", "Pose or composition", image="control.png")
+    pose = graph.add("LoadImage", "Pose or composition", image=EXAMPLE)
     edges = graph.add("Canny", "Edges", image=pose, low_threshold=0.1, high_threshold=0.3)
     controlled = graph.add(
         "ControlNetApplyAdvanced",
@@ -169,8 +167,9 @@ def controlnet() -> Template:
         "EasyRef with a ControlNet",
         models,
         [
-            choose_pictures("pictures of one character"),
-            "Choose the picture whose lines the result shall follow in **Pose or composition**.",
+            drop_pictures("pictures of one character"),
+            "Choose the picture whose lines the result shall follow in **Pose or composition**; "
+            "the example only holds the place.",
             "Say in **Prompt** what the character does and where.",
         ],
         [
@@ -189,13 +188,10 @@ def two_people() -> Template:
     graph = Graph()
     models = add_models(graph)
     texts = add_texts(graph, models, _FRIENDS)
-    first, second = (
-        add_pictures(graph, numbers, f"Person {name}")
-        for name, numbers in (("A", (1, 2)), ("B", (3, 4)))
-    )
+    pictures = [graph.add("LoadImage", f"Person {name} 1", image=EXAMPLE) for name in "AB"]
     groups = [
-        add_group(graph, pictures, f"Person {name}")
-        for name, pictures in (("A", first), ("B", second))
+        graph.add("EasyRefReferences", f"Person {name}", **{"images.image_1": picture})
+        for name, picture in zip("AB", pictures, strict=True)
     ]
     read = [
         graph.add(
@@ -224,8 +220,8 @@ def two_people() -> Template:
         graph, models, applied, texts.positive, texts.negative, "6. Sampling and result"
     )
     references = [
-        Box(f"3. References of person {name}", [*([p] for p in pictures), [group, encoded]])
-        for name, pictures, group, encoded in zip("AB", (first, second), groups, read, strict=True)
+        Box(f"3. References of person {name}", [[picture], [group], [encoded]])
+        for name, picture, group, encoded in zip("AB", pictures, groups, read, strict=True)
     ]
     masks = Box("4. Where each of them stands", [[ground, half], [left, right]])
     easyref = Box("5. EasyRef", [[region_a, region_b, applied]], own=True)
@@ -233,8 +229,9 @@ def two_people() -> Template:
         "EasyRef: two people, each with references",
         models,
         [
-            "Choose pictures of one person in **Person A 1** and **2**, of the other in **Person "
-            "B 1** and **2**. They may have any sizes; drop more onto the two **Person** nodes.",
+            "Choose a picture of one person in **Person A 1**, of the other in **Person B 1**; the "
+            "example only holds the place. Drop more onto the two **Person** nodes, or connect "
+            "them there. They may have any sizes.",
             "Say in **Prompt** who they are, what they do, and that one stands left and one right.",
             "Each person's references act where the mask is white. Here A has the left half and B "
             "the right: for another share change `width` of **Left half**. Masks that you paint "
@@ -286,7 +283,7 @@ def curves_and_layers() -> Template:
         "EasyRef: weight curve and layer profile",
         models,
         [
-            choose_pictures("pictures that share a style"),
+            drop_pictures("pictures that share a style"),
             "Say in **Prompt** what to draw; leave the style to the references.",
             "**Prompt first, references later** multiplies the weight over the sampling: here 0.4 "
             "at the start, where the composition is decided, and 1 at the end. `custom points` "
@@ -327,13 +324,13 @@ def tokens() -> Template:
     sampling = add_sampling(
         graph, models, applied, read.texts.positive, read.texts.negative, "5. Sampling and result"
     )
-    reading = Box("3. Once: read and save", [*read.columns, [read.tokens, saved]])
+    reading = Box("3. Once: read and save", [[read.gallery], [read.tokens, saved]])
     using = Box("4. From then on: load", [[loaded, applied]], own=True)
     text = note(
         "EasyRef: save tokens once, use them again",
         models,
         [
-            choose_pictures("pictures of one character"),
+            drop_pictures("pictures of one character"),
             "Run. The tokens are saved; **Save Tokens** shows the file. No picture comes yet: "
             "**Load Tokens** is marked, as the file was not there when you started.",
             "Press R, and choose the file in **Load Tokens**. The name that stands there is that "
@@ -370,7 +367,7 @@ def with_lora() -> Template:
         [
             "Choose your LoRA in **Load LoRA** and set its two strengths; the example is only a "
             "stand-in.",
-            choose_pictures("pictures of one character or style"),
+            drop_pictures("pictures of one character or style"),
             "Write the LoRA's trigger words, if it has any, into **Prompt**.",
         ],
         [
@@ -397,7 +394,7 @@ def subgraph() -> Template:
         "EasyRef as one node",
         _HIKING,
         [
-            choose_pictures("pictures of one character"),
+            drop_pictures("pictures of one character"),
             "Say in **Prompt** what the character does and where. Both SDXL and EasyRef read it.",
         ],
         [
@@ -408,7 +405,7 @@ def subgraph() -> Template:
         [
             "**The node EasyRef in box 4** is a subgraph: **EasyRef Encode** and **EasyRef Apply** "
             "in one. Double-click it to see and change what is inside, or copy it into your own "
-            "graphs. Newer ComfyUIs also list the blueprint **EasyRef** among the nodes to add; "
+            "graphs. ComfyUI also lists the blueprint **EasyRef** among the nodes to add; "
             "it holds **EasyRef Loader**, too.",
         ],
         inside=_encode_and_apply,

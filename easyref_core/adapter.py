@@ -50,8 +50,7 @@ def project_tokens(
     with checkpoint.file.open() as get:
         for layer, parts in checkpoint.cross_attention.items():
             pair = tuple(
-                # Moved as in the file: torch would widen it on the CPU and move twice the bytes.
-                F.linear(both, get(parts[p]).to(device).to(torch.float32)).to(dtype)
+                F.linear(both, _widened(get(parts[p]), both.device)).to(dtype)
                 for p in ("to_k_ip", "to_v_ip")
             )
             layers[layer] = (pair[0], pair[1])
@@ -85,7 +84,8 @@ def projection_bytes(
 
 
 def _widened(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A weight in float32 on the device; half precision is widened there, half the way's bytes."""
+    """A weight in float32 on the device, moved as it is in the file: half precision takes half the
+    bytes."""
     if not _travels(weight.dtype, device):
         weight = weight.float()
     return weight.to(device).float()

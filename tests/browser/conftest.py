@@ -10,6 +10,7 @@ EASYREF_SCREENSHOTS   where pictures of the page go, to be looked at
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_page import FLAGS, ComfyPage
+from comfy_page import FLAGS, SETTINGS, ComfyPage
 
 from easyref_core.demo.comfy_server import ComfyServer
 from easyref_core.demo.find_comfyui import find_comfyui
@@ -46,6 +47,11 @@ def server(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
             pytest.skip("no newest page of ComfyUI: make test, or set EASYREF_FRONTEND")
         arguments += ["--front-end-root", str(page)]
     base = tmp_path_factory.mktemp("browser")
+    settings = base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
+    (base / "input").mkdir()
+    shutil.copy(comfyui / "input" / "example.png", base / "input")  # every ComfyUI has it
     with ComfyServer(comfyui, base, arguments=arguments, seconds=300) as running:
         yield running
 
@@ -65,15 +71,26 @@ def browser() -> Iterator[Any]:
         running.close()
 
 
-@pytest.fixture
-def page(server: ComfyServer, browser: Any, release: str) -> Iterator[ComfyPage]:
-    """ComfyUI's page with an empty graph; afterwards nothing of ours may have gone wrong in it."""
+@pytest.fixture(scope="module")
+def tab(server: ComfyServer, browser: Any, release: str) -> Iterator[ComfyPage]:
+    """One for a file's tests: opening the page takes longer than most of them."""
     opened = ComfyPage(browser, server, release)
-    try:
-        yield opened
-        assert opened.mistakes() == []
-    finally:
-        opened.close()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def mode() -> str:
+    """How nodes are drawn; see `both_modes`."""
+    return "classic"
+
+
+@pytest.fixture
+def page(tab: ComfyPage, mode: str) -> Iterator[ComfyPage]:
+    """ComfyUI's page with an empty graph; afterwards nothing of ours may have gone wrong in it."""
+    tab.start_anew(mode)
+    yield tab
+    assert tab.mistakes() == []
 
 
 @pytest.fixture(scope="session")

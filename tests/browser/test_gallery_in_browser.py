@@ -5,52 +5,36 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from comfy_page import ComfyPage, five_pictures, picture_file
+from comfy_page import MODES, ComfyPage, five_pictures, picture_file
 
 FIVE = tuple(f"face {number}.png" for number in range(1, 6))
 CROP = ".easyref-tile-bottom .easyref-tool"
 REMOVE = ".easyref-tile-top .easyref-tool"
-NO_DOM_IN_VUE = "this release of ComfyUI's page shows no DOM widgets in its Vue nodes"
 
-_UNABLE: set[str] = set()
-
-
-@pytest.fixture(params=["classic", "vue"])
-def either(request: pytest.FixtureRequest, release: str) -> Any:
-    """A node on the classic canvas and as a Vue node."""
-    if request.param == "vue" and release in _UNABLE:
-        pytest.skip(NO_DOM_IN_VUE)
-    page: ComfyPage = request.getfixturevalue("page")
-    page.setting("Comfy.VueNodes.Enabled", request.param == "vue")
-    page.add_node()
-    # Not every computer that collects these tests has it.
-    from playwright.sync_api import TimeoutError as PageTimeout
-
-    try:
-        page.gallery.wait_for(timeout=5000)
-    except PageTimeout:
-        assert request.param == "vue", "the gallery is not shown"
-        page.setting("Comfy.VueNodes.Enabled", False)
-        _UNABLE.add(page.release)
-        pytest.skip(NO_DOM_IN_VUE)
-    yield page
-    page.setting("Comfy.VueNodes.Enabled", False)
+in_both_modes = pytest.mark.parametrize("mode", MODES)
 
 
 @pytest.fixture
-def five(page: ComfyPage) -> ComfyPage:
-    """A node with five pictures."""
+def one(page: ComfyPage) -> ComfyPage:
+    """A node without a picture."""
     page.add_node()
-    page.choose_files(five_pictures())
-    page.wait_for_files(*FIVE)
+    page.gallery.wait_for()
     return page
 
 
-def test_everything_a_person_does_comes_back(either: ComfyPage) -> None:
-    page = either
+@pytest.fixture
+def five(one: ComfyPage) -> ComfyPage:
+    """A node with five pictures."""
+    one.choose_files(five_pictures())
+    one.wait_for_files(*FIVE)
+    return one
+
+
+@in_both_modes
+def test_everything_a_person_does_comes_back(one: ComfyPage) -> None:
+    page = one
     page.choose_files(five_pictures())
     page.wait_for_files(*FIVE)
     page.wait_for_thumbnails()
@@ -99,8 +83,9 @@ def test_everything_a_person_does_comes_back(either: ComfyPage) -> None:
     assert page.tile(1).locator(".easyref-weight").input_value() == "0.35"
 
 
-def test_undo_redo_and_copies(either: ComfyPage) -> None:
-    page = either
+@in_both_modes
+def test_undo_redo_and_copies(one: ComfyPage) -> None:
+    page = one
     page.choose_files(five_pictures()[:2])
     page.wait_for_files("face 1.png", "face 2.png")
     page.tile(1).focus()
@@ -205,9 +190,10 @@ def test_square_and_whole_pictures(five: ComfyPage) -> None:
     assert "crop" not in page.state()[0]
 
 
+@in_both_modes
 @pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_files_dropped_and_pasted(either: ComfyPage, kind: str) -> None:
-    page = either
+def test_files_dropped_and_pasted(one: ComfyPage, kind: str) -> None:
+    page = one
     files = [picture_file(f"{kind} {number}.png", "teal") for number in range(7)]
     other = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"x"}
     page.drop_files(".easyref-gallery", [*files[:3], other, *files[3:]], kind)
@@ -258,7 +244,7 @@ def test_a_workflow_whose_files_are_missing_says_which(five: ComfyPage, screensh
     assert "missing" in page.tile(2).get_attribute("aria-label")
     assert page.files() == list(FIVE), "nothing is lost"
     page.wait_for_thumbnails()
-    page.tab.screenshot(path=screenshots / f"missing_{page.release}.png")
+    page.screenshot(screenshots, "missing")
     page.choose_files([five_pictures()[1]])
     page.wait_for(lambda: page.tab.locator("[data-lost=missing]").count() == 1)
     page.tile(5).hover()
@@ -283,22 +269,19 @@ def test_a_text_that_cannot_be_shown_is_kept(page: ComfyPage, text: str, said: s
     assert page.gallery.get_by_role("button", name="Add files").is_disabled() == ("newer" in said)
 
 
-def test_workflows_from_before_the_gallery_keep_their_links(page: ComfyPage, pack: Path) -> None:
-    old = json.loads((pack / "workflows" / "easyref_character.json").read_text(encoding="utf-8"))
+def test_workflows_without_a_gallerys_text_keep_their_links(page: ComfyPage, pack: Path) -> None:
+    old = json.loads((pack / "workflows" / "easyref_two_people.json").read_text(encoding="utf-8"))
     for node in old["nodes"]:
-        node.get("properties", {}).pop("models", None)  # ComfyUI would ask for them online
         if node["type"] == "EasyRefReferences":
             node["widgets_values"] = [0.75]
     page.load(old)
-    page.gallery.wait_for()
-    (inputs,) = (
-        node["inputs"]
-        for node in page.prompt().values()
-        if node["class_type"] == "EasyRefReferences"
-    )
-    linked = sorted(name for name, value in inputs.items() if isinstance(value, list))
-    assert linked == [f"images.image_{number}" for number in (1, 2, 3)]
-    assert (inputs["weight"], inputs["gallery"]) == (0.75, "")
+    page.wait_for(lambda: page.gallery.count() == 2)
+    groups = [n for n in page.prompt().values() if n["class_type"] == "EasyRefReferences"]
+    assert len(groups) == 2
+    for group in groups:
+        links = [name for name, value in group["inputs"].items() if isinstance(value, list)]
+        assert links == ["images.image_1"]
+        assert (group["inputs"]["weight"], group["inputs"]["gallery"]) == (0.75, "")
 
 
 def test_a_hundred_pictures_scroll(page: ComfyPage) -> None:
@@ -318,6 +301,52 @@ def test_a_hundred_pictures_scroll(page: ComfyPage) -> None:
     assert page.tile(100).is_visible()
 
 
+WIDTHS = """() => {
+    const gallery = document.querySelector(".easyref-gallery");
+    const {width} = gallery.getBoundingClientRect();
+    const node = gallery.closest("[data-node-id]")?.getBoundingClientRect();
+    return [width, node?.width ?? app.graph.nodes[0].size[0] * app.canvas.ds.scale];
+}"""
+
+
+@in_both_modes
+def test_the_gallery_is_as_wide_as_its_node_with_the_side_panel_open(
+    five: ComfyPage, screenshots: Path
+) -> None:
+    page = five
+    toggle = page.tab.get_by_role("button", name="Toggle properties panel").first
+    page.evaluate("() => app.canvas.selectNode(app.graph.nodes[0])")
+    toggle.click()
+    page.tab.get_by_text("EasyRef References").last.wait_for()
+    try:
+        for width in (330, 500):
+            page.evaluate("width => app.graph.nodes[0].setSize([width, 420])", width)
+            page.evaluate("() => app.graph.setDirtyCanvas(true, true)")
+            page.tab.wait_for_timeout(500)
+            page.screenshot(screenshots, f"panel_{width}")
+            gallery, node = page.evaluate(WIDTHS)
+            assert 0 <= node - gallery <= 30, "as wide as the node but for its margins"
+    finally:
+        toggle.click()
+
+
+def test_a_request_of_this_pack_to_another_site_is_noticed(page: ComfyPage) -> None:
+    """What every other test relies on: requests of the page itself do not matter, ours do."""
+    site = "https://not-to-be-asked.invalid/"
+    page.tab.route(
+        "**/extensions/easyref/js/probe.js",
+        lambda route: route.fulfill(
+            content_type="text/javascript", body=f"fetch('{site}').catch(() => {{}});"
+        ),
+    )
+    page.evaluate("site => fetch(site).catch(() => {})", site)
+    assert page.mistakes() == []
+    page.evaluate("() => import('/extensions/easyref/js/probe.js')")
+    page.wait_for(lambda: page.mistakes() != [])
+    assert page.mistakes() == ["a request of this pack to not-to-be-asked.invalid"]
+    page.start_anew("classic")
+
+
 def test_chinese(page: ComfyPage) -> None:
     page.setting("Comfy.Locale", "zh")
     try:
@@ -328,22 +357,22 @@ def test_chinese(page: ComfyPage) -> None:
         page.setting("Comfy.Locale", "en")
 
 
+@in_both_modes
 @pytest.mark.parametrize("palette", ["dark", "light"])
-def test_looks(either: ComfyPage, screenshots: Path, palette: str) -> None:
+def test_looks(one: ComfyPage, screenshots: Path, palette: str) -> None:
     """Pictures to look at; only that the words can be read is checked."""
-    page = either
-    mode = page.evaluate("() => LiteGraph.vueNodesMode ? 'vue' : 'classic'")
+    page = one
     page.setting("Comfy.ColorPalette", palette)
     try:
         page.tab.wait_for_timeout(500)
-        page.tab.screenshot(path=screenshots / f"empty_{mode}_{palette}_{page.release}.png")
+        page.screenshot(screenshots, f"empty_{palette}")
         page.choose_files(five_pictures())
         page.wait_for_files(*FIVE)
         page.wait_for_thumbnails()
         page.tile(3).locator(".easyref-weight").fill("0.5")
         page.tile(3).locator(".easyref-weight").press("Enter")
         page.tile(2).hover()
-        page.tab.screenshot(path=screenshots / f"five_{mode}_{palette}_{page.release}.png")
+        page.screenshot(screenshots, f"five_{palette}")
         for selector in (".easyref-count", ".easyref-button", ".easyref-place", ".easyref-weight"):
             assert contrast(page, selector) >= 4.5, selector
         page.tile(4).locator(CROP).click(force=True)
@@ -352,7 +381,7 @@ def test_looks(either: ComfyPage, screenshots: Path, palette: str) -> None:
         for _ in range(5):
             page.tab.keyboard.press("Shift+ArrowRight")
         page.tab.wait_for_timeout(300)
-        page.tab.screenshot(path=screenshots / f"crop_{mode}_{palette}_{page.release}.png")
+        page.screenshot(screenshots, f"crop_{palette}")
         page.tab.keyboard.press("Escape")
     finally:
         page.setting("Comfy.ColorPalette", "dark")

@@ -22,6 +22,10 @@ SMALL = """() => {
     for (const name of ["width", "height"]) set("EmptyLatentImage", name, 128);
     set("KSampler", "steps", 4);
 }"""
+FILL = """text => {
+    const node = app.graph.nodes.find((node) => node.type === "EasyRefReferences");
+    node.widgets.find((widget) => widget.name === "gallery").value = text;
+}"""
 ADD_INSPECTOR = """() => {
     const find = (kind) => app.graph.nodes.find((node) => node.type === kind);
     const node = LiteGraph.createNode("EasyRefInspect");
@@ -50,6 +54,7 @@ def demo(page: ComfyPage, server: ComfyServer) -> ComfyPage:
     page.load_template("easyref_character")
     page.mute_group("1. Models")
     page.evaluate(SMALL)
+    page.evaluate(FILL, json.dumps({"version": 1, "pictures": [{"file": f} for f in REFERENCES]}))
     return page
 
 
@@ -57,7 +62,7 @@ def test_a_template_shows_its_picture(demo: ComfyPage, screenshots: Path) -> Non
     demo.look_at("SaveImage")
     demo.queue()
     demo.wait_for(lambda: demo.shown("SaveImage"), lambda: demo.server.log[-2000:])
-    demo.tab.screenshot(path=screenshots / f"result_{demo.release}.png")
+    demo.screenshot(screenshots, "result")
     assert demo.shown("SaveImage") == [[128, 128]]
 
 
@@ -66,14 +71,13 @@ def test_the_inspector_shows_a_card_for_each_reference(demo: ComfyPage, screensh
     demo.look_at("EasyRefInspect")
     demo.queue()
     demo.wait_for(lambda: len(demo.shown("EasyRefInspect")) == 3, lambda: demo.server.log[-2000:])
-    demo.tab.screenshot(path=screenshots / f"inspector_{demo.release}.png")
+    demo.screenshot(screenshots, "inspector")
     assert demo.shown("EasyRefInspect") == 3 * [[SIDE, SIDE + FOOTER]]
 
 
 def test_an_adapter_for_another_model_is_told_in_our_words(
     demo: ComfyPage, screenshots: Path, other_adapter: tuple[str, str]
 ) -> None:
-    demo.allow_requests()
     demo.evaluate(USE_OTHER_ADAPTER, list(other_adapter))
     demo.queue()
     sentence = demo.tab.get_by_text("cross-attention layers and " + OTHER + " was made for").first
@@ -82,7 +86,7 @@ def test_an_adapter_for_another_model_is_told_in_our_words(
     if details.count():
         details.first.click()
     sentence.wait_for()
-    demo.tab.screenshot(path=screenshots / f"error_{demo.release}.png")
+    demo.screenshot(screenshots, "error")
     assert "Connect a model of the architecture the adapter was trained on" in sentence.inner_text()
 
 

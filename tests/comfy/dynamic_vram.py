@@ -30,8 +30,9 @@ import ctypes
 import dataclasses
 import math
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 TOO_OLD = "this ComfyUI is from before dynamic VRAM"
 META = torch.device("meta")
@@ -146,12 +146,11 @@ class _Operations(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        with self:  # in inference mode, operations made of others come as they are
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
-        name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        name, composite = _describe(func)
+        if composite:  # in inference mode, operations made of others come as they are
+            with self:
+                return func.decompose(*args, **kwargs)
+        tensors = [*_tensors(args), *_tensors(kwargs.values())]
         meta = [x for x in tensors if x.is_meta]
         host = [x for x in tensors if not x.is_meta]
         if name == "_to_copy":
@@ -189,6 +188,23 @@ class _Operations(TorchDispatchMode):
         if destination.is_meta and not source.is_meta and source.ndim:
             self._gpu.uploaded(source.shape, destination.dtype)
         return func(*args, **kwargs)
+
+
+@cache
+def _describe(func: Any) -> tuple[str, bool]:
+    """An operation's name, and whether it is made of others."""
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
+    )
+    return func.overloadpacket._qualified_op_name.removeprefix("aten::"), composite
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (x for x in value if isinstance(x, torch.Tensor))
 
 
 class _Literals(TorchFunctionMode):

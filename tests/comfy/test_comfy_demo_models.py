@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfyhost import Pack
+from comfyhost import Pack, stock
 from dynamic_vram import Gpu
 from goldens import UNET
 from safetensors.torch import load_file, save_file
@@ -97,6 +97,16 @@ def test_every_model_can_be_made_anew(pack: Pack, gpu: Gpu, load: Any, demo: Any
             theirs, ours = other.model.state_dict(), patcher.model.state_dict()
             assert theirs.keys() == ours.keys()
             assert all(torch.equal(theirs[name].float(), ours[name].float()) for name in ours), kind
+
+
+def test_the_demo_model_can_be_compiled(pack: Pack, gpu: Gpu, load: Any, demo: Any) -> None:
+    """ComfyUI compiles plain models only; it makes one anew."""
+    compiled = stock(
+        "comfy_extras.nodes_torch_compile.TorchCompileModel",
+        load("unet", demo.directory / "unet"),
+        "inductor",
+    )
+    assert not compiled.is_dynamic()
 
 
 def test_a_plain_model_beside_dynamic_ones_computes_in_one_dtype(pack: Pack, gpu: Gpu) -> None:
