@@ -29,7 +29,12 @@ WHOLE_RUN = 480
 
 _START_SECONDS = 180  # until the first check begins: imports, and writing the models
 _PROBE = """
-import json, platform, sys, torch
+import importlib.metadata, json, platform, torch
+def version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 cuda = torch.cuda.is_available()
 card = torch.cuda.get_device_properties(0) if cuda else None
 print(json.dumps({
@@ -38,6 +43,7 @@ print(json.dumps({
     "compute_capability": f"{card.major}.{card.minor}" if cuda else None,
     "torch": torch.__version__,
     "cuda": torch.version.cuda,
+    **{name: version(name) for name in ("triton", "comfy-aimdo", "comfy-kitchen")},
     "python": platform.python_version(),
     "system": platform.system(),
 }))

@@ -11,6 +11,7 @@ from .comfy_server import ComfyServer
 from .find_comfyui import comfyui_version
 from .parts import Material, Pictures, Row, RowPictures, Settings
 from .workflow import (
+    EXAMPLE,
     Graph,
     load_workflow,
     only_node,
@@ -22,8 +23,6 @@ from .workflow import (
     without_easyref,
     without_nodes,
 )
-
-_CONTROL = "control.png"  # in the shipped workflow
 
 
 def make_pictures(comfyui: Path, material: Material) -> Pictures:
@@ -53,7 +52,7 @@ def _make_row(server: ComfyServer, row: Row, settings: Settings) -> RowPictures:
     controlled = set_inputs(
         controlled, "ControlNetApplyAdvanced", strength=settings.control_strength
     )
-    controlled = with_pictures(controlled, {_CONTROL: outline})
+    controlled = with_pictures(controlled, {EXAMPLE: outline})
 
     def saved(graph: Graph) -> Image.Image:
         return server.pictures(server.run(graph), only_node(graph, "SaveImage"))[0]

@@ -20,6 +20,7 @@ from .parts import Row, Settings
 from .references import read_rows
 from .thumbnail import write_thumbnail
 from .workflow import (
+    EXAMPLE,
     WORKFLOWS,
     Graph,
     load_workflow,
@@ -27,11 +28,10 @@ from .workflow import (
     set_inputs,
     set_prompts,
     use_demo_models,
-    with_gallery,
+    with_pictures,
+    with_references,
     without_nodes,
 )
-
-_CONTROL = "control.png"  # in the template
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Scene:
 
     Attributes:
         file: of the template and its picture, without the ending.
-        references: (row, number of its picture), in the order of reference_1.png and so on.
+        references: (row, number of its picture); each group of the template has as many.
         prompt: the row whose prompt is used.
         outline: the row whose outline the ControlNet sees.
         inputs: node class -> inputs that are other than the template's, which are meant for SDXL.
@@ -138,8 +138,11 @@ def make_result(
         picture = rows[row].references[number - 1]
         names.append(server.upload(f"reference_{place}.png", picture))
     graph = use_demo_models(load_workflow(scene.file))
-    graph = _without_references_beyond(graph, names)
-    graph = with_gallery(graph, names)
+    groups = sum(node["class_type"] == "EasyRefReferences" for node in graph.values())
+    size = len(names) // groups
+    graph = with_references(
+        graph, *(names[start : start + size] for start in range(0, len(names), size))
+    )
     graph = set_prompts(graph, rows[scene.prompt].prompt, settings.negative)
     graph = set_inputs(graph, "EmptyLatentImage", width=settings.side, height=settings.side)
     graph = set_inputs(
@@ -148,33 +151,13 @@ def make_result(
     for node_class, values in scene.inputs.items():
         graph = set_inputs(graph, node_class, **values)
     if scene.outline is not None:
-        server.upload(_CONTROL, rows[scene.outline].outline)
+        outline = server.upload("outline.png", rows[scene.outline].outline)
+        graph = with_pictures(graph, {EXAMPLE: outline})
         graph = without_nodes(graph, "Canny", "image")  # the outline is drawn already
         graph = set_inputs(graph, "ControlNetApplyAdvanced", strength=settings.control_strength)
     if any(node["class_type"] == "EasyRefSaveTokens" for node in graph.values()):
         graph = _with_saved_tokens(server, graph)
     return server.pictures(server.run(graph), only_node(graph, "SaveImage"))[0]
-
-
-def _without_references_beyond(graph: Graph, names: list[str]) -> Graph:
-    """The same graph without Load Image nodes of references that the scene does not have."""
-    gone = {
-        node_id
-        for node_id, node in graph.items()
-        if node["class_type"] == "LoadImage" and node["inputs"]["image"] not in (*names, _CONTROL)
-    }
-    return {
-        node_id: {
-            **node,
-            "inputs": {
-                name: value
-                for name, value in node["inputs"].items()
-                if not (isinstance(value, list) and value[0] in gone)
-            },
-        }
-        for node_id, node in graph.items()
-        if node_id not in gone
-    }
 
 
 def _with_saved_tokens(server: ComfyServer, graph: Graph) -> Graph:

@@ -14,7 +14,9 @@ Graph = dict[str, dict[str, Any]]
 
 WORKFLOWS = PACK / "workflows"
 DEMO_NODE = "demo"
+EXAMPLE = "example.png"  # what Load Image nodes of the templates show
 _SWITCH = "EasyRefDemoModels"
+_SLOT = "images.image_"
 _LATENT = "latent"  # its input that is not muted with the models
 
 # Loader -> which output of EasyRef Demo Models stands for each of its outputs.
@@ -126,31 +128,36 @@ def without_nodes(graph: Graph, class_type: str, passed: str) -> Graph:
     return changed
 
 
-def with_references(graph: Graph, names: Sequence[str]) -> Graph:
-    """The same graph with these files, as many as there are, in its EasyRef References node."""
-    gathering = only_node(graph, "EasyRefReferences")
-    slots = [name for name in graph[gathering]["inputs"] if name.startswith("images.")]
-    before = {graph[gathering]["inputs"][slot][0] for slot in slots}
+def with_references(graph: Graph, *groups: Sequence[str]) -> Graph:
+    """The same graph with these files, by Load Image nodes, in its EasyRef References nodes.
+
+    Args:
+        groups: the files of each EasyRef References node, in the nodes' order.
+
+    Raises:
+        EasyRefError: the graph has another number of these nodes.
+    """
+    gathering = [n for n, node in graph.items() if node["class_type"] == "EasyRefReferences"]
+    if len(gathering) != len(groups):
+        raise EasyRefError(
+            f"The graph has {len(gathering)} EasyRef References, and there are pictures for "
+            f"{len(groups)}."
+        )
+    before = {
+        value[0]
+        for node_id in gathering
+        for name, value in graph[node_id]["inputs"].items()
+        if name.startswith(_SLOT)
+    }
     changed = {node_id: copy.deepcopy(n) for node_id, n in graph.items() if node_id not in before}
-    inputs = changed[gathering]["inputs"]
-    for slot in slots:
-        del inputs[slot]
-    for number, name in enumerate(names, 1):
-        node_id = f"reference_{number}"
-        changed[node_id] = {"class_type": "LoadImage", "inputs": {"image": name}}
-        inputs[f"images.image_{number}"] = [node_id, 0]
-    return changed
-
-
-def with_gallery(graph: Graph, names: Sequence[str]) -> Graph:
-    """The same graph with these files in each EasyRef References node that has no picture yet."""
-    changed = copy.deepcopy(graph)
-    text = json.dumps({"version": 1, "pictures": [{"file": name} for name in names]})
-    for node in changed.values():
-        if node["class_type"] == "EasyRefReferences" and not any(
-            _is_link(value) for value in node["inputs"].values()
-        ):
-            node["inputs"]["gallery"] = text
+    count = 0
+    for node_id, names in zip(gathering, groups, strict=True):
+        kept = {n: v for n, v in graph[node_id]["inputs"].items() if not n.startswith(_SLOT)}
+        changed[node_id]["inputs"] = kept
+        for number, name in enumerate(names, 1):
+            count += 1
+            changed[f"reference_{count}"] = {"class_type": "LoadImage", "inputs": {"image": name}}
+            kept[f"{_SLOT}{number}"] = [f"reference_{count}", 0]
     return changed
 
 

@@ -1,7 +1,7 @@
 """What a sampling run knows of itself: which conditionings are negative, where they act, and which
 carry reference tokens of their own.
 
-Two wrappers write it into the run's own copy of the model options, so nothing is shared between
+Wrappers write it into the run's own copy of the model options, so nothing is shared between
 runs or threads. Conditionings are told apart by their uuid. ComfyUI copies a conditioning, uuid
 included, to the end of the opposite list to give an area its counterpart; therefore the first
 conditioning that is known decides a list's role.
@@ -89,9 +89,10 @@ class CallInfo:
 
 
 def watch_runs(model: ModelPatcher) -> None:
-    """Add the two wrappers to a cloned model, once."""
+    """Add the three wrappers to a cloned model, once."""
     if not model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _note_run)
+        model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_key_values)
         model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _note_call)
 
 
@@ -200,10 +201,7 @@ def _note_call(
 
 
 def _hold_key_values(guider: Any) -> tuple[HeldKeyValues, ...]:
-    """Have all keys and values that the run will use, and ask ComfyUI to load them with the model.
-
-    On every device that the model runs on.
-    """
+    """All keys and values that the run will use, for every device that the model runs on."""
     patcher: ModelPatcher = guider.model_patcher
     # As the model will compute; a node may have chosen another dtype, which is not set yet.
     dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
@@ -211,18 +209,34 @@ def _hold_key_values(guider: Any) -> tuple[HeldKeyValues, ...]:
     devices = dict.fromkeys((patcher.load_device, *(clone.load_device for clone in clones)))
     carried = _carried(guider.conds.values())
     applications = _applications(guider.model_options)
-    held = tuple(
+    return tuple(
         application.key_values.get(tokens, device, dtype)
         for application in applications
         for tokens in application.tokens_of_run(carried, applications)
         for device in devices
     )
-    entry = next((entry for entries in guider.conds.values() for entry in entries), None)
-    if entry is not None and held:  # a dictionary of this run's own
-        models = entry.get("additional_models", [])
+
+
+def _load_key_values(
+    executor: Callable[..., tuple[Any, Any, list[Any]]],
+    model: ModelPatcher,
+    noise_shape: Any,
+    conds: dict[str, list[dict[str, Any]]],
+    model_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> tuple[Any, Any, list[Any]]:
+    """PREPARE_SAMPLING: ComfyUI loads models that a conditioning names together with the model."""
+    run: RunInfo | None = (model_options or {}).get("transformer_options", {}).get(_RUN)
+    sets = list(dict.fromkeys(one.patcher for one in run.held)) if run is not None else []
+    name = next((name for name, entries in conds.items() if entries), None)
+    given = conds
+    if sets and name is not None:  # in a copy: a guider may be kept beyond its run
+        first, *rest = conds[name]
+        models = first.get("additional_models", [])
         models = models if isinstance(models, list) else [models]
-        entry["additional_models"] = [*models, *dict.fromkeys(one.patcher for one in held)]
-    return held
+        given = {**conds, name: [{**first, "additional_models": [*models, *sets]}, *rest]}
+    real, found, loaded = executor(model, noise_shape, given, model_options=model_options, **kwargs)
+    return real, conds if found is given else found, loaded
 
 
 def _check_run(

@@ -114,8 +114,7 @@ class ComfyPage:
             mode: "classic" on the canvas, "vue" for what ComfyUI calls Nodes 2.0.
         """
         self._problems.clear()
-        for _ in range(2):
-            self.tab.keyboard.press("Escape")
+        self.close_dialogs()
         self.evaluate(CLEAR)
         self.load(EMPTY)  # undo goes no further back than this
         self.tab.mouse.move(700, 450)  # nothing there that could be hovered
@@ -124,6 +123,14 @@ class ComfyPage:
         self.tab.wait_for_function(
             f"() => !!LiteGraph.vueNodesMode === {json.dumps(mode == 'vue')}"
         )
+
+    def close_dialogs(self) -> None:
+        dialogs = self.tab.locator("[role=dialog]:visible")
+        for _ in range(3):
+            if not dialogs.count():
+                return
+            self.tab.keyboard.press("Escape")
+            self.tab.wait_for_timeout(300)
 
     def close(self) -> None:
         self.context.close()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_page import FLAGS, MODES, SETTINGS, ComfyPage
+from comfy_page import FLAGS, SETTINGS, ComfyPage
 
 from easyref_core.demo.comfy_server import ComfyServer
 from easyref_core.demo.find_comfyui import find_comfyui

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from comfy_page import MODES, ComfyPage, five_pictures, picture_file
@@ -270,21 +269,19 @@ def test_a_text_that_cannot_be_shown_is_kept(page: ComfyPage, text: str, said: s
     assert page.gallery.get_by_role("button", name="Add files").is_disabled() == ("newer" in said)
 
 
-def test_workflows_from_before_the_gallery_keep_their_links(page: ComfyPage, pack: Path) -> None:
-    old = json.loads((pack / "workflows" / "easyref_character.json").read_text(encoding="utf-8"))
+def test_workflows_without_a_gallerys_text_keep_their_links(page: ComfyPage, pack: Path) -> None:
+    old = json.loads((pack / "workflows" / "easyref_two_people.json").read_text(encoding="utf-8"))
     for node in old["nodes"]:
         if node["type"] == "EasyRefReferences":
             node["widgets_values"] = [0.75]
     page.load(old)
-    page.gallery.wait_for()
-    (inputs,) = (
-        node["inputs"]
-        for node in page.prompt().values()
-        if node["class_type"] == "EasyRefReferences"
-    )
-    linked = sorted(name for name, value in inputs.items() if isinstance(value, list))
-    assert linked == [f"images.image_{number}" for number in (1, 2, 3)]
-    assert (inputs["weight"], inputs["gallery"]) == (0.75, "")
+    page.wait_for(lambda: page.gallery.count() == 2)
+    groups = [n for n in page.prompt().values() if n["class_type"] == "EasyRefReferences"]
+    assert len(groups) == 2
+    for group in groups:
+        links = [name for name, value in group["inputs"].items() if isinstance(value, list)]
+        assert links == ["images.image_1"]
+        assert (group["inputs"]["weight"], group["inputs"]["gallery"]) == (0.75, "")
 
 
 def test_a_hundred_pictures_scroll(page: ComfyPage) -> None:
@@ -302,6 +299,52 @@ def test_a_hundred_pictures_scroll(page: ComfyPage) -> None:
     assert height < 700, "three rows are shown, the others scroll"
     page.tile(100).focus()
     assert page.tile(100).is_visible()
+
+
+WIDTHS = """() => {
+    const gallery = document.querySelector(".easyref-gallery");
+    const {width} = gallery.getBoundingClientRect();
+    const node = gallery.closest("[data-node-id]")?.getBoundingClientRect();
+    return [width, node?.width ?? app.graph.nodes[0].size[0] * app.canvas.ds.scale];
+}"""
+
+
+@in_both_modes
+def test_the_gallery_is_as_wide_as_its_node_with_the_side_panel_open(
+    five: ComfyPage, screenshots: Path
+) -> None:
+    page = five
+    toggle = page.tab.get_by_role("button", name="Toggle properties panel").first
+    page.evaluate("() => app.canvas.selectNode(app.graph.nodes[0])")
+    toggle.click()
+    page.tab.get_by_text("EasyRef References").last.wait_for()
+    try:
+        for width in (330, 500):
+            page.evaluate("width => app.graph.nodes[0].setSize([width, 420])", width)
+            page.evaluate("() => app.graph.setDirtyCanvas(true, true)")
+            page.tab.wait_for_timeout(500)
+            page.screenshot(screenshots, f"panel_{width}")
+            gallery, node = page.evaluate(WIDTHS)
+            assert 0 <= node - gallery <= 30, "as wide as the node but for its margins"
+    finally:
+        toggle.click()
+
+
+def test_a_request_of_this_pack_to_another_site_is_noticed(page: ComfyPage) -> None:
+    """What every other test relies on: requests of the page itself do not matter, ours do."""
+    site = "https://not-to-be-asked.invalid/"
+    page.tab.route(
+        "**/extensions/easyref/js/probe.js",
+        lambda route: route.fulfill(
+            content_type="text/javascript", body=f"fetch('{site}').catch(() => {{}});"
+        ),
+    )
+    page.evaluate("site => fetch(site).catch(() => {})", site)
+    assert page.mistakes() == []
+    page.evaluate("() => import('/extensions/easyref/js/probe.js')")
+    page.wait_for(lambda: page.mistakes() != [])
+    assert page.mistakes() == ["a request of this pack to not-to-be-asked.invalid"]
+    page.start_anew("classic")
 
 
 def test_chinese(page: ComfyPage) -> None:

@@ -118,8 +118,9 @@ def test_in_a_subgraph_they_keep_their_names(grown: ComfyPage) -> None:
         const {node: outer} = app.graph.convertToSubgraph(new Set([node]));
         return outer.inputs.filter((slot) => slot.link != null).length;
     }"""
-    # The newest page looks at inputs that grow once more when their node has left the graph.
+    # Pages look at inputs that grow once more when their node has left the graph.
     grown.forgive("Attempted to access LGraph reference that was null or undefined")
+    grown.forgive("Cannot read properties of undefined (reading 'min')")
     assert grown.evaluate(convert) == 3
     assert connected(grown) == THREE
     grown.load(grown.workflow())

@@ -22,6 +22,10 @@ SMALL = """() => {
     for (const name of ["width", "height"]) set("EmptyLatentImage", name, 128);
     set("KSampler", "steps", 4);
 }"""
+FILL = """text => {
+    const node = app.graph.nodes.find((node) => node.type === "EasyRefReferences");
+    node.widgets.find((widget) => widget.name === "gallery").value = text;
+}"""
 ADD_INSPECTOR = """() => {
     const find = (kind) => app.graph.nodes.find((node) => node.type === kind);
     const node = LiteGraph.createNode("EasyRefInspect");
@@ -50,6 +54,7 @@ def demo(page: ComfyPage, server: ComfyServer) -> ComfyPage:
     page.load_template("easyref_character")
     page.mute_group("1. Models")
     page.evaluate(SMALL)
+    page.evaluate(FILL, json.dumps({"version": 1, "pictures": [{"file": f} for f in REFERENCES]}))
     return page
 
 

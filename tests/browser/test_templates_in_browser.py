@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from comfy_page import NODES, ComfyPage
+import pytest
+from comfy_page import MODES, NODES, ComfyPage
+from page_layout import covered
 
 from easyref_core.demo.workflow import WORKFLOWS, Graph, load_workflow, use_demo_models
 
@@ -17,6 +19,15 @@ TOO_SMALL = """() => app.graph.nodes.filter((node) => node.size[1] + 1 < node.co
 # A node that the page does not know has none of its widgets and slots.
 UNKNOWN = """() => app.graph.nodes.map((node) => node.isSubgraphNode?.() ? "" : node.type)
     .filter((type) => type && !(type in LiteGraph.registered_node_types))"""
+
+LOADERS = {"CheckpointLoaderSimple", "EasyRefLoader", "ControlNetLoader", "LoraLoader"}
+IN_ERROR = "() => app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type)"
+# Newer pages mark the loaders, older ones open a dialog that names the files.
+UNTOLD = """() => app.graph.nodes
+    .flatMap((node) => (node.properties.models ?? []).map(({name}) => [node, name]))
+    .filter(([node, name]) => !node.has_errors
+        && ![...document.querySelectorAll("[role=dialog]")].some((e) => e.innerText.includes(name)))
+    .map(([node]) => node.type)"""
 
 
 def plain(graph: dict[str, Any]) -> Graph:
@@ -55,12 +66,18 @@ def test_the_editor_queues_the_api_form_and_its_demo_when_the_loaders_are_muted(
         assert queued(page) == plain(use_demo_models(load_workflow(name))), name
 
 
-def test_every_template_is_shown(page: ComfyPage, screenshots: Path) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_every_template_is_tidy_and_lacks_only_models(page: ComfyPage, screenshots: Path) -> None:
+    """As on a fresh machine: there is no model, and no picture but ComfyUI's own example."""
     for name in NAMES:
         page.load_template(name)
+        page.wait_for(lambda: not page.evaluate(UNTOLD), lambda: page.evaluate(UNTOLD))
         page.fit_view()
         page.screenshot(screenshots, name)
         assert page.evaluate(UNKNOWN) == [], name
+        assert set(page.evaluate(IN_ERROR)) <= LOADERS, name
+        assert covered(page) == [], name
+        page.close_dialogs()
 
 
 def test_the_blueprint_is_a_subgraph_with_its_settings(page: ComfyPage, pack: Path) -> None:

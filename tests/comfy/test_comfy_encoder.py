@@ -299,7 +299,9 @@ def test_a_changed_prompt_does_not_look_at_the_pictures_again(
     assert off(tokens) < TOKENS
 
 
-@pytest.mark.parametrize("kind", ["ComfyUI's", "allocate memory", "MemoryError"])
+@pytest.mark.parametrize(
+    "kind", ["ComfyUI's", "known to ComfyUI", "allocate memory", "MemoryError"]
+)
 def test_out_of_memory_frees_everything_and_the_next_run_works(
     pack: Pack,
     unet: Any,
@@ -315,6 +317,7 @@ def test_out_of_memory_frees_everything_and_the_next_run_works(
     encoder = weakref.ref(fresh_easyref.encoder.patcher.model)
     error = {
         "ComfyUI's": mm.OOM_EXCEPTION("tried to allocate 99 GiB"),
+        "known to ComfyUI": RuntimeError("error 2"),
         "allocate memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: 99 GiB"),
         "MemoryError": MemoryError(),
     }[kind]
@@ -327,6 +330,7 @@ def test_out_of_memory_frees_everything_and_the_next_run_works(
 
     hosted = pack.part("nodes.host.encoder")
     monkeypatch.setattr(hosted, "encode_references", run_out)
+    monkeypatch.setattr(mm, "is_oom", lambda found: "error 2" in str(found), raising=False)
     with pack.refused("Not enough memory", "4 references", "Use fewer references"):
         encode()
     monkeypatch.undo()

@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -256,6 +259,78 @@ def test_all_orders_pass_where_compiling_changes_nothing(
     monkeypatch.setattr(comfyhost, "stock", lambda node, model, backend: model)
     found = rows("compiled:compiled")
     assert [row.verdict for row in found] == [PASS] * 4 + [MEASURED]
+
+
+@pytest.fixture
+def as_on_a_gpu(bench: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """PyTorch's functions for a GPU by name, as stand-ins that take what the real ones take."""
+    monkeypatch.setattr(type(bench), "gpu", property(lambda self: True))
+    answers: dict[str, Any] = {
+        "synchronize": None,
+        "memory_allocated": 0,
+        "max_memory_allocated": 5_000_000,
+        "reset_peak_memory_stats": None,
+        "mem_get_info": (70 * plan.GIB, 80 * plan.GIB),
+        "get_device_properties": SimpleNamespace(total_memory=80 * plan.GIB),
+        "set_per_process_memory_fraction": None,
+        "get_sync_debug_mode": 0,
+        "set_sync_debug_mode": None,
+    }
+    made = {}
+    for name, answer in answers.items():
+        made[name] = create_autospec(getattr(torch.cuda, name), return_value=answer)
+        monkeypatch.setattr(torch.cuda, name, made[name])
+    event = create_autospec(torch.cuda.Event)
+    event.return_value.elapsed_time.return_value = 50.0
+    made["Event"] = event
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    return made
+
+
+def test_steps_are_timed_by_the_gpu(bench: Any, as_on_a_gpu: dict[str, Any]) -> None:
+    first, later = bench.step_times(bench.unet(), 3)
+    assert (first, later) == (0.05, [0.05, 0.05])
+    assert as_on_a_gpu["Event"].return_value.record.call_count == 4
+    as_on_a_gpu["Event"].assert_called_with(enable_timing=True)
+
+
+def test_waits_are_pytorchs_warnings_with_their_places(
+    bench: Any, as_on_a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfy.patcher_extension import WrappersMP
+
+    def waits(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        warnings.warn("called a synchronizing CUDA operation (Triggered at x.cpp:1)", stacklevel=1)
+        return executor(*args, **kwargs)
+
+    def with_wait(model: Any) -> Any:
+        model = model.clone()
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "waits", waits)
+        return model
+
+    monkeypatch.setattr(bench, "variants", lambda: {"bad": with_wait})
+    found = bare(bench, "sampling:syncs")
+    assert found["bad"].value == 3
+    assert "comfy/test_comfy_gpu_check.py:" in found["bad"].note
+    modes = [call.args[0] for call in as_on_a_gpu["set_sync_debug_mode"].call_args_list]
+    assert modes == ["warn", 0] * 6  # later calls of both samplings, each mode taken back
+
+
+def test_the_small_card_is_a_part_of_the_big_one(
+    bench: Any, as_on_a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "require_counting", lambda: None)
+    found = bare(bench, "memory:small_card")
+    as_on_a_gpu["set_per_process_memory_fraction"].assert_called_once_with(6 / 80, bench.device)
+    assert found["tensors, at most"].value == pytest.approx(5)
+    assert {row.verdict for row in found.values()} == {PASS, MEASURED}
+    monkeypatch.setattr(bench, "peak", lambda: 7 * plan.GIB)
+    assert bare(bench, "memory:small_card")["tensors, at most"].verdict == FAIL
+
+
+def test_an_allocator_that_does_not_count_is_found(bench: Any, as_on_a_gpu: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match="PyTorch counts 0 bytes"):
+        bench.require_counting()
 
 
 def test_a_check_that_raises_is_a_row_that_says_why(

@@ -23,6 +23,7 @@ from easyref_core.demo.template_pictures import SCENES
 from easyref_core.demo.thumbnail import write_thumbnail
 from easyref_core.demo.workflow import (
     DEMO_NODE,
+    EXAMPLE,
     Graph,
     load_workflow,
     only_node,
@@ -110,7 +111,7 @@ def test_the_prompts_of_a_workflow_are_set() -> None:
 def test_a_node_is_taken_out_of_its_line() -> None:
     graph = without_nodes(load_workflow("easyref_controlnet"), "Canny", "image")
     source = graph[only_node(graph, "ControlNetApplyAdvanced")]["inputs"]["image"]
-    assert graph[source[0]]["inputs"]["image"] == "control.png"
+    assert graph[source[0]]["inputs"]["image"] == EXAMPLE
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -124,8 +125,21 @@ def test_a_workflow_takes_as_many_references_as_there_are(count: int) -> None:
     assert [graph[inputs[slot][0]]["inputs"]["image"] for slot in slots] == names
     assert {link[0] for link in links(graph)} <= graph.keys()
     shown = {n["inputs"]["image"] for n in graph.values() if n["class_type"] == "LoadImage"}
-    assert shown == {*names, "control.png"}
+    assert shown == {*names, EXAMPLE}
     assert before == load_workflow("easyref_controlnet")
+
+
+def test_each_group_of_a_workflow_takes_its_own_references() -> None:
+    before = load_workflow("easyref_two_people")
+    graph = with_references(before, ["a.png", "b.png"], ["c.png"])
+    groups = [n["inputs"] for n in graph.values() if n["class_type"] == "EasyRefReferences"]
+    files = [
+        [graph[value[0]]["inputs"]["image"] for value in inputs.values() if isinstance(value, list)]
+        for inputs in groups
+    ]
+    assert files == [["a.png", "b.png"], ["c.png"]]
+    with pytest.raises(EasyRefError, match="has 2 EasyRef References"):
+        with_references(before, ["a.png"])
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)

@@ -8,13 +8,14 @@ import numpy as np
 
 from easyref_core.demo.comfy_client import ComfyClient
 from easyref_core.demo.workflow import (
+    EXAMPLE,
     Graph,
     load_workflow,
     only_node,
     set_inputs,
     use_demo_models,
-    with_gallery,
     with_pictures,
+    with_references,
 )
 
 REFERENCES = ("reference_1.png", "reference_2.png", "reference_3.png")
@@ -29,9 +30,16 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
+def with_test_pictures(graph: Graph) -> Graph:
+    """The same graph with pictures that the server of the tests has."""
+    groups = sum(n["class_type"] == "EasyRefReferences" for n in graph.values())
+    files = {0: (), 1: (REFERENCES,), 2: (REFERENCES[:2], (REFERENCES[2], FOURTH))}[groups]
+    return with_pictures(with_references(graph, *files), {EXAMPLE: CONTROL})
+
+
 def small(name: str = "easyref_character", **sampler: Any) -> Graph:
     """A shipped workflow on the demo models, with a small latent and few steps."""
-    graph = with_gallery(use_demo_models(load_workflow(name)), REFERENCES)
+    graph = with_test_pictures(use_demo_models(load_workflow(name)))
     graph = set_inputs(graph, "EmptyLatentImage", width=SIDE, height=SIDE)
     return set_inputs(graph, "KSampler", **{"steps": STEPS, **sampler})
 

@@ -64,7 +64,6 @@ def test_taken_apart_it_is_the_whole_chain(template: dict[str, Any]) -> None:
         ("EasyRefDemoModels", "model", "EasyRefApply", "model"),
         ("EasyRefDemoModels", "easyref", "EasyRefEncode", "easyref"),
         ("EasyRefDemoModels", "easyref", "EasyRefApply", "easyref"),
-        ("LoadImage", "IMAGE", "EasyRefReferences", "images.image_1"),
         ("EasyRefReferences", "references", "EasyRefEncode", "references"),
         ("PrimitiveStringMultiline", "STRING", "EasyRefEncode", "prompt"),
         ("PrimitiveStringMultiline", "STRING", "CLIPTextEncode", "text"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from server_graphs import REFERENCES, SIDE, STEPS, pixels, small
+from server_graphs import SIDE, STEPS, pixels, small, with_test_pictures
 
 from easyref_core.demo.comfy_client import ComfyUIError
 from easyref_core.demo.comfy_server import ComfyServer
@@ -16,7 +16,6 @@ from easyref_core.demo.workflow import (
     only_node,
     set_inputs,
     use_demo_models,
-    with_gallery,
     without_easyref,
 )
 
@@ -27,7 +26,7 @@ PREFIX = "switch"
 
 
 def test_muting_the_loaders_is_all_that_the_demo_models_need(server: ComfyServer) -> None:
-    graph = with_gallery(use_demo_models(load_workflow("easyref_quick")), REFERENCES)
+    graph = with_test_pictures(use_demo_models(load_workflow("easyref_quick")))
     size = graph[only_node(graph, "EmptyLatentImage")]["inputs"]
     assert (size["width"], size["height"]) == (1024, 1024)
     graph = set_inputs(graph, "KSampler", steps=STEPS)

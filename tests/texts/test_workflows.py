@@ -39,6 +39,7 @@ def test_oldest_and_newest_comfyui_are_tested_on_three_systems() -> None:
     assert list(cores) == matrix["core"] == ["oldest", "newest release", "newest commit"]
     assert cores["oldest"]["ref"] == f"v{oldest()}"
     assert "ref" not in cores["newest release"]
+    assert job["name"].startswith("${{ matrix.core }}")  # the report finds jobs by it
     assert job["continue-on-error"] == "${{ matrix.core == 'newest commit' }}"
     assert {entry["tests"] for entry in matrix["include"]} == {
         "tests",

@@ -223,6 +223,9 @@ export class GalleryNode {
       onDraw: () => this.refresh(),
     });
     shown.serialize = false;
+    shown.label = this.t("gallery"); // in the side panel
+    // The side panel of newer pages gives widgets its own width, on the node as well.
+    Object.defineProperty(shown, "width", { get: () => undefined, set: () => {} });
     chain(node, "onConfigure", () => this.refresh());
     chain(node, "onAdded", () => this.#replaceForerunner());
     acceptDropsOnTitle(node, (chosen) => this.upload(chosen));

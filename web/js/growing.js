@@ -8,7 +8,9 @@ app.registerExtension({
   name: "EasyRef.Growing",
 
   nodeCreated(node) {
-    if (NODES.includes(node.comfyClass)) keepOrder(node);
+    if (!NODES.includes(node.comfyClass)) return;
+    keepOrder(node);
+    ignoreFreeInputs(node);
   },
 });
 
@@ -25,8 +27,29 @@ function keepOrder(node) {
   };
 }
 
+/**
+ * A node that is made anew announces each of its inputs, those without a link too; the page up to its
+ * release 1.37 then takes those for taken off, and moves up what is linked right after.
+ */
+function ignoreFreeInputs(node) {
+  const changed = node.onConnectionsChange;
+  node.onConnectionsChange = function (side, slot, connected, link, ...rest) {
+    const name = side === LiteGraph.INPUT ? (this.inputs[slot]?.name ?? "") : "";
+    if (connected && !link && groupOf(this, name)) return undefined;
+    return changed?.call(this, side, slot, connected, link, ...rest);
+  };
+}
+
+function groups(node) {
+  return Object.keys(node.comfyDynamic?.autogrow ?? {});
+}
+
+function groupOf(node, name) {
+  return groups(node).find((group) => name.startsWith(`${group}.`));
+}
+
 function grow(node, saved) {
-  for (const group of Object.keys(node.comfyDynamic?.autogrow ?? {})) {
+  for (const group of groups(node)) {
     const isOne = ({ name }) => name.startsWith(`${group}.`);
     for (const { name, type, label, shape } of saved.filter(isOne)) {
       if (node.inputs.some((input) => input.name === name)) continue;
