@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from comfyhost import GOLDEN, GOLDEN_MLLM, Pack, golden_unet
+from comfyhost import GOLDEN, GOLDEN_MLLM, Pack
 from goldens import ADAPTER, MLLM, UNET
 from safetensors.torch import save_file
 
@@ -82,8 +82,8 @@ def write_small(pack: Pack) -> None:
     path = pack.base / UNETS / SMALL.unet
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        weights = golden_unet(pack).model.diffusion_model.state_dict()
-        _save({name: weight.float() for name, weight in weights.items()}, path)
+        load = pack.part("nodes.host.demo_models").load_unet_directory
+        _save(load(UNET, torch.float32).model.diffusion_model.state_dict(), path)
 
 
 def write_real(pack: Pack, device: torch.device) -> None:
