@@ -80,6 +80,13 @@ def gpu(pack: Pack) -> Iterator[dynamic_vram.Gpu]:
         yield made
 
 
+@pytest.fixture
+def plain_gpu(pack: Pack) -> Iterator[dynamic_vram.Gpu]:
+    """The same GPU without dynamic VRAM, as on older cores."""
+    with dynamic_vram.dynamic_vram(dynamic=False) as made:
+        yield made
+
+
 @pytest.fixture(scope="session")
 def easyref(pack: Pack) -> Any:
     """The golden adapter with the golden MLLM, as the Loader gives it."""

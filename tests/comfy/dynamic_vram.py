@@ -18,6 +18,8 @@ on a card: which weights are managed, what is moved, in which dtype, and where t
   `gpu.waiting_allowed()` they are noted and answered with something made up: tensors with zeros
   (truth values: True), numbers with 1.
 - `gpu.full = True`: no weight finds room; each is moved anew for every use.
+- `dynamic_vram(dynamic=False)`, the fixture `plain_gpu`: the same GPU with ComfyUI's plain patcher,
+  as on older cores; there `gpu.full = True` means that all layers that can stay on the CPU do.
 - `sample` runs a guider with a sampler that itself never waits, and records each model call.
 
 The fixture puts everything back; models built under it must not be used after it. Only the test's
@@ -303,12 +305,14 @@ def is_supported() -> bool:
 
 
 @contextmanager
-def dynamic_vram() -> Iterator[Gpu]:
-    """ComfyUI with dynamic VRAM on a GPU that is `meta`; everything is put back at the end."""
+def dynamic_vram(dynamic: bool = True) -> Iterator[Gpu]:
+    """ComfyUI with dynamic VRAM (or without) on a GPU that is `meta`; everything is put back at the
+    end."""
     gpu = Gpu()
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        _play_aimdo(gpu, patch)
+        if dynamic:
+            _play_aimdo(gpu, patch)
         _play_gpu(gpu, patch)
         stack.callback(_forget_models)
         stack.enter_context(gpu.watch())
@@ -388,34 +392,44 @@ def _play_gpu(gpu: Gpu, patch: pytest.MonkeyPatch) -> None:
     def usable(device: Any = None, *_: Any, **__: Any) -> bool:
         return device is None or device.type != "cpu"
 
+    def put(name: str, value: Any) -> None:
+        if hasattr(mm, name):  # older cores lack some
+            patch.setattr(mm, name, value)
+
     patch.setattr(mm, "cpu_state", mm.CPUState.GPU)
     patch.setattr(mm, "vram_state", mm.VRAMState.NORMAL_VRAM)
     patch.setattr(mm, "get_torch_device", lambda: META)
-    patch.setattr(mm, "get_all_torch_devices", lambda exclude_current=False: [META])
+    put("get_all_torch_devices", lambda exclude_current=False: [META])
     patch.setattr(mm, "get_free_memory", free)
     patch.setattr(mm, "get_total_memory", total)
     patch.setattr(mm, "should_use_fp16", usable)
     patch.setattr(mm, "should_use_bf16", usable)
     for name in ("supports_fp8_compute", "supports_nvfp4_compute", "supports_mxfp8_compute"):
-        patch.setattr(mm, name, lambda device=None: False)
+        put(name, lambda device=None: False)
     patch.setattr(mm, "current_loaded_models", [])
-    patch.setattr(mm, "LARGEST_AIMDO_CASTED_WEIGHT", (None, 0))
-    patch.setattr(mm, "LORA_COMPUTE_DTYPES", {})
+    put("LARGEST_AIMDO_CASTED_WEIGHT", (None, 0))
+    put("LORA_COMPUTE_DTYPES", {})
 
 
 def _forget_models() -> None:
     import comfy.model_management as mm
 
     for loaded in mm.current_loaded_models:
-        if loaded.model is not None:
+        # A plain model's weights are gone with the device; moving them back would wait for it.
+        if loaded.model is not None and hasattr(loaded.model.model, "dynamic_vbars"):
             loaded.model.detach()
     mm.current_loaded_models.clear()
 
 
-def sample(gpu: Gpu, guider: Any, latents: torch.Tensor, sigmas: Sequence[float]) -> list[Record]:
+def sample(
+    gpu: Gpu, guider: Any, latents: torch.Tensor, sigmas: Sequence[float], strict: bool = True
+) -> list[Record]:
     """Run a guider's whole stack with a sampler that calls the model once for each sigma.
 
-    What prepares the run and its first call may make the host wait; later calls may not.
+    What prepares the run and its first call may make the host wait.
+
+    Args:
+        strict: later calls may not.
 
     Returns:
         What each call moved and waited for.
@@ -429,7 +443,7 @@ def sample(gpu: Gpu, guider: Any, latents: torch.Tensor, sigmas: Sequence[float]
             x = latents.to(META)
             for sigma in sigmas:
                 t = torch.full((x.shape[0],), sigma, device=META)
-                with gpu.waiting_allowed(not records), gpu.watch() as record:
+                with gpu.waiting_allowed(not strict or not records), gpu.watch() as record:
                     x = model(x, t, **extra_args)
                 records.append(record)
             return x

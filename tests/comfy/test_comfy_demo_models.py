@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comfyhost
+import dynamic_vram
 import pytest
 import torch
 from comfyhost import Pack, stock
@@ -115,3 +117,32 @@ def test_a_plain_model_beside_dynamic_ones_computes_in_one_dtype(pack: Pack, gpu
     model = load(UNET, torch.float16).clone(disable_dynamic=True)
     unet = model.model.diffusion_model
     assert {weight.dtype for weight in unet.parameters()} == {torch.float16}
+
+
+def test_the_demo_graph_runs_under_dynamic_vram(pack: Pack, gpu: Gpu, load: Any, demo: Any) -> None:
+    """Texts, ControlNet, references, sampling and decoding; devices never mix."""
+    model, clip, vae, control_net = (
+        load(kind, demo.directory / kind) for kind in ("unet", "text_encoders", "vae", "controlnet")
+    )
+    easyref = pack.part("nodes.link_types").EasyRefModel.of(
+        demo.adapter_file, demo.mllm_directory, picture_side=demo.side
+    )
+    tokens = comfyhost.random_tokens(pack, easyref, seed=1)
+    steered = comfyhost.apply(pack, model, easyref, tokens, lora_strength=0.0)
+    with gpu.waiting_allowed():
+        positive = stock("nodes.CLIPTextEncode", clip, "a fox at sea")
+        hint = torch.rand(1, demo.side, demo.side, 3)
+        positive = stock("nodes.ControlNetApply", positive, control_net, hint, 1.0)
+        negative = stock("nodes.CLIPTextEncode", clip, "")
+    x = comfyhost.latents(1, demo.side // 8, demo.side // 8)
+
+    def later(model: Any) -> dynamic_vram.Record:
+        guider = comfyhost.guider(model, 5.0, positive, negative)
+        return dynamic_vram.sample(gpu, guider, x, (10.0, 1.0), strict=False)[1]
+
+    # ComfyUI itself asks a ControlNet for its part of the sampling, call by call.
+    assert later(steered) == later(model)
+    with gpu.waiting_allowed():
+        assert stock("nodes.VAEDecode", vae, {"samples": x}).shape == hint.shape
+    for handle in (model, clip.patcher, vae.patcher, control_net.control_model_wrapped):
+        assert handle.is_dynamic()

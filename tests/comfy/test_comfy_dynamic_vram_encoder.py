@@ -141,3 +141,16 @@ def test_the_encoder_can_be_made_anew_as_a_plain_model(
     copy = patcher.deepclone_multigpu()
     assert copy.is_dynamic()
     assert copy.model is not patcher.model
+
+
+def test_where_nothing_finds_room_weights_are_moved_for_each_use(
+    pack: Pack, gpu: Gpu, half_file: str, encode: Callable[..., Any]
+) -> None:
+    gpu.full = True
+    easyref = pack.run("EasyRefLoader", half_file, GOLDEN_MLLM, "bf16")
+    encode(easyref)
+    with gpu.watch() as second:
+        encode(easyref, prompt="something else")
+    layer = easyref.encoder.patcher.model.multimodal_llm.model.layers[0].mlp.up_proj.weight
+    assert not layer.is_meta
+    assert layer.nbytes in second.file_reads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import comfyhost
@@ -68,7 +68,7 @@ def test_hooks_under_dynamic_vram_use_a_plain_model_with_the_same_references(
 
 
 @pytest.fixture
-def split(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
+def split(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]:
     """MultiGPU CFG Split on two devices: the CPU by two names, so that results can be compared."""
     import comfy.model_management as mm
 
@@ -77,7 +77,8 @@ def split(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
     )
     devices = [torch.device("cpu"), torch.device("cpu", 0)]
     monkeypatch.setattr(mm, "get_all_torch_devices", lambda exclude_current=False: devices)
-    return lambda model: module.MultiGPUCFGSplitNode.execute(model, 2)[0]
+    yield lambda model: module.MultiGPUCFGSplitNode.execute(model, 2)[0]
+    mm.unload_all_models()  # as long as the second device is known
 
 
 def test_work_split_over_two_gpus_gives_the_same_picture(

@@ -13,7 +13,7 @@ from easyref_core.adapter import lora_weights, project_tokens
 from easyref_core.aggregation import Reference, encode_references
 from easyref_core.checkpoint import AdapterCheckpoint
 from easyref_core.encoder import EasyRefEncoder
-from easyref_core.loading import plan_encoder
+from easyref_core.loading import plan_encoder, read_sources
 from easyref_core.prompt import PromptTokenizer
 from easyref_core.tokens import ReferenceTokens
 
@@ -62,3 +62,15 @@ def test_a_damaged_weight_of_the_encoder_is_named(tokenizer: PromptTokenizer) ->
 
     with goldens.refused("mllm_final_layer.reference_tokens", "damaged"):
         encode()
+
+
+@pytest.mark.parametrize("dtype", SMALL)
+def test_stored_in_one_byte_what_would_overflow_keeps_its_dtype(
+    save: Callable, dtype: torch.dtype
+) -> None:
+    """Qwen2's biases are larger than what fits into one byte."""
+    tensors = {n: t.half() for n, t in goldens.adapter_tensors().items()}
+    state = read_sources(plan_encoder(save(tensors), goldens.MLLM).sources, dtype)
+    for name, weight in state.items():
+        small = weight.ndim == 1 or name == "mllm_final_layer.reference_tokens"
+        assert weight.dtype == (torch.float16 if small else dtype), name
