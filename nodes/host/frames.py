@@ -40,19 +40,12 @@ class Frames:
         return whole.index_select(0, _index(self.places, whole.device))
 
 
-def frames_of_call(
-    transformer_options: Mapping[str, Any], each: int, in_run: int | None = None
-) -> Frames:
-    """The latents that a model call holds of each conditioning.
-
-    Args:
-        each: how many.
-        in_run: latents that the sampling began with, where that is known.
-    """
+def frames_of_call(transformer_options: Mapping[str, Any], each: int) -> Frames:
+    """The latents that a model call holds of each conditioning, `each` of them."""
     places, total = _window(transformer_options)
     if places is None or len(places) != each:
         return Frames(each)
-    return Frames(max(total or in_run or 0, max(places) + 1), tuple(places))
+    return Frames(max(total or 0, max(places) + 1), tuple(places))
 
 
 def window_size(transformer_options: Mapping[str, Any]) -> int | None:

@@ -28,6 +28,7 @@ from ...easyref_core.tokens import ReferenceTokens, describe
 from .attention import reference_attention
 from .carried import CarriedTokens
 from .compiled import is_compiled, uncompiled
+from .frames import frames_of_call
 from .key_values import KeyValueStore
 from .layers import BlockKey, group_of
 from .model_call import Lane, ModelCall, Scale, shares_of_lane
@@ -36,7 +37,6 @@ from .run_info import (
     KEY,
     Chunk,
     chunks_of_call,
-    latents_of_call,
     rows_of_each,
     watch_runs,
     whole_latent,
@@ -204,7 +204,7 @@ class Application:
         options: Mapping[str, Any],
     ) -> ModelCall:
         dtype = model.manual_cast_dtype or model.get_dtype()
-        frames = latents_of_call(options, x.shape[0] // len(chunks))
+        frames = frames_of_call(options, x.shape[0] // len(chunks))
 
         def rate_of(settings: Settings) -> Scale:
             return rate(settings, model.model_sampling, t, frames, dtype)

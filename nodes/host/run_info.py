@@ -18,7 +18,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
 
 from .carried import CarriedTokens, Use, carried_by, lent_to_negative, uses_of
-from .frames import Frames, frames_of_call, window_size
+from .frames import window_size
 from .key_values import HeldKeyValues, in_use
 
 KEY = "easyref"
@@ -52,13 +52,11 @@ class RunInfo:
     Attributes:
         roles: uuid of a conditioning -> whether it is negative.
         lent: as `Chunk.lent` of the negative ones.
-        latents: of the whole batch, where known.
         held: keys and values that stay as long as the run does.
     """
 
     roles: Mapping[Any, bool] = field(default_factory=dict)
     lent: tuple[CarriedTokens, ...] = ()
-    latents: int | None = None
     held: tuple[HeldKeyValues, ...] = ()
 
 
@@ -132,12 +130,6 @@ def rows_of_each(transformer_options: Mapping[str, Any]) -> list[int]:
     return [rows for rows in found if rows]
 
 
-def latents_of_call(transformer_options: Mapping[str, Any], each: int) -> Frames:
-    """Which latents of the run a model call holds, `each` of them for each conditioning."""
-    run: RunInfo | None = transformer_options.get(_RUN)
-    return frames_of_call(transformer_options, each, run.latents if run is not None else None)
-
-
 def _with_note(model_options: Mapping[str, Any] | None, name: str, note: Any) -> dict[str, Any]:
     """A copy of the model options with one more transformer option."""
     options = dict(model_options or {})
@@ -157,9 +149,7 @@ def _note_run(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     }
     _check_run(guider.model_options, guider.conds.values())
     held = _hold_key_values(guider)
-    noise = args[0] if args else kwargs.get("noise")
-    latents = noise.shape[0] if isinstance(noise, torch.Tensor) else None
-    run = RunInfo(roles, lent_to_negative(guider.conds, negative), latents, held)
+    run = RunInfo(roles, lent_to_negative(guider.conds, negative), held)
     # The guider's options are this run's own copy; the patcher's are never touched.
     guider.model_options = _with_note(guider.model_options, _RUN, run)
     with in_use(held):
