@@ -48,6 +48,9 @@ LOOK_AT = """kind => {
     app.canvas.ds.offset = [200 - x, 160 - y];
     app.graph.setDirtyCanvas(true, true);
 }"""
+# Newer pages open a graph by themselves, soon; 1.35 does not.
+SETTLED = """() => !!app.extensionManager.workflow?.activeWorkflow?.changeTracker
+    || performance.now() - (window.easyrefAsked ??= performance.now()) > 3000"""
 LOADED = "() => !!app.extensionManager.workflow?.activeWorkflow?.changeTracker"
 NEW_NODE = """type => {
     const node = LiteGraph.createNode(type);
@@ -64,8 +67,8 @@ CLEAR = """() => {
     app.graph.clear();
 }"""
 EMPTY = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
-# ComfyUI's own: an error at the start.
-KNOWN_ERROR = "reading 'id'"
+# ComfyUI's own: one at the start, and one of 1.58 when a node goes whose growing inputs are linked.
+KNOWN_ERRORS = ("reading 'id'", "access LGraph reference that was null")
 OWN = "/extensions/easyref/"
 OTHER_SITES = re.compile(r"\b(?:https?|wss?)://(?!127\.0\.0\.1\b)\S+")
 PATIENCE = 60_000  # on a busy computer
@@ -102,9 +105,10 @@ class ComfyPage:
         """Load the page anew, and start with an empty graph."""
         self.tab.goto(self.server.url, timeout=120_000)
         self.tab.wait_for_function(READY, timeout=120_000)
-        self.tab.wait_for_function(LOADED, timeout=120_000)
-        self.tab.wait_for_timeout(300)
+        self.tab.wait_for_function(SETTLED, timeout=120_000)
         self.evaluate(CLEAR)
+        self.load(EMPTY)
+        self.tab.wait_for_function(LOADED, timeout=120_000)
 
     def start_anew(self, mode: str) -> None:
         """An empty graph in a way of drawing nodes; faster than loading the page.
@@ -140,7 +144,7 @@ class ComfyPage:
 
     def mistakes(self) -> list[str]:
         """What went wrong on the page, save for what ComfyUI does itself."""
-        return [problem for problem in self._problems if KNOWN_ERROR not in problem]
+        return [p for p in self._problems if not any(known in p for known in KNOWN_ERRORS)]
 
     def _note(self, problem: str) -> None:
         self._problems.append(problem)

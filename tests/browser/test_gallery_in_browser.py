@@ -342,8 +342,9 @@ def test_a_request_of_this_pack_to_another_site_is_noticed(page: ComfyPage) -> N
     page.evaluate("site => fetch(site).catch(() => {})", site)
     assert page.mistakes() == []
     page.evaluate("() => import('/extensions/easyref/js/probe.js')")
-    page.wait_for(lambda: page.mistakes() != [])
-    assert page.mistakes() == ["a request of this pack to not-to-be-asked.invalid"]
+    # Where the server allows no other sites, the browser refuses, and says who asked.
+    page.wait_for(lambda: any("not-to-be-asked.invalid" in said for said in page.mistakes()))
+    page.tab.wait_for_timeout(500)
     page.start_anew("classic")
 
 
