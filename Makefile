@@ -1,15 +1,23 @@
 # Everything runs in .venv, which the first command makes; only Python 3.10+, git and make are
-# needed beforehand. A ComfyUI is looked for and, where there is none, installed by comfy-cli.
+# needed beforehand. A ComfyUI is looked for (of several, the newest is taken) and, where there is
+# none, installed by comfy-cli.
 #
 #   make test             code checks and all tests
+#   make test-cores CORES="FOLDER FOLDER"
+#                         the tests that need a ComfyUI, with each of these, each in an environment
+#                         of its own: .venv-<version of the ComfyUI>
 #   make demo             what small models make of references, shown in demo/out/sheet.png
 #   make demo-check       measure the trained demo models; fails where a bar is missed
+#   make gpu-check        what only a GPU shows: exactness, memory and time at real size, eight minutes
 #   make thumbnail        the templates' pictures: each one run on the demo models
 #   make lint | format    code checks only | repair what can be repaired
-#   make clean            remove .venv and what was made; not ComfyUI, nor what was trained (runs)
+#   make clean            remove the environments and what was made; not ComfyUI, nor what was
+#                         trained (runs)
 #
-#   PYTHON=python3.12     the Python that .venv is made with
+#   PYTHON=python3.12     the Python that environments are made with
 #   COMFYUI_PATH=FOLDER   the ComfyUI to use; "none" goes without
+#   GPU_CHECK="--only step"
+#                         options of gpu-check; --help lists them
 #   TEST_PROCESSES=1      how many processes share the tests; one a core, four at most, by default
 
 PYTHON ?= python3
@@ -18,17 +26,33 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 NO_COMFYUI := $(VENV)/no-comfyui.txt
 TEST_PROCESSES ?= auto
+PYTEST = PYTHONPATH=tests $(PY) -m pytest -p skips_summary \
+  -n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile
 
 # Idle threads shall sleep: spinning ones make a busy computer ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: test demo demo-check thumbnail lint format comfyui clean
+.PHONY: test test-cores test-core demo demo-check gpu-check thumbnail lint format comfyui clean
 
 # The plugin's summary and the reason for a missing ComfyUI come last, where they are seen.
 test: lint comfyui $(VENV)/.transformers-4.57 $(VENV)/.newest-page $(VENV)/.deepspeed
-	@PYTHONPATH=tests $(PY) -m pytest -p skips_summary \
-	  -n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile tests; status=$$?; \
+	@$(PYTEST) tests; status=$$?; \
 	if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi; exit $$status
+
+# Every ComfyUI is tested, also after one has failed; the summaries of all come last.
+test-cores:
+	@test -n "$(CORES)" || { echo 'no folder named: make test-cores CORES="FOLDER FOLDER"' >&2; exit 2; }
+	@summary=$$(mktemp); failed=; \
+	for core in $(CORES); do \
+	  version=$$(COMFYUI_PATH="$$core" $(PYTHON) -m easyref_core.demo.find_comfyui --version) && \
+	  EASYREF_SUMMARY="$$summary" $(MAKE) --no-print-directory test-core \
+	    COMFYUI_PATH="$$core" VENV=".venv-$$version" || failed="$$failed $$core"; \
+	done; \
+	cat "$${EASYREF_SUMMARY:-/dev/null}" "$$summary"; rm -f "$$summary"; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+
+test-core: comfyui $(VENV)/.newest-page
+	@$(PYTEST) tests/comfy tests/server tests/browser
 
 demo: comfyui
 	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi
@@ -36,6 +60,10 @@ demo: comfyui
 
 demo-check: $(VENV)/.project
 	@$(PY) -m easyref_core.cli demo-check --out demo/out/check.json
+
+gpu-check: comfyui
+	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); exit 1; fi
+	@$(PY) -m benchmarks.gpu_check $(GPU_CHECK)
 
 thumbnail: comfyui
 	@$(PY) -m easyref_core.demo.template_pictures
@@ -90,5 +118,5 @@ comfyui: $(VENV)/.project
 	fi
 
 clean:
-	rm -rf $(VENV) demo/out build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* $(VENV) demo/out build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

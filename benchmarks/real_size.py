@@ -26,42 +26,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-KEYS = ROOT / "tests" / "data"
-FINAL_LAYER = "multimodal_llm.model.layers.0."
-
-
-def real_shapes() -> dict[str, list[int]]:
-    """Keys and shapes of a whole real checkpoint."""
-    body = json.loads((KEYS / "state_dict_keys_qwen2vl2b.json").read_text())
-    unet = json.loads((KEYS / "state_dict_keys_sdxl_processors.json").read_text())
-    shapes = {**body, **unet["use_lora_True"]}
-    for name, shape in body.items():
-        if name.startswith(FINAL_LAYER):
-            shapes["mllm_final_layer.layers.0." + name.removeprefix(FINAL_LAYER)] = shape
-    shapes["mllm_final_layer.norm.weight"] = [1536]
-    shapes["mllm_final_layer.reference_tokens"] = [64, 1536]
-    for number, shape in ((0, [1536, 1536]), (2, [2048, 1536]), (3, [2048])):
-        shapes[f"image_proj_model.proj.{number}.weight"] = shape
-        shapes[f"image_proj_model.proj.{number}.bias"] = shape[:1]
-    return shapes
-
-
-def write_adapter(path: Path) -> None:
-    """Random weights of such sizes that activations stay finite."""
-    import torch
-    from safetensors.torch import save_file
-
-    noise = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).bfloat16()
-
-    def tensor(name: str, shape: list[int]) -> torch.Tensor:
-        count = torch.Size(shape).numel()
-        if len(shape) == 1:
-            bias = name.endswith("bias")
-            return torch.zeros(shape, dtype=torch.bfloat16) + (0.0 if bias else 1.0)
-        values = noise.repeat(-(-count // noise.numel()))[:count].reshape(shape)
-        return values * (0.5 if "_lora" in name else 1.0) / torch.Size(shape[1:]).numel() ** 0.5
-
-    save_file({name: tensor(name, shape) for name, shape in real_shapes().items()}, path)
 
 
 def start_comfyui(folder: Path, work: Path, device: str) -> dict[str, Any]:
@@ -89,48 +53,6 @@ def start_comfyui(folder: Path, work: Path, device: str) -> dict[str, Any]:
         return await (await pack.comfy_entrypoint()).get_node_list()
 
     return {c.GET_SCHEMA().node_id: c for c in asyncio.run(node_classes())}
-
-
-def random_sdxl() -> Any:
-    """SDXL's UNet in bf16 with random weights, as a ComfyUI model."""
-    import comfy.model_management as mm
-    import comfy.model_patcher
-    import comfy.supported_models
-    import torch
-
-    config = {
-        "image_size": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "model_channels": 320,
-        "num_res_blocks": [2, 2, 2],
-        "channel_mult": [1, 2, 4],
-        "transformer_depth": [0, 0, 2, 2, 10, 10],
-        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-        "transformer_depth_middle": 10,
-        "context_dim": 2048,
-        "adm_in_channels": 2816,
-        "num_classes": "sequential",
-        "use_spatial_transformer": True,
-        "use_linear_in_transformer": True,
-        "legacy": False,
-    }
-    model_config = comfy.supported_models.SDXL(config)
-    model_config.set_inference_dtype(torch.bfloat16, None)
-    model = model_config.get_model({}, "")
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in model.diffusion_model.named_parameters():
-            if weight.ndim == 1:
-                weight.fill_(0.0 if name.endswith("bias") else 1.0)
-            else:
-                block = torch.randn(1 << 20, generator=generator) / weight[0].numel() ** 0.5
-                flat = weight.view(-1)
-                for start in range(0, flat.numel(), block.numel()):
-                    part = flat[start : start + block.numel()]
-                    part.copy_(block[: part.numel()])
-    device = mm.get_torch_device()
-    return comfy.model_patcher.ModelPatcher(model, device, mm.unet_offload_device())
 
 
 class Log:
@@ -171,7 +93,8 @@ def main() -> None:
     work = options.work.resolve()
     adapter = work / "models" / "easyref" / "random.safetensors"
     if not adapter.is_file():
-        adapter.parent.mkdir(parents=True, exist_ok=True)
+        from random_models import write_adapter
+
         write_adapter(adapter)
     log = Log()
     with log.part("import ComfyUI and the pack"):
@@ -198,6 +121,7 @@ def main() -> None:
 def run(nodes: dict[str, Any], log: Log, side: int, steps: int) -> None:
     import comfy.sample
     import torch
+    from random_models import random_sdxl
 
     def execute(node: str, **inputs: Any) -> Any:
         return nodes[node].execute(**inputs)[0]

@@ -405,7 +405,7 @@ def subgraph() -> Template:
         [
             "**The node EasyRef in box 4** is a subgraph: **EasyRef Encode** and **EasyRef Apply** "
             "in one. Double-click it to see and change what is inside, or copy it into your own "
-            "graphs. Newer ComfyUIs also list the blueprint **EasyRef** among the nodes to add; "
+            "graphs. ComfyUI also lists the blueprint **EasyRef** among the nodes to add; "
             "it holds **EasyRef Loader**, too.",
         ],
         inside=_encode_and_apply,

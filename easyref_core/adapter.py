@@ -40,7 +40,7 @@ def project_tokens(
 ) -> TokenKeyValues:
     """Keys and values of the tokens, computed in float32 and kept in `dtype` on `device`.
 
-    Only one layer's projections are on the device at a time.
+    Only one layer's projections are on the device at a time; they travel as they are in the file.
 
     Raises:
         EasyRefError: the adapter's file changed, or its weights are not numbers (named).
@@ -50,7 +50,7 @@ def project_tokens(
     with checkpoint.file.open() as get:
         for layer, parts in checkpoint.cross_attention.items():
             pair = tuple(
-                F.linear(both, get(parts[p]).to(device, torch.float32)).to(dtype)
+                F.linear(both, _widened(get(parts[p]), both.device)).to(dtype)
                 for p in ("to_k_ip", "to_v_ip")
             )
             layers[layer] = (pair[0], pair[1])
@@ -65,6 +65,32 @@ def project_tokens(
             "NaN, or the values are too large. Get the file again, or run the model in bf16."
         )
     return TokenKeyValues(layers, tokens.batch)
+
+
+def projection_bytes(
+    checkpoint: AdapterCheckpoint, tokens: ReferenceTokens, dtype: torch.dtype
+) -> int:
+    """What `project_tokens` takes on the device: its result, and one projection as it is in the
+    file and in float32."""
+    shapes = [
+        checkpoint.file.tensors[parts[p]].shape
+        for parts in checkpoint.cross_attention.values()
+        for p in ("to_k_ip", "to_v_ip")
+    ]
+    rows = 2 * tokens.batch * tokens.num_tokens
+    kept = sum(width for width, _ in shapes) * rows * dtype.itemsize
+    widest = max((width * context for width, context in shapes), default=0)
+    return kept + widest * 8
+
+
+def _widened(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A weight in float32 on the device, moved as it is in the file: half precision takes half the
+    bytes."""
+    # Not every device of these knows every dtype; they share the computer's memory or are slow.
+    plain = weight.dtype in (torch.float32, torch.float16)
+    if device.type in ("mps", "privateuseone") and not plain:
+        weight = weight.float()
+    return weight.to(device).float()
 
 
 def lora_weights(checkpoint: AdapterCheckpoint) -> dict[str, torch.Tensor]:

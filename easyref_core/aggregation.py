@@ -66,6 +66,12 @@ class GroupPlan:
         """Tokens of the longest chat."""
         return max(map(len, (*self.chats, self.unconditional)))
 
+    @property
+    def picture_tokens(self) -> list[int]:
+        """Tokens of every picture, negatives included."""
+        chats = (*self.chats, self.unconditional)
+        return [end - first for chat in chats for first, end in chat.image_spans]
+
 
 def chosen_size(image_size: int | None, sizes: MllmSizes) -> int:
     """The size at which references are read.

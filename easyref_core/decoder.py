@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import MllmConfig
-from .kernels import attend
+from .kernels import attend_of
 
 Rope = tuple[torch.Tensor, torch.Tensor]
 
@@ -44,6 +44,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         width, head = config.hidden_size, config.head_dim
         self.head_dim = head
+        self.attend = attend_of(operations)
         self.groups = config.num_heads // config.num_kv_heads
         self.q_proj = operations.Linear(width, config.num_heads * head, bias=True, **factory)
         self.k_proj = operations.Linear(width, config.num_kv_heads * head, bias=True, **factory)
@@ -58,9 +59,9 @@ class SelfAttention(nn.Module):
         q, k = self._queries_and_keys(x, position, queries)
         v = self._heads(self.v_proj(x)).repeat_interleave(self.groups, dim=1)
         if queries == length and bias is None:
-            out = attend(q, k, v, causal=True)
+            out = self.attend(q, k, v, causal=True)
         else:
-            out = attend(q, k, v, _mask(queries, length, bias, x.device, x.dtype))
+            out = self.attend(q, k, v, _mask(queries, length, bias, x.device, x.dtype))
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def probabilities(
@@ -142,8 +143,9 @@ class DecoderLayer(nn.Module):
         length = x.shape[1]
         queries = length if queries is None else queries
         position = _first(position, length)
-        attended = self.self_attn(self.input_layernorm(x), position, queries, bias)
-        x = x[:, length - queries :] + attended
+        x = x[:, length - queries :] + self.self_attn(
+            self.input_layernorm(x), position, queries, bias
+        )
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def attention(

@@ -53,14 +53,18 @@ class EncoderPlan:
         operations: Any = nn,
         dtype: torch.dtype | None = torch.float32,
         compute_dtype: torch.dtype = torch.float32,
+        convert: bool = True,
     ) -> EasyRefEncoder:
         """Read the weights into an encoder on the CPU.
 
         Args:
             operations: see `EasyRefEncoder`.
             dtype: how the weights are stored; None keeps each as it is in its file, which needs
-                `operations` that cast. With `torch.nn` it must equal `compute_dtype`.
+                `operations` that cast. With `torch.nn` it must equal `compute_dtype`. One-byte
+                dtypes are for matrices of the MLLM only: the rest is small and keeps its own.
             compute_dtype: of the activations.
+            convert: False keeps the weights as they are in their files, where `operations`
+                convert them to `dtype` on their way to the device.
 
         Raises:
             EasyRefError: a file changed in between.
@@ -76,7 +80,7 @@ class EncoderPlan:
             device="meta",
             dtype=dtype,
         )
-        state = read_sources(self.sources, dtype)
+        state = read_sources(self.sources, dtype if convert else None)
         encoder.load_state_dict(state, strict=True, assign=True)
         return encoder.eval().requires_grad_(False)
 
@@ -84,7 +88,8 @@ class EncoderPlan:
 def read_sources(
     sources: Mapping[str, Source], dtype: torch.dtype | None
 ) -> dict[str, torch.Tensor]:
-    """Read weights from several files, each opened once; None keeps their dtypes."""
+    """Read weights from several files, each opened once; None keeps their dtypes. See
+    `EncoderPlan.build` for one-byte dtypes."""
     by_file: dict[Path, list[tuple[str, Source]]] = {}
     for key, source in sources.items():
         by_file.setdefault(source[0].path, []).append((key, source))
@@ -95,8 +100,14 @@ def read_sources(
                 tensor = get(name)
                 if key == BODY + _PATCH_EMBED:
                     tensor = tensor.flatten(1)  # see `vision.PatchEmbed`
-                state[key] = tensor if dtype is None else tensor.to(dtype)
+                state[key] = tensor if _keeps_dtype(key, tensor, dtype) else tensor.to(dtype)
     return state
+
+
+def _keeps_dtype(key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether a weight stays as it is in its file. Biases and norms would overflow in one byte."""
+    small = tensor.ndim < 2 or key == FINAL + "reference_tokens"
+    return dtype is None or (dtype.itemsize == 1 and small)
 
 
 def plan_encoder(

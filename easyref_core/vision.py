@@ -1,7 +1,8 @@
 """Qwen2-VL's vision tower: patches of a picture to tokens of the language model's width.
 
 Source: Qwen2-VL (arXiv 2409.12191, section 2.1) and its Hugging Face weights, whose names are
-kept. `operations` supplies Linear and LayerNorm (`torch.nn`, or ComfyUI's casting ones).
+kept. `operations` supplies Linear and LayerNorm (`torch.nn`, or ComfyUI's casting ones), and
+attention if it has one (`kernels.attend_of`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import VisionConfig
-from .kernels import attend
+from .kernels import attend_of
 
 
 class VisionAttention(nn.Module):
@@ -22,6 +23,7 @@ class VisionAttention(nn.Module):
     def __init__(self, config: VisionConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.attend = attend_of(operations)
         self.qkv = operations.Linear(config.embed_dim, 3 * config.embed_dim, **factory)
         self.proj = operations.Linear(config.embed_dim, config.embed_dim, **factory)
 
@@ -29,16 +31,20 @@ class VisionAttention(nn.Module):
         """x [B, P, D], angles [P, head_dim] -> [B, P, D]"""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, P, head_dim]
-        out = attend(_rotate(q, angles), _rotate(k, angles), v)
+        out = self.attend(_rotate(q, angles), _rotate(k, angles), v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
 def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Rotary embedding in float32, as the original does in every precision."""
+    # No more than three float32 copies at a time: at large picture sizes they are the widest.
     wide = x.float()
     first, second = wide.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
-    return (wide * angles.cos() + turned * angles.sin()).to(x.dtype)
+    turned = turned * angles.sin()
+    del first, second
+    wide = wide * angles.cos()
+    return (wide + turned).to(x.dtype)
 
 
 class VisionMlp(nn.Module):

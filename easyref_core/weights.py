@@ -63,11 +63,7 @@ class WeightFile:
         Raises:
             EasyRefError: the file is gone or is no longer the one that was looked at.
         """
-        if _stamp(self.path) != self.stamp:
-            raise EasyRefError(
-                f"{self.path} has changed since it was loaded. Queue the prompt again (or run "
-                "the command again) so that it is read anew."
-            )
+        self.check_unchanged()
         if self.is_safetensors:
             from safetensors import safe_open
 
@@ -76,6 +72,14 @@ class WeightFile:
         else:
             tensors = _load_pickle(self.path)
             yield tensors.__getitem__
+
+    def check_unchanged(self) -> None:
+        """Raise EasyRefError unless the file is still the one that was looked at."""
+        if _stamp(self.path) != self.stamp:
+            raise EasyRefError(
+                f"{self.path} has changed since it was loaded. Queue the prompt again (or run "
+                "the command again) so that it is read anew."
+            )
 
     def read(self, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
         """Read several tensors: `names` maps the wanted name to the name in the file."""

@@ -25,6 +25,7 @@ from .link_types import (
     EasyRefTokens,
     Regions,
 )
+from .newer_core import ADVANCED, found_by
 
 
 class EasyRefApply(io.ComfyNode):
@@ -71,6 +72,7 @@ class EasyRefApply(io.ComfyNode):
                     "during the whole sampling whatever the weight. 1 as trained. Of several "
                     "Apply nodes with one adapter, the last one's counts.",
                     "lora_strength",
+                    **ADVANCED,
                 ),
                 io.Mask.Input(
                     "mask",
@@ -102,9 +104,20 @@ class EasyRefApply(io.ComfyNode):
                     optional=True,
                     tooltip="Where regions overlap: off adds them up, on shares the weight between "
                     "them so that it never sums above 1. The tokens count as a region too.",
+                    **ADVANCED,
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The steered model.")],
+            **found_by(
+                "ip-adapter",
+                "ipadapter",
+                "reference",
+                "character",
+                "style",
+                "consistent",
+                "face",
+                "apply reference",
+            ),
         )
 
     @classmethod

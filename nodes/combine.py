@@ -12,6 +12,7 @@ from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens import ReferenceTokens, stack
 from .inputs import Numbered, connected
 from .link_types import EasyRefTokens
+from .newer_core import found_by
 
 _BATCH = "batch"
 
@@ -52,6 +53,7 @@ class EasyRefCombineTokens(io.ComfyNode):
             outputs=[
                 EasyRefTokens.Output(display_name="tokens", tooltip="One set of tokens to apply.")
             ],
+            **found_by("merge", "average", "concat", "mix styles", "subtract", "batch"),
         )
 
     @classmethod

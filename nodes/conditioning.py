@@ -12,6 +12,7 @@ from ..easyref_core.tokens import ReferenceTokens
 from .host.carried import CarriedTokens, carry
 from .inputs import weight_input
 from .link_types import EasyRefLayerWeightsLink, EasyRefTokens
+from .newer_core import found_by
 
 
 class EasyRefSetConditioning(io.ComfyNode):
@@ -47,6 +48,7 @@ class EasyRefSetConditioning(io.ComfyNode):
                     display_name="conditioning", tooltip="The prompt with its references."
                 )
             ],
+            **found_by("reference", "regional prompt", "prompt with references"),
         )
 
     @classmethod

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..easyref_core.crop import Box, crop_pictures, mask_boxes
 from .inputs import references_from_batch
 from .link_types import EasyRefReferenceGroup, References
+from .newer_core import found_by
 
 
 class EasyRefCrop(io.ComfyNode):
@@ -87,6 +88,7 @@ class EasyRefCrop(io.ComfyNode):
                     tooltip="The crops as one group, for EasyRef Encode.",
                 ),
             ],
+            **found_by("face", "crop face", "mask to crop", "reference"),
         )
 
     @classmethod

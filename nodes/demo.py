@@ -11,6 +11,7 @@ from ..easyref_core.errors import EasyRefError
 from .host.demo_models import load_demo_set
 from .host.latents import empty_latent, shrink_latent
 from .link_types import EasyRef, EasyRefModel
+from .newer_core import found_by
 
 _NEEDED = ("model", "clip", "vae", "easyref")
 _NO_CONTROL_NET = (
@@ -72,6 +73,7 @@ class EasyRefDemoModels(io.ComfyNode):
                     display_name="latent", tooltip="Yours; for the demo models a smaller one."
                 ),
             ],
+            **found_by("demo", "example models", "tiny models", "test"),
         )
 
     @classmethod

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from .host.latents import shrink_latent
 from .link_types import EasyRef, EasyRefModel
+from .newer_core import found_by
 
 
 class EasyRefDemoLatent(io.ComfyNode):
@@ -37,6 +38,7 @@ class EasyRefDemoLatent(io.ComfyNode):
                     tooltip="Yours; for the demo models a smaller one. For KSampler.",
                 )
             ],
+            **found_by("demo", "empty latent"),
         )
 
     @classmethod

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..easyref_core.aggregation import AGGREGATIONS
 from .inputs import gather, image_size_input, images_input, prompt_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, EasyRefTokens, References
+from .newer_core import ADVANCED, found_by
 
 
 class EasyRefEncode(io.ComfyNode):
@@ -34,6 +35,7 @@ class EasyRefEncode(io.ComfyNode):
                     default="easyref",
                     tooltip="easyref: the MLLM reads all pictures together. average and "
                     "concatenate: each alone, for comparison.",
+                    **ADVANCED,
                 ),
                 image_size_input(
                     "0: as the adapter was trained (336 for the released weights). Else, "
@@ -50,6 +52,15 @@ class EasyRefEncode(io.ComfyNode):
             outputs=[
                 EasyRefTokens.Output(display_name="tokens", tooltip="Reference tokens to apply.")
             ],
+            **found_by(
+                "ip-adapter",
+                "ipadapter",
+                "reference",
+                "multi image",
+                "qwen2-vl",
+                "clip vision",
+                "image prompt",
+            ),
         )
 
     @classmethod

@@ -12,6 +12,7 @@ from ..easyref_core.aggregation import Reference
 from ..easyref_core.errors import EasyRefError
 from ..easyref_core.pictures import tensor_to_picture
 from .link_types import References
+from .newer_core import ADVANCED
 
 MAX_SOCKETS = 100  # the most that ComfyUI allows
 _PROMPT = "What the picture shall show; usually the same text as the positive prompt. May be empty."
@@ -32,12 +33,18 @@ def prompt_input(tooltip: str = _PROMPT) -> io.String.Input:
 
 
 def image_size_input(tooltip: str) -> io.Int.Input:
-    return io.Int.Input("image_size", default=0, min=0, max=1344, step=28, tooltip=tooltip)
+    return io.Int.Input(
+        "image_size", default=0, min=0, max=1344, step=28, tooltip=tooltip, **ADVANCED
+    )
 
 
-def weight_input(tooltip: str, name: str = "weight", default: float = 1.0) -> io.Float.Input:
+def weight_input(
+    tooltip: str, name: str = "weight", default: float = 1.0, **more: Any
+) -> io.Float.Input:
     """A factor: 1 as trained, below 0 the other way."""
-    return io.Float.Input(name, default=default, min=-1.0, max=3.0, step=0.05, tooltip=tooltip)
+    return io.Float.Input(
+        name, default=default, min=-1.0, max=3.0, step=0.05, tooltip=tooltip, **more
+    )
 
 
 class Numbered(io.Autogrow.TemplateNames):

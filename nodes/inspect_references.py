@@ -10,6 +10,7 @@ from ..easyref_core.heat_maps import draw_heat_maps
 from ..easyref_core.inspection import report
 from .inputs import gather, image_size_input, images_input, prompt_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, References
+from .newer_core import found_by
 
 
 class EasyRefInspect(io.ComfyNode):
@@ -44,6 +45,7 @@ class EasyRefInspect(io.ComfyNode):
                     "tokens.",
                 ),
             ],
+            **found_by("attention map", "heat map", "debug", "explain", "reference"),
             is_output_node=True,
         )
 

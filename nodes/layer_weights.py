@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..easyref_core.layer_weights import PROFILES, LayerWeights
 from .inputs import weight_input
 from .link_types import EasyRefLayerWeightsLink
+from .newer_core import found_by
 
 
 class EasyRefLayerWeights(io.ComfyNode):
@@ -64,6 +65,9 @@ class EasyRefLayerWeights(io.ComfyNode):
                     display_name="text", tooltip="The resulting weights, one line a group."
                 ),
             ],
+            **found_by(
+                "block weights", "style only", "composition", "layers", "ip-adapter weights"
+            ),
         )
 
     @classmethod

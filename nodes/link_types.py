@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..easyref_core.aggregation import Reference
@@ -13,6 +14,8 @@ from .host.encoder import HostedEncoder
 from .host.key_values import KeyValueStore
 from .host.lora import AdapterLora
 from .host.parts import Part
+from .host.patcher import is_dynamic
+from .host.weight_files import HostWeightFile
 
 EasyRef = io.Custom("EASYREF")
 EasyRefReferenceGroup = io.Custom("EASYREF_REFERENCES")
@@ -44,6 +47,18 @@ class EasyRefModel:
     lora: AdapterLora
     picture_side: int | None = None
 
+    @property
+    def patcher(self) -> ModelPatcher | None:
+        """The encoder, where ComfyUI looks for the model behind a value: it spares those that the
+        running prompt needs, and where memory is short its cache drops those of older prompts
+        first. None until the first encoding.
+        """
+        return self.encoder.patcher
+
+    def is_dynamic(self) -> bool:
+        """Whether keeping this value costs no memory: its weights stay in their files."""
+        return self.patcher is not None and is_dynamic(self.patcher)
+
     @classmethod
     def of(
         cls,
@@ -61,6 +76,7 @@ class EasyRefModel:
             EasyRefError: see `load_checkpoint`.
         """
         checkpoint = load_checkpoint(adapter)
+        checkpoint = replace(checkpoint, file=HostWeightFile.of(checkpoint.file))
         return cls(
             checkpoint,
             HostedEncoder(checkpoint, mllm_directory, precision),

@@ -17,6 +17,7 @@ from .host.folders import (
     mllm_path,
 )
 from .link_types import EasyRef, EasyRefModel
+from .newer_core import ADVANCED, found_by
 
 
 class EasyRefLoader(io.ComfyNode):
@@ -48,9 +49,13 @@ class EasyRefLoader(io.ComfyNode):
                     default="auto",
                     tooltip="Precision the MLLM computes in. auto: bf16 where the device is good "
                     "at it, else fp32.",
+                    **ADVANCED,
                 ),
             ],
             outputs=[EasyRef.Output(display_name="easyref", tooltip="Adapter with its encoder.")],
+            **found_by(
+                "ip-adapter", "ipadapter", "load ip-adapter", "reference", "qwen2-vl", "mllm"
+            ),
         )
 
     @classmethod

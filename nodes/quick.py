@@ -10,6 +10,7 @@ from .apply import EasyRefApply
 from .encode import EasyRefEncode
 from .inputs import images_input, prompt_input, weight_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, References
+from .newer_core import found_by
 
 
 class EasyRefQuick(io.ComfyNode):
@@ -38,6 +39,17 @@ class EasyRefQuick(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The steered model.")],
+            **found_by(
+                "ip-adapter",
+                "ipadapter",
+                "reference",
+                "character",
+                "style",
+                "consistent",
+                "face",
+                "multi image",
+                "image prompt",
+            ),
         )
 
     @classmethod

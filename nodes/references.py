@@ -12,6 +12,7 @@ from ..easyref_core.errors import EasyRefError
 from .host.gallery import checked_gallery, gallery_references, gallery_stamps
 from .inputs import Numbered, connected, references_from_batch
 from .link_types import EasyRefReferenceGroup, References
+from .newer_core import found_by
 
 
 class EasyRefReferences(io.ComfyNode):
@@ -62,6 +63,9 @@ class EasyRefReferences(io.ComfyNode):
                     display_name="references", tooltip="The group, in order."
                 )
             ],
+            **found_by(
+                "reference images", "multi image", "image batch", "gallery", "load images", "folder"
+            ),
         )
 
     @classmethod

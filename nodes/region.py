@@ -18,6 +18,7 @@ from .link_types import (
     EasyRefTokens,
     Regions,
 )
+from .newer_core import found_by
 
 
 class EasyRefRegion(io.ComfyNode):
@@ -65,6 +66,7 @@ class EasyRefRegion(io.ComfyNode):
                     tooltip="All regions so far, for EasyRef Apply or another EasyRef Region.",
                 )
             ],
+            **found_by("regional", "mask", "attention mask", "several characters", "two people"),
         )
 
     @classmethod

@@ -11,6 +11,7 @@ from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens import ReferenceTokens, load_tokens, save_tokens
 from .host.folders import TOKENS, file_stamps, new_tokens_path, token_names, tokens_path
 from .link_types import EasyRef, EasyRefModel, EasyRefTokens
+from .newer_core import found_by
 
 _FOLDERS = ("output", "models")
 
@@ -41,6 +42,7 @@ class EasyRefSaveTokens(io.ComfyNode):
                 ),
             ],
             outputs=[],
+            **found_by("save reference", "save embeds", "ip-adapter embeds"),
             is_output_node=True,
         )
 
@@ -84,6 +86,7 @@ class EasyRefLoadTokens(io.ComfyNode):
             outputs=[
                 EasyRefTokens.Output(display_name="tokens", tooltip="Reference tokens to apply.")
             ],
+            **found_by("load reference", "load embeds", "ip-adapter embeds"),
         )
 
     @classmethod

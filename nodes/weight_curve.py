@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..easyref_core.curves import SHAPES, WeightCurve, curve_points
 from .inputs import weight_input
 from .link_types import EasyRefCurve
+from .newer_core import ADVANCED, found_by
 
 
 class EasyRefWeightCurve(io.ComfyNode):
@@ -47,14 +48,20 @@ class EasyRefWeightCurve(io.ComfyNode):
                     default="constant",
                     tooltip="How the factor goes from the first latent of a batch to its last. "
                     "constant keeps frames_start_value.",
+                    **ADVANCED,
                 ),
-                weight_input("Factor of the first latent of the batch.", "frames_start_value"),
-                weight_input("Factor of the last latent of the batch.", "frames_end_value"),
+                weight_input(
+                    "Factor of the first latent of the batch.", "frames_start_value", **ADVANCED
+                ),
+                weight_input(
+                    "Factor of the last latent of the batch.", "frames_end_value", **ADVANCED
+                ),
                 io.String.Input(
                     "frames_points",
                     default="0:1, 1:1",
                     tooltip="For frames_shape custom points: place:factor, places from 0 (first "
                     "latent) to 1 (last).",
+                    **ADVANCED,
                 ),
             ],
             outputs=[
@@ -62,6 +69,7 @@ class EasyRefWeightCurve(io.ComfyNode):
                     display_name="curve", tooltip="For EasyRef Apply or EasyRef Region."
                 )
             ],
+            **found_by("schedule", "weight schedule", "keyframes", "fade"),
         )
 
     @classmethod

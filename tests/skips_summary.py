@@ -1,12 +1,16 @@
 """A pytest plugin whose lines come last: how many ComfyUI tests ran, how many did not, and why.
 
 PYTHONPATH=tests python -m pytest -p skips_summary tests
+
+EASYREF_SUMMARY   a file to which the lines are added too, for runs of several ComfyUIs
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,7 +52,7 @@ def summary(ran: int, reasons: Iterable[tuple[str, int]]) -> list[str]:
     """The closing lines."""
     reasons = list(reasons)
     found = find_comfyui()
-    against = f"against {comfyui_version(found)}" if found is not None else "without any"
+    against = f"against ComfyUI {comfyui_version(found)}" if found is not None else "without any"
     skipped = sum(count for _, count in reasons)
     lines = [f"ComfyUI tests: {ran} ran {against}, {skipped} skipped"]
     return lines + [f"  {count} skipped: {reason}" for reason, count in reasons]
@@ -64,5 +68,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     if tally is None or terminal is None or not (tally.ran or tally.reasons):
         return
-    for line in summary(len(tally.ran), tally.reasons.most_common()):
+    lines = summary(len(tally.ran), tally.reasons.most_common())
+    for line in lines:
         terminal.write_line(line)
+    if "EASYREF_SUMMARY" in os.environ:
+        with Path(os.environ["EASYREF_SUMMARY"]).open("a", encoding="utf-8") as kept:
+            kept.writelines(f"{line}\n" for line in lines)

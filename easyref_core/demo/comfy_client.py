@@ -62,6 +62,8 @@ class ComfyClient:
 
     def __init__(self, url: str, is_alive: Callable[[], None] = lambda: None) -> None:
         self.url = url
+        # ComfyUI tells the outputs of cached nodes only to clients with a name.
+        self._name = uuid.uuid4().hex
         self._is_alive = is_alive
         # A proxy set for the internet must not be asked for this computer's own addresses.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -115,7 +117,8 @@ class ComfyClient:
         Raises:
             ComfyUIError: the graph did not pass validation; every node's complaint is in the text.
         """
-        return self.post_json("/prompt", {"prompt": prompt})["prompt_id"]
+        content = {"prompt": prompt, "client_id": self._name}
+        return self.post_json("/prompt", content)["prompt_id"]
 
     def wait(self, prompt_id: str, seconds: float = 120) -> Run:
         """Wait until a queued graph is done.

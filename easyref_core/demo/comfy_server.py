@@ -26,7 +26,7 @@ from .find_comfyui import PACK
 PACK_NAME = "easyref"
 
 _FOLDERS = ("custom_nodes", "input", "models", "output", "temp", "user")
-_NOT_NEEDED = (".git", ".venv", "tests", "benchmarks", "runs", "out", "__pycache__", ".*_cache")
+_NOT_NEEDED = (".git", ".venv*", "tests", "benchmarks", "runs", "out", "__pycache__", ".*_cache")
 _TAIL_LINES = 30
 _STOP_SECONDS = 10
 

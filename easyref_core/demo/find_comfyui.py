@@ -4,6 +4,7 @@ Used by the demo and the tests; nothing here imports ComfyUI.
 
     python -m easyref_core.demo.find_comfyui            print the folder, exit 1 if there is none
     python -m easyref_core.demo.find_comfyui --install  install one where there is none
+    python -m easyref_core.demo.find_comfyui --version  print its version instead of the folder
 """
 
 from __future__ import annotations
@@ -34,19 +35,21 @@ def is_comfyui(folder: Path) -> bool:
 
 
 def find_comfyui() -> Path | None:
-    """`COMFYUI_PATH`, else the ComfyUI this pack is installed in, else comfy-cli's workspace.
+    """`COMFYUI_PATH`, else the ComfyUI this pack is installed in, else the newest installed one.
 
-    A `COMFYUI_PATH` that holds no ComfyUI finds nothing, rather than another one by surprise.
+    The last are comfy-cli's workspace and what lies beside it. A `COMFYUI_PATH` that holds no
+    ComfyUI finds nothing, rather than another one by surprise.
     """
     chosen = os.environ.get("COMFYUI_PATH")
     if chosen:
         folder = Path(chosen).expanduser().resolve()
         return folder if is_comfyui(folder) else None
     around = PACK.parent.parent if PACK.parent.name == "custom_nodes" else None
-    for folder in (around, workspace()):
-        if folder is not None and is_comfyui(folder):
-            return folder
-    return None
+    if around is not None and is_comfyui(around):
+        return around
+    beside = sorted(workspace().parent.glob("*"), key=lambda folder: folder != workspace())
+    # Of several with one version the first: comfy-cli's own.
+    return max(filter(is_comfyui, beside), key=_version_number, default=None)
 
 
 def comfyui_version(folder: Path) -> str:
@@ -57,6 +60,11 @@ def comfyui_version(folder: Path) -> str:
         return "unknown"
     found = re.search(r"__version__\s*=\s*[\"']([^\"']+)", source)
     return found.group(1) if found else "unknown"
+
+
+def _version_number(folder: Path) -> tuple[int, ...]:
+    """A ComfyUI's version to compare with others; one that states none is older than all."""
+    return tuple(map(int, re.findall(r"\d+", comfyui_version(folder))))
 
 
 def install_comfyui() -> str | None:
@@ -145,7 +153,7 @@ def main() -> int:
     if found is None:
         print(problem or "No ComfyUI found; set COMFYUI_PATH to its folder.", file=sys.stderr)
         return 1
-    print(found)
+    print(comfyui_version(found) if "--version" in sys.argv[1:] else found)
     return 0
 
 

@@ -8,7 +8,7 @@ does not fit fails with the name of the weight instead of running half empty.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from .diffusers_layout import (
     require_fields,
     taesd_name,
 )
-from .patcher import new_patcher
+from .patcher import is_dynamic, new_patcher
 
 if TYPE_CHECKING:
     from comfy.controlnet import ControlNet
@@ -109,12 +109,15 @@ def load_demo_set() -> DemoSet:
     )
 
 
-def load_unet_directory(directory: Path, dtype: torch.dtype | None = None) -> ModelPatcher:
+def load_unet_directory(
+    directory: Path, dtype: torch.dtype | None = None, disable_dynamic: bool = False
+) -> ModelPatcher:
     """Load a diffusers UNet of SDXL's kind and any size as a ComfyUI MODEL.
 
     Args:
         directory: Holds `config.json` and `diffusion_pytorch_model.safetensors`.
         dtype: Weight dtype; None leaves the choice to ComfyUI.
+        disable_dynamic: See `new_patcher`.
 
     Returns:
         The patcher, with an epsilon-prediction `comfy.model_base.SDXL` inside.
@@ -147,9 +150,11 @@ def load_unet_directory(directory: Path, dtype: torch.dtype | None = None) -> Mo
     model = model_config.get_model(state, "").to(offload_device).eval()
     # ComfyUI embeds sizes and crops as wide as SDXL does; smaller models may do otherwise.
     model.embedder = type(model.embedder)(config["addition_time_embed_dim"])
-    patcher = new_patcher(model, device, offload_device)
+    patcher = new_patcher(model, device, offload_device, disable_dynamic)
+    # How ComfyUI gets the same model anew: to compile it, for hooks, for another GPU.
+    patcher.cached_patcher_init = (load_unet_directory, (directory, dtype))
     names = comfy.utils.unet_to_diffusers(shape)
-    _fill(model.diffusion_model, state, names, str(directory), patcher)
+    _fill(model.diffusion_model, state, names, str(directory), dtype, is_dynamic(patcher))
     return patcher
 
 
@@ -186,15 +191,16 @@ def load_controlnet(directory: Path, dtype: torch.dtype | None = None) -> Contro
         operations=comfy.ops.pick_operations(dtype, manual_cast),
     ).eval()
     names = {**comfy.utils.unet_to_diffusers(shape), **controlnet_names(shape)}
-    _fill(network, state, names, str(directory))
+    _fill(network, state, names, str(directory), dtype)
     return comfy.controlnet.ControlNet(network, load_device=device, manual_cast_dtype=manual_cast)
 
 
-def load_text_encoders(directory: Path) -> CLIP:
+def load_text_encoders(directory: Path, disable_dynamic: bool = False) -> CLIP:
     """Load SDXL's two text encoders, of any width, as a ComfyUI CLIP.
 
     Args:
         directory: Holds `clip_l/` and `clip_g/`, CLIP text models as transformers saves them.
+        disable_dynamic: See `new_patcher`.
 
     Raises:
         EasyRefError: A file or a weight is missing or does not fit, or a model is too shallow.
@@ -222,15 +228,19 @@ def load_text_encoders(directory: Path) -> CLIP:
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=comfy.utils.calculate_parameters(state),
         model_options=options,
+        **({"disable_dynamic": True} if disable_dynamic else {}),  # newer cores know it
     )
-    try:
-        missing, unexpected = clip.load_sd(state, full_model=True)
-    except RuntimeError as error:
-        raise EasyRefError(f"The text encoders in {directory} do not fit: {error}") from error
+    clip.patcher.cached_patcher_init = (_text_encoders_patcher, (directory,))
+    expected = _shapes(clip.cond_stage_model)
     # Every CLIP text model of ComfyUI has this number, and none of them uses it.
-    missing = [name for name in missing if not name.endswith(".logit_scale")]
-    require_complete(str(directory), missing, unexpected)
+    expected = {n: shape for n, shape in expected.items() if not n.endswith(".logit_scale")}
+    _require_fit(expected, state, str(directory))
+    clip.load_sd(state, full_model=True)
     return clip
+
+
+def _text_encoders_patcher(directory: Path, disable_dynamic: bool = False) -> ModelPatcher:
+    return load_text_encoders(directory, disable_dynamic).patcher
 
 
 def load_vae(directory: Path) -> VAE:
@@ -257,19 +267,18 @@ def load_vae(directory: Path) -> VAE:
     state["vae_shift"] = torch.tensor(float(config.get("shift_factor", 0.0)))
 
     expected = comfy.taesd.taesd.TAESD(latent_channels=4).state_dict()
-    original = {new: old for old, new in names.items()}
-    missing = [diffusers_vae_name(name) for name in expected if name not in state]
-    unexpected = [original[name] for name in state if name not in expected]
-    require_complete(str(directory), missing, unexpected)
-    for name, old in original.items():
-        if state[name].shape != expected[name].shape:
-            raise EasyRefError(
-                f"{directory}: weight {old} has shape {list(state[name].shape)}; TAESD's has "
-                f"{list(expected[name].shape)}."
-            )
+    original = {new: diffusers_vae_name(new) for new in expected if new.startswith("taesd_")}
+    original |= {new: old for old, new in names.items()}
+    _require_fit({n: t.shape for n, t in expected.items()}, state, str(directory), original)
     vae = comfy.sd.VAE(sd=state)
     vae.throw_exception_if_invalid()
+    vae.patcher.cached_patcher_init = (_vae_patcher, (directory,))
     return vae
+
+
+def _vae_patcher(directory: Path, disable_dynamic: bool = False) -> ModelPatcher:
+    """ComfyUI's own VAEs too are dynamic here; what it asks for is the model inside."""
+    return load_vae(directory).patcher
 
 
 def _read_text_encoder(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -294,24 +303,61 @@ def _fill(
     state: Mapping[str, torch.Tensor],
     names: Mapping[str, str],
     source: str,
-    patcher: ModelPatcher | None = None,
+    dtype: torch.dtype,
+    as_read: bool = False,
 ) -> None:
     """Load diffusers weights into a ComfyUI module, all of them and nothing else.
 
-    `names` maps diffusers names to ComfyUI's and may list more than this module has.
+    Args:
+        names: Diffusers names to ComfyUI's; may list more than this module has.
+        dtype: The module's.
+        as_read: The tensors stay as they are in the file; ComfyUI converts them when it moves them.
     """
     original = {new: old for old, new in names.items() if not old.startswith("class_embedding.")}
-    unknown = [name for name in state if name not in names]
     renamed = {names[name]: tensor for name, tensor in state.items() if name in names}
-    # Newer cores manage weights page by page and then want to keep the tensors as they are read.
-    dynamic = getattr(patcher, "is_dynamic", None)
-    options = {"assign": True} if dynamic is not None and dynamic() else {}
-    try:
-        missing, unexpected = module.load_state_dict(renamed, strict=False, **options)
-    except RuntimeError as error:
-        raise EasyRefError(f"Weights in {source} do not fit config.json: {error}") from error
+    unknown = [name for name in state if name not in names]
+    _require_fit(_shapes(module), renamed, source, original, unknown)
+    if not as_read:  # layers that newer cores fill when they load keep the dtype they are given
+        renamed = {name: tensor.to(dtype) for name, tensor in renamed.items()}
+    module.load_state_dict(renamed, **({"assign": True} if as_read else {}))
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+    """Shapes of a ComfyUI module's weights by name, those included that it has yet to be given."""
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Linear) and layer.weight is None:
+            shapes[f"{name}.weight"] = torch.Size((layer.out_features, layer.in_features))
+            if layer.comfy_need_lazy_init_bias:
+                shapes[f"{name}.bias"] = torch.Size((layer.out_features,))
+    return shapes
+
+
+def _require_fit(
+    expected: Mapping[str, torch.Size],
+    state: Mapping[str, torch.Tensor],
+    source: str,
+    original: Mapping[str, str] | None = None,
+    unknown: Sequence[str] = (),
+) -> None:
+    """Raise an EasyRefError unless these are all weights of a module, and their shapes its own.
+
+    ComfyUI compares no shapes where weights stay in their file until they are used.
+
+    Args:
+        original: ComfyUI's names to those of the file, for messages.
+        unknown: Weights of the file that have no name in ComfyUI.
+    """
+    original = original or {}
     require_complete(
         source,
-        [original.get(name, name) for name in missing],
-        [*unknown, *(original.get(name, name) for name in unexpected)],
+        [original.get(name, name) for name in expected if name not in state],
+        [*unknown, *(original.get(name, name) for name in state if name not in expected)],
     )
+    for name, tensor in state.items():
+        if tensor.shape != expected[name]:
+            raise EasyRefError(
+                f"The weights in {source} do not fit its config.json: "
+                f"{original.get(name, name)} has shape {list(tensor.shape)}, but "
+                f"{list(expected[name])} is needed."
+            )

@@ -5,32 +5,43 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import comfy.model_management as mm
 import comfy.model_patcher
-import comfy.ops
 import comfy.utils
 import torch
+from comfy.cli_args import args
 
-from ...easyref_core.aggregation import Reference, encode_references, plan_group
+from ...easyref_core.aggregation import GroupPlan, Reference, encode_references, plan_group
 from ...easyref_core.checkpoint import AdapterCheckpoint
 from ...easyref_core.encoder import EasyRefEncoder
 from ...easyref_core.errors import OutOfMemoryError
 from ...easyref_core.inspection import Inspection, inspect_references
-from ...easyref_core.limits import activation_bytes, lack_of_memory
+from ...easyref_core.limits import working_bytes
 from ...easyref_core.loading import EncoderPlan, plan_encoder
 from ...easyref_core.prompt import PromptTokenizer
 from ...easyref_core.reading import EncodingCache
 from ...easyref_core.tokens import ReferenceTokens
+from .attention import MllmOperations, mllm_is_fused
 from .folders import bundled_tokenizer
-from .patcher import new_patcher
+from .out_of_memory import lack_of_memory
+from .patcher import loads_dynamically, new_patcher
+from .weight_files import HostWeightFile
 
 Result = TypeVar("Result")
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_FLAGS = {  # how ComfyUI may be told to store text encoders
+    "fp8_e4m3fn_text_enc": torch.float8_e4m3fn,
+    "fp8_e5m2_text_enc": torch.float8_e5m2,
+    "fp16_text_enc": torch.float16,
+    "bf16_text_enc": torch.bfloat16,
+    "fp32_text_enc": torch.float32,
+}
 
 
 class HostedEncoder:
@@ -152,28 +163,99 @@ class HostedEncoder:
         sizes = self.plan() if self._patcher is None else self._patcher.model
         plan = plan_group(sizes, self._tokenizer, references, prompt, **settings)
         if self._patcher is None:
-            self._patcher = self._build()
+            self._patcher = load_encoder(self.plan(), self._precision)
         encoder: EasyRefEncoder = self._patcher.model
-        length = plan.longest + encoder.num_tokens
-        needed = activation_bytes(encoder.config, length, encoder.compute_dtype)
+        needed = _working_bytes(encoder, plan, self._patcher.load_device)
         mm.load_models_gpu([self._patcher], memory_required=needed)
         return encoder, self._tokenizer
 
-    def _build(self) -> comfy.model_patcher.ModelPatcher:
-        plan = self.plan()
-        device = mm.text_encoder_device()
-        compute = _DTYPES.get(self._precision)
-        if compute is None:
-            compute = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
-        # Computing in float32, weights stay as they are in their files and are widened when
-        # used: nothing is lost, and a half-precision file takes half the memory.
-        encoder = plan.build(
-            operations=comfy.ops.manual_cast,
-            dtype=None if compute == torch.float32 else compute,
-            compute_dtype=compute,
-        )
-        logging.info("EasyRef: MLLM built, computing in %s on %s", compute, device)
-        return new_patcher(encoder, device, mm.text_encoder_offload_device())
+
+def load_encoder(
+    plan: EncoderPlan, precision: str, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """Read an encoder's weights and hand them to ComfyUI.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        disable_dynamic: see `new_patcher`.
+
+    Raises:
+        EasyRefError: a file changed in between.
+    """
+    device = mm.text_encoder_device()
+    storage, compute = _dtypes(precision, device)
+    sources = {key: (HostWeightFile.of(file), name) for key, (file, name) in plan.sources.items()}
+    encoder = replace(plan, sources=sources).build(
+        operations=MllmOperations,
+        dtype=storage,
+        compute_dtype=compute,
+        # Else they would be read and converted now, on the CPU.
+        convert=not loads_dynamically(),
+    )
+    _move_as_a_whole(encoder)
+    if storage is not None and storage.itemsize == 1:
+        _keep_biases(encoder)
+    logging.info("EasyRef: MLLM built, computing in %s on %s", compute, device)
+    patcher = new_patcher(encoder, device, mm.text_encoder_offload_device(), disable_dynamic)
+    # How ComfyUI gets the same model anew, for another device or another kind of patcher.
+    patcher.cached_patcher_init = (load_encoder, (plan, precision))
+    return patcher
+
+
+def _dtypes(precision: str, device: torch.device) -> tuple[torch.dtype | None, torch.dtype]:
+    """(how weights are stored, None for as in their files; what is computed in)."""
+    usual = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
+    flag = next((dtype for name, dtype in _FLAGS.items() if getattr(args, name, False)), None)
+    if precision == "auto" and flag is not None:
+        good = {
+            torch.float32: True,
+            torch.bfloat16: mm.should_use_bf16(device),
+            torch.float16: mm.should_use_fp16(device, prioritize_performance=False),
+        }
+        return flag, flag if good.get(flag) else usual
+    compute = _DTYPES.get(precision, usual)
+    # Computing in float32, weights stay as they are in their files and are widened when used:
+    # nothing is lost, and a half-precision file takes half the memory.
+    return None if compute == torch.float32 else compute, compute
+
+
+def _move_as_a_whole(encoder: EasyRefEncoder) -> None:
+    """Give ComfyUI the reference tokens as a buffer, with the same name.
+
+    Parameters of a module that has other modules inside are moved to the GPU where models are
+    loaded dynamically, but neither counted nor moved back; buffers are.
+    """
+    final = encoder.mllm_final_layer
+    tokens = final.reference_tokens.data
+    del final.reference_tokens
+    final.register_buffer("reference_tokens", tokens)
+
+
+def _keep_biases(encoder: EasyRefEncoder) -> None:
+    """Leave biases in their own dtype where ComfyUI converts weights on their way to the GPU."""
+    for module in encoder.modules():
+        if hasattr(module, "bias_comfy_model_dtype"):
+            module.bias_comfy_model_dtype = None
+
+
+def _working_bytes(encoder: EasyRefEncoder, plan: GroupPlan, device: torch.device) -> int:
+    """What reading a group takes beside the weights, a weight that is converted to be used among
+    it."""
+    config, compute = encoder.config, encoder.compute_dtype
+    vision_head = config.vision.embed_dim // config.vision.num_heads
+    fused = mllm_is_fused(device, compute, (vision_head, config.head_dim))
+    length = plan.longest + encoder.num_tokens
+    converted = (
+        weight.numel() * compute.itemsize
+        for module in encoder.modules()
+        for weight in module.parameters(recurse=False)
+        # ComfyUI looks words up in half precision as they are.
+        if weight.dtype != compute
+        and not (isinstance(module, torch.nn.Embedding) and weight.itemsize == 2)
+    )
+    return max(converted, default=0) + working_bytes(
+        config, plan.picture_tokens, length, compute, fused
+    )
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -63,8 +63,11 @@ def window_size(transformer_options: Mapping[str, Any]) -> int | None:
 
 def _window(options: Mapping[str, Any]) -> tuple[Sequence[int] | None, int | None]:
     window = options.get("context_window")  # of ComfyUI
-    if window is not None and getattr(window, "dim", 0) == 0:
-        return getattr(window, "index_list", None), None
+    if window is not None and window.dim == 0:
+        # Newer cores sample the frame before a window with it, and drop what comes of it.
+        before = getattr(window, "causal_anchor_index", None)
+        places = window.index_list if before is None else [before, *window.index_list]
+        return places, window.total_frames
     told = options.get("ad_params") or {}  # of AnimateDiff-Evolved
     return told.get("sub_idxs"), told.get("full_length")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,7 +25,9 @@ from ...easyref_core.checkpoint import AdapterCheckpoint
 from ...easyref_core.errors import EasyRefError
 from ...easyref_core.layer_weights import check_groups
 from ...easyref_core.tokens import ReferenceTokens, describe
+from .attention import reference_attention
 from .carried import CarriedTokens
+from .compiled import is_compiled, uncompiled
 from .key_values import KeyValueStore
 from .layers import BlockKey, group_of
 from .model_call import Lane, ModelCall, Scale, shares_of_lane
@@ -103,6 +106,30 @@ class Application:
                 "or regions, or put EasyRef Set Conditioning behind the prompt."
             )
 
+    def tokens_of_run(
+        self, carried: Sequence[CarriedTokens], applications: Sequence[Application]
+    ) -> list[ReferenceTokens]:
+        """What may act in a run with these conditionings: its own tokens, its regions', and those
+        that the conditionings carry for its adapter."""
+        if self.settings.never:
+            return []
+        found = [] if self.tokens is None else [self.tokens]
+        found += [part.tokens for part in self.regions if not part.settings.never]
+        same = [
+            one
+            for one in applications
+            if one.checkpoint.identity == self.checkpoint.identity and not one.settings.never
+        ]
+        if same[-1:] == [self]:
+            found += [
+                one.tokens
+                for one in carried
+                if one.tokens.adapter == self.checkpoint.identity
+                and one.weight != 0
+                and any(one.layer_weights.factors)
+            ]
+        return list(dict.fromkeys(found))
+
     def __call__(
         self,
         executor: Callable[..., torch.Tensor],
@@ -120,10 +147,13 @@ class Application:
         lanes = [lane for lane in self._lanes(chunks, options) if any(lane)]
         if lanes:
             chunks, lanes = _as_called(chunks, lanes, x, c_crossattn, options)
+        compiled = False
         if lanes:
-            call = self._call(executor.class_obj, lanes, chunks, x, t, options)
-            self._take_slots(options, call)
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            model = executor.class_obj
+            self._take_slots(options, self._call(model, lanes, chunks, x, t, options))
+            compiled = is_compiled(model, options)
+        with uncompiled() if compiled else nullcontext():
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def _lanes(self, chunks: Sequence[Chunk], options: Mapping[str, Any]) -> list[Lane]:
         """What acts on each chunk: first the tokens of node or conditioning, then each region."""
@@ -238,7 +268,7 @@ class _ReferenceAttention:
             text,
             q,
             call.at(self.layer, self.group, height, width, q),
-            lambda q, k, v: optimized_attention(q, k, v, heads, attn_precision=precision),
+            lambda q, k, v: reference_attention(q, k, v, heads, precision),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _ReferenceAttention:

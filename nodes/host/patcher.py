@@ -11,10 +11,33 @@ if TYPE_CHECKING:
 
 
 def new_patcher(
-    model: torch.nn.Module, load_device: torch.device, offload_device: torch.device
+    model: torch.nn.Module,
+    load_device: torch.device,
+    offload_device: torch.device,
+    disable_dynamic: bool = False,
 ) -> ModelPatcher:
-    """Newer cores want their own subclass for models that they may load dynamically."""
+    """Newer cores want their own subclass for models that they may load dynamically.
+
+    Args:
+        disable_dynamic: the plain class, as nodes ask for that work on the weights themselves.
+    """
     import comfy.model_patcher
 
-    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    plain = comfy.model_patcher.ModelPatcher
+    kind = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
     return kind(model, load_device=load_device, offload_device=offload_device)
+
+
+def is_dynamic(patcher: ModelPatcher) -> bool:
+    """Whether ComfyUI moves this model's weights one by one, as they are used."""
+    dynamic = getattr(patcher, "is_dynamic", None)
+    return dynamic is not None and dynamic()
+
+
+def loads_dynamically() -> bool:
+    """Whether this ComfyUI does so unless asked otherwise; weights may then stay in their file."""
+    try:
+        import comfy.memory_management
+    except ImportError:  # an older core
+        return False
+    return getattr(comfy.memory_management, "aimdo_enabled", False)

@@ -1,7 +1,7 @@
 """What a sampling run knows of itself: which conditionings are negative, where they act, and which
 carry reference tokens of their own.
 
-Two wrappers write it into the run's own copy of the model options, so nothing is shared between
+Wrappers write it into the run's own copy of the model options, so nothing is shared between
 runs or threads. Conditionings are told apart by their uuid. ComfyUI copies a conditioning, uuid
 included, to the end of the opposite list to give an area its counterpart; therefore the first
 conditioning that is known decides a list's role.
@@ -19,6 +19,7 @@ from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
 
 from .carried import CarriedTokens, Use, carried_by, lent_to_negative, uses_of
 from .frames import Frames, frames_of_call, window_size
+from .key_values import HeldKeyValues
 
 KEY = "easyref"
 _RUN = "easyref_run"
@@ -52,11 +53,13 @@ class RunInfo:
         roles: uuid of a conditioning -> whether it is negative.
         lent: as `Chunk.lent` of the negative ones.
         latents: of the whole batch, where known.
+        held: keys and values that stay as long as the run does.
     """
 
     roles: Mapping[Any, bool] = field(default_factory=dict)
     lent: tuple[CarriedTokens, ...] = ()
     latents: int | None = None
+    held: tuple[HeldKeyValues, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,10 @@ class CallInfo:
 
 
 def watch_runs(model: ModelPatcher) -> None:
-    """Add the two wrappers to a cloned model, once."""
+    """Add the three wrappers to a cloned model, once."""
     if not model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _note_run)
+        model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_key_values)
         model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _note_call)
 
 
@@ -152,9 +156,10 @@ def _note_run(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if "uuid" in conditioning
     }
     _check_run(guider.model_options, guider.conds.values())
+    held = _hold_key_values(guider)
     noise = args[0] if args else kwargs.get("noise")
     latents = noise.shape[0] if isinstance(noise, torch.Tensor) else None
-    run = RunInfo(roles, lent_to_negative(guider.conds, negative), latents)
+    run = RunInfo(roles, lent_to_negative(guider.conds, negative), latents, held)
     # The guider's options are this run's own copy; the patcher's are never touched.
     guider.model_options = _with_note(guider.model_options, _RUN, run)
     return executor(*args, **kwargs)
@@ -195,16 +200,66 @@ def _note_call(
     return executor(model, conds, x_in, timestep, _with_note(model_options, _CALL, info))
 
 
+def _hold_key_values(guider: Any) -> tuple[HeldKeyValues, ...]:
+    """All keys and values that the run will use, for every device that the model runs on."""
+    patcher: ModelPatcher = guider.model_patcher
+    # As the model will compute; a node may have chosen another dtype, which is not set yet.
+    dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
+    clones = patcher.get_additional_models_with_key("multigpu")
+    devices = dict.fromkeys((patcher.load_device, *(clone.load_device for clone in clones)))
+    carried = _carried(guider.conds.values())
+    applications = _applications(guider.model_options)
+    return tuple(
+        application.key_values.get(tokens, device, dtype)
+        for application in applications
+        for tokens in application.tokens_of_run(carried, applications)
+        for device in devices
+    )
+
+
+def _load_key_values(
+    executor: Callable[..., tuple[Any, Any, list[Any]]],
+    model: ModelPatcher,
+    noise_shape: Any,
+    conds: dict[str, list[dict[str, Any]]],
+    model_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> tuple[Any, Any, list[Any]]:
+    """PREPARE_SAMPLING: ComfyUI loads models that a conditioning names together with the model."""
+    run: RunInfo | None = (model_options or {}).get("transformer_options", {}).get(_RUN)
+    sets = list(dict.fromkeys(one.patcher for one in run.held)) if run is not None else []
+    name = next((name for name, entries in conds.items() if entries), None)
+    given = conds
+    if sets and name is not None:  # in a copy: a guider may be kept beyond its run
+        first, *rest = conds[name]
+        models = first.get("additional_models", [])
+        models = models if isinstance(models, list) else [models]
+        given = {**conds, name: [{**first, "additional_models": [*models, *sets]}, *rest]}
+    real, found, loaded = executor(model, noise_shape, given, model_options=model_options, **kwargs)
+    return real, conds if found is given else found, loaded
+
+
 def _check_run(
     model_options: Mapping[str, Any] | None, lists: Iterable[Sequence[Mapping[str, Any]] | None]
 ) -> None:
     """Let every Apply node refuse what it cannot do with these conditionings."""
-    carried = [one for entries in lists for entry in entries or () for one in carried_by(entry)]
-    applications = get_wrappers_with_key(
-        WrappersMP.APPLY_MODEL, KEY, model_options or {}, is_model_options=True
-    )
+    carried = _carried(lists)
+    applications = _applications(model_options)
     for application in applications:
         application.check_run(carried, applications)
+
+
+def _carried(
+    lists: Iterable[Sequence[Mapping[str, Any]] | None],
+) -> list[CarriedTokens]:
+    return [one for entries in lists for entry in entries or () for one in carried_by(entry)]
+
+
+def _applications(model_options: Mapping[str, Any] | None) -> Sequence[Any]:
+    """The Apply nodes of a model."""
+    return get_wrappers_with_key(
+        WrappersMP.APPLY_MODEL, KEY, model_options or {}, is_model_options=True
+    )
 
 
 def _roles_of_lists(

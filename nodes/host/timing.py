@@ -5,6 +5,7 @@ Asking for a sigma's value would make the host wait for the device every step.
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import lru_cache
 from typing import Any
@@ -64,8 +65,17 @@ def over_sampling(curve: WeightCurve, model_sampling: Any, t: torch.Tensor) -> t
 
 @lru_cache(maxsize=32)
 def _window(model_sampling: Any, start: float, end: float) -> tuple[float, float]:
-    """First and last sigma of a part of the sampling; ComfyUI computes it on the host."""
-    return model_sampling.percent_to_sigma(start), model_sampling.percent_to_sigma(end)
+    """First and last sigma of a part of the sampling."""
+    schedule = _on_host(model_sampling)
+    return schedule.percent_to_sigma(start), schedule.percent_to_sigma(end)
+
+
+@lru_cache(maxsize=8)
+def _on_host(model_sampling: Any) -> Any:
+    """A copy with its tables on the CPU: each value asked of those on a device would be waited for,
+    and a curve asks for a thousand."""
+    copied = copy.deepcopy(model_sampling)
+    return copied.to("cpu") if isinstance(copied, torch.nn.Module) else copied
 
 
 @lru_cache(maxsize=32)
@@ -96,9 +106,8 @@ def _grid(model_sampling: Any) -> tuple[tuple[float, float], ...]:
 
 def _depth(model_sampling: Any, place: float) -> float:
     """-log sigma; the ends stand for ComfyUI's "before all" and "after all", so just inside."""
-    return -math.log(
-        max(float(model_sampling.percent_to_sigma(min(max(place, 1e-9), 1 - 1e-9))), 1e-20)
-    )
+    sigma = _on_host(model_sampling).percent_to_sigma(min(max(place, 1e-9), 1 - 1e-9))
+    return -math.log(max(float(sigma), 1e-20))
 
 
 @lru_cache(maxsize=32)

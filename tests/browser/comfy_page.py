@@ -67,8 +67,8 @@ CLEAR = """() => {
     app.graph.clear();
 }"""
 EMPTY = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
-# ComfyUI's own: one at the start, and one of 1.58 when a node goes whose growing inputs are linked.
-KNOWN_ERRORS = ("reading 'id'", "access LGraph reference that was null")
+# ComfyUI's own: one at the start, the others when a node goes whose growing inputs are linked.
+KNOWN_ERRORS = ("reading 'id'", "access LGraph reference that was null", "reading 'min'")
 OWN = "/extensions/easyref/"
 OTHER_SITES = re.compile(r"\b(?:https?|wss?)://(?!127\.0\.0\.1\b)\S+")
 PATIENCE = 60_000  # on a busy computer

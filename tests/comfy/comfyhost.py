@@ -202,7 +202,7 @@ def euler(made: Any, x: torch.Tensor, steps: torch.Tensor, **options: Any) -> to
         disable_pbar=True,
         **options,
     )
-    return base.process_latent_in(samples)
+    return base.process_latent_in(samples.to(x.device))  # a GPU's, where there is one
 
 
 def latents(batch: int = 1, height: int = 16, width: int = 16, seed: int = 3) -> torch.Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import comfyhost
+import dynamic_vram
 import pytest
 import torch
 from attention_spy import Spy
@@ -68,6 +69,15 @@ def _as_in_a_run(pack: Pack) -> Iterator[None]:
         yield
     torch.set_num_threads(threads)
     mm.interrupt_current_processing(False)
+
+
+@pytest.fixture
+def gpu(pack: Pack) -> Iterator[dynamic_vram.Gpu]:
+    """ComfyUI with dynamic VRAM on a stand-in for a GPU; see `dynamic_vram`."""
+    if not dynamic_vram.is_supported():
+        pytest.skip(dynamic_vram.TOO_OLD)
+    with dynamic_vram.dynamic_vram() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfyhost import ADAPTER_ONLY, GOLDEN_MLLM, Pack, golden, put_adapter
+from comfyhost import ADAPTER_ONLY, GOLDEN, GOLDEN_MLLM, Pack, golden, put_adapter
 from goldens import IMAGE_SIZE, adapter_tensors, difference, pictures, user_prompt
 
 CASE = "four_refs_prompt"
@@ -102,7 +102,10 @@ def test_every_layer_of_the_encoder_can_stay_on_another_device(
         for weight, _ in module.named_parameters(recurse=False)
         if not hasattr(module, "comfy_cast_weights")
     ]
-    assert plain == ["mllm_final_layer.reference_tokens"]  # cast where it is used
+    assert plain == []
+    # Cast where they are used; ComfyUI moves buffers as a whole, and back.
+    assert [name for name, _ in encoder.named_buffers()] == ["mllm_final_layer.reference_tokens"]
+    assert encoder.state_dict().keys() == fresh_easyref.encoder.plan().sources.keys()
 
 
 @pytest.mark.parametrize(
@@ -138,39 +141,147 @@ def test_a_half_precision_file_is_kept_small_and_widened_when_used(
     assert stored.encoder.patcher.size * 2 == computed.encoder.patcher.size
 
 
+@pytest.fixture
+def told(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(done, total) of every step that ComfyUI's progress bar is told of.
+
+    Newer ComfyUIs do not show every one of them: always the first and the last, and between them
+    what does not follow too soon.
+    """
+    import comfy.utils
+
+    steps: list[tuple[int, int]] = []
+
+    class Bar(comfy.utils.ProgressBar):
+        def update_absolute(self, value: int, total: int | None = None, *details: Any) -> None:
+            steps.append((value, total or self.total))
+            super().update_absolute(value, total, *details)
+
+    monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("flag", "storage"),
+    [
+        ("fp8_e4m3fn_text_enc", torch.float8_e4m3fn),
+        ("fp8_e5m2_text_enc", torch.float8_e5m2),
+        ("fp16_text_enc", torch.float16),
+        ("bf16_text_enc", torch.bfloat16),
+    ],
+)
+def test_auto_heeds_how_comfyui_stores_text_encoders(
+    pack: Pack,
+    encode: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    storage: torch.dtype,
+) -> None:
+    """A CPU is bad at all of these, so it computes in float32."""
+    from comfy.cli_args import args
+
+    monkeypatch.setattr(args, flag, True)
+    easyref = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
+    tokens = encode(easyref)
+    assert torch.isfinite(tokens.cond).all()
+    encoder = easyref.encoder.patcher.model
+    assert encoder.compute_dtype == torch.float32
+    narrow = storage.itemsize == 1
+    for name, weight in encoder.state_dict().items():
+        small = weight.ndim == 1 or name.endswith("reference_tokens")
+        assert weight.dtype == (torch.float32 if narrow and small else storage), name
+    assert narrow or off(tokens) < 0.3
+
+    chosen = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "fp32")
+    assert off(encode(chosen)) < TOKENS, "what the graph says comes first"
+
+
+def test_auto_widens_weights_where_comfyui_stores_text_encoders_so(
+    pack: Pack, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfy.cli_args import args
+
+    name = put_adapter(
+        pack, "half.safetensors", {n: t.half() for n, t in adapter_tensors().items()}
+    )
+    monkeypatch.setattr(args, "fp32_text_enc", True)
+    easyref = pack.run("EasyRefLoader", name, GOLDEN_MLLM, "auto")
+    encode(easyref)
+    assert {p.dtype for p in easyref.encoder.patcher.model.parameters()} == {torch.float32}
+
+
+def test_without_mapped_files_no_weight_keeps_its_file_open(
+    pack: Pack, fresh_easyref: Any, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.utils
+    import safetensors
+
+    mapped: list[torch.Tensor] = []
+
+    class Watched:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._file = opened(*args, **kwargs)
+
+        def __enter__(self) -> Watched:
+            self._file.__enter__()
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self._file.__exit__(*error)
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            mapped.append(self._file.get_tensor(name))
+            return mapped[-1]
+
+    opened = safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", Watched)
+    monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", True)
+    encode()
+    weights = fresh_easyref.encoder.patcher.model.state_dict()
+    assert len(mapped) >= len(weights)
+    assert not {t.data_ptr() for t in mapped} & {t.data_ptr() for t in weights.values()}
+
+
+def test_comfyui_sees_the_encoder_behind_the_loaders_value(
+    pack: Pack, fresh_easyref: Any, encode: Callable[..., Any]
+) -> None:
+    assert fresh_easyref.patcher is None
+    encode()
+    assert fresh_easyref.patcher is fresh_easyref.encoder.patcher
+    assert not fresh_easyref.is_dynamic()
+
+
 def test_an_interrupt_while_encoding_stops_soon_and_the_next_run_is_clean(
-    encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    encode: Callable[..., Any], told: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import comfy.model_management as mm
     import comfy.utils
 
-    done: list[int] = []
-
-    def press_the_button(value: int, total: int, *details: Any, **more: Any) -> None:
-        done.append(value)
-        if value == 3:
-            mm.interrupt_current_processing()
+    def press_the_button(*args: Any, **kwargs: Any) -> None:
+        mm.interrupt_current_processing()
 
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", press_the_button)
     with pytest.raises(mm.InterruptProcessingException):
         encode()
-    assert done == [1, 2, 3]
+    assert [done for done, _ in told] == [1], "the step after the button was pressed is the last"
     monkeypatch.undo()
     assert off(encode()) < TOKENS
 
 
 def test_progress_counts_every_picture_and_layer_up_to_the_end(
-    encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    encode: Callable[..., Any], told: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import comfy.utils
 
-    seen: list[tuple[int, int]] = []
+    shown: list[tuple[int, int]] = []
     monkeypatch.setattr(
-        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *a, **k: seen.append((value, total))
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *a, **k: shown.append((value, total))
     )
     encode()
     total = 5 + 2 * 4  # four pictures and the black one; two chats through four layers
-    assert seen == [(done, total) for done in range(1, total + 1)]
+    assert told == [(done, total) for done in range(1, total + 1)]
+    assert (shown[0], shown[-1]) == (told[0], told[-1])
+    assert set(shown) <= set(told)
 
 
 def test_a_changed_prompt_does_not_look_at_the_pictures_again(
@@ -188,7 +299,9 @@ def test_a_changed_prompt_does_not_look_at_the_pictures_again(
     assert off(tokens) < TOKENS
 
 
-@pytest.mark.parametrize("kind", ["ComfyUI's", "allocate memory", "MemoryError"])
+@pytest.mark.parametrize(
+    "kind", ["ComfyUI's", "known to ComfyUI", "allocate memory", "MemoryError"]
+)
 def test_out_of_memory_frees_everything_and_the_next_run_works(
     pack: Pack,
     unet: Any,
@@ -204,6 +317,7 @@ def test_out_of_memory_frees_everything_and_the_next_run_works(
     encoder = weakref.ref(fresh_easyref.encoder.patcher.model)
     error = {
         "ComfyUI's": mm.OOM_EXCEPTION("tried to allocate 99 GiB"),
+        "known to ComfyUI": RuntimeError("error 2"),
         "allocate memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: 99 GiB"),
         "MemoryError": MemoryError(),
     }[kind]
@@ -216,6 +330,7 @@ def test_out_of_memory_frees_everything_and_the_next_run_works(
 
     hosted = pack.part("nodes.host.encoder")
     monkeypatch.setattr(hosted, "encode_references", run_out)
+    monkeypatch.setattr(mm, "is_oom", lambda found: "error 2" in str(found), raising=False)
     with pack.refused("Not enough memory", "4 references", "Use fewer references"):
         encode()
     monkeypatch.undo()

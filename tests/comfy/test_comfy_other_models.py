@@ -38,6 +38,7 @@ FLUX = {
     "depth": 1,
     "depth_single_blocks": 1,
     "axes_dim": [4, 6, 6],
+    "txt_ids_dims": [],
     "theta": 10000,
     "qkv_bias": True,
     "guidance_embed": True,

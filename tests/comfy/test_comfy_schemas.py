@@ -138,7 +138,7 @@ def test_nodes_can_be_found_by_reading_the_source(nodes: dict[str, Any]) -> None
 
 
 IMPORT_SCRIPT = """
-import asyncio, builtins, importlib.util, json, socket, sys, time
+import asyncio, builtins, gc, importlib.util, json, socket, sys, time
 comfyui, root, base = sys.argv[1:4]
 sys.path.insert(0, comfyui)
 sys.argv = ["main.py", "--cpu", "--base-directory", base]
@@ -163,6 +163,8 @@ class Socket(socket.socket):
 socket.socket = Socket
 before = set(sys.modules)
 builtins.__import__ = noted
+# Going through all objects of ComfyUI takes Python longer than the import, and may fall on it.
+gc.disable()
 start = time.process_time()
 spec = importlib.util.spec_from_file_location(
     "pack", root + "/__init__.py", submodule_search_locations=[root]
@@ -253,3 +255,34 @@ def test_errors_are_shown_without_the_packs_folder(pack: Pack) -> None:
     errors = pack.part("easyref_core.errors")
     for error in (errors.EasyRefError, errors.OutOfMemoryError):
         assert error.__module__ == "easyref"
+
+
+def test_nodes_are_found_by_what_people_type(nodes: dict[str, Any]) -> None:
+    from comfy_api.latest import io
+
+    told = {name: node.GET_NODE_INFO_V1().get("search_aliases") for name, node in nodes.items()}
+    if not hasattr(io.Schema(node_id="any"), "search_aliases"):  # before 0.11
+        assert set(told.values()) == {None}
+        return
+    for name, words in told.items():
+        assert len(set(words)) == len(words) >= 2, name
+        assert all(word == word.lower().strip() for word in words), name
+    for word in ("ip-adapter", "ipadapter", "reference", "character", "style", "consistent"):
+        assert word in told["EasyRefQuick"]
+        assert word in told["EasyRefApply"]
+
+
+def test_what_is_folded_away_has_a_default(nodes: dict[str, Any]) -> None:
+    from comfy_api.latest import io
+
+    folded = {
+        f"{name}.{given.id}": given.default
+        for name, node in nodes.items()
+        for given in node.GET_SCHEMA().inputs
+        if getattr(given, "advanced", None)
+    }
+    if not hasattr(io.Float.Input("any"), "advanced"):  # before 0.10
+        assert not folded
+        return
+    assert {"EasyRefApply.lora_strength", "EasyRefEncode.image_size"} <= folded.keys()
+    assert None not in folded.values()

@@ -16,7 +16,9 @@ from comfyhost import Pack, apply, latents, predict, random_tokens
 from goldens import difference
 
 CFG = 5.0
-EXACT = 2e-5
+# Predictions of up to 8, guided: the UNet alone, without any references, differs by up to 2e-5 when
+# it is given several tiles at once, as sums are then rounded in another order.
+EXACT = 5e-5
 TILE = 16
 
 

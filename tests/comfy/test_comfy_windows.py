@@ -12,14 +12,13 @@ from goldens import difference
 CFG = 4.0
 CLOSE = 5e-5
 FRAMES, WINDOW, OVERLAP = 6, 3, 1
-# With the last one as many sigmas as frames: ComfyUI 0.3 compares the two element by element.
-STEPS = (801.0, 641.0, 481.0, 321.0, 161.0)
+STEPS = (801.0, 401.0)
 
 
 def in_windows(model: Any, schedule: str = "standard_static") -> Any:
-    """ComfyUI's own context windows."""
+    """ComfyUI's own context windows; newer ones sample the frame before each window with it."""
     node = "comfy_extras.nodes_context_windows.ContextWindowsManualNode"
-    return stock(node, model, WINDOW, OVERLAP, schedule, 1, False, "flat", 0)
+    return stock(node, model, WINDOW, OVERLAP, schedule, 1, False, "flat", 0, False)
 
 
 def sample(model: Any) -> torch.Tensor:
@@ -65,8 +64,19 @@ def test_windows_over_another_dimension_hold_every_frame(pack: Pack) -> None:
     frames_of_call = pack.part("nodes.host.frames").frames_of_call
     import comfy.context_windows
 
-    along_time = comfy.context_windows.IndexListContextWindow([1, 2], dim=2)
+    along_time = comfy.context_windows.IndexListContextWindow([1, 2], dim=2, total_frames=8)
     assert frames_of_call({"context_window": along_time}, 2).places is None
-    along_batch = comfy.context_windows.IndexListContextWindow([3, 4], dim=0)
-    found = frames_of_call({"context_window": along_batch}, 2, 8)
+    along_batch = comfy.context_windows.IndexListContextWindow([3, 4], dim=0, total_frames=8)
+    found = frames_of_call({"context_window": along_batch}, 2)
     assert (found.places, found.total, found.count) == ((3, 4), 8, 2)
+
+
+def test_the_frame_sampled_before_a_window_keeps_its_own(pack: Pack) -> None:
+    """Newer cores put it in front of the window's frames."""
+    frames_of_call = pack.part("nodes.host.frames").frames_of_call
+    import comfy.context_windows
+
+    window = comfy.context_windows.IndexListContextWindow([3, 4], dim=0, total_frames=8)
+    window.causal_anchor_index = 2
+    found = frames_of_call({"context_window": window}, 3)
+    assert (found.places, found.total, found.count) == ((2, 3, 4), 8, 3)

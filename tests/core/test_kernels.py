@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from easyref_core import kernels
 from easyref_core.kernels import attend
 
 
@@ -37,3 +41,52 @@ def test_training_keeps_the_inputs_precision() -> None:
     assert out.dtype == torch.bfloat16
     out.sum().backward()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in inputs)
+
+
+@pytest.mark.parametrize("kind", ["all", "causal", "masked", "few queries"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_in_chunks_is_the_whole_attention(
+    monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = 5 if kind == "few queries" else 23
+    inputs = [torch.randn(2, 3, n, 8, generator=generator).to(dtype) for n in (rows, 23, 23)]
+    mask = torch.randn(rows, 23, generator=generator).to(dtype) if kind == "masked" else None
+    causal = kind == "causal"
+    wanted = F.scaled_dot_product_attention(*inputs, attn_mask=mask, is_causal=causal)
+    whole = kernels.attend_in_chunks(*inputs, mask, causal)
+    for step in (1, 4, 22):
+        monkeypatch.setattr(kernels, "SCORE_BYTES", step * 2 * 3 * 23 * 4)
+        cut = kernels.attend_in_chunks(*inputs, mask, causal)
+        torch.testing.assert_close(cut, whole)
+        near = 1e-5 if dtype == torch.float32 else 0.02
+        torch.testing.assert_close(cut, wanted, rtol=near, atol=near)
+        assert cut.dtype == dtype
+
+
+def test_scores_are_bounded_where_no_fused_kernel_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on MPS or DirectML, which cannot even be asked."""
+
+    def unknown(*_: Any, **__: Any) -> int:
+        raise NotImplementedError("Could not run 'aten::_fused_sdp_choice' on this backend")
+
+    monkeypatch.setattr(torch, "_fused_sdp_choice", unknown)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("whole"))
+    monkeypatch.setattr(kernels, "SCORE_BYTES", 7 * 3 * 50 * 4)
+    assert not kernels.has_fused(torch.device("cpu"), torch.float32, 8, causal=False)
+    softmax, sizes = torch.Tensor.softmax, []
+
+    def noted(scores: torch.Tensor, dim: int) -> torch.Tensor:
+        sizes.append(scores.nbytes)
+        return softmax(scores, dim)
+
+    monkeypatch.setattr(torch.Tensor, "softmax", noted)
+    kernels.attend(*(torch.randn(1, 3, 50, 8) for _ in range(3)))
+    assert len(sizes) == 8
+    assert max(sizes) <= kernels.SCORE_BYTES
+
+
+def test_a_host_brings_its_own_attention_with_its_layers() -> None:
+    own = lambda *_, **__: torch.zeros(0)  # noqa: E731
+    assert kernels.attend_of(SimpleNamespace(attend=own)) is own
+    assert kernels.attend_of(torch.nn) is kernels.attend

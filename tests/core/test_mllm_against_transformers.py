@@ -1,8 +1,8 @@
 """The MLLM computes what transformers' own Qwen2-VL computes, with plain positions.
 
 Runs for the installed transformers, and for an older one in a folder of its own: where the
-variable EASYREF_TRANSFORMERS_4 says, or `.venv/transformers-4.57`. As a program it prints the
-largest differences as JSON.
+variable EASYREF_TRANSFORMERS_4 says, or in the environment's `transformers-4.57`. As a program it
+prints the largest differences as JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from easyref_core.preprocessing import preprocess
 from easyref_core.prompt import PromptTokenizer
 
 ROOT = Path(__file__).parents[2]
-OLDER = Path(os.environ.get("EASYREF_TRANSFORMERS_4") or ROOT / ".venv" / "transformers-4.57")
+OLDER = Path(os.environ.get("EASYREF_TRANSFORMERS_4") or Path(sys.prefix, "transformers-4.57"))
 STAGES = ("visual", "embeds", "penultimate", "reference_states", "layout")
 # Two query heads share one key head, as heads share in the real model.
 SIZES = replace(

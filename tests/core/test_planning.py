@@ -10,6 +10,7 @@ import goldens
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from easyref_core.aggregation import Reference, encode_references, plan_group
 from easyref_core.checkpoint import AdapterCheckpoint, load_checkpoint
@@ -29,7 +30,36 @@ NO_ROOM = {
     "mps": RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
     "python": MemoryError(),
     "mmap": OSError(12, "Cannot allocate memory"),
+    "accelerator": RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"),
+    "hip": RuntimeError("HIP error: hipErrorOutOfMemory"),
+    "xpu": RuntimeError("level_zero backend failed with 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
+    "xpu resources": RuntimeError("Native API returns: -5 (PI_ERROR_OUT_OF_RESOURCES)"),
+    "directml": RuntimeError(
+        "Could not allocate tensor with 9 bytes. There is not enough GPU video memory available!"
+    ),
+    "mps buffer": RuntimeError("Invalid buffer size: 13.50 GB"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"),
+    "cublas handle": RuntimeError(
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
+    ),
+    "cudnn": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "cudnn 9": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    "dynamic vram": MemoryError("VBAR OOM"),
+    "dynamic vram's buffer": RuntimeError("VRAM grow failed: 9 bytes"),
+    "dynamic vram's pins": RuntimeError("HostBuffer allocation failed"),
+    "page file": OSError(22, "The paging file is too small for this operation to complete."),
+    "safetensors": SafetensorError("Error while opening: Cannot allocate memory (os error 12)"),
+    "attention": RuntimeError("Not enough memory, use lower resolution (max approx. 64x64)."),
 }
+OTHER = (
+    ValueError("out of memory"),
+    RuntimeError("nan"),
+    OSError("x"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    RuntimeError("comfy-aimdo is not initialized"),
+    OSError(2, "No such file or directory"),
+)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -185,6 +215,6 @@ def test_lack_of_memory_is_known_by_what_devices_say(kind: str) -> None:
     assert "\n" not in lack_of_memory(NO_ROOM[kind])
 
 
-@pytest.mark.parametrize("error", [ValueError("out of memory"), RuntimeError("nan"), OSError("x")])
+@pytest.mark.parametrize("error", OTHER)
 def test_other_errors_are_no_lack_of_memory(error: Exception) -> None:
     assert lack_of_memory(error) is None

@@ -38,6 +38,16 @@ def test_comfy_clis_workspace_is_found(home: Path) -> None:
     assert made.is_relative_to(home.resolve())
 
 
+def test_of_several_beside_the_workspace_the_newest_is_found(home: Path) -> None:
+    own = make_comfyui(finder.workspace(), "0.9.2")
+    make_comfyui(own.with_name("ComfyUI-oldest"), "0.8.0")
+    make_comfyui(own.with_name("a-copy"), "0.9.2")
+    assert finder.find_comfyui() == own
+    newest = make_comfyui(own.with_name("ComfyUI-next"), "0.33.0")
+    own.with_name("notes").mkdir()
+    assert finder.find_comfyui() == newest
+
+
 def test_a_pack_inside_comfyui_uses_that_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_comfyui(finder.workspace())
     around = make_comfyui(home / "portable")
@@ -76,8 +86,15 @@ def test_a_wrong_comfyui_path_is_named_and_nothing_installed(
     assert "COMFYUI_PATH (nowhere)" in capsys.readouterr().err
 
 
-def test_the_version_is_read_from_the_source(tmp_path: Path) -> None:
-    assert finder.comfyui_version(make_comfyui(tmp_path / "a", "0.3.64")) == "0.3.64"
+def test_the_version_is_read_from_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make_comfyui(tmp_path / "a", "0.8.0")
+    assert finder.comfyui_version(made) == "0.8.0"
+    monkeypatch.setenv("COMFYUI_PATH", str(made))
+    monkeypatch.setattr(finder.sys, "argv", ["find_comfyui", "--version"])
+    assert finder.main() == 0
+    assert capsys.readouterr().out == "0.8.0\n"
     assert finder.comfyui_version(tmp_path / "b") == "unknown"
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from repository import copy_repository, run
 from server_graphs import REFERENCES, pixels, small
 
 from easyref_core.demo.comfy_server import PACK_NAME, ComfyServer
@@ -23,24 +23,11 @@ _QUIET = ("--skip-prompt", "--no-enable-telemetry")
 def package(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The zip that the registry would get, of all files that git knows or would take."""
     comfy = shutil.which("comfy", path=str(Path(sys.executable).parent)) or shutil.which("comfy")
-    if comfy is None or shutil.which("git") is None:
-        pytest.skip("comfy-cli and git are needed to pack")
+    if comfy is None:
+        pytest.skip("comfy-cli is needed to pack")
     copy = tmp_path_factory.mktemp("package")
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(listed, cwd=pack, capture_output=True, check=False)
-    if done.returncode != 0:
-        pytest.skip("the pack is no clone, so git cannot tell its files")
-    for name in filter(None, done.stdout.decode().split("\0")):
-        if (pack / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(pack / name, copy / name)
-    for command in (
-        ["git", "init", "-q"],
-        ["git", "add", "-A"],
-        [comfy, *_QUIET, "node", "pack"],
-    ):
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    copy_repository(pack, copy)
+    run([comfy, *_QUIET, "node", "pack"], copy)
     return copy / "node.zip"
 
 

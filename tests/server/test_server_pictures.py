@@ -35,6 +35,14 @@ def test_the_seed_decides_the_picture(server: ComfyServer) -> None:
     assert not np.array_equal(first, other)
 
 
+def test_a_graph_that_is_queued_again_still_has_its_picture(server: ComfyServer) -> None:
+    first = pixels(server, small(seed=4))
+    run = server.run(small(seed=4))
+    save = only_node(small(), "SaveImage")
+    assert save in run.cached
+    assert np.array_equal(np.asarray(server.pictures(run, save)[0]), first)
+
+
 def test_weight_and_lora_at_zero_give_the_plain_model(server: ComfyServer) -> None:
     plain = pixels(server, without_easyref(small(seed=3)))
     silent = set_inputs(small(seed=3), "EasyRefApply", weight=0.0, lora_strength=0.0)

@@ -18,6 +18,7 @@ import goldens
 import pytest
 import torch
 from node_texts import ENGLISH, ROOT, NodeTexts, english_locale, node_texts
+from PIL import Image
 
 README = ROOT / "README.md"
 PAGES = ROOT / "web" / "docs"
@@ -191,7 +192,7 @@ def commands(parser: Any) -> dict[str, set[str]]:
 def test_make_commands_exist() -> None:
     makefile = read(ROOT / "Makefile")
     for block in blocks("sh"):
-        for target in re.findall(r"^make (\w+)", block, re.MULTILINE):
+        for target in re.findall(r"^make ([\w-]+)", block, re.MULTILINE):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
@@ -323,6 +324,33 @@ def test_install_commands_name_this_project() -> None:
     assert f"ComfyUI {minimum} or newer" in readme
     assert metadata["project"]["requires-python"] == ">=3.10"
     assert "Python 3.10 or newer" in readme
+
+
+def test_the_registry_shows_pictures_of_the_repository_in_its_sizes() -> None:
+    metadata = project()
+    urls = metadata["project"]["urls"]
+    repository = urls["Repository"]
+    assert urls.keys() == {"Repository", "Documentation", "Bug Tracker"}
+    assert all(url.startswith(repository) for url in urls.values())
+    raw = repository.replace("github.com", "raw.githubusercontent.com") + "/main/"
+    comfy = metadata["tool"]["comfy"]
+    pictures = {}
+    for name in ("Icon", "Banner"):
+        assert comfy[name].startswith(raw)
+        with Image.open(ROOT / comfy[name].removeprefix(raw)) as picture:
+            pictures[name] = picture.size
+            assert picture.format in ("PNG", "JPEG", "GIF")
+    width, height = pictures["Icon"]
+    assert width == height <= 400
+    width, height = pictures["Banner"]
+    assert width * 9 == height * 21
+
+
+def test_what_runs_it_is_said_in_the_registrys_words() -> None:
+    parser = pytest.importorskip("comfy_cli.registry.config_parser")
+    classifiers = project()["project"]["classifiers"]
+    assert parser.validate_and_extract_os_classifiers(classifiers) == ["OS Independent"]
+    assert "GPU :: NVIDIA CUDA" in parser.validate_and_extract_accelerator_classifiers(classifiers)
 
 
 def test_licence_is_the_whole_apache_licence() -> None:

@@ -1,0 +1,199 @@
+"""What reading references takes at real size beside the weights, counted without computing.
+
+Runs EasyRef's own encoding and inspection with Qwen2-VL-2B's shapes on PyTorch's meta device and
+notes the most bytes that live there at once; the same peak on a GPU is what it must have free.
+Attention counts as a fused kernel's, which keeps its result alone, or is computed in chunks as
+where there is none.
+
+    python benchmarks/encoding_memory.py
+
+Prints one JSON object: bytes at the peak, and divided by what the plan told the host beforehand.
+tests/core hold the second near 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from easyref_core import kernels
+from easyref_core.aggregation import Reference, encode_references, plan_group
+from easyref_core.config import MllmConfig, VisionConfig
+from easyref_core.encoder import EasyRefEncoder
+from easyref_core.inspection import inspect_references
+from easyref_core.limits import working_bytes
+from easyref_core.preprocessing import PATCH, Patches, plan_sizes
+from easyref_core.prompt import TokenizedPrompt
+
+META = torch.device("meta")
+TOKEN_WIDTH, NUM_TOKENS = 2048, 64
+GROUPS = ((1, 336), (8, 336), (64, 336), (1, 1008), (8, 1008), (64, 588), (1, 3360), (2, 3360))
+"""Pictures and their size in pixels; the longest that the MLLM reads are among them."""
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that are created on the meta device while it is on, each storage
+    once and until it is freed.
+
+    What goes from there to the CPU arrives as zeros, so that code that looks at its results runs.
+
+    Attributes:
+        live: bytes now.
+        peak: the most so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device") == torch.device("cpu"):
+            source = args[0]
+            if source.device == META:
+                return torch.zeros(source.shape, dtype=kwargs.get("dtype") or source.dtype)
+        given = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
+        result = func(*args, **kwargs)
+        for tensor in _tensors(result):
+            self._add(tensor.untyped_storage(), given)
+        return result
+
+    def _add(self, storage: torch.UntypedStorage, given: set[int]) -> None:
+        number, size = storage._cdata, storage.nbytes()
+        if number in given or number in self._known:
+            return
+
+        def freed(_: object) -> None:
+            del self._known[number]
+            self.live -= size
+
+        self._known[number] = weakref.ref(storage, freed)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    leaves = tree_leaves(values)
+    return [t for t in leaves if isinstance(t, torch.Tensor) and t.device == META]
+
+
+def _fused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    causal: bool = False,
+) -> torch.Tensor:
+    """Attention that allocates what a fused kernel does."""
+    return torch.empty_like(query)
+
+
+class Tokenizer:
+    """Chats of the right length without a vocabulary."""
+
+    source = "nowhere"
+
+    def tokenize(self, image_tokens: Any, prompt: str) -> TokenizedPrompt:
+        spans, start = [], 16
+        for count in image_tokens:
+            spans.append((start, start + count))
+            start += count + 2
+        length = start + 32 + len(prompt)
+        return TokenizedPrompt(torch.zeros(length, dtype=torch.int64), tuple(spans), (0, 1))
+
+
+def real_encoder(fused: bool, dtype: torch.dtype) -> EasyRefEncoder:
+    """The encoder on the meta device with Qwen2-VL-2B's widths. Every layer needs the same room, so
+    a few stand for all."""
+    attend = _fused if fused else kernels.attend_in_chunks
+    names = ("Linear", "LayerNorm", "RMSNorm", "Embedding")
+    operations = SimpleNamespace(**{n: getattr(nn, n) for n in names}, attend=attend)
+    return EasyRefEncoder(
+        MllmConfig(num_layers=3, vision=VisionConfig(depth=2)),
+        NUM_TOKENS,
+        TOKEN_WIDTH,
+        operations=operations,
+        compute_dtype=dtype,
+        device=META,
+        dtype=dtype,
+    ).requires_grad_(False)
+
+
+def _grey(picture: Image.Image, image_size: int) -> Patches:
+    """Patches of the right shape, quickly."""
+    _, (width, height) = plan_sizes(*picture.size, image_size)
+    rows, columns = height // PATCH, width // PATCH
+    number = torch.tensor(float(picture.getpixel((0, 0))[0]))
+    return Patches(number.expand(rows * columns, MllmConfig().vision.patch_dim), rows, columns)
+
+
+def _key(patches: Patches) -> bytes:
+    return f"{patches.rows} {patches.columns} {float(patches.pixels[0, 0])}".encode()
+
+
+def peak_and_estimate(
+    encoder: EasyRefEncoder, fused: bool, count: int, size: int, inspect: bool
+) -> tuple[int, int]:
+    """Bytes at the peak of one reading, and what was planned for it."""
+    # Equal pictures are encoded once; the last is another, so that it meets all others' features.
+    # Most are black as the unconditional branch's.
+    colours = [0] * (count - 1) + [min(count - 1, 1)]
+    pictures = [Image.new("RGB", (size, size), colour) for colour in colours]
+    references = [Reference(picture) for picture in pictures]
+    tokenizer: Any = Tokenizer()
+    plan = plan_group(encoder, tokenizer, references, "", image_size=size)
+    length = plan.longest + encoder.num_tokens
+    estimate = working_bytes(
+        encoder.config, plan.picture_tokens, length, encoder.compute_dtype, fused
+    )
+    read: Callable[..., Any] = inspect_references if inspect else encode_references
+    more: Mapping[str, Any] = {} if inspect else {"adapter": "a"}
+    with (
+        patch("easyref_core.aggregation.preprocess", _grey),
+        patch("easyref_core.inspection.preprocess", _grey),
+        patch("easyref_core.reading._pixel_key", _key),
+        PeakMemory() as memory,
+    ):
+        read(encoder, tokenizer, references, "", image_size=size, device=META, **more)
+    return memory.peak, estimate
+
+
+def measure() -> dict[str, dict[str, float]]:
+    """Mode -> pictures and size -> gigabytes at the peak, and peak over estimate."""
+    found: dict[str, dict[str, Any]] = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        for fused in (True, False):
+            encoder = real_encoder(fused, dtype)
+            for inspect in (False, True):
+                kind = "inspect" if inspect else "encode"
+                name = str(dtype).removeprefix("torch.")
+                mode = f"{kind}, {name}, {'fused' if fused else 'chunked'} attention"
+                for count, size in GROUPS:
+                    peak, estimate = peak_and_estimate(encoder, fused, count, size, inspect)
+                    found.setdefault(mode, {})[f"{count} at {size}"] = {
+                        "gigabytes": round(peak / 1e9, 3),
+                        "peak over estimate": round(peak / estimate, 3),
+                    }
+                    print(mode, count, size, found[mode][f"{count} at {size}"], file=sys.stderr)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(), indent=1))

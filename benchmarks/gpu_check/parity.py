@@ -1,0 +1,88 @@
+"""The golden set on the device: the nodes give the official implementation's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import comfyhost
+import goldens
+import torch
+from comfyhost import golden
+
+from .bench import Bench
+from .report import Row, measured
+
+CASES = ("one_ref_prompt", "four_refs_prompt", "four_refs_empty")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Bars on the largest absolute difference: of tokens, of the noise prediction, and of the one with
+# CFG 7.5, which multiplies differences by up to 14. In fp32 they are those of the tests on a CPU,
+# and find any mistake. In half precision they are two to three times what a CPU shows, whose
+# rounding is the format's, and find kernels that go wrong there: the smallest mistake in the UNet
+# that the golden set lists is off by 0.29.
+BARS = {
+    "fp32": (1e-4, 1e-4, 5e-4),
+    "bf16": (0.4, 0.08, 0.6),
+    "fp16": (0.04, 0.01, 0.1),
+}
+
+
+def parity(bench: Bench) -> Iterator[Row]:
+    for precision in DTYPES:
+        with _exact_convolutions():
+            yield from _in(bench, precision)
+
+
+def _in(bench: Bench, precision: str) -> Iterator[Row]:
+    of_tokens, of_noise, guided = BARS[precision]
+    easyref = bench.golden_easyref(precision)
+    farthest = max(_token_difference(bench, easyref, case) for case in CASES)
+    yield measured(f"tokens, {precision}", farthest, at_most=of_tokens)
+
+    tokens = bench.pack.part("easyref_core.tokens").ReferenceTokens(
+        golden("unet.ref_tokens"),
+        golden("unet.uncond_ref_tokens"),
+        easyref.checkpoint.identity,
+        easyref.checkpoint.name,
+    )
+    load = bench.pack.part("nodes.host.demo_models").load_unet_directory
+    unet = load(goldens.UNET, DTYPES[precision])
+    steered = comfyhost.apply(bench.pack, unet, easyref, tokens)
+    noise = _difference(comfyhost.predict(steered), golden("unet.noise_pred.scale_1.0"))
+    yield measured(f"noise prediction, {precision}", noise, at_most=of_noise)
+    noise = _difference(comfyhost.predict(steered, 7.5), golden("unet.noise_pred.cfg_guided_7.5"))
+    yield measured(f"noise prediction, CFG 7.5, {precision}", noise, at_most=guided)
+
+
+def _token_difference(bench: Bench, easyref: Any, case: str) -> float:
+    """Of the tokens of a golden group, both halves, to the official ones."""
+    reference = bench.pack.part("easyref_core.aggregation").Reference
+    tokens = bench.pack.run(
+        "EasyRefEncode",
+        easyref,
+        goldens.user_prompt(case),
+        "easyref",
+        goldens.IMAGE_SIZE,
+        references=tuple(reference(picture) for picture in goldens.pictures(case)),
+    )
+    return max(
+        _difference(tokens.cond, golden(f"full.{case}.tokens")),
+        _difference(tokens.uncond, golden("full.uncond_black.tokens")),
+    )
+
+
+def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return goldens.difference(found.cpu().float(), wanted)
+
+
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Convolutions in float32, not TF32, whose ten bits would hide a mistake behind rounding."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

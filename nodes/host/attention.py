@@ -1,0 +1,88 @@
+"""ComfyUI's attention where its result is exact enough.
+
+Quantised attention (Sage, `--use-ck-attention`, whatever another pack puts in their place) is made
+for the thousands of positions of a picture. Reference tokens are few and the MLLM's errors add up
+over its layers, so neither ever goes there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import comfy.ldm.modules.attention as host
+import comfy.model_management as mm
+import comfy.ops
+import torch
+
+from ...easyref_core import kernels
+
+Attention = Callable[..., torch.Tensor]
+
+
+class MllmOperations(comfy.ops.manual_cast):
+    """Layers that ComfyUI can leave on another device, and the attention between them."""
+
+    @staticmethod
+    def attend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        causal: bool = False,
+    ) -> torch.Tensor:
+        """As `kernels.attend`, with the user's choice of kernel where that can compute it: none of
+        them knows causal attention, and a mask of the MLLM is too few rows to gain from one."""
+        chosen = _fused_choice(query.dtype) if mask is None and not causal else None
+        if chosen is not None:
+            heads = query.shape[1]
+            return chosen(query, key, value, heads, skip_reshape=True, skip_output_reshape=True)
+        if _pytorchs_own(query.device):
+            return kernels.attend(query, key, value, mask, causal)
+        return kernels.attend_in_chunks(query, key, value, mask, causal)
+
+
+def mllm_is_fused(device: torch.device, dtype: torch.dtype, head_dims: tuple[int, int]) -> bool:
+    """Whether `MllmOperations.attend` needs no room for scores.
+
+    Args:
+        head_dims: of the vision tower and of the decoder.
+    """
+    if not _pytorchs_own(device):
+        return False
+    vision, decoder = head_dims
+    brought = _fused_choice(dtype) not in (None, host.attention_pytorch)
+    return (brought or kernels.has_fused(device, dtype, vision, causal=False)) and (
+        kernels.has_fused(device, dtype, decoder, causal=True)
+    )
+
+
+def reference_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    heads: int,
+    precision: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Cross-attention to reference tokens by ComfyUI's path for short sequences.
+
+    Args:
+        query: [B, T, heads * head_dim].
+        key, value: [B, N, heads * head_dim].
+        precision: the block's `attn_precision`.
+    """
+    attend = host.optimized_attention_for_device(query.device, mask=False, small_input=True)
+    return attend(query, key, value, heads, attn_precision=precision, low_precision_attention=False)
+
+
+def _fused_choice(dtype: torch.dtype) -> Attention | None:
+    """What ComfyUI was started with, if it is an exact kernel that never writes scores down."""
+    chosen = host.optimized_attention
+    half = dtype in (torch.float16, torch.bfloat16)
+    if chosen is host.attention_flash:  # complains about anything else on every call
+        return chosen if half else None
+    return chosen if chosen in (host.attention_pytorch, host.attention_xformers) else None
+
+
+def _pytorchs_own(device: torch.device) -> bool:
+    """Whether ComfyUI lets PyTorch's attention run there; it knows cards where that fails."""
+    return device.type == "cpu" or mm.pytorch_attention_enabled()

@@ -1,0 +1,145 @@
+"""Inputs that grow with each link: connected, taken off, saved, loaded and put into subgraphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from comfy_page import ComfyPage
+
+# Node number 1 of the kind is EasyRef References; pictures come from Load Image nodes.
+CONNECT = """count => {
+    const target = app.graph.nodes.find((node) => node.type === "EasyRefReferences");
+    for (let place = 1; place <= count; place++) {
+        const source = LiteGraph.createNode("LoadImage");
+        source.title = `picture ${place}`;
+        app.graph.add(source);
+        source.pos = [-400, 60 * place];
+        source.connect(0, target, target.findInputSlot(`images.image_${place}`));
+    }
+}"""
+DISCONNECT = """place => {
+    const target = app.graph.nodes.find((node) => node.type === "EasyRefReferences");
+    target.disconnectInput(target.findInputSlot(`images.image_${place}`));
+}"""
+SOCKETS = """() => app.graph.nodes.find((node) => node.type === "EasyRefReferences").inputs
+    .filter((slot) => slot.type === "IMAGE")
+    .map((slot) => slot.label ?? slot.localized_name ?? slot.name)"""
+TITLES = """() => Object.fromEntries(app.graph.nodes.filter((n) => n.type === "LoadImage")
+    .map((node) => [String(node.id), node.title]))"""
+
+
+@pytest.fixture
+def grown(page: ComfyPage) -> ComfyPage:
+    """EasyRef References with three pictures connected."""
+    page.add_node()
+    page.evaluate(CONNECT, 3)
+    page.wait_for(lambda: len(sockets(page)) == 4, lambda: sockets(page))
+    return page
+
+
+def sockets(page: ComfyPage) -> list[str]:
+    return page.evaluate(SOCKETS)
+
+
+def connected(page: ComfyPage) -> dict[str, str]:
+    """Input in API form -> title of the picture's node."""
+    titles = page.evaluate(TITLES)
+    (inputs,) = (
+        node["inputs"]
+        for node in page.prompt().values()
+        if node["class_type"] == "EasyRefReferences"
+    )
+    return {
+        name: titles[value[0].rpartition(":")[2]]
+        for name, value in inputs.items()
+        if isinstance(value, list)
+    }
+
+
+THREE = {f"images.image_{n}": f"picture {n}" for n in (1, 2, 3)}
+
+
+def test_a_new_node_has_a_free_input(page: ComfyPage) -> None:
+    page.add_node()
+    page.wait_for(lambda: sockets(page)[:1] == ["image_1"], lambda: sockets(page))
+    assert len(sockets(page)) <= 2
+
+
+def test_there_is_always_one_more(grown: ComfyPage) -> None:
+    assert sockets(grown) == [f"image_{n}" for n in range(1, 5)]
+    assert connected(grown) == THREE
+
+
+def test_ten_pictures(page: ComfyPage, screenshots: Path) -> None:
+    page.add_node()
+    page.evaluate(CONNECT, 10)
+    page.wait_for(lambda: len(sockets(page)) == 11, lambda: sockets(page))
+    assert connected(page) == {f"images.image_{n}": f"picture {n}" for n in range(1, 11)}
+    page.tab.wait_for_timeout(300)
+    page.screenshot(screenshots, "ten")
+
+
+def test_what_stands_behind_moves_up_when_one_is_taken_off(grown: ComfyPage) -> None:
+    grown.evaluate(DISCONNECT, 2)
+    wanted = {"images.image_1": "picture 1", "images.image_2": "picture 3"}
+    grown.wait_for(lambda: connected(grown) == wanted, lambda: connected(grown))
+    assert sockets(grown) == ["image_1", "image_2", "image_3"]
+
+
+def test_a_saved_graph_loads_as_it_was(grown: ComfyPage) -> None:
+    saved = grown.workflow()
+    grown.open()
+    grown.load(saved)
+    grown.wait_for(lambda: len(sockets(grown)) == 4, lambda: sockets(grown))
+    assert sockets(grown) == [f"image_{n}" for n in range(1, 5)]
+    assert connected(grown) == THREE
+
+
+def test_a_chained_group_stays_connected_while_the_inputs_grow(grown: ComfyPage) -> None:
+    chain = """() => {
+        const target = app.graph.nodes.find((node) => node.type === "EasyRefReferences");
+        const before = LiteGraph.createNode("EasyRefReferences");
+        app.graph.add(before);
+        before.connect(0, target, target.findInputSlot("previous"));
+        return [String(target.id), String(before.id)];
+    }"""
+    target, before = grown.evaluate(chain)
+    grown.load(grown.workflow())
+    grown.wait_for(lambda: grown.prompt()[target]["inputs"].get("previous") == [before, 0])
+    found = grown.prompt()[target]["inputs"]
+    linked = [name for name, value in found.items() if isinstance(value, list)]
+    assert sorted(linked) == [*THREE, "previous"]
+
+
+def test_in_a_subgraph_they_keep_their_names(grown: ComfyPage) -> None:
+    convert = """() => {
+        const node = app.graph.nodes.find((n) => n.type === "EasyRefReferences");
+        const {node: outer} = app.graph.convertToSubgraph(new Set([node]));
+        return outer.inputs.filter((slot) => slot.link != null).length;
+    }"""
+    assert grown.evaluate(convert) == 3
+    assert connected(grown) == THREE
+    grown.load(grown.workflow())
+    assert connected(grown) == THREE
+    grown.evaluate("""() => {
+        const outer = app.graph.nodes.find((node) => node.isSubgraphNode?.());
+        app.graph.unpackSubgraph(outer);
+    }""")
+    grown.wait_for(lambda: connected(grown) == THREE, lambda: connected(grown))
+
+
+def test_copied_with_their_pictures_they_keep_their_links(grown: ComfyPage) -> None:
+    grown.evaluate("""() => {
+        app.canvas.selectItems([...app.graph.nodes]);
+        app.canvas.copyToClipboard();
+        app.canvas.pasteFromClipboard();
+    }""")
+    grown.wait_for(lambda: len(grown.workflow()["nodes"]) == 8)
+    titles = grown.evaluate(TITLES)
+    copies = [
+        {name: titles[link[0]] for name, link in node["inputs"].items() if isinstance(link, list)}
+        for node in grown.prompt().values()
+        if node["class_type"] == "EasyRefReferences"
+    ]
+    assert copies == [THREE, THREE]

@@ -1,0 +1,186 @@
+"""Models behind TorchCompileModel: whatever was sampled before, every result is the uncompiled one.
+
+Backend "eager" traces as every backend does and compiles nothing; the node's own guard filter is
+what makes traces keep values.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from comfyhost import Pack, apply, predict, random_tokens
+
+Variant = Callable[[Any], Any]
+VARIANTS = (
+    "plain",
+    "steered",
+    "other tokens",
+    "other weight",
+    "weight 0",
+    "outside its window",
+    "left",
+    "right",
+    "curve",
+    "layer weights",
+    "two",
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_traces() -> Iterator[None]:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def compile_model(model: Any, keys: tuple[str, ...] = ("diffusion_model",)) -> Any:
+    """What the node does, with a backend that is there on every computer."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+
+    compiled = model.clone()
+    options = {"guard_filter_fn": skip_torch_compile_dict}
+    set_torch_compile_wrapper(compiled, "eager", options=options, keys=list(keys))
+    return compiled
+
+
+def traces() -> int:
+    return torch._dynamo.utils.counters["frames"]["ok"]
+
+
+@pytest.fixture
+def variants(pack: Pack, easyref: Any, tokens: Any) -> dict[str, Variant]:
+    """Models that differ in one thing each, for any trace to mix up."""
+
+    def steered(chosen: Any = tokens, **settings: Any) -> Variant:
+        return lambda model: apply(pack, model, easyref, chosen, **settings)
+
+    left, right = torch.zeros(2, 1, 16, 16)
+    left[..., :8] = right[..., 4:12] = 1
+    others = random_tokens(pack, easyref, 7)
+    curve = pack.run("EasyRefWeightCurve", "linear", 1.0, 0.2, "", "constant", 1.0, 1.0, "")
+    layers = pack.run("EasyRefLayerWeights", "all", middle=0.2)
+    return {
+        "plain": lambda model: model,
+        "steered": steered(),
+        "other tokens": steered(others),
+        "other weight": steered(weight=0.4),
+        "weight 0": steered(weight=0.0),
+        "outside its window": steered(start_percent=0.9),
+        "left": steered(mask=left),
+        "right": steered(mask=right),
+        "curve": steered(curve=curve),
+        "layer weights": steered(layer_weights=layers),
+        "two": lambda model: steered(others, weight=0.5)(steered()(model)),
+    }
+
+
+@pytest.fixture
+def wanted(variants: dict[str, Variant], unet: Any) -> dict[str, torch.Tensor]:
+    """What each predicts uncompiled; no two are alike but those that are off."""
+    found = {name: predict(variant(unet), 5.0) for name, variant in variants.items()}
+    on = [found[name] for name in found if name not in ("weight 0", "outside its window")]
+    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(on) for b in on[:i])
+    return found
+
+
+def check(name: str, model: Any, wanted: dict[str, torch.Tensor]) -> None:
+    torch.testing.assert_close(
+        predict(model, 5.0), wanted[name], rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}"
+    )
+
+
+@pytest.mark.parametrize("compiled_first", [True, False], ids=["compile-apply", "apply-compile"])
+@pytest.mark.parametrize("order", [VARIANTS, VARIANTS[::-1]], ids=["plain-first", "plain-last"])
+def test_a_result_does_not_depend_on_what_a_compiled_model_sampled_before(
+    variants: dict[str, Variant],
+    wanted: dict[str, torch.Tensor],
+    unet: Any,
+    order: tuple[str, ...],
+    compiled_first: bool,
+) -> None:
+    assert set(order) == set(variants)
+
+    def make(name: str) -> Any:
+        if compiled_first:
+            return variants[name](compile_model(unet))
+        return compile_model(variants[name](unet))
+
+    for name in (*order, *order[:1], *order):
+        check(name, make(name), wanted)
+    assert traces() > 0, "nothing was compiled, so nothing was tested"
+
+
+@pytest.mark.parametrize("compiled_first", [True, False])
+def test_a_model_compiled_in_parts_is_exact_too(
+    variants: dict[str, Variant],
+    wanted: dict[str, torch.Tensor],
+    unet: Any,
+    compiled_first: bool,
+) -> None:
+    parts = ("diffusion_model.middle_block.1.transformer_blocks.0",)
+    for name in ("plain", "steered", "other tokens", "plain", "left", "right", "plain"):
+        variant = variants[name]
+        compiled = compile_model(unet, parts)
+        made = variant(compiled) if compiled_first else compile_model(variant(unet), parts)
+        check(name, made, wanted)
+    assert traces() > 0
+
+
+def test_a_compiled_module_put_into_the_model_by_another_node_is_exact_too(
+    pack: Pack, easyref: Any, tokens: Any, unet: Any
+) -> None:
+    compiled = unet.clone()
+    module = torch.compile(unet.get_model_object("diffusion_model"), backend="eager")
+    compiled.add_object_patch("diffusion_model", module)
+    for weight in (1.0, 0.4):
+        # ComfyUI finds no weights for a LoRA below such a module.
+        found, wanted = (
+            predict(apply(pack, model, easyref, tokens, weight=weight, lora_strength=0.0), 5.0)
+            for model in (compiled, unet)
+        )
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    assert traces() == 0
+
+
+def test_threads_leave_the_stance_as_it_was(pack: Pack) -> None:
+    part = pack.part("nodes.host.compiled")
+    inside, leave = threading.Event(), threading.Event()
+
+    @torch.compile(backend="eager")
+    def compiles() -> bool:
+        return torch.compiler.is_compiling()
+
+    def other() -> None:
+        with part.uncompiled():
+            inside.set()
+            leave.wait(10)
+
+    assert compiles()
+    with part.uncompiled():
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert inside.wait(10)
+    assert not compiles(), "the other thread is still inside"
+    leave.set()
+    thread.join()
+    assert compiles()
+
+
+def test_it_is_said_once_that_references_run_uncompiled(
+    pack: Pack,
+    variants: dict[str, Variant],
+    unet: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pack.part("nodes.host.compiled")._warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            predict(variants["steered"](compile_model(unet)))
+    assert caplog.text.count("uncompiled") == 1

@@ -1,0 +1,143 @@
+"""The encoder under dynamic VRAM, on a stand-in for the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from comfyhost import GOLDEN_MLLM, Pack, put_adapter
+from dynamic_vram import META, Gpu
+from goldens import IMAGE_SIZE, adapter_tensors, pictures, user_prompt
+
+CASE = "four_refs_prompt"
+
+
+@pytest.fixture
+def half_file(pack: Pack) -> str:
+    """The golden adapter in half precision."""
+    return put_adapter(
+        pack, "half_for_gpu.safetensors", {n: t.half() for n, t in adapter_tensors().items()}
+    )
+
+
+@pytest.fixture
+def encode(pack: Pack, gpu: Gpu) -> Callable[..., Any]:
+    """Encodes the golden group; the host may wait for its tokens."""
+    group = pack.part("easyref_core.aggregation").Reference
+    references = tuple(group(picture) for picture in pictures(CASE))
+
+    def run(easyref: Any, node: str = "EasyRefEncode", **settings: Any) -> Any:
+        given = {"prompt": user_prompt(CASE), "image_size": IMAGE_SIZE, "references": references}
+        if node == "EasyRefEncode":
+            given["aggregation"] = "easyref"
+        with gpu.waiting_allowed():
+            return pack.run(node, easyref, **(given | settings))
+
+    return run
+
+
+def tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def casting(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    for name, module in model.named_modules():
+        if hasattr(module, "comfy_cast_weights"):
+            yield name, module
+
+
+@pytest.mark.parametrize(
+    ("precision", "wanted"),
+    [("fp32", torch.float16), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_an_encoder_is_loaded_used_thrown_out_and_comes_back(
+    pack: Pack,
+    gpu: Gpu,
+    half_file: str,
+    encode: Callable[..., Any],
+    precision: str,
+    wanted: torch.dtype,
+) -> None:
+    """Weights travel as they are in the file and are converted on the GPU."""
+    import comfy.model_management as mm
+
+    easyref = pack.run("EasyRefLoader", half_file, GOLDEN_MLLM, precision)
+    with gpu.watch() as first:
+        encode(easyref)
+    patcher = easyref.encoder.patcher
+    assert patcher.is_dynamic()
+    assert patcher.load_device == META
+    model = patcher.model
+    assert [name for name, module in casting(model) if not hasattr(module, "_v")] == []
+    layer = model.multimodal_llm.model.layers[0]
+    assert layer.mlp.up_proj._v_weight.dtype == wanted
+    assert len(first.file_reads) > len(list(casting(model))), "weights were read in advance"
+
+    with gpu.watch() as second:
+        encode(easyref, prompt="something else")
+        encode(easyref, "EasyRefInspect")
+    assert not second.file_reads
+
+    mm.unload_all_models()
+    assert not any(loaded.model is patcher for loaded in mm.current_loaded_models)
+    assert [name for name, tensor in tensors(model) if tensor.is_meta] == []
+    with gpu.watch() as again:
+        encode(easyref, image_size=2 * IMAGE_SIZE)  # else the pictures are remembered
+    assert easyref.encoder.patcher is patcher
+    assert sorted(again.file_reads) == sorted(first.file_reads)
+
+
+def test_one_byte_weights_leave_biases_as_they_are(
+    pack: Pack,
+    gpu: Gpu,
+    half_file: str,
+    encode: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Qwen2's biases are larger than what fits into one byte."""
+    from comfy.cli_args import args
+
+    monkeypatch.setattr(args, "fp8_e4m3fn_text_enc", True)
+    easyref = pack.run("EasyRefLoader", half_file, GOLDEN_MLLM, "auto")
+    encode(easyref)
+    model = easyref.encoder.patcher.model
+    assert model.compute_dtype == torch.bfloat16
+    query = model.multimodal_llm.model.layers[0].self_attn.q_proj
+    assert query._v_weight.dtype == torch.float8_e4m3fn
+    assert query._v_bias.dtype == torch.float16
+
+
+def test_the_running_prompt_keeps_its_encoder_and_the_cache_knows_that_it_costs_nothing(
+    pack: Pack, gpu: Gpu, half_file: str, encode: Callable[..., Any]
+) -> None:
+    from comfy.model_patcher import PromptModelTracker, is_model_patcher_output
+    from comfy_execution.caching import all_outputs_dynamic
+
+    easyref = pack.run("EasyRefLoader", half_file, GOLDEN_MLLM, "auto")
+    tracker = PromptModelTracker()
+    tracker.add([[easyref]])
+    assert not tracker.models
+    assert not all_outputs_dynamic([[easyref]])
+    encode(easyref)
+    tracker.add([[easyref]])
+    assert list(tracker.models.values()) == [easyref.encoder.patcher]
+    assert all_outputs_dynamic([[easyref]])
+    assert is_model_patcher_output(easyref)
+    tracker.end()
+
+
+def test_the_encoder_can_be_made_anew_as_a_plain_model(
+    pack: Pack, gpu: Gpu, half_file: str, encode: Callable[..., Any]
+) -> None:
+    easyref = pack.run("EasyRefLoader", half_file, GOLDEN_MLLM, "bf16")
+    encode(easyref)
+    patcher = easyref.encoder.patcher
+    plain = patcher.clone(disable_dynamic=True)
+    assert not plain.is_dynamic()
+    assert plain.model is not patcher.model
+    copy = patcher.deepclone_multigpu()
+    assert copy.is_dynamic()
+    assert copy.model is not patcher.model

@@ -1,0 +1,68 @@
+"""The memory told to the host beforehand is what reading a group really takes."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from easyref_core.config import MllmConfig
+from easyref_core.limits import working_bytes
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "encoding_memory.py"
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("encoding_memory", BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    path = sys.path[:]
+    spec.loader.exec_module(module)
+    sys.path[:] = path
+    return module
+
+
+@pytest.mark.parametrize("inspect", [False, True])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize(
+    ("count", "size"), [(1, 336), (8, 336), (64, 336), (1, 1008), (8, 1008), (64, 588), (1, 3360)]
+)
+def test_the_peak_is_near_the_estimate(
+    benchmark: ModuleType, count: int, size: int, dtype: torch.dtype, fused: bool, inspect: bool
+) -> None:
+    if size == 3360 and not fused and (inspect or dtype == FP32):
+        size = 2016  # the same case, with fewer chunks to walk through
+    encoder = benchmark.real_encoder(fused, dtype)
+    peak, estimate = benchmark.peak_and_estimate(encoder, fused, count, size, inspect)
+    assert 0.75 < peak / estimate <= 1.1
+
+
+def test_the_meter_counts_what_lives_at_once(benchmark: ModuleType) -> None:
+    weight = torch.empty(1000, device="meta")
+    with benchmark.PeakMemory() as memory:
+        first = weight * 2
+        view = first[:10]
+        first.add_(1)
+        del first
+        assert memory.live == 4000  # the view holds it
+        del view
+        assert memory.live == 0
+        for _ in range(3):
+            weight + weight
+        assert (weight * 2).cpu().sum() == 0
+    assert (memory.live, memory.peak) == (0, 4000)
+
+
+def test_without_fused_attention_the_scores_are_counted_up_to_their_bound() -> None:
+    def scores(tokens: int) -> int:
+        sizes = MllmConfig(), [tokens], 100, BF16
+        return working_bytes(*sizes, fused=False) - working_bytes(*sizes, fused=True)
+
+    assert 0 < scores(144) < scores(600)
+    assert 0 <= scores(14_400) < 2**29
