@@ -94,12 +94,14 @@ def test_undo_redo_and_copies(one: ComfyPage) -> None:
     page.tile(1).focus()
     page.tab.keyboard.press("Delete")
     page.wait_for_files("face 1.png")
-    page.tab.keyboard.press("Control+z")
-    page.wait_for_files("face 2.png", "face 1.png")
-    page.tab.keyboard.press("Control+z")
-    page.wait_for_files("face 1.png", "face 2.png")
-    page.tab.keyboard.press("Control+y")
-    page.wait_for_files("face 2.png", "face 1.png")
+    for key, *files in (
+        ("Control+z", "face 2.png", "face 1.png"),
+        ("Control+z", "face 1.png", "face 2.png"),
+        ("Control+y", "face 2.png", "face 1.png"),
+    ):
+        page.tab.wait_for_timeout(1000)  # 1.35 is still busy with the last key
+        page.tab.keyboard.press(key)
+        page.wait_for_files(*files)
 
     page.evaluate("""() => {
         app.canvas.selectNode(app.graph.nodes[0]);

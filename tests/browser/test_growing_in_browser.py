@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from comfy_page import ComfyPage
+from comfy_page import MODES, ComfyPage
+
+pytestmark = pytest.mark.parametrize("mode", MODES)
 
 # Node number 1 of the kind is EasyRef References; pictures come from Load Image nodes.
 CONNECT = """count => {
