@@ -358,6 +358,7 @@ def test_chinese(page: ComfyPage) -> None:
         page.gallery.get_by_text("将图像拖放或粘贴到此处").wait_for()
     finally:
         page.setting("Comfy.Locale", "en")
+        page.open()
 
 
 @in_both_modes
