@@ -94,12 +94,14 @@ def test_undo_redo_and_copies(one: ComfyPage) -> None:
     page.tile(1).focus()
     page.tab.keyboard.press("Delete")
     page.wait_for_files("face 1.png")
-    page.tab.keyboard.press("Control+z")
-    page.wait_for_files("face 2.png", "face 1.png")
-    page.tab.keyboard.press("Control+z")
-    page.wait_for_files("face 1.png", "face 2.png")
-    page.tab.keyboard.press("Control+y")
-    page.wait_for_files("face 2.png", "face 1.png")
+    for key, *files in (
+        ("Control+z", "face 2.png", "face 1.png"),
+        ("Control+z", "face 1.png", "face 2.png"),
+        ("Control+y", "face 2.png", "face 1.png"),
+    ):
+        page.tab.wait_for_timeout(1000)  # 1.35 is still busy with the last key
+        page.tab.keyboard.press(key)
+        page.wait_for_files(*files)
 
     page.evaluate("""() => {
         app.canvas.selectNode(app.graph.nodes[0]);
@@ -342,8 +344,9 @@ def test_a_request_of_this_pack_to_another_site_is_noticed(page: ComfyPage) -> N
     page.evaluate("site => fetch(site).catch(() => {})", site)
     assert page.mistakes() == []
     page.evaluate("() => import('/extensions/easyref/js/probe.js')")
-    page.wait_for(lambda: page.mistakes() != [])
-    assert page.mistakes() == ["a request of this pack to not-to-be-asked.invalid"]
+    # Where the server allows no other sites, the browser refuses, and says who asked.
+    page.wait_for(lambda: any("not-to-be-asked.invalid" in said for said in page.mistakes()))
+    page.tab.wait_for_timeout(500)
     page.start_anew("classic")
 
 
@@ -355,6 +358,7 @@ def test_chinese(page: ComfyPage) -> None:
         page.gallery.get_by_text("将图像拖放或粘贴到此处").wait_for()
     finally:
         page.setting("Comfy.Locale", "en")
+        page.open()
 
 
 @in_both_modes

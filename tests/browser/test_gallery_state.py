@@ -115,3 +115,13 @@ def test_both_languages_say_everything(node: str) -> None:
     english, chinese, *missing = json.loads(done.stdout)
     assert english == chinese
     assert missing == ["缺失", "missing", "missing"]
+
+
+def test_what_the_page_loads_of_this_pack_names_no_other_site() -> None:
+    web = STATE.parents[1]
+    files = [*web.glob("js/*.js"), *web.glob("css/*.css")]
+    assert len(files) > 10
+    namespace = "http://www.w3.org/2000/svg"
+    for file in files:
+        text = file.read_text(encoding="utf-8").replace(namespace, "")
+        assert "http" not in text.lower(), file.name

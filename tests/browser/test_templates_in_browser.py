@@ -72,12 +72,12 @@ def test_every_template_is_tidy_and_lacks_only_models(page: ComfyPage, screensho
     for name in NAMES:
         page.load_template(name)
         page.wait_for(lambda: not page.evaluate(UNTOLD), lambda: page.evaluate(UNTOLD))
+        page.close_dialogs()
         page.fit_view()
         page.screenshot(screenshots, name)
         assert page.evaluate(UNKNOWN) == [], name
         assert set(page.evaluate(IN_ERROR)) <= LOADERS, name
         assert covered(page) == [], name
-        page.close_dialogs()
 
 
 def test_the_blueprint_is_a_subgraph_with_its_settings(page: ComfyPage, pack: Path) -> None:

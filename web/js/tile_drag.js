@@ -10,6 +10,7 @@ export function makeSortable(grid, onDrop) {
   grid.addEventListener("pointerdown", (down) => {
     const tile = tileAt(grid, down.target);
     if (!tile || down.button !== 0 || down.target.closest("button, input")) return;
+    down.stopPropagation(); // Nodes 2.0 would drag the node along
     const first = placeOf(tile);
     let dragging = false;
 
