@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 from shutil import which
+from typing import Any
 
 from PIL import Image
 
@@ -26,8 +27,7 @@ COLOURS = 192
 
 
 def main() -> None:
-    from comfy_page import FLAGS, ComfyPage
-    from playwright.sync_api import sync_playwright
+    from comfy_page import write_user_files
 
     from easyref_core.demo.comfy_server import ComfyServer
     from easyref_core.demo.find_comfyui import find_comfyui
@@ -35,13 +35,24 @@ def main() -> None:
     comfyui = find_comfyui()
     if comfyui is None:
         raise SystemExit("No ComfyUI found: set COMFYUI_PATH.")
-    with (
-        tempfile.TemporaryDirectory() as base,
-        ComfyServer(comfyui, Path(base), arguments=["--cpu"], seconds=600) as server,
-        sync_playwright() as playwright,
-    ):
+    with tempfile.TemporaryDirectory() as base:
+        write_user_files(comfyui, Path(base))
+        with ComfyServer(comfyui, Path(base), arguments=["--cpu"], seconds=600) as server:
+            picture = photograph(server)
+    few = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(OUT, optimize=True)
+    print(f"{OUT}: {few.width} x {few.height}, {OUT.stat().st_size:,} bytes")
+
+
+def photograph(server: Any) -> Image.Image:
+    """The node, with a crop, a weight and the mouse on a picture."""
+    from comfy_page import FLAGS, ComfyPage
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=which("chromium"), args=list(FLAGS))
         page = ComfyPage(browser, server, scale=SCALE)
+        page.start_anew("classic")
         page.add_node()
         page.choose_files(pictures())
         page.wait_for(lambda: page.tiles.count() == len(pictures()))
@@ -76,10 +87,7 @@ def main() -> None:
         )
         browser.close()
     box = (left - MARGIN, top - 2 * MARGIN, right + MARGIN, bottom + MARGIN)
-    picture = picture.crop(tuple(round(side * SCALE) for side in box))
-    few = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    few.save(OUT, optimize=True)
-    print(f"{OUT}: {few.width} x {few.height}, {OUT.stat().st_size:,} bytes")
+    return picture.crop(tuple(round(side * SCALE) for side in box))
 
 
 def pictures() -> list[dict[str, object]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,15 @@ KNOWN_ERRORS = ("reading 'id'", "access LGraph reference that was null", "readin
 OWN = "/extensions/easyref/"
 OTHER_SITES = re.compile(r"\b(?:https?|wss?)://(?!127\.0\.0\.1\b)\S+")
 PATIENCE = 60_000  # on a busy computer
+
+
+def write_user_files(comfyui: Path, base: Path) -> None:
+    """What a server's folders hold before the page is opened: settings, ComfyUI's own picture."""
+    settings = base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
+    (base / "input").mkdir()
+    shutil.copy(comfyui / "input" / "example.png", base / "input")
 
 
 class ComfyPage:

@@ -10,7 +10,6 @@ EASYREF_SCREENSHOTS   where pictures of the page go, to be looked at
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_page import FLAGS, SETTINGS, ComfyPage
+from comfy_page import FLAGS, ComfyPage, write_user_files
 
 from easyref_core.demo.comfy_server import ComfyServer
 from easyref_core.demo.find_comfyui import find_comfyui
@@ -47,11 +46,7 @@ def server(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
             pytest.skip("no newest page of ComfyUI: make test, or set EASYREF_FRONTEND")
         arguments += ["--front-end-root", str(page)]
     base = tmp_path_factory.mktemp("browser")
-    settings = base / "user" / "default" / "comfy.settings.json"
-    settings.parent.mkdir(parents=True)
-    settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
-    (base / "input").mkdir()
-    shutil.copy(comfyui / "input" / "example.png", base / "input")  # every ComfyUI has it
+    write_user_files(comfyui, base)
     with ComfyServer(comfyui, base, arguments=arguments, seconds=300) as running:
         yield running
 
