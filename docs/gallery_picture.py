@@ -12,7 +12,6 @@ import io
 import sys
 import tempfile
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 from PIL import Image
@@ -46,11 +45,13 @@ def main() -> None:
 
 def photograph(server: Any) -> Image.Image:
     """The node, with a crop, a weight and the mouse on a picture."""
-    from comfy_page import FLAGS, ComfyPage
+    from comfy_page import FLAGS, ComfyPage, find_chromium
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=which("chromium"), args=list(FLAGS))
+        browser = playwright.chromium.launch(
+            executable_path=find_chromium(playwright), args=list(FLAGS)
+        )
         page = ComfyPage(browser, server, scale=SCALE)
         page.start_anew("classic")
         page.add_node()

@@ -54,39 +54,21 @@ def growth(bench: Bench) -> Iterator[Row]:
     """Allocated after twenty prompts against after the third.
 
     Everything that the nodes gave is kept, as ComfyUI's caches keep it on machines with much
-    memory. Keys and values that ComfyUI counts, and unloads when it needs their room, may take what
-    the pack allows them; nothing else may grow.
+    memory.
     """
     bench.require_counting()
     references = bench.references(bench.models.few)
     kept: list[Any] = []
     sizes: list[float] = []
-    sets: list[float] = []
     for number in range(PROMPTS):
         tokens = bench.encode(references, f"picture number {number} of a cat")
         model = bench.apply(bench.unet(), tokens)
         kept.append((tokens, model))
         bench.sample(model, 1, side=min(bench.models.latent, 64))
         sizes.append(bench.allocated() / _MB)
-        sets.append(_key_values() / _MB)
     yield measured("allocated after 3 prompts", sizes[2], "MB")
-    grown, of_sets = sizes[-1] - sizes[2], sets[-1] - sets[2]
-    yield measured(f"more after {PROMPTS} prompts", grown, "MB")
-    allowed = bench.pack.part("nodes.host.key_values").BUDGET / _MB
-    yield measured("keys and values that ComfyUI may unload", sets[-1], "MB", at_most=allowed)
-    yield measured("more beside them", grown - of_sets, "MB", at_most=GROWTH)
-
-
-def _key_values() -> int:
-    """Bytes of keys and values that ComfyUI counts as models on the device."""
-    import comfy.model_management as mm
-
-    models = [loaded.model for loaded in mm.current_loaded_models]
-    return sum(
-        patcher.loaded_size()
-        for patcher in models
-        if patcher is not None and type(patcher.model).__name__ == "EasyRefKeyValues"
-    )
+    grown = sizes[-1] - sizes[2]
+    yield measured(f"more after {PROMPTS} prompts", grown, "MB", at_most=GROWTH)
 
 
 def small_card(bench: Bench) -> Iterator[Row]:

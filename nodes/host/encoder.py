@@ -205,7 +205,7 @@ def load_encoder(
 def _dtypes(precision: str, device: torch.device) -> tuple[torch.dtype | None, torch.dtype]:
     """(how weights are stored, None for as in their files; what is computed in)."""
     usual = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
-    flag = next((dtype for name, dtype in _FLAGS.items() if getattr(args, name, False)), None)
+    flag = next((dtype for name, dtype in _FLAGS.items() if getattr(args, name)), None)
     if precision == "auto" and flag is not None:
         good = {
             torch.float32: True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ FLAGS = (
 )
 # Else the page shows its templates on a first visit and opens the graphs of the last one.
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 MODES = ("classic", "vue")
 READY = """() => !!(window.app && app.graph && app.extensionManager
     && LiteGraph.registered_node_types["EasyRefReferences"])"""
@@ -73,6 +75,14 @@ KNOWN_ERRORS = ("reading 'id'", "access LGraph reference that was null", "readin
 OWN = "/extensions/easyref/"
 OTHER_SITES = re.compile(r"\b(?:https?|wss?)://(?!127\.0\.0\.1\b)\S+")
 PATIENCE = 60_000  # on a busy computer
+
+
+def find_chromium(playwright: Any) -> str | None:
+    """The browser that is named, else one on the PATH, else the one that playwright installed."""
+    on_path = filter(None, map(shutil.which, BROWSERS))
+    own = playwright.chromium.executable_path
+    found = os.environ.get("EASYREF_CHROMIUM") or next(on_path, own)
+    return found if Path(found).exists() else None
 
 
 def write_user_files(comfyui: Path, base: Path) -> None:

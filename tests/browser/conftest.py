@@ -11,20 +11,18 @@ EASYREF_SCREENSHOTS   where pictures of the page go, to be looked at
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_page import FLAGS, ComfyPage, write_user_files
+from comfy_page import FLAGS, ComfyPage, find_chromium, write_user_files
 
 from easyref_core.demo.comfy_server import ComfyServer
 from easyref_core.demo.find_comfyui import find_comfyui
 
 NEWEST = Path(sys.prefix, "newest-page", "comfyui_frontend_package", "static")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @pytest.fixture(scope="session", params=["own", "newest"])
@@ -54,13 +52,13 @@ def server(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Ends with each file: while it is there, an event loop runs in this thread."""
-    found = os.environ.get("EASYREF_CHROMIUM") or next(
-        filter(None, map(shutil.which, BROWSERS)), ""
-    )
-    if not found:
-        pytest.skip("no Chromium: run tests/browser/install_chromium.sh, or set EASYREF_CHROMIUM")
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: make test")
     with playwright.sync_playwright() as started:
+        found = find_chromium(started)
+        if found is None:
+            pytest.skip(
+                "no Chromium: run tests/browser/install_chromium.sh, or set EASYREF_CHROMIUM"
+            )
         running = started.chromium.launch(executable_path=found, headless=True, args=list(FLAGS))
         yield running
         running.close()
@@ -76,7 +74,7 @@ def tab(server: ComfyServer, browser: Any, release: str) -> Iterator[ComfyPage]:
 
 @pytest.fixture
 def mode() -> str:
-    """How nodes are drawn; see `both_modes`."""
+    """How nodes are drawn, one of `MODES`; a test of both asks for it by parametrize."""
     return "classic"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfyhost import Pack, apply, predict, random_tokens
+from comfyhost import Pack, apply, predict, random_tokens, text
 
 Variant = Callable[[Any], Any]
 VARIANTS = (
@@ -28,6 +28,8 @@ VARIANTS = (
     "curve",
     "layer weights",
     "two",
+    "regions",
+    "a prompt's own",
 )
 
 
@@ -66,6 +68,7 @@ def variants(pack: Pack, easyref: Any, tokens: Any) -> dict[str, Variant]:
     others = random_tokens(pack, easyref, 7)
     curve = pack.run("EasyRefWeightCurve", "linear", 1.0, 0.2, "", "constant", 1.0, 1.0, "")
     layers = pack.run("EasyRefLayerWeights", "all", middle=0.2)
+    regions = pack.run("EasyRefRegion", others, left, 1.0)
     return {
         "plain": lambda model: model,
         "steered": steered(),
@@ -77,22 +80,37 @@ def variants(pack: Pack, easyref: Any, tokens: Any) -> dict[str, Variant]:
         "right": steered(mask=right),
         "curve": steered(curve=curve),
         "layer weights": steered(layer_weights=layers),
+        "regions": steered(regions=regions),
+        "a prompt's own": steered(None),
         "two": lambda model: steered(others, weight=0.5)(steered()(model)),
     }
 
 
 @pytest.fixture
-def wanted(variants: dict[str, Variant], unet: Any) -> dict[str, torch.Tensor]:
+def prompts(pack: Pack, easyref: Any) -> dict[str, Any]:
+    """Prompts other than the usual one."""
+    own = random_tokens(pack, easyref, 8)
+    return {"a prompt's own": pack.run("EasyRefSetConditioning", text(), own, 1.0)}
+
+
+@pytest.fixture
+def wanted(
+    variants: dict[str, Variant], prompts: dict[str, Any], unet: Any
+) -> dict[str, torch.Tensor]:
     """What each predicts uncompiled; no two are alike but those that are off."""
-    found = {name: predict(variant(unet), 5.0) for name, variant in variants.items()}
+    found = {
+        name: predict(variant(unet), 5.0, positive=prompts.get(name))
+        for name, variant in variants.items()
+    }
     on = [found[name] for name in found if name not in ("weight 0", "outside its window")]
     assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(on) for b in on[:i])
     return found
 
 
-def check(name: str, model: Any, wanted: dict[str, torch.Tensor]) -> None:
+def check(name: str, model: Any, wanted: dict[str, torch.Tensor], prompt: Any = None) -> None:
+    found = predict(model, 5.0, positive=prompt)
     torch.testing.assert_close(
-        predict(model, 5.0), wanted[name], rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}"
+        found, wanted[name], rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}"
     )
 
 
@@ -100,6 +118,7 @@ def check(name: str, model: Any, wanted: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize("order", [VARIANTS, VARIANTS[::-1]], ids=["plain-first", "plain-last"])
 def test_a_result_does_not_depend_on_what_a_compiled_model_sampled_before(
     variants: dict[str, Variant],
+    prompts: dict[str, Any],
     wanted: dict[str, torch.Tensor],
     unet: Any,
     order: tuple[str, ...],
@@ -113,7 +132,7 @@ def test_a_result_does_not_depend_on_what_a_compiled_model_sampled_before(
         return compile_model(variants[name](unet))
 
     for name in (*order, *order[:1], *order):
-        check(name, make(name), wanted)
+        check(name, make(name), wanted, prompts.get(name))
     assert traces() > 0, "nothing was compiled, so nothing was tested"
 
 
@@ -157,10 +176,14 @@ def test_threads_leave_the_stance_as_it_was(pack: Pack) -> None:
     def compiles() -> bool:
         return torch.compiler.is_compiling()
 
+    seen: list[bool] = []
+
     def other() -> None:
         with part.uncompiled():
+            seen.append(compiles())
             inside.set()
             leave.wait(10)
+            seen.append(compiles())
 
     assert compiles()
     with part.uncompiled():
@@ -170,6 +193,7 @@ def test_threads_leave_the_stance_as_it_was(pack: Pack) -> None:
     assert not compiles(), "the other thread is still inside"
     leave.set()
     thread.join()
+    assert seen == [False, False]
     assert compiles()
 
 

@@ -47,6 +47,17 @@ def test_oldest_and_newest_comfyui_are_tested_on_three_systems() -> None:
     }
 
 
+def test_nothing_is_skipped_for_want_of_what_the_makefile_puts_beside_the_packages() -> None:
+    steps = workflow("test.yml")["jobs"]["test"]["steps"]
+    commands = "\n".join(step.get("run", "") for step in steps)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for beside in ("newest-page", "transformers-4.57"):
+        assert f"--target $(VENV)/{beside} " in makefile
+        assert f'"$beside/{beside}"' in commands
+    assert '"transformers==4.57.*" "huggingface_hub<1" "tokenizers>=0.22,<0.23"' in commands
+    assert "playwright install --with-deps chromium" in commands
+
+
 def test_new_comfyuis_are_noticed_without_a_change_here() -> None:
     assert workflow("test.yml")[True]["schedule"]  # YAML reads `on` as true
 
