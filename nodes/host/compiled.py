@@ -31,8 +31,10 @@ def is_compiled(model: Any, transformer_options: Mapping[str, Any]) -> bool:
         model: ComfyUI's `BaseModel`.
     """
     wrappers = get_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILE_KEY, transformer_options)
-    # A compiled module, as other nodes put it into the model itself, holds the original.
-    return bool(wrappers) or hasattr(model.diffusion_model, "_orig_mod")
+    patcher = model.current_patcher
+    placed = patcher.object_patches.values() if patcher is not None else ()
+    # Other nodes put compiled modules into the model, which hold the originals.
+    return bool(wrappers) or any(hasattr(one, "_orig_mod") for one in placed)
 
 
 @contextmanager
