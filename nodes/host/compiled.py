@@ -31,8 +31,10 @@ def is_compiled(model: Any, transformer_options: Mapping[str, Any]) -> bool:
         model: ComfyUI's `BaseModel`.
     """
     wrappers = get_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILE_KEY, transformer_options)
-    # A compiled module, as other nodes put it into the model itself, holds the original.
-    return bool(wrappers) or hasattr(model.diffusion_model, "_orig_mod")
+    # Other nodes compile the model itself: into a module that holds the original, or in place.
+    module = model.diffusion_model
+    in_place = getattr(module, "_compiled_call_impl", None) is not None
+    return bool(wrappers) or in_place or hasattr(module, "_orig_mod")
 
 
 @contextmanager
