@@ -59,7 +59,8 @@ def summary(ran: int, reasons: Iterable[tuple[str, int]]) -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Tally(), "easyref-tally")
+    if not hasattr(config, "workerinput"):  # a process of xdist reports to the one that counts
+        config.pluginmanager.register(Tally(), "easyref-tally")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

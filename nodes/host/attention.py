@@ -32,7 +32,9 @@ class MllmOperations(comfy.ops.manual_cast):
     ) -> torch.Tensor:
         """As `kernels.attend`, with the user's choice of kernel where that can compute it: none of
         them knows causal attention, and a mask of the MLLM is too few rows to gain from one."""
-        chosen = _fused_choice(query.dtype) if mask is None and not causal else None
+        chosen = None
+        if mask is None and not causal:
+            chosen = _fused_choice(query.device, query.dtype)
         if chosen is not None:
             heads = query.shape[1]
             return chosen(query, key, value, heads, skip_reshape=True, skip_output_reshape=True)
@@ -50,7 +52,7 @@ def mllm_is_fused(device: torch.device, dtype: torch.dtype, head_dims: tuple[int
     if not _pytorchs_own(device):
         return False
     vision, decoder = head_dims
-    brought = _fused_choice(dtype) not in (None, host.attention_pytorch)
+    brought = _fused_choice(device, dtype) not in (None, host.attention_pytorch)
     return (brought or kernels.has_fused(device, dtype, vision, causal=False)) and (
         kernels.has_fused(device, dtype, decoder, causal=True)
     )
@@ -74,8 +76,10 @@ def reference_attention(
     return attend(query, key, value, heads, attn_precision=precision, low_precision_attention=False)
 
 
-def _fused_choice(dtype: torch.dtype) -> Attention | None:
+def _fused_choice(device: torch.device, dtype: torch.dtype) -> Attention | None:
     """What ComfyUI was started with, if it is an exact kernel that never writes scores down."""
+    if device.type == "cpu":  # where ComfyUI may leave the MLLM; most kernels are for GPUs only
+        return None
     chosen = host.optimized_attention
     half = dtype in (torch.float16, torch.bfloat16)
     if chosen is host.attention_flash:  # complains about anything else on every call

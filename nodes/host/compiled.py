@@ -33,8 +33,11 @@ def is_compiled(model: Any, transformer_options: Mapping[str, Any]) -> bool:
     wrappers = get_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILE_KEY, transformer_options)
     patcher = model.current_patcher
     placed = patcher.object_patches.values() if patcher is not None else ()
-    # Other nodes put compiled modules into the model, which hold the originals.
-    return bool(wrappers) or any(hasattr(one, "_orig_mod") for one in placed)
+    # Other nodes compile parts of the model: into modules that hold the originals, or in place.
+    return bool(wrappers) or any(
+        hasattr(one, "_orig_mod") or getattr(one, "_compiled_call_impl", None) is not None
+        for one in (model.diffusion_model, *placed)
+    )
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class HeldKeyValues(TokenKeyValues):
     """
 
     patcher: ModelPatcher
-    state: _State = field(default_factory=lambda: _State())
+    state: _State = field(default_factory=_State)
 
     @property
     def nbytes(self) -> int:
@@ -102,7 +102,7 @@ class KeyValueStore:
             OutOfMemoryError: neither the device nor the CPU has room for them.
         """
         with self._lock:
-            key = (device, dtype)
+            key = (_as_tensors_say(device), dtype)
             alive = self._alive.setdefault(tokens, weakref.WeakValueDictionary())
             held = alive.get(key)
             if held is None:
@@ -183,6 +183,11 @@ class KeyValueStore:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeyValueStore:
         return self  # a cache is shared by every copy of the model that uses it
+
+
+def _as_tensors_say(device: torch.device) -> torch.device:
+    """A Mac's GPU is `mps` to ComfyUI and `mps:0` to the tensors on it."""
+    return torch.empty(0, device=device).device
 
 
 def _at(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:

@@ -59,6 +59,9 @@ class RunInfo:
     lent: tuple[CarriedTokens, ...] = ()
     held: tuple[HeldKeyValues, ...] = ()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RunInfo:
+        return self  # nodes that copy a run's options at every step would copy all it holds
+
 
 @dataclass(frozen=True)
 class CallInfo:
@@ -147,6 +150,7 @@ def _note_run(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         for conditioning in conditionings
         if "uuid" in conditioning
     }
+    _take_each_once(guider.model_options)
     _check_run(guider.model_options, guider.conds.values())
     held = _hold_key_values(guider)
     run = RunInfo(roles, lent_to_negative(guider.conds, negative), held)
@@ -253,6 +257,14 @@ def _applications(model_options: Mapping[str, Any] | None) -> Sequence[Any]:
     return get_wrappers_with_key(
         WrappersMP.APPLY_MODEL, KEY, model_options or {}, is_model_options=True
     )
+
+
+def _take_each_once(model_options: Mapping[str, Any]) -> None:
+    """To a run inside a run, with the options of that run, ComfyUI adds the model's wrappers though
+    they are there already; its references would act twice."""
+    wrappers = model_options["transformer_options"]["wrappers"].get(WrappersMP.APPLY_MODEL, {})
+    if KEY in wrappers:
+        wrappers[KEY] = list(dict.fromkeys(wrappers[KEY]))
 
 
 def _roles_of_lists(

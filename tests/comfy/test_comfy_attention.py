@@ -92,16 +92,15 @@ def test_the_vision_tower_uses_the_hosts_exact_kernel(
     def chosen(q: Any, k: Any, v: Any, heads: int, **kwargs: Any) -> torch.Tensor:
         asked.append(kwargs)
         assert heads == HEADS
-        return F.scaled_dot_product_attention(q, k, v)
+        return q
 
     monkeypatch.setattr(host, name, chosen)
     monkeypatch.setattr(host, "optimized_attention", chosen)
-    q, k, v = heads_apart(9, 9, 9, dtype=torch.bfloat16)
-    found = own.MllmOperations.attend(q, k, v)
-    assert torch.equal(found, F.scaled_dot_product_attention(q, k, v))
+    q, k, v = (x.to("meta") for x in heads_apart(9, 9, 9, dtype=torch.bfloat16))
+    assert own.MllmOperations.attend(q, k, v) is q
     assert asked == [{"skip_reshape": True, "skip_output_reshape": True}]
     own.MllmOperations.attend(q, k, v, causal=True)
-    own.MllmOperations.attend(q, k, v, torch.zeros(9, 9, dtype=torch.bfloat16))
+    own.MllmOperations.attend(q, k, v, torch.zeros(9, 9, dtype=torch.bfloat16, device="meta"))
     assert len(asked) == 1, "no host's kernel takes these"
 
 
@@ -152,3 +151,15 @@ def test_the_encoder_computes_with_the_hosts_attention(
     assert len(attends) == encoder.config.vision.depth + encoder.num_layers
     assert all(attend is own.MllmOperations.attend for attend in attends)
     assert own.mllm_is_fused(torch.device("cpu"), torch.float32, (80, 128))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_an_mllm_on_the_cpu_asks_no_kernel_for_gpus(
+    own: ModuleType, host: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """ComfyUI leaves text encoders there with --lowvram and on cards without half precision."""
+    monkeypatch.setattr(host, name, quantised)
+    monkeypatch.setattr(host, "optimized_attention", quantised)
+    q, k, v = heads_apart(9, 9, 9, dtype=torch.bfloat16)
+    found = own.MllmOperations.attend(q, k, v)
+    assert torch.equal(found, F.scaled_dot_product_attention(q, k, v))

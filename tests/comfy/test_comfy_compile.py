@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfyhost import Pack, apply, predict, random_tokens, text
+from comfyhost import Pack, apply, golden_unet, predict, random_tokens, text
 
 Variant = Callable[[Any], Any]
 VARIANTS = (
@@ -172,6 +172,20 @@ def test_a_compiled_module_put_into_the_model_by_another_node_is_exact_too(
         )
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
     assert traces() == 0
+
+
+def test_a_model_compiled_in_place_is_not_traced_with_references(
+    pack: Pack, easyref: Any, tokens: Any, unet: Any
+) -> None:
+    """With all guards on it would be traced anew for each change, until PyTorch gives up on it."""
+    wanted = predict(apply(pack, unet, easyref, tokens), 5.0)
+    model = golden_unet(pack)
+    model.model.diffusion_model.compile(backend="eager")
+    found = predict(apply(pack, model, easyref, tokens), 5.0)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    assert traces() == 0
+    predict(model)
+    assert traces() > 0, "nothing was compiled, so nothing was tested"
 
 
 def test_threads_leave_the_stance_as_it_was(pack: Pack) -> None:

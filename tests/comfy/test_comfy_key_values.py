@@ -254,6 +254,17 @@ def test_without_room_on_the_gpu_they_are_computed_on_the_cpu(
         fresh_easyref.key_values.get(tokens, META, torch.bfloat16)
 
 
+def test_a_device_has_one_set_however_it_is_called(
+    pack: Pack, fresh_easyref: Any, projected: list[Any]
+) -> None:
+    """A Mac's GPU is `mps` to ComfyUI and `mps:0` to tensors; the CPU is both here."""
+    tokens, store = random_tokens(pack, fresh_easyref, seed=0), fresh_easyref.key_values
+    for_comfyui = store.get(tokens, torch.device("cpu", 0), torch.float32)
+    for_the_model = store.get(tokens, torch.device("cpu"), torch.float32)
+    assert for_comfyui is for_the_model
+    assert projected == [tokens]
+
+
 def test_another_failure_of_the_projection_is_not_taken_for_lack_of_memory(
     pack: Pack, fresh_easyref: Any, store_module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

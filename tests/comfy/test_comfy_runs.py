@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import threading
@@ -192,3 +193,42 @@ def test_a_file_that_changed_under_a_run_is_said(pack: Pack, unet: Any, tokens: 
     with pack.refused(name, "has changed"):
         predict(model, CFG)
     assert difference(predict(unet), predict(golden_unet(pack))) == 0
+
+
+def test_a_copy_of_a_runs_options_copies_no_keys_and_values(steered: Any) -> None:
+    """Some nodes copy them whole at every step."""
+    wanted = predict(steered, CFG)
+    copies: list[Any] = []
+
+    def copying(args: dict[str, Any]) -> torch.Tensor:
+        given = args["model_options"]["transformer_options"]
+        copies.append((given, copy.deepcopy(given)))
+        return args["denoised"]
+
+    copied = steered.clone()
+    copied.set_model_sampler_post_cfg_function(copying)
+    assert torch.equal(predict(copied, CFG), wanted)
+    ((given, own),) = copies
+    assert given["easyref_run"].held
+    assert own["easyref_run"] is given["easyref_run"]
+
+
+def test_references_act_once_in_a_run_inside_a_run(steered: Any) -> None:
+    """ComfyUI adds a model's wrappers to the outer run's options, which have them already."""
+    import comfy.samplers
+
+    steps = sigmas(steered, *STEPS)
+    noisy = latents(2) * 14
+    found: list[torch.Tensor] = []
+
+    class Nested(comfy.samplers.Sampler):
+        def sample(self, outer: Any, _: Any, extra_args: Any, *__: Any, **___: Any) -> Any:
+            inner = guider(outer.model_patcher, CFG)
+            inner.model_options = extra_args["model_options"]
+            found.append(euler(inner, noisy, steps))
+            return noisy
+
+    zeros = torch.zeros_like(noisy)
+    guider(steered, CFG).sample(zeros, zeros, Nested(), steps, disable_pbar=True)
+    wanted = euler(guider(steered, CFG), noisy, steps)
+    assert torch.equal(found[0], wanted)

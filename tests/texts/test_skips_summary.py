@@ -39,9 +39,10 @@ def test_what_ran_and_what_did_not_comes_last_and_is_kept(tmp_path: Path) -> Non
         "EASYREF_SUMMARY": str(kept),
     }
     wanted = ["ComfyUI tests: 1 ran against ComfyUI 0.8.0, 2 skipped", "  2 skipped: no such pack"]
-    for times in (1, 2):  # of several runs all are kept
+    processes = ([], ["-n", "2"])
+    for times, shared in enumerate(processes, 1):  # of several runs all are kept
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "skips_summary", "-q", "."],
+            [sys.executable, "-m", "pytest", "-p", "skips_summary", "-q", *shared, "."],
             cwd=root,
             capture_output=True,
             text=True,
