@@ -115,12 +115,7 @@ class Application:
             return []
         found = [] if self.tokens is None else [self.tokens]
         found += [part.tokens for part in self.regions if not part.settings.never]
-        same = [
-            one
-            for one in applications
-            if one.checkpoint.identity == self.checkpoint.identity and not one.settings.never
-        ]
-        if same[-1:] == [self]:
+        if self._with_same_adapter(applications)[-1:] == [self]:
             found += [
                 one.tokens
                 for one in carried
@@ -129,6 +124,14 @@ class Application:
                 and any(one.layer_weights.factors)
             ]
         return list(dict.fromkeys(found))
+
+    def _with_same_adapter(self, applications: Sequence[Application]) -> list[Application]:
+        """Those that may act, this one among them."""
+        return [
+            one
+            for one in applications
+            if one.checkpoint.identity == self.checkpoint.identity and not one.settings.never
+        ]
 
     def __call__(
         self,
@@ -159,11 +162,8 @@ class Application:
         """What acts on each chunk: first the tokens of node or conditioning, then each region."""
         if self.settings.never:
             return []
-        same = [
-            one
-            for one in get_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY, options)
-            if one.checkpoint.identity == self.checkpoint.identity and not one.settings.never
-        ] or [self]
+        applications = get_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY, options)
+        same = self._with_same_adapter(applications) or [self]
         # As with the LoRA, the last of several Apply nodes with one adapter counts.
         serves = same[-1] is self
         lends = serves and all(one.tokens is None for one in same)

@@ -262,9 +262,10 @@ def _applications(model_options: Mapping[str, Any] | None) -> Sequence[Any]:
 def _take_each_once(model_options: Mapping[str, Any]) -> None:
     """To a run inside a run, with the options of that run, ComfyUI adds the model's wrappers though
     they are there already; its references would act twice."""
-    wrappers = model_options["transformer_options"]["wrappers"].get(WrappersMP.APPLY_MODEL, {})
-    if KEY in wrappers:
-        wrappers[KEY] = list(dict.fromkeys(wrappers[KEY]))
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    applied = wrappers.get(WrappersMP.APPLY_MODEL, {})
+    if KEY in applied:
+        applied[KEY] = list(dict.fromkeys(applied[KEY]))
 
 
 def _roles_of_lists(
