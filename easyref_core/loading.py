@@ -61,7 +61,7 @@ class EncoderPlan:
             operations: see `EasyRefEncoder`.
             dtype: how the weights are stored; None keeps each as it is in its file, which needs
                 `operations` that cast. With `torch.nn` it must equal `compute_dtype`. One-byte
-                dtypes are for matrices of the MLLM only: the rest is small and keeps its own.
+                dtypes are for matrices only: biases, norms and reference tokens keep their own.
             compute_dtype: of the activations.
             convert: False keeps the weights as they are in their files, where `operations`
                 convert them to `dtype` on their way to the device.
