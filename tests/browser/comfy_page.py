@@ -43,8 +43,12 @@ MUTE = """title => {
 }"""
 NODES = "count => app.graph.nodes.length === count"
 # What a node of a class shows, once its pictures have arrived.
-SHOWN = """kind => app.graph.nodes.filter((node) => node.type === kind).flatMap((node) =>
-    (node.imgs ?? []).filter((i) => i.complete).map((i) => [i.naturalWidth, i.naturalHeight]))"""
+SHOWN = """kind => app.graph.nodes.filter((node) => node.type === kind).flatMap((node) => {
+    const drawn = node.imgs?.length ? node.imgs : [];
+    const placed = document.querySelectorAll(`[data-node-id="${node.id}"] img`);
+    return [...(LiteGraph.vueNodesMode && placed.length ? placed : drawn)]
+        .filter((i) => i.complete).map((i) => [i.naturalWidth, i.naturalHeight]);
+})"""
 LOOK_AT = """kind => {
     const [x, y] = app.graph.nodes.find((node) => node.type === kind).pos;
     app.canvas.ds.scale = 1;
