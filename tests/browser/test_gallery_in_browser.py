@@ -115,6 +115,7 @@ def test_undo_redo_and_copies(one: ComfyPage) -> None:
     assert sorted([len(page.files(0)), len(page.files(1))]) == [1, 2], "copies share nothing"
 
 
+@in_both_modes
 def test_the_keyboard_alone_is_enough(five: ComfyPage) -> None:
     page = five
 
@@ -171,6 +172,7 @@ def test_the_keyboard_alone_is_enough(five: ComfyPage) -> None:
     assert len(page.workflow()["nodes"]) == 1
 
 
+@in_both_modes
 def test_square_and_whole_pictures(five: ComfyPage) -> None:
     page = five
     page.tile(1).hover()
@@ -204,6 +206,7 @@ def test_files_dropped_and_pasted(one: ComfyPage, kind: str) -> None:
     assert [n["type"] for n in page.workflow()["nodes"]] == ["EasyRefReferences"]
 
 
+@in_both_modes
 def test_paste_goes_to_the_selected_node(page: ComfyPage) -> None:
     page.add_node()
     page.evaluate("() => app.canvas.selectNode(app.graph.nodes[0])")
@@ -216,6 +219,7 @@ def test_paste_goes_to_the_selected_node(page: ComfyPage) -> None:
     assert page.files() == ["selected.png"], "without it ComfyUI does what it always does"
 
 
+@in_both_modes
 def test_a_folder_of_the_input(page: ComfyPage) -> None:
     folder = page.server.base / "input" / "people & places"
     folder.mkdir(exist_ok=True)
@@ -230,6 +234,7 @@ def test_a_folder_of_the_input(page: ComfyPage) -> None:
     page.wait_for_thumbnails()
 
 
+@in_both_modes
 def test_a_workflow_whose_files_are_missing_says_which(five: ComfyPage, screenshots: Path) -> None:
     page = five
     page.wait_for_thumbnails()  # the page must not still be asking for what is removed now
@@ -286,6 +291,7 @@ def test_workflows_without_a_gallerys_text_keep_their_links(page: ComfyPage, pac
         assert (group["inputs"]["weight"], group["inputs"]["gallery"]) == (0.75, "")
 
 
+@in_both_modes
 def test_a_hundred_pictures_scroll(page: ComfyPage) -> None:
     page.add_node()
     page.choose_files([picture_file("one.png", "teal")])
@@ -350,6 +356,7 @@ def test_a_request_of_this_pack_to_another_site_is_noticed(page: ComfyPage) -> N
     page.start_anew("classic")
 
 
+@in_both_modes
 def test_chinese(page: ComfyPage) -> None:
     page.setting("Comfy.Locale", "zh")
     try:
