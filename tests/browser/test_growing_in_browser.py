@@ -27,6 +27,8 @@ DISCONNECT = """place => {
 SOCKETS = """() => app.graph.nodes.find((node) => node.type === "EasyRefReferences").inputs
     .filter((slot) => slot.type === "IMAGE")
     .map((slot) => slot.label ?? slot.localized_name ?? slot.name)"""
+GROUP = "Comfy.GroupNode.ConvertSelectedNodesToGroupNode"
+HAS_GROUP_NODES = f"() => app.extensionManager.command.commands.some((c) => c.id === '{GROUP}')"
 TITLES = """() => Object.fromEntries(app.graph.nodes.filter((n) => n.type === "LoadImage")
     .map((node) => [String(node.id), node.title]))"""
 
@@ -145,3 +147,14 @@ def test_copied_with_their_pictures_they_keep_their_links(grown: ComfyPage) -> N
         if node["class_type"] == "EasyRefReferences"
     ]
     assert copies == [THREE, THREE]
+
+
+def test_a_group_node_says_that_it_loses_links(grown: ComfyPage) -> None:
+    """Newer pages make none."""
+    if not grown.evaluate(HAS_GROUP_NODES):
+        pytest.skip("this page of ComfyUI makes no group nodes")
+    grown.evaluate("() => app.canvas.selectItems(app.graph.nodes.slice(0, 2))")
+    grown.evaluate(f"() => {{ app.extensionManager.command.execute('{GROUP}'); }}")
+    grown.tab.keyboard.type("group")
+    grown.tab.keyboard.press("Enter")
+    grown.tab.get_by_text("A group node keeps one link").last.wait_for()

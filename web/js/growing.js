@@ -1,11 +1,20 @@
 // Nodes with inputs that grow: copies of them keep their links.
 
 import { app } from "../../../scripts/app.js";
+import { texts } from "./gallery_texts.js";
 
 const NODES = ["EasyRefReferences", "EasyRefCombineTokens"];
 
 app.registerExtension({
   name: "EasyRef.Growing",
+
+  // Older pages still make group nodes, which lose such links without a word, ComfyUI's own too.
+  beforeRegisterNodeDef(_, { category = "", description = "" }) {
+    if (!category.startsWith("group nodes")) return;
+    if (!NODES.some((name) => description.includes(name))) return;
+    const detail = texts(app.extensionManager.setting.get("Comfy.Locale"))("groupNode");
+    app.extensionManager.toast.add({ severity: "warn", summary: "EasyRef", detail, life: 15000 });
+  },
 
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return;
