@@ -8,9 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..easyref_core.combine import METHODS, WEIGHING, Part, combine_tokens, read_weights
-from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens import ReferenceTokens, stack
-from .inputs import Numbered, connected
+from .inputs import Numbered, accepted, connected
 from .link_types import EasyRefTokens
 from .newer_core import found_by
 
@@ -61,11 +60,7 @@ class EasyRefCombineTokens(io.ComfyNode):
         cls, weights: str | None = None, tokens: Mapping[str, Any] | None = None
     ) -> bool | str:
         # Beside the inputs that are asked for, ComfyUI gives every one that grows.
-        try:
-            read_weights(weights or "")  # None where another node will give it
-        except EasyRefError as error:
-            return str(error)
-        return True
+        return accepted(lambda: read_weights(weights or ""))  # None where a node will give it
 
     @classmethod
     def execute(

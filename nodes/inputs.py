@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -45,6 +45,15 @@ def weight_input(
     return io.Float.Input(
         name, default=default, min=-1.0, max=3.0, step=0.05, tooltip=tooltip, **more
     )
+
+
+def accepted(check: Callable[[], object]) -> bool | str:
+    """What `validate_inputs` returns: True, or the sentence with which the check refuses."""
+    try:
+        check()
+    except EasyRefError as error:
+        return str(error)
+    return True
 
 
 class Numbered(io.Autogrow.TemplateNames):

@@ -6,7 +6,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..easyref_core.errors import EasyRefError
 from .host.encoder import PRECISIONS
 from .host.folders import (
     FROM_ADAPTER,
@@ -16,6 +15,7 @@ from .host.folders import (
     mllm_directories,
     mllm_path,
 )
+from .inputs import accepted
 from .link_types import EasyRef, EasyRefModel
 from .newer_core import ADVANCED, found_by
 
@@ -60,14 +60,13 @@ class EasyRefLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, adapter: str | None, mllm: str | None) -> bool | str:
-        try:  # None where another node will give it
+        def check() -> None:  # None where another node will give it
             if adapter is not None:
                 adapter_path(adapter)
             if mllm is not None:
                 mllm_path(mllm)
-        except EasyRefError as error:
-            return str(error)
-        return True
+
+        return accepted(check)
 
     @classmethod
     def fingerprint_inputs(cls, adapter: str | None, mllm: str | None, precision: str) -> Any:

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..easyref_core.errors import EasyRefError
 from .host.gallery import checked_gallery, gallery_references, gallery_stamps
-from .inputs import Numbered, connected, references_from_batch
+from .inputs import Numbered, accepted, connected, references_from_batch
 from .link_types import EasyRefReferenceGroup, References
 from .newer_core import found_by
 
@@ -73,11 +73,7 @@ class EasyRefReferences(io.ComfyNode):
         cls, gallery: str | None = None, images: Mapping[str, Any] | None = None
     ) -> bool | str:
         # Beside the inputs that are asked for, ComfyUI gives every one that grows.
-        try:
-            checked_gallery(gallery or "")  # None where another node will give it
-        except EasyRefError as error:
-            return str(error)
-        return True
+        return accepted(lambda: checked_gallery(gallery or ""))  # None where a node will give it
 
     @classmethod
     def fingerprint_inputs(cls, gallery: str | None = None, **_: Any) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..easyref_core.adapter import check_tokens
-from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens import ReferenceTokens, load_tokens, save_tokens
 from .host.folders import TOKENS, file_stamps, new_tokens_path, token_names, tokens_path
+from .inputs import accepted
 from .link_types import EasyRef, EasyRefModel, EasyRefTokens
 from .newer_core import found_by
 
@@ -91,12 +91,8 @@ class EasyRefLoadTokens(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        try:
-            if file is not None:  # None where another node will give it
-                tokens_path(file)
-        except EasyRefError as error:
-            return str(error)
-        return True
+        # None where another node will give it.
+        return file is None or accepted(lambda: tokens_path(file))
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, **kwargs: Any) -> Any:
