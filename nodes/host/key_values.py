@@ -152,30 +152,25 @@ class KeyValueStore:
     def _projected(
         self, tokens: ReferenceTokens, device: torch.device, dtype: torch.dtype
     ) -> TokenKeyValues:
-        try:
-            return project_tokens(self._checkpoint, tokens, device, dtype)
-        except Exception as error:
-            failed = lack_of_memory(error)
-            if failed is None:
-                raise
-        # Outside the except block, where the traceback no longer holds the tensors.
-        mm.soft_empty_cache()
         needed = projection_bytes(self._checkpoint, tokens, dtype) / 1e6
-        if device != _CPU:
-            logging.warning(
-                "EasyRef: %s has no room for keys and values of %d reference tokens (%.0f MB: "
-                "%s); they are computed on the CPU, which takes some seconds.",
-                device,
-                tokens.num_tokens,
-                needed,
-                failed,
-            )
+        for place in dict.fromkeys((device, _CPU)):
             try:
-                return project_tokens(self._checkpoint, tokens, _CPU, dtype)
+                return project_tokens(self._checkpoint, tokens, place, dtype)
             except Exception as error:
                 failed = lack_of_memory(error)
                 if failed is None:
                     raise
+            # Outside the except block, where the traceback no longer holds the tensors.
+            mm.soft_empty_cache()
+            if place != _CPU:
+                logging.warning(
+                    "EasyRef: %s has no room for keys and values of %d reference tokens (%.0f MB: "
+                    "%s); they are computed on the CPU, which takes some seconds.",
+                    device,
+                    tokens.num_tokens,
+                    needed,
+                    failed,
+                )
         raise OutOfMemoryError(
             f"Not enough memory for the keys and values of {tokens.num_tokens} reference tokens, "
             f"{needed:.0f} MB ({failed}). Use fewer reference groups at once, or a smaller batch."
