@@ -56,10 +56,10 @@ test-core: comfyui $(VENV)/.newest-page
 
 demo: comfyui
 	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi
-	@$(PY) -m easyref_core.demo
+	@$(PY) -m easyref_core.demo run
 
 demo-check: $(VENV)/.project
-	@$(PY) -m easyref_core.cli demo-check --out demo/out/check.json
+	@$(PY) -m easyref_core.demo check --out demo/out/check.json
 
 gpu-check: comfyui
 	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); exit 1; fi

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import diffusers
 import torch
 from PIL import Image
 
+from ..demo_set import shipped_set
 from ..preprocessing import picture_levels
 from .models import DemoAdapter, DemoModels, Steering
 from .parts import Material, Pictures, Row, RowPictures, Settings
-from .tiny import find_model_set
 
 
 def make_pictures(material: Material) -> Pictures:
@@ -21,10 +18,9 @@ def make_pictures(material: Material) -> Pictures:
     Raises:
         EasyRefError: models that cannot be loaded.
     """
-    with tempfile.TemporaryDirectory(prefix="easyref_demo_") as scratch:
-        models = DemoModels(find_model_set(Path(scratch)), half=False)  # as ComfyUI on a CPU
-        adapter = models.adapter()
-        rows = tuple(_make_row(models, adapter, row, material.settings) for row in material.rows)
+    models = DemoModels(shipped_set(), half=False)  # as ComfyUI on a CPU
+    adapter = models.adapter()
+    rows = tuple(_make_row(models, adapter, row, material.settings) for row in material.rows)
     return Pictures(rows, f"diffusers {diffusers.__version__}")
 
 

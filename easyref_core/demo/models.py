@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from transformers.utils import logging
 
 from ..checkpoint import AdapterCheckpoint, load_checkpoint
+from ..demo_set import SET_FILE, read_set_info, whole_table
 from ..diffusers_adapter import attach_adapter, set_scale
 from ..encoder import EasyRefEncoder
 from ..errors import EasyRefError
@@ -32,8 +33,6 @@ from ..training.model import TrainedModel
 from .parts import Settings
 from .pretraining.base import NOISE, LoadedText, load_tokenizers, write_tokenizers
 from .pretraining.controlnet import control_residuals
-from .pretraining.words import whole_table
-from .tiny import SET_FILE, read_set_info
 
 _ROWS = 32  # pictures sampled at once
 _READ = 16  # groups read at once
@@ -322,7 +321,7 @@ def _read_info(directory: Path) -> dict[str, Any]:
     if info is None:
         raise EasyRefError(
             f"{directory} is not a demo model set: it has no readable {SET_FILE}. Name the folder "
-            "of a set; `easyref demo-train --set FOLDER` makes one."
+            "of a set; `python -m easyref_core.demo train --set FOLDER` makes one."
         )
     return info
 

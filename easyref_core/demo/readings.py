@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..demo_set import TRAINED_SET
 from .parts import Material, Pictures
-from .tiny import TRAINED_SET
 
 if TYPE_CHECKING:
     from .judging.judge import Reading

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..demo_set import TRAINED_SET, is_trained
 from ..errors import EasyRefError
 from .comfy_backend import make_pictures as make_with_comfyui
 from .find_comfyui import PACK, find_comfyui
@@ -14,7 +15,6 @@ from .parts import Material, Pictures
 from .readings import RowReadings, attribute_table, read_results
 from .references import read_rows
 from .sheet import draw_sheet
-from .tiny import TRAINED_SET, is_trained
 
 OUT = PACK / "demo" / "out"
 

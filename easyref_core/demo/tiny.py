@@ -3,22 +3,14 @@
 The set is structurally real: a UNet with SDXL's blocks, an autoencoder, two text encoders, a
 ControlNet, a Qwen2-VL and an EasyRef adapter, each in the layout in which its big sister is
 published. The numbers are random, so the pictures are noise; but every part has its effect.
-
-    unet/           diffusers UNet2DConditionModel
-    vae/            diffusers AutoencoderTiny
-    text_encoders/  clip_l/ and clip_g/, CLIP text models of transformers
-    controlnet/     diffusers ControlNetModel
-    mllm/           Qwen2-VL directory
-    easyref.safetensors
-    set.json        {"trained": false, "seed": ..., "note": ...}
+`easyref_core.demo_set` says which files a set has.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
+from ..demo_set import SET_FILE, read_set_info
 from ..errors import EasyRefError
 from .tiny_adapter import write_adapter
 from .tiny_codecs import write_text_encoders, write_vae
@@ -26,26 +18,8 @@ from .tiny_mllm import write_mllm
 from .tiny_unet import write_controlnet, write_unet
 from .tiny_weights import write_json
 
-SET_FILE = "set.json"
-TRAINED_SET = Path(__file__).resolve().parents[2] / "demo" / "weights"
 # Raise when the content of the set changes, so that sets written before are replaced.
 _LAYOUT = 1
-_SIDE = 128  # of sets that do not say
-
-
-def find_model_set(scratch: Path) -> Path:
-    """The trained set shipped with the pack, or else the random one, written into `scratch`."""
-    return TRAINED_SET if (TRAINED_SET / SET_FILE).is_file() else write_tiny_set(scratch)
-
-
-def is_trained(directory: Path) -> bool:
-    """Whether a set's pictures can be expected to show anything."""
-    return bool((read_set_info(directory) or {}).get("trained"))
-
-
-def picture_side(directory: Path) -> int:
-    """Side of the square pictures a set is made for, in pixels."""
-    return int((read_set_info(directory) or {}).get("side", _SIDE))
 
 
 def write_tiny_set(directory: Path, seed: int = 0) -> Path:
@@ -89,12 +63,3 @@ def write_tiny_set(directory: Path, seed: int = 0) -> Path:
     write_adapter(directory / "easyref.safetensors", seed, unet, mllm)
     write_json(directory / SET_FILE, wanted)
     return directory
-
-
-def read_set_info(directory: Path) -> dict[str, Any] | None:
-    """Read the set's `set.json`; None where there is none or it is not readable JSON."""
-    try:
-        content = json.loads((Path(directory) / SET_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

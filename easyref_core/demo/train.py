@@ -1,4 +1,4 @@
-"""`easyref demo-train`: all demo models from nothing, part by part; done parts are kept."""
+"""`python -m easyref_core.demo train`: all demo models from nothing, part by part; done parts are kept."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def _in_two_processes(lanes: tuple[tuple[str, ...], ...], work: Path, recipes: P
         rounds = [[(part,)] for part in lanes[0]]
     else:
         rounds = [list(lanes)]
-    command = [*python, "easyref_core.cli", "demo-train", "--device", "cpu"]
+    command = [*python, "easyref_core.demo", "train", "--device", "cpu"]
     command += ["--folder", str(work), "--recipes", str(recipes), "--only"]
     threads = max(1, (os.cpu_count() or 1) // 2)
     environment = {**os.environ, **_KEEP_MEMORY}

@@ -7,7 +7,6 @@ does not fit fails with the name of the weight instead of running half empty.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...easyref_core.demo.pretraining.words import whole_table
-from ...easyref_core.demo.tiny import find_model_set, is_trained, picture_side
+from ...easyref_core.demo_set import picture_side, shipped_set, whole_table
 from ...easyref_core.errors import EasyRefError
 from .diffusers_layout import (
     DIFFUSERS_FILES,
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
-log = logging.getLogger(__name__)
-
 _CONTROLNET_FIELDS: dict[str, Any] = {
     "conditioning_embedding_out_channels": [16, 32, 96, 256],
     "controlnet_conditioning_channel_order": "rgb",
@@ -58,8 +54,7 @@ _CLIP_FIELDS = (
 class DemoSet:
     """The demo models, ready for ComfyUI's nodes.
 
-    `control_net` is None where the set has no `controlnet/`; `trained` says whether pictures can
-    be expected to show anything; `side` is that of its square pictures, in pixels.
+    `control_net` is None where the set has no `controlnet/`; `side` is that of its square pictures, in pixels.
     """
 
     model: ModelPatcher
@@ -67,7 +62,6 @@ class DemoSet:
     vae: VAE
     control_net: ControlNet | None
     directory: Path
-    trained: bool
     side: int
 
     @property
@@ -87,16 +81,7 @@ def load_demo_set() -> DemoSet:
     Raises:
         EasyRefError: A file is missing or does not fit its configuration.
     """
-    import folder_paths
-
-    # ComfyUI empties its temporary folder when it starts; the set is then written anew.
-    directory = find_model_set(Path(folder_paths.get_temp_directory()) / "easyref_demo")
-    trained = is_trained(directory)
-    if not trained:
-        log.warning(
-            "EasyRef: the demo models are untrained, so the pictures are noise. They show that a "
-            "workflow runs, nothing more."
-        )
+    directory = shipped_set()
     control_net = directory / "controlnet"
     return DemoSet(
         model=load_unet_directory(directory / "unet"),
@@ -104,7 +89,6 @@ def load_demo_set() -> DemoSet:
         vae=load_vae(directory / "vae"),
         control_net=load_controlnet(control_net) if control_net.is_dir() else None,
         directory=directory,
-        trained=trained,
         side=picture_side(directory),
     )
 

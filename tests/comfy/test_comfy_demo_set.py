@@ -14,8 +14,9 @@ from goldens import difference, write
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from easyref_core.demo.pretraining.words import STORED_IDS, TABLE, used_ids, whole_table
+from easyref_core.demo.pretraining.words import used_ids
 from easyref_core.demo.tiny import write_tiny_set
+from easyref_core.demo_set import STORED_IDS, TABLE, whole_table
 
 SIZE = 112
 ENCODERS = ("clip_l", "clip_g")
@@ -72,7 +73,7 @@ def test_a_cut_down_table_gives_the_conditioning_of_the_whole_one(
 @pytest.fixture
 def trained(pack: Pack, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The outputs of EasyRef Demo Models with the shipped set."""
-    monkeypatch.setattr(pack.part("easyref_core.demo.tiny"), "TRAINED_SET", shipped)
+    monkeypatch.setattr(pack.part("easyref_core.demo_set"), "TRAINED_SET", shipped)
     return pack.nodes["EasyRefDemoModels"].execute().result
 
 

@@ -13,7 +13,7 @@ from goldens import difference
 from easyref_core.demo.models import DemoAdapter, DemoModels, Steering
 from easyref_core.demo.parts import Row, Settings
 from easyref_core.demo.references import read_rows
-from easyref_core.demo.tiny import TRAINED_SET
+from easyref_core.demo_set import TRAINED_SET
 from easyref_core.preprocessing import picture_levels
 
 SETTINGS = Settings(steps=5)

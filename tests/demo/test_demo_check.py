@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from easyref_core.cli import main
+from easyref_core.demo.__main__ import main
 from easyref_core.demo.dataset.characters import ATTRIBUTES
 from easyref_core.demo.dataset.files import DatasetOptions, draw_group, write_dataset
 from easyref_core.demo.judging.check import CheckOptions, run_check
@@ -49,7 +49,7 @@ def test_untrained_models_miss_bars(models: Path, tmp_path: Path, capsys: Captur
     out = tmp_path / "check.json"
     options = ["--set", str(models), "--identities", "2", "--steps", "1", "--device", "cpu"]
     scores = tmp_path / "made" / "scores.csv"
-    assert main(["demo-check", *options, "--out", str(out), "--scores", str(scores)]) == 1
+    assert main(["check", *options, "--out", str(out), "--scores", str(scores)]) == 1
     printed = capsys.readouterr()
     assert "identity, 4 references" in printed.out
     assert "bars missed: identities judged; " in printed.out
@@ -132,7 +132,7 @@ def test_what_cannot_be_measured_ends_with_2(
         (["--set", str(models), "--out", str(tmp_path)], "Is a directory"),
         (["--set", str(models), "--scores", str(models / "set.json" / "x")], "cannot be written"),
     ):
-        assert main(["demo-check", *options]) == 2
+        assert main(["check", *options]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.startswith("easyref: ")
@@ -145,7 +145,7 @@ def test_a_failure_nobody_thought_of_is_no_missed_bar(
         raise ZeroDivisionError("surprise")
 
     monkeypatch.setattr("easyref_core.demo.judging.command.load_judge", fail)
-    assert main(["demo-check", "--set", str(models), "--device", "cpu"]) == 2
+    assert main(["check", "--set", str(models), "--device", "cpu"]) == 2
     assert "ZeroDivisionError: surprise" in capsys.readouterr().err
 
 
@@ -165,7 +165,7 @@ def test_others_are_judged_than_those_the_recipes_were_made_with(
         return {tuple(found[name] for name in ATTRIBUTES) for found in facts}
 
     monkeypatch.setattr("easyref_core.demo.judging.command.write_dataset", stop)
-    assert main(["demo-check", "--set", str(models), "--device", "cpu"]) == 2
+    assert main(["check", "--set", str(models), "--device", "cpu"]) == 2
     (options,) = drawn
     judged = who(options, options.first_held_out, options.held_out_groups)
     known = who(DatasetOptions(), 0, 400)
@@ -180,7 +180,7 @@ def test_a_damaged_part_is_named(models: Path, tmp_path: Path, capsys: Capture, 
     damaged = tmp_path / "set"
     shutil.copytree(models, damaged)
     (damaged / file).write_text("version https://git-lfs.github.com/spec/v1", encoding="utf-8")
-    assert main(["demo-check", "--set", str(damaged)]) == 2
+    assert main(["check", "--set", str(damaged)]) == 2
     assert f"{file.split('/')[0]} of the model set" in capsys.readouterr().err
 
 
@@ -196,7 +196,7 @@ def test_drawn_pictures_are_all_looked_at_before_any_is_made(
     ):
         (drawn / name).rename(tmp_path / "kept.png")
         options = ["--set", str(models), "--data", str(drawn), "--identities", "2"]
-        assert main(["demo-check", *options]) == 2
+        assert main(["check", *options]) == 2
         assert message in capsys.readouterr().err
         (tmp_path / "kept.png").rename(drawn / name)
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from easyref_core.cli import main
 from easyref_core.demo import train as demo_train
+from easyref_core.demo.__main__ import main
 from easyref_core.demo.pretraining.assemble import assemble_parts, assemble_set
 from easyref_core.demo.pretraining.pretrained import take_parts
-from easyref_core.demo.tiny import TRAINED_SET
 from easyref_core.demo.tiny_mllm import write_mllm
 from easyref_core.demo.train import PRETRAINED, is_done, train_part, write_set
+from easyref_core.demo_set import TRAINED_SET
 from easyref_core.errors import EasyRefError
 from easyref_core.training.base import load_base
 
@@ -138,7 +138,7 @@ def test_parts_do_not_replace_a_whole_set_and_none_are_no_set(work: Path, tmp_pa
 def test_the_command_takes_parts_and_says_which(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["demo-train", "--folder", str(tmp_path / "work"), "--pretrained", str(TRAINED_SET)]
+    command = ["train", "--folder", str(tmp_path / "work"), "--pretrained", str(TRAINED_SET)]
     command += ["--only", "vae"]
     assert main([*command, "--set", str(tmp_path / "parts")]) == 0
     said = capsys.readouterr()

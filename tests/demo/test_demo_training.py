@@ -19,15 +19,14 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
 
-from easyref_core.cli import main
 from easyref_core.demo import train as demo_train
+from easyref_core.demo.__main__ import main
 from easyref_core.demo.dataset.splits import identities
 from easyref_core.demo.pretraining.assemble import assemble_set
 from easyref_core.demo.pretraining.base import add_noise, edge_places, encode_pictures, noise_loss
 from easyref_core.demo.pretraining.composed import Composer
 from easyref_core.demo.pretraining.pictures import read_pictures, read_pixels
 from easyref_core.demo.pretraining.vae import detail_loss
-from easyref_core.demo.tiny import TRAINED_SET
 from easyref_core.demo.tiny_codecs import VAE_CONFIG
 from easyref_core.demo.train import (
     PARTS,
@@ -37,6 +36,7 @@ from easyref_core.demo.train import (
     train_demo,
     train_part,
 )
+from easyref_core.demo_set import TRAINED_SET
 from easyref_core.errors import EasyRefError
 from easyref_core.training.config import differences, read_recipe
 
@@ -309,16 +309,16 @@ def test_places_that_cannot_be_written_to_are_named_before_any_work(
     file = tmp_path / "file"
     file.write_text("")
     for command in (
-        ["demo-data", str(file)],
-        ["demo-data", str(file / "x")],
-        ["demo-data", "/proc/x"],
-        ["demo-train", "--folder", str(file)],
-        ["demo-train", "--folder", str(file), "--pretrained", str(TRAINED_SET)],
-        ["demo-train", "--folder", str(tmp_path / "work"), "--set", str(file)],
+        ["data", str(file)],
+        ["data", str(file / "x")],
+        ["data", "/proc/x"],
+        ["train", "--folder", str(file)],
+        ["train", "--folder", str(file), "--pretrained", str(TRAINED_SET)],
+        ["train", "--folder", str(tmp_path / "work"), "--set", str(file)],
     ):
         assert main(command) == 1
         assert "cannot be written" in capsys.readouterr().err
-    assert main(["demo-data", str(tmp_path / "drawn"), "--side", "99999"]) == 1
+    assert main(["data", str(tmp_path / "drawn"), "--side", "99999"]) == 1
     assert "32 to 1024 pixels wide, not 99999" in capsys.readouterr().err
 
 
@@ -353,9 +353,9 @@ def test_training_without_its_extra_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    assert main(["demo-train", "--folder", str(tmp_path)]) == 1
+    assert main(["train", "--folder", str(tmp_path)]) == 1
     assert "pip install -e '.[train]'" in capsys.readouterr().err
-    assert main(["demo-check"]) == 2
+    assert main(["check"]) == 2
     assert "pip install -e '.[demo]'" in capsys.readouterr().err
 
 
@@ -378,7 +378,7 @@ def test_several_processes_train_one_part_at_a_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["demo-train", "--folder", str(tmp_path), "--only", "vae", "mllm"]) == 1
+    assert main(["train", "--folder", str(tmp_path), "--only", "vae", "mllm"]) == 1
     assert "name one part" in capsys.readouterr().err
-    assert main(["demo-train", "--folder", str(tmp_path), "--only", "data"]) == 1
+    assert main(["train", "--folder", str(tmp_path), "--only", "data"]) == 1
     assert "drawn by one process" in capsys.readouterr().err

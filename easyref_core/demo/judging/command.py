@@ -1,4 +1,4 @@
-"""`easyref demo-check`: draws what it needs, measures, prints the table, says whether it is good.
+"""`python -m easyref_core.demo check`: draws what it needs, measures, prints the table, says whether it is good.
 
 Its exit status is 0 where every bar is met and 1 where one is missed.
 """
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
+from ...demo_set import TRAINED_SET
 from ...errors import EasyRefError
 from ...files import check_place
 from ..dataset.files import DatasetOptions, write_dataset
 from ..models import DemoModels
 from ..parts import Settings
-from ..tiny import TRAINED_SET
 from .check import CheckOptions, Conditions, judge_accuracy, run_check
 from .groups import SPLITS, DrawnSplit, groups_for, open_pictures, read_outlines, read_split
 from .judge import JUDGE_FILE, Judge, load_judge

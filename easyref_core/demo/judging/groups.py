@@ -98,7 +98,7 @@ def groups_for(identities: int) -> int:
 
 
 def read_split(folder: Path, split: str = "held_out") -> DrawnSplit:
-    """Read the groups of a split of a folder that `easyref demo-data` drew.
+    """Read the groups of a split of a folder that `python -m easyref_core.demo data` drew.
 
     Raises:
         EasyRefError: not such a folder.
@@ -119,7 +119,7 @@ def read_split(folder: Path, split: str = "held_out") -> DrawnSplit:
         ]
     except (KeyError, IndexError, TypeError) as error:
         raise EasyRefError(
-            f"{folder} was not drawn by `easyref demo-data`, or by an older version "
+            f"{folder} was not drawn by `python -m easyref_core.demo data`, or by an older version "
             f"({type(error).__name__}: {error}). Draw it again."
         ) from error
     return DrawnSplit(groups, {folder / name: fact for name, fact in facts.items()})
@@ -178,7 +178,7 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EasyRefError(
-            f"There is no {path} ({error}). Name a folder that `easyref demo-data` drew."
+            f"There is no {path} ({error}). Name a folder that `python -m easyref_core.demo data` drew."
         ) from error
     except ValueError as error:
         raise EasyRefError(f"{path} is not JSON ({error}). Draw the data set again.") from error

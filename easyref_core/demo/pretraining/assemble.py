@@ -16,13 +16,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ...demo_set import SET_FILE, STORED_IDS, TABLE
 from ...errors import EasyRefError
 from ...training.export import write_whole
-from ..tiny import SET_FILE
 from ..tiny_weights import write_json, write_tensors
 from .pictures import SIDE
 from .references import IMAGE_SIZE
-from .words import STORED_IDS, TABLE, used_ids
+from .words import used_ids
 
 PARTS_FILE = "pretrained.json"  # {"parts": [...]}, of a folder that is no whole set
 JUDGE = "judge.safetensors"

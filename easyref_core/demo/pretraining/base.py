@@ -15,6 +15,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ...demo_set import TABLE, rows_of_ids
 from ...errors import EasyRefError
 from ...files import write_atomically
 from ...training.schedule import loss_weights
@@ -23,7 +24,7 @@ from ..tiny_unet import UNET_CONFIG
 from ..tiny_weights import write_json, write_tensors
 from .pictures import SIDE, DrawnPictures
 from .steps import Schedule, in_shares, run_steps
-from .words import END, TABLE, rows_of_ids, used_ids, write_tokenizer
+from .words import END, used_ids, write_tokenizer
 
 SIZES: dict[str, Any] = {
     "attention_head_dim": [1, 1, 1],

@@ -16,12 +16,11 @@ from diffusers import AutoencoderTiny
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ...demo_set import is_trained, whole_table
 from ...errors import EasyRefError
-from ..tiny import is_trained
 from ..tiny_weights import write_tensors, write_text
 from .assemble import JUDGE, MLLM_SETTINGS, MLLM_WEIGHTS, PARTS_FILE
 from .base import write_around, write_tokenizers
-from .words import whole_table
 
 _TAKEN = "taken.txt"  # in a part that was taken: from which files
 _UNET = "unet/diffusion_pytorch_model.safetensors"

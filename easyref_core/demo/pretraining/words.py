@@ -7,7 +7,6 @@ use under a hundred. Those are trained and stored; all others share one row, "un
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ import torch
 from ..tiny_mllm import byte_symbols
 from ..tiny_weights import write_json, write_text
 
-START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49408
-TABLE = "text_model.embeddings.token_embedding.weight"
-STORED_IDS = "token_ids"  # beside a cut-down table: which row is which word's
+START, END, LENGTH = 49406, 49407, 77
 
 _EXCERPT = Path(__file__).with_name("clip_words.json")  # of CLIP's published vocabulary
 
@@ -40,22 +37,6 @@ def used_ids() -> torch.Tensor:
     excerpt = json.loads(_EXCERPT.read_text(encoding="utf-8"))["ids"]
     used = {*excerpt.values(), ids["a</w>"], ids[",</w>"], START, END, 0}
     return torch.tensor(sorted(used))
-
-
-def rows_of_ids(ids: torch.Tensor) -> torch.Tensor:
-    """[49408] row of each id in a cut-down table; the last one is "unknown"."""
-    rows = torch.full((VOCABULARY,), len(ids))
-    rows[ids] = torch.arange(len(ids))
-    return rows
-
-
-def whole_table(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A text encoder's weights with all 49,408 rows; a table that is whole stays as it is."""
-    weights = dict(state)
-    ids = weights.pop(STORED_IDS, None)
-    if ids is not None:
-        weights[TABLE] = weights[TABLE][rows_of_ids(ids.long())]
-    return weights
 
 
 def write_tokenizer(directory: Path, padding: str) -> None:
