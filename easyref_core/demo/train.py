@@ -1,4 +1,4 @@
-"""`python -m easyref_core.demo train`: all demo models from nothing, part by part; done parts are kept."""
+"""The command `train`: all demo models from nothing, part by part; done parts are kept."""
 
 from __future__ import annotations
 

@@ -54,7 +54,8 @@ _CLIP_FIELDS = (
 class DemoSet:
     """The demo models, ready for ComfyUI's nodes.
 
-    `control_net` is None where the set has no `controlnet/`; `side` is that of its square pictures, in pixels.
+    `control_net` is None where the set has no `controlnet/`; `side` is that of its square
+    pictures, in pixels.
     """
 
     model: ModelPatcher

@@ -1,4 +1,4 @@
-"""`easyref demo-check` from end to end on untrained models, and what it refuses."""
+"""The command `check` from end to end on untrained models, and what it refuses."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_parts_of_another_training_are_not_mixed_with_those_of_a_set(tmp_path: P
 
 
 def test_a_folder_without_a_set_or_with_half_a_one_is_refused(work: Path, tmp_path: Path) -> None:
-    with pytest.raises(EasyRefError, match=r"no trained model set.*demo-train --set"):
+    with pytest.raises(EasyRefError, match=r"no trained model set.*`train --set`"):
         take_parts(tmp_path, tmp_path / "work")
     parts = tmp_path / "parts"
     assemble_parts(work, ["vae", "judge"], parts)

@@ -1,4 +1,4 @@
-"""`python -m easyref_core.demo check`: draws what it needs, measures, prints the table, says whether it is good.
+"""The command `check`: draws what it needs, measures, prints the table, says whether it is good.
 
 Its exit status is 0 where every bar is met and 1 where one is missed.
 """
@@ -179,4 +179,4 @@ def _split(request: Request, scratch: Path, side: int) -> DrawnSplit:
 
 
 def _say(text: str) -> None:
-    print(f"demo-check: {text}", file=sys.stderr, flush=True)
+    print(f"check: {text}", file=sys.stderr, flush=True)

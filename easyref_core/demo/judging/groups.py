@@ -178,7 +178,7 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EasyRefError(
-            f"There is no {path} ({error}). Name a folder that `python -m easyref_core.demo data` drew."
+            f"There is no {path} ({error}). Name a folder that the command `data` drew."
         ) from error
     except ValueError as error:
         raise EasyRefError(f"{path} is not JSON ({error}). Draw the data set again.") from error

@@ -56,7 +56,7 @@ def offered_parts(source: Path) -> tuple[str, ...]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EasyRefError(
                 f"{source} is no trained model set, nor does it list parts of one in {PARTS_FILE} "
-                f"({error}). Name a folder that demo-train --set wrote."
+                f"({error}). Name a folder that the command `train --set` wrote."
             ) from error
     missing = sorted({n for part in parts for n in _FILES[part] if not (source / n).is_file()})
     if missing:
@@ -65,7 +65,7 @@ def offered_parts(source: Path) -> tuple[str, ...]:
 
 
 def take_parts(source: Path, work: Path) -> tuple[str, ...]:
-    """Put what `source` holds into a work folder, where `demo-train` takes it for trained.
+    """Put what `source` holds into a work folder, where the command `train` takes it for trained.
 
     Parts that were taken from the same files before stay as they are.
 
