@@ -30,14 +30,14 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from easyref_core import kernels
-from easyref_core.aggregation import Reference, encode_references, plan_group
-from easyref_core.config import MllmConfig, VisionConfig
-from easyref_core.encoder import EasyRefEncoder
-from easyref_core.inspection import inspect_references
-from easyref_core.limits import working_bytes
-from easyref_core.preprocessing import PATCH, Patches, plan_sizes
-from easyref_core.prompt import TokenizedPrompt
+from easyref_core.encode.encoder import EasyRefEncoder
+from easyref_core.encode.group import Reference, encode_references, plan_group
+from easyref_core.encode.inspection import inspect_references
+from easyref_core.pictures.preprocessing import PATCH, Patches, plan_sizes
+from easyref_core.qwen2vl import kernels
+from easyref_core.qwen2vl.config import MllmConfig, VisionConfig
+from easyref_core.qwen2vl.limits import working_bytes
+from easyref_core.qwen2vl.prompt import TokenizedPrompt
 
 META = torch.device("meta")
 TOKEN_WIDTH, NUM_TOKENS = 2048, 64
@@ -166,9 +166,9 @@ def peak_and_estimate(
     read: Callable[..., Any] = inspect_references if inspect else encode_references
     more: Mapping[str, Any] = {} if inspect else {"adapter": "a"}
     with (
-        patch("easyref_core.aggregation.preprocess", _grey),
-        patch("easyref_core.inspection.preprocess", _grey),
-        patch("easyref_core.reading._pixel_key", _key),
+        patch("easyref_core.encode.group.preprocess", _grey),
+        patch("easyref_core.encode.inspection.preprocess", _grey),
+        patch("easyref_core.encode.passes._pixel_key", _key),
         PeakMemory() as memory,
     ):
         read(encoder, tokenizer, references, "", image_size=size, device=META, **more)

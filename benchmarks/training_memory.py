@@ -25,10 +25,10 @@ from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from easyref_core.config import MllmConfig
-from easyref_core.decoder import DecoderLayer, rope
-from easyref_core.diffusers_adapter import new_adapter
-from easyref_core.vision import VisionTower
+from easyref_core.qwen2vl.config import MllmConfig
+from easyref_core.qwen2vl.decoder import DecoderLayer, rope
+from easyref_core.qwen2vl.vision import VisionTower
+from easyref_core.sdxl_diffusers.adapter import new_adapter
 
 META, HALF = torch.device("meta"), torch.bfloat16
 _WIDTH = HALF.itemsize

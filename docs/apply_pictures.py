@@ -22,8 +22,8 @@ from make_pictures import (
     Sheet,
 )
 
-from easyref_core.curves import SHAPES, curve_points
-from easyref_core.layer_weights import GROUPS, PROFILES
+from easyref_core.adapter.curves import SHAPES, curve_points
+from easyref_core.adapter.layer_weights import GROUPS, PROFILES
 
 
 def region() -> None:

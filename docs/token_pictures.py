@@ -28,9 +28,9 @@ from make_pictures import (
 )
 from PIL import Image
 
-from easyref_core.crop import Box, crop_window
-from easyref_core.heat_maps import draw_heat_maps
-from easyref_core.inspection import Inspection, PictureShare
+from easyref_core.encode.heat_maps import draw_heat_maps
+from easyref_core.encode.inspection import Inspection, PictureShare
+from easyref_core.pictures.crop import Box, crop_window
 
 ROOT = Path(__file__).resolve().parents[1]
 _CELL = 13.0

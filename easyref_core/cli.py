@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import EasyRefError, OutOfMemoryError
 
 if TYPE_CHECKING:
-    from .tokens import ReferenceTokens
+    from .tokens.tokens import ReferenceTokens
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .checkpoint import load_checkpoint
+    from .adapter.checkpoint import load_checkpoint
 
     report = load_checkpoint(options.file).report()
     if options.json:
@@ -136,8 +136,8 @@ def _plain(value: Any) -> str:
 
 def _encode(options: argparse.Namespace) -> int:
     from .files import check_place
-    from .limits import lack_of_memory
-    from .tokens import save_tokens
+    from .qwen2vl.limits import lack_of_memory
+    from .tokens.tokens import save_tokens
 
     if options.mllm is None:
         raise EasyRefError(
@@ -164,12 +164,12 @@ def _encoded(options: argparse.Namespace, device: Any) -> ReferenceTokens:
     """What can be refused is refused before weights are read."""
     import torch
 
-    from .aggregation import Reference, chosen_size, encode_references, plan_group
-    from .checkpoint import load_checkpoint
-    from .loading import plan_encoder
-    from .pictures import named, open_picture
-    from .preprocessing import reduced
-    from .prompt import PromptTokenizer
+    from .adapter.checkpoint import load_checkpoint
+    from .encode.group import Reference, chosen_size, encode_references, plan_group
+    from .encode.plan_encoder import plan_encoder
+    from .pictures.files import named, open_picture
+    from .pictures.preprocessing import reduced
+    from .qwen2vl.prompt import PromptTokenizer
 
     checkpoint = load_checkpoint(options.adapter)
     plan = plan_encoder(checkpoint, options.mllm)

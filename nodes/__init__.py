@@ -12,8 +12,8 @@ from .crop import EasyRefCrop
 from .demo import EasyRefDemoModels
 from .demo_latent import EasyRefDemoLatent
 from .encode import EasyRefEncode
+from .gallery.routes import register_routes
 from .host.folders import register_folders
-from .host.routes import register_routes
 from .inspect_references import EasyRefInspect
 from .layer_weights import EasyRefLayerWeights
 from .loader import EasyRefLoader

@@ -6,15 +6,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..easyref_core.adapter import check_model_layers, check_tokens
-from ..easyref_core.curves import WeightCurve
+from ..easyref_core.adapter.curves import WeightCurve
+from ..easyref_core.adapter.key_values import check_model_layers, check_tokens
+from ..easyref_core.adapter.layer_weights import LayerWeights, check_groups
 from ..easyref_core.errors import EasyRefError
-from ..easyref_core.layer_weights import LayerWeights, check_groups
-from ..easyref_core.tokens import ReferenceTokens
-from .host.layers import cross_attention_layers, group_of, model_name
-from .host.masks import Mask
-from .host.parts import Settings, check_regions
-from .host.patch import Application
+from ..easyref_core.tokens.tokens import ReferenceTokens
 from .inputs import weight_input
 from .link_types import (
     EasyRef,
@@ -26,6 +22,10 @@ from .link_types import (
     Regions,
 )
 from .newer_core import ADVANCED, found_by
+from .sampling.layers import cross_attention_layers, group_of, model_name
+from .sampling.masks import Mask
+from .sampling.parts import Settings, check_regions
+from .sampling.patch import Application
 
 
 class EasyRefApply(io.ComfyNode):

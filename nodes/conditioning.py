@@ -6,13 +6,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.errors import EasyRefError
-from ..easyref_core.layer_weights import LayerWeights
-from ..easyref_core.tokens import ReferenceTokens
-from .host.carried import CarriedTokens, carry
+from ..easyref_core.tokens.tokens import ReferenceTokens
 from .inputs import weight_input
 from .link_types import EasyRefLayerWeightsLink, EasyRefTokens
 from .newer_core import found_by
+from .sampling.carried import CarriedTokens, carry
 
 
 class EasyRefSetConditioning(io.ComfyNode):

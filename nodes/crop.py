@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..easyref_core.crop import Box, crop_pictures, mask_boxes
+from ..easyref_core.pictures.crop import Box, crop_pictures, mask_boxes
 from .inputs import references_from_batch
 from .link_types import EasyRefReferenceGroup, References
 from .newer_core import found_by

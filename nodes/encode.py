@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..easyref_core.aggregation import AGGREGATIONS
+from ..easyref_core.encode.group import AGGREGATIONS
 from .inputs import gather, image_size_input, images_input, prompt_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, EasyRefTokens, References
 from .newer_core import ADVANCED, found_by

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..easyref_core.aggregation import Reference
+from ..easyref_core.encode.group import Reference
 from ..easyref_core.errors import EasyRefError
-from ..easyref_core.pictures import tensor_to_picture
+from ..easyref_core.pictures.files import tensor_to_picture
 from .link_types import References
 from .newer_core import ADVANCED
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..easyref_core.heat_maps import draw_heat_maps
-from ..easyref_core.inspection import report
+from ..easyref_core.encode.heat_maps import draw_heat_maps
+from ..easyref_core.encode.inspection import report
 from .inputs import gather, image_size_input, images_input, prompt_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, References
 from .newer_core import found_by

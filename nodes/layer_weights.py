@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..easyref_core.layer_weights import PROFILES, LayerWeights
+from ..easyref_core.adapter.layer_weights import PROFILES, LayerWeights
 from .inputs import weight_input
 from .link_types import EasyRefLayerWeightsLink
 from .newer_core import found_by

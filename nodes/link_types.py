@@ -8,14 +8,14 @@ from pathlib import Path
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..easyref_core.aggregation import Reference
-from ..easyref_core.checkpoint import AdapterCheckpoint, load_checkpoint
+from ..easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
+from ..easyref_core.encode.group import Reference
 from .host.encoder import HostedEncoder
-from .host.key_values import KeyValueStore
-from .host.lora import AdapterLora
-from .host.parts import Part
 from .host.patcher import is_dynamic
 from .host.weight_files import HostWeightFile
+from .sampling.key_values import KeyValueStore
+from .sampling.lora import AdapterLora
+from .sampling.parts import Part
 
 EasyRef = io.Custom("EASYREF")
 EasyRefReferenceGroup = io.Custom("EASYREF_REFERENCES")

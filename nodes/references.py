@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..easyref_core.errors import EasyRefError
-from .host.gallery import checked_gallery, gallery_references, gallery_stamps
+from .gallery.gallery import checked_gallery, gallery_references, gallery_stamps
 from .inputs import Numbered, accepted, connected, references_from_batch
 from .link_types import EasyRefReferenceGroup, References
 from .newer_core import found_by

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..easyref_core.curves import WeightCurve
-from ..easyref_core.layer_weights import LayerWeights
-from ..easyref_core.tokens import ReferenceTokens
-from .host.masks import Mask
-from .host.parts import Part, Settings, add_region
+from ..easyref_core.adapter.curves import WeightCurve
+from ..easyref_core.adapter.layer_weights import LayerWeights
+from ..easyref_core.tokens.tokens import ReferenceTokens
 from .inputs import weight_input
 from .link_types import (
     EasyRefCurve,
@@ -19,6 +17,8 @@ from .link_types import (
     Regions,
 )
 from .newer_core import found_by
+from .sampling.masks import Mask
+from .sampling.parts import Part, Settings, add_region
 
 
 class EasyRefRegion(io.ComfyNode):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..easyref_core.curves import SHAPES, WeightCurve, curve_points
+from ..easyref_core.adapter.curves import SHAPES, WeightCurve, curve_points
 from .inputs import weight_input
 from .link_types import EasyRefCurve
 from .newer_core import ADVANCED, found_by

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from easyref_core.checkpoint import AdapterCheckpoint
-    from easyref_core.encoder import EasyRefEncoder
-    from easyref_core.prompt import PromptTokenizer
+    from easyref_core.adapter.checkpoint import AdapterCheckpoint
+    from easyref_core.encode.encoder import EasyRefEncoder
+    from easyref_core.qwen2vl.prompt import PromptTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def checkpoint() -> AdapterCheckpoint:
     """The golden adapter, MLLM inside."""
     from goldens import ADAPTER
 
-    from easyref_core.checkpoint import load_checkpoint
+    from easyref_core.adapter.checkpoint import load_checkpoint
 
     return load_checkpoint(ADAPTER)
 
@@ -27,7 +27,7 @@ def adapter_only(tmp_path_factory: pytest.TempPathFactory) -> AdapterCheckpoint:
     """The golden adapter without the MLLM inside."""
     from goldens import BODY, adapter_tensors, without, write
 
-    from easyref_core.checkpoint import load_checkpoint
+    from easyref_core.adapter.checkpoint import load_checkpoint
 
     path = tmp_path_factory.mktemp("adapter_only") / "adapter_only.safetensors"
     return load_checkpoint(write(path, without(adapter_tensors(), BODY)))
@@ -40,7 +40,7 @@ def encoders(
     """The golden encoders by their tag in the golden set."""
     from goldens import MLLM
 
-    from easyref_core.loading import plan_encoder
+    from easyref_core.encode.plan_encoder import plan_encoder
 
     return {
         tag: plan_encoder(found, MLLM).build()
@@ -57,6 +57,6 @@ def encoder(encoders: dict[str, EasyRefEncoder]) -> EasyRefEncoder:
 def tokenizer() -> PromptTokenizer:
     from goldens import MLLM
 
-    from easyref_core.prompt import PromptTokenizer
+    from easyref_core.qwen2vl.prompt import PromptTokenizer
 
     return PromptTokenizer.from_directory(MLLM)

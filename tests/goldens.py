@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from easyref_core.aggregation import Reference
-from easyref_core.config import MllmConfig, VisionConfig
-from easyref_core.encoder import EasyRefEncoder
+from easyref_core.encode.encoder import EasyRefEncoder
+from easyref_core.encode.group import Reference
 from easyref_core.errors import EasyRefError
+from easyref_core.qwen2vl.config import MllmConfig, VisionConfig
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "official_a"

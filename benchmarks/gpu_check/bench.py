@@ -78,7 +78,7 @@ class Bench:
 
     def references(self, count: int, seed: int = 0) -> tuple[Any, ...]:
         """Pictures of noise, of different sizes."""
-        reference = self.pack.part("easyref_core.aggregation").Reference
+        reference = self.pack.part("easyref_core.encode.group").Reference
         noise = np.random.default_rng(seed)
         low, high = self.models.sides
         pictures = []

@@ -41,7 +41,7 @@ def _in(bench: Bench, precision: str) -> Iterator[Row]:
     farthest = max(_token_difference(bench, easyref, case) for case in CASES)
     yield measured(f"tokens, {precision}", farthest, at_most=of_tokens)
 
-    tokens = bench.pack.part("easyref_core.tokens").ReferenceTokens(
+    tokens = bench.pack.part("easyref_core.tokens.tokens").ReferenceTokens(
         golden("unet.ref_tokens"),
         golden("unet.uncond_ref_tokens"),
         easyref.checkpoint.identity,
@@ -58,7 +58,7 @@ def _in(bench: Bench, precision: str) -> Iterator[Row]:
 
 def _token_difference(bench: Bench, easyref: Any, case: str) -> float:
     """Of the tokens of a golden group, both halves, to the official ones."""
-    reference = bench.pack.part("easyref_core.aggregation").Reference
+    reference = bench.pack.part("easyref_core.encode.group").Reference
     tokens = bench.pack.run(
         "EasyRefEncode",
         easyref,

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ..demo_set import shipped_set
-from ..preprocessing import picture_levels
+from ..pictures.preprocessing import picture_levels
 from .models import DemoAdapter, DemoModels, Steering
 from .parts import Material, Pictures, Row, RowPictures, Settings
 

@@ -20,15 +20,15 @@ from safetensors import SafetensorError
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging
 
-from ..checkpoint import AdapterCheckpoint, load_checkpoint
+from ..adapter.checkpoint import AdapterCheckpoint, load_checkpoint
 from ..demo_set import SET_FILE, read_set_info, whole_table
-from ..diffusers_adapter import attach_adapter, set_scale
-from ..encoder import EasyRefEncoder
+from ..encode.encoder import EasyRefEncoder
+from ..encode.plan_encoder import plan_encoder
 from ..errors import EasyRefError
-from ..loading import plan_encoder
-from ..preprocessing import black_picture, preprocess
-from ..prompt import PromptTokenizer
-from ..tokens import ReferenceTokens, join_prompts
+from ..pictures.preprocessing import black_picture, preprocess
+from ..qwen2vl.prompt import PromptTokenizer
+from ..sdxl_diffusers.adapter import attach_adapter, set_scale
+from ..tokens.tokens import ReferenceTokens, join_prompts
 from ..training.model import TrainedModel
 from .parts import Settings
 from .pretraining.base import NOISE, LoadedText, load_tokenizers, write_tokenizers

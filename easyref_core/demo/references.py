@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import EasyRefError
-from ..pictures import open_picture
+from ..pictures.files import open_picture
 from .dataset.characters import SHAPES, Identity
 from .dataset.groups import Drawn, Style, draw_identity, draw_style, identity_group
 from .dataset.scenes import Scene

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EasyRefError
-from ..preprocessing import MIN_IMAGE_SIZE
+from ..pictures.preprocessing import MIN_IMAGE_SIZE
 
 STAGES = ("alignment", "single_reference", "multi_reference")
 PARTS = ("final_layers", "projector", "cross_attention", "mllm", "lora")

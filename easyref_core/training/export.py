@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import BODY, IMAGE_SIZE
+from ..adapter.checkpoint import BODY, IMAGE_SIZE
 from ..files import write_atomically
 from .disk import writing
 from .model import TrainedModel, part_of

@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 
 from ..errors import EasyRefError
-from ..preprocessing import MERGE, PATCH
+from ..pictures.preprocessing import MERGE, PATCH
 from .base import Base
 from .config import PARTS, Settings
 from .model import TrainedModel, part_of

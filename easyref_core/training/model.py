@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checkpoint import BODY, FINAL, PROJECTOR, AdapterCheckpoint, load_checkpoint
-from ..diffusers_adapter import attach_adapter, new_adapter
-from ..encoder import EasyRefEncoder
+from ..adapter.checkpoint import BODY, FINAL, PROJECTOR, AdapterCheckpoint, load_checkpoint
+from ..encode.encoder import EasyRefEncoder
+from ..encode.plan_encoder import Source, plan_encoder, read_sources
 from ..errors import EasyRefError
-from ..loading import Source, plan_encoder, read_sources
-from ..mllm_files import MllmDirectory, look_at_directory
-from ..preprocessing import Patches
-from ..prompt import PromptTokenizer
+from ..pictures.preprocessing import Patches
+from ..qwen2vl.directory import MllmDirectory, look_at_directory
+from ..qwen2vl.prompt import PromptTokenizer
+from ..sdxl_diffusers.adapter import attach_adapter, new_adapter
 from .config import ModelSettings
 
 if TYPE_CHECKING:

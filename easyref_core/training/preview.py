@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..errors import EasyRefError
-from ..preprocessing import FRAMES, MERGE, PATCH, Patches, black_picture, preprocess
+from ..pictures.preprocessing import FRAMES, MERGE, PATCH, Patches, black_picture, preprocess
 from .augment import face_crop
 from .base import Base
 from .config import DataSettings

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..errors import EasyRefError
-from ..preprocessing import Patches, black_picture, preprocess
+from ..pictures.preprocessing import Patches, black_picture, preprocess
 from .augment import (
     Target,
     aspect_target,

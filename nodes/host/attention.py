@@ -14,7 +14,7 @@ import comfy.model_management as mm
 import comfy.ops
 import torch
 
-from ...easyref_core import kernels
+from ...easyref_core.qwen2vl import kernels
 
 Attention = Callable[..., torch.Tensor]
 

@@ -15,16 +15,16 @@ import comfy.utils
 import torch
 from comfy.cli_args import args
 
-from ...easyref_core.aggregation import GroupPlan, Reference, encode_references, plan_group
-from ...easyref_core.checkpoint import AdapterCheckpoint
-from ...easyref_core.encoder import EasyRefEncoder
+from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
+from ...easyref_core.encode.encoder import EasyRefEncoder
+from ...easyref_core.encode.group import GroupPlan, Reference, encode_references, plan_group
+from ...easyref_core.encode.inspection import Inspection, inspect_references
+from ...easyref_core.encode.passes import EncodingCache
+from ...easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from ...easyref_core.errors import OutOfMemoryError
-from ...easyref_core.inspection import Inspection, inspect_references
-from ...easyref_core.limits import working_bytes
-from ...easyref_core.loading import EncoderPlan, plan_encoder
-from ...easyref_core.prompt import PromptTokenizer
-from ...easyref_core.reading import EncodingCache
-from ...easyref_core.tokens import ReferenceTokens
+from ...easyref_core.qwen2vl.limits import working_bytes
+from ...easyref_core.qwen2vl.prompt import PromptTokenizer
+from ...easyref_core.tokens.tokens import ReferenceTokens
 from .attention import MllmOperations, mllm_is_fused
 from .folders import bundled_tokenizer
 from .out_of_memory import lack_of_memory

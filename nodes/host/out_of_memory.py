@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import comfy.model_management as mm
 
-from ...easyref_core import limits
+from ...easyref_core.qwen2vl import limits
 
 
 def lack_of_memory(error: BaseException) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import comfy.utils
 
-from ...easyref_core.weights import Reader, WeightFile
+from ...easyref_core.weight_file import Reader, WeightFile
 from .patcher import loads_dynamically
 
 _NAMES = (".safetensors", ".sft")  # by which ComfyUI knows the format

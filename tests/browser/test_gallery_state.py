@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from easyref_core.errors import EasyRefError
-from easyref_core.gallery import parse_gallery, to_text
+from easyref_core.pictures.gallery import parse_gallery, to_text
 
 HERE = Path(__file__).parent
 STATE = HERE.parents[1] / "web" / "js" / "gallery_state.js"

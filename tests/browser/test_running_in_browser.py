@@ -11,7 +11,7 @@ from goldens import ADAPTER, MLLM
 
 from easyref_core.demo.comfy_server import ComfyServer
 from easyref_core.demo.references import read_rows
-from easyref_core.heat_maps import FOOTER, SIDE
+from easyref_core.encode.heat_maps import FOOTER, SIDE
 
 pytestmark = pytest.mark.parametrize("mode", MODES)
 

@@ -42,7 +42,7 @@ class Pack:
     nodes: Mapping[str, Any]
 
     def part(self, name: str) -> ModuleType:
-        """One of the pack's modules, such as `nodes.host.patch`."""
+        """One of the pack's modules, such as `nodes.sampling.patch`."""
         return importlib.import_module(f"{NAME}.{name}")
 
     def run(self, node: str, *args: Any, **kwargs: Any) -> Any:
@@ -127,7 +127,7 @@ def random_tokens(pack: Pack, easyref: Any, seed: int, batch: int = 1) -> Any:
     noise = torch.Generator().manual_seed(seed)
     shape = (batch, checkpoint.num_tokens, checkpoint.token_width)
     cond, uncond = (torch.randn(shape, generator=noise) for _ in range(2))
-    tokens = pack.part("easyref_core.tokens").ReferenceTokens
+    tokens = pack.part("easyref_core.tokens.tokens").ReferenceTokens
     return tokens(cond, uncond, checkpoint.identity, checkpoint.name)
 
 

@@ -163,7 +163,7 @@ def test_each_areas_counterpart_has_that_areas_unconditional_half(
     pack: Pack, groups: list[Any]
 ) -> None:
     """Unless the negative prompt whose text it has brings tokens to avoid."""
-    carried = pack.part("nodes.host.carried")
+    carried = pack.part("nodes.sampling.carried")
     positive, negative, text_of_negative = "p", "n", object()
     entry = {
         "uuid": positive,
@@ -247,7 +247,7 @@ def test_prompts_for_parts_of_the_sampling(
 def test_prompts_with_different_numbers_of_tokens_run_in_one_call(
     pack: Pack, spy: Spy, unet: Any, easyref: Any, tokens: Any, groups: list[Any]
 ) -> None:
-    long = pack.part("easyref_core.tokens").ReferenceTokens(
+    long = pack.part("easyref_core.tokens.tokens").ReferenceTokens(
         torch.cat([groups[0].cond, groups[1].cond], 1),
         torch.cat([groups[0].uncond, groups[1].uncond], 1),
         tokens.adapter,
@@ -270,7 +270,7 @@ def test_prompts_with_different_numbers_of_tokens_run_in_one_call(
 
 
 def test_a_group_a_latent(pack: Pack, unet: Any, easyref: Any, groups: list[Any]) -> None:
-    batch = pack.part("easyref_core.tokens").stack(groups)
+    batch = pack.part("easyref_core.tokens.tokens").stack(groups)
     x = latents(3)
     model = apply(pack, unet, easyref, None)
     together = predict(model, CFG, x, positive=carry(pack, text(), batch))
@@ -303,7 +303,9 @@ def test_weight_zero_leaves_a_prompt_without_references(
 
 
 def test_layer_weights_of_a_prompt(pack: Pack, demo: Any, demo_easyref: Any) -> None:
-    weights = pack.part("easyref_core.layer_weights").LayerWeights({"output_1": 0.0, "middle": 2})
+    weights = pack.part("easyref_core.adapter.layer_weights").LayerWeights(
+        {"output_1": 0.0, "middle": 2}
+    )
     first, second = (random_tokens(pack, demo_easyref, seed) for seed in (1, 2))
     prompt = random_text(1, pooled=64)
     spy = Spy(pack, demo_easyref, demo.model)
@@ -408,8 +410,8 @@ def test_a_sampler_of_another_kind_refuses_at_the_first_call(
 def test_layer_weights_that_the_model_lacks_are_refused_before_the_first_step(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    layers = pack.part("nodes.host.layers")
-    core = pack.part("easyref_core.layer_weights")
+    layers = pack.part("nodes.sampling.layers")
+    core = pack.part("easyref_core.adapter.layer_weights")
     present = {layers.group_of(x.block) for x in layers.cross_attention_layers(unet).values()}
     lacking = next(group for group in core.GROUPS if group not in present)
     prompt = carry(pack, text(), tokens, layer_weights=core.LayerWeights({lacking: 0.0}))

@@ -78,7 +78,7 @@ def trained(pack: Pack, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def encode(pack: Pack, easyref: Any, image_size: int) -> torch.Tensor:
-    reference = pack.part("easyref_core.aggregation").Reference
+    reference = pack.part("easyref_core.encode.group").Reference
     group = tuple(reference(Image.new("RGB", (128, 128), c)) for c in ("teal", "orange"))
     found = pack.run("EasyRefEncode", easyref, "at sea", "easyref", image_size, references=group)
     return torch.cat((found.cond, found.uncond))

@@ -25,7 +25,7 @@ def half_file(pack: Pack) -> str:
 @pytest.fixture
 def encode(pack: Pack, gpu: Gpu) -> Callable[..., Any]:
     """Encodes the golden group; the host may wait for its tokens."""
-    group = pack.part("easyref_core.aggregation").Reference
+    group = pack.part("easyref_core.encode.group").Reference
     references = tuple(group(picture) for picture in pictures(CASE))
 
     def run(easyref: Any, node: str = "EasyRefEncode", **settings: Any) -> Any:

@@ -19,7 +19,7 @@ TOKENS = 1e-4
 @pytest.fixture
 def encode(pack: Pack, fresh_easyref: Any) -> Callable[..., Any]:
     """Encodes the golden group; the settings of the node may be changed."""
-    group = pack.part("easyref_core.aggregation").Reference
+    group = pack.part("easyref_core.encode.group").Reference
     references = tuple(group(p) for p in pictures(CASE))
 
     def run(easyref: Any = fresh_easyref, **settings: Any) -> Any:

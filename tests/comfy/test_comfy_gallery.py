@@ -137,7 +137,7 @@ def test_nothing_outside_the_input_folder_is_read(
     with pack.refused("out of ComfyUI's input folder"):
         references(pack, text(file))
     with pack.refused("out of ComfyUI's input folder"):
-        pack.part("nodes.host.gallery").thumbnail(file, 64)
+        pack.part("nodes.gallery.gallery").thumbnail(file, 64)
 
 
 def test_an_input_folder_that_is_a_link_itself_serves(
@@ -188,7 +188,7 @@ def test_a_changed_file_is_read_again(pack: Pack, folder: Path) -> None:
 def test_folders_and_pictures_are_listed_in_natural_order(
     pack: Pack, folder: Path, tmp_path: Path
 ) -> None:
-    gallery = pack.part("nodes.host.gallery")
+    gallery = pack.part("nodes.gallery.gallery")
     for name in ("10.png", "9.png", "B.PNG", "note.txt", ".hidden.png"):
         (folder / "sub" / name).touch()
     (folder / "empty").mkdir()
@@ -220,7 +220,7 @@ def test_thumbnails_are_small_and_upright(pack: Pack, folder: Path, ending: str,
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.new("RGB", (1600, 400), "red").save(folder / f"photo.{ending}", exif=exif)
-    found = pack.part("nodes.host.gallery").thumbnail(f"photo.{ending}", 128, crop)
+    found = pack.part("nodes.gallery.gallery").thumbnail(f"photo.{ending}", 128, crop)
     with Image.open(io.BytesIO(found)) as picture:
         assert picture.format == "WEBP"
         assert picture.size == ((32, 128) if crop is None else (16, 128))

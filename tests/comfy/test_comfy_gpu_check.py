@@ -85,7 +85,7 @@ def test_parity_passes_in_every_precision(rows: Rows) -> None:
 def test_parity_fails_where_a_number_is_another(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core = bench.pack.part("easyref_core.encoder").EasyRefEncoder
+    core = bench.pack.part("easyref_core.encode.encoder").EasyRefEncoder
     project = core.project
     monkeypatch.setattr(core, "project", lambda self, states: project(self, states) + 0.5)
     found = bare(bench, "parity:parity")
@@ -117,7 +117,7 @@ def test_a_wait_in_later_calls_is_found(bench: Any, monkeypatch: pytest.MonkeyPa
 def test_new_tokens_that_take_long_are_found(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.gpu_check import sampling
 
-    store = bench.pack.part("nodes.host.key_values")
+    store = bench.pack.part("nodes.sampling.key_values")
     project = store.project_tokens
 
     def slow(*args: Any) -> Any:
@@ -245,7 +245,7 @@ def few_variants(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trace_that_keeps_old_references_is_found(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patch = bench.pack.part("nodes.host.patch")
+    patch = bench.pack.part("nodes.sampling.patch")
     monkeypatch.setattr(patch, "is_compiled", lambda *args: False)
     found = islice(worker.find("compiled:compiled")(bench), 2)
     assert [row.verdict for row in found] == [PASS, FAIL]

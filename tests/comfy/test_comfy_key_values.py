@@ -37,7 +37,7 @@ SIGMAS = (10.0, 4.0, 1.0)
 
 @pytest.fixture
 def store_module(pack: Pack) -> ModuleType:
-    return pack.part("nodes.host.key_values")
+    return pack.part("nodes.sampling.key_values")
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_every_gpu_of_a_run_has_its_sets_before_the_first_step(
     store_module: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    project, run_info = store_module.project_tokens, pack.part("nodes.host.run_info")
+    project, run_info = store_module.project_tokens, pack.part("nodes.sampling.run_info")
     monkeypatch.setattr(  # the other device has no data to check
         store_module, "project_tokens", lambda *args: project(*args[:2], CPU, args[3])
     )
@@ -412,7 +412,9 @@ def test_projections_travel_as_they_are_in_the_file(
     _, easyref, tokens = steered
     checkpoint = easyref.checkpoint
     with gpu.waiting_allowed(), gpu.watch() as seen:
-        pack.part("easyref_core.adapter").project_tokens(checkpoint, tokens, META, torch.bfloat16)
+        pack.part("easyref_core.adapter.key_values").project_tokens(
+            checkpoint, tokens, META, torch.bfloat16
+        )
     sizes = sum(
         2 * torch.Size(checkpoint.file.tensors[parts[p]].shape).numel()
         for parts in checkpoint.cross_attention.values()

@@ -58,7 +58,7 @@ def test_the_node_multiplies_the_profile_and_shows_the_result(pack: Pack) -> Non
 
 
 def test_every_profile_differs_and_all_is_everything(pack: Pack) -> None:
-    core = pack.part("easyref_core.layer_weights")
+    core = pack.part("easyref_core.adapter.layer_weights")
     assert list(core.GROUPS) == GROUPS
     assert next(iter(core.PROFILES)) == "all"
     assert core.PROFILES["all"] == core.LayerWeights()
@@ -72,13 +72,13 @@ def test_an_unknown_group_is_refused_with_the_known_ones(
     pack: Pack, weights: dict[str, Any]
 ) -> None:
     with pack.refused(next(iter(weights)), "input_4", "middle", "output_5"):
-        pack.part("easyref_core.layer_weights").LayerWeights(weights)
+        pack.part("easyref_core.adapter.layer_weights").LayerWeights(weights)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None])
 def test_a_weight_that_is_no_number_is_refused(pack: Pack, value: Any) -> None:
     with pack.refused("middle", repr(value)):
-        pack.part("easyref_core.layer_weights").LayerWeights({"middle": value})
+        pack.part("easyref_core.adapter.layer_weights").LayerWeights({"middle": value})
 
 
 def test_all_at_one_is_as_without(
@@ -99,7 +99,7 @@ def test_a_group_at_zero_is_left_alone_and_the_others_are_as_they_were(
     group: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    patch = pack.part("nodes.host.patch")
+    patch = pack.part("nodes.sampling.patch")
     taken, slot = [], patch._ReferenceAttention
     monkeypatch.setattr(
         patch, "_ReferenceAttention", lambda *args: taken.append(args[1]) or slot(*args)
@@ -155,7 +155,7 @@ def test_two_profiles_on_two_applications_add_up(
 def test_weights_for_layers_that_the_model_lacks_are_refused(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    layers = pack.part("nodes.host.layers")
+    layers = pack.part("nodes.sampling.layers")
     present = {layers.group_of(x.block) for x in layers.cross_attention_layers(unet).values()}
     lacking = next(group for group in GROUPS if group not in present)
     weights = made(pack, **{lacking: 0.5})

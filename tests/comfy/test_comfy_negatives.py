@@ -15,7 +15,7 @@ CASE = "four_refs_prompt"
 
 @pytest.fixture
 def group(pack: Pack) -> Any:
-    made = pack.part("easyref_core.aggregation").Reference
+    made = pack.part("easyref_core.encode.group").Reference
     return tuple(made(p, name=f"image_{n}") for n, p in enumerate(pictures(CASE), start=1))
 
 

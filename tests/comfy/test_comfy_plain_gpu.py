@@ -25,7 +25,7 @@ def test_an_encoder_never_mixes_devices(
 ) -> None:
     plain_gpu.full = full
     easyref = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, precision)
-    reference = pack.part("easyref_core.aggregation").Reference
+    reference = pack.part("easyref_core.encode.group").Reference
     group = tuple(map(reference, pictures(CASE)))
     prompt = user_prompt(CASE)
     with plain_gpu.waiting_allowed():

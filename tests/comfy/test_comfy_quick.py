@@ -14,7 +14,7 @@ CASE = "four_refs_prompt"
 
 @pytest.fixture
 def references(pack: Pack) -> Any:
-    group = pack.part("easyref_core.aggregation").Reference
+    group = pack.part("easyref_core.encode.group").Reference
     return tuple(group(picture) for picture in pictures(CASE)[:2])
 
 

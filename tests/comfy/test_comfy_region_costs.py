@@ -25,7 +25,7 @@ def groups(pack: Pack, demo_easyref: Any) -> list[Any]:
 @pytest.fixture
 def asked(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(rows x positions, tokens) of every attention over reference tokens."""
-    patch = pack.part("nodes.host.patch")
+    patch = pack.part("nodes.sampling.patch")
     attend, found = patch.reference_attention, []
 
     def noted(q: Any, k: Any, *args: Any) -> Any:
@@ -92,7 +92,7 @@ def test_sixteen_small_regions_are_the_work_of_one_application(
 
 def test_sixteen_small_regions_take_less_time_than_sixteen_applications(pack: Pack) -> None:
     """Measured in one layer of SDXL's width, since a tiny model spends its time elsewhere."""
-    core = pack.part("easyref_core.attention")
+    core = pack.part("easyref_core.adapter.attention")
     heads, positions, width = 10, 1024, 640
     noise = torch.Generator().manual_seed(1)
     query = torch.randn(1, positions, width, generator=noise)
@@ -134,7 +134,7 @@ def test_an_empty_region_costs_nothing(
     asked: list[tuple[int, int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = pack.part("nodes.host.key_values")
+    store = pack.part("nodes.sampling.key_values")
     monkeypatch.setattr(store, "project_tokens", lambda *args: pytest.fail("made keys for nothing"))
     for given in (
         (groups[0], torch.zeros(1, 8, 8), {}),
@@ -154,7 +154,7 @@ def test_keys_and_values_of_regions_are_made_once_for_each_tokens(
     texts: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = pack.part("nodes.host.key_values")
+    store = pack.part("nodes.sampling.key_values")
     project, made = store.project_tokens, []
 
     def noted(checkpoint: Any, tokens: Any, *args: Any) -> Any:

@@ -197,7 +197,7 @@ def test_a_region_with_a_mask_for_each_latent(
 def test_a_region_with_a_batch_of_token_groups_and_other_numbers_of_tokens(
     pack: Pack, demo: Any, demo_easyref: Any, groups: list[Any], texts: dict[str, Any]
 ) -> None:
-    core = pack.part("easyref_core.tokens")
+    core = pack.part("easyref_core.tokens.tokens")
     batch = core.stack(groups[:2])
     long = core.ReferenceTokens(
         torch.cat([groups[1].cond, groups[2].cond], 1),
@@ -239,8 +239,10 @@ def test_a_region_is_cut_where_a_texts_area_lies(
 def test_layer_weights_and_curve_of_a_region_are_its_own(
     pack: Pack, demo: Any, demo_easyref: Any, groups: list[Any], texts: dict[str, Any]
 ) -> None:
-    weights = pack.part("easyref_core.layer_weights").LayerWeights({"output_1": 0.0, "middle": 2})
-    curve = pack.part("easyref_core.curves").WeightCurve(((0.0, 0.4),))
+    weights = pack.part("easyref_core.adapter.layer_weights").LayerWeights(
+        {"output_1": 0.0, "middle": 2}
+    )
+    curve = pack.part("easyref_core.adapter.curves").WeightCurve(((0.0, 0.4),))
     own = regions(
         pack,
         (groups[0], LEFT, {"layer_weights": weights, "curve": curve}),

@@ -14,7 +14,7 @@ from easyref_core.demo.models import DemoAdapter, DemoModels, Steering
 from easyref_core.demo.parts import Row, Settings
 from easyref_core.demo.references import read_rows
 from easyref_core.demo_set import TRAINED_SET
-from easyref_core.preprocessing import picture_levels
+from easyref_core.pictures.preprocessing import picture_levels
 
 SETTINGS = Settings(steps=5)
 ALIKE = 1e-3
@@ -77,7 +77,7 @@ def in_comfyui(pack: Pack, host: Any, row: Row, case: Case) -> torch.Tensor:
         stock("nodes.CLIPTextEncode", clip, text) for text in (row.prompt, SETTINGS.negative)
     )
     if case.easyref:
-        group = tuple(map(pack.part("easyref_core.aggregation").Reference, row.references))
+        group = tuple(map(pack.part("easyref_core.encode.group").Reference, row.references))
         tokens = pack.run(
             "EasyRefEncode", easyref, row.prompt, case.aggregation, 0, references=group
         )

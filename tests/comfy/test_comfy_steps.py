@@ -119,13 +119,15 @@ def test_waiting_would_be_seen(
     with waits(comfyui) as found:
         predict(model, CFG)
     assert {place.split(" at ")[0] for place in found} >= {"__bool__", "_local_scalar_dense", "to"}
-    assert {place.split(" at ")[1].split(":")[0] for place in found} == {"easyref_core/adapter.py"}
+    assert {place.split(" at ")[1].split(":")[0] for place in found} == {
+        "easyref_core/adapter/key_values.py"
+    }
 
 
 @pytest.fixture
 def projections(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The tokens, device and dtype of every projection to keys and values."""
-    store = pack.part("nodes.host.key_values")
+    store = pack.part("nodes.sampling.key_values")
     project, made = store.project_tokens, []
 
     def noted(checkpoint: Any, tokens: Any, device: Any, dtype: Any) -> Any:
@@ -182,7 +184,7 @@ def test_weight_zero_makes_none(
 def test_a_mask_is_shrunk_once_for_each_resolution(
     pack: Pack, demo: Any, demo_easyref: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    masks = pack.part("nodes.host.masks")
+    masks = pack.part("nodes.sampling.masks")
     shrink, made = masks._resize, []
 
     def noted(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -39,7 +39,7 @@ def test_frames_in_windows_are_steered_as_in_one_batch(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, what: str, schedule: str
 ) -> None:
     frames = ((0.0, 0.2), (0.5, 1.5), (1.0, -0.3))
-    curve = pack.part("easyref_core.curves").WeightCurve(frames=frames)
+    curve = pack.part("easyref_core.adapter.curves").WeightCurve(frames=frames)
     each = {
         "tokens": {"tokens": random_tokens(pack, easyref, 5, FRAMES)},
         "mask": {"tokens": tokens, "mask": frame_masks()},
@@ -61,7 +61,7 @@ def test_as_many_masks_as_a_window_are_not_enough(
 
 def test_windows_over_another_dimension_hold_every_frame(pack: Pack) -> None:
     """Video models are cut along time, their batch is whole."""
-    frames_of_call = pack.part("nodes.host.frames").frames_of_call
+    frames_of_call = pack.part("nodes.sampling.frames").frames_of_call
     import comfy.context_windows
 
     along_time = comfy.context_windows.IndexListContextWindow([1, 2], dim=2, total_frames=8)
@@ -73,7 +73,7 @@ def test_windows_over_another_dimension_hold_every_frame(pack: Pack) -> None:
 
 def test_the_frame_sampled_before_a_window_keeps_its_own(pack: Pack) -> None:
     """Newer cores put it in front of the window's frames."""
-    frames_of_call = pack.part("nodes.host.frames").frames_of_call
+    frames_of_call = pack.part("nodes.sampling.frames").frames_of_call
     import comfy.context_windows
 
     window = comfy.context_windows.IndexListContextWindow([3, 4], dim=0, total_frames=8)

@@ -14,8 +14,8 @@ import pytest
 import torch
 from goldens import Tensors
 
-from easyref_core.checkpoint import AdapterCheckpoint, load_checkpoint
-from easyref_core.loading import EncoderPlan, plan_encoder
+from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
+from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -69,7 +69,7 @@ def unet(plain: UNet2DConditionModel) -> UNet2DConditionModel:
 @pytest.fixture
 def steered(unet: UNet2DConditionModel, checkpoint: AdapterCheckpoint) -> UNet2DConditionModel:
     """The golden UNet with the golden adapter."""
-    from easyref_core.diffusers_adapter import attach_adapter
+    from easyref_core.sdxl_diffusers.adapter import attach_adapter
 
     attach_adapter(unet, checkpoint)
     return unet

@@ -8,8 +8,8 @@ import goldens
 import torch
 from diffusers import UNet2DConditionModel
 
-from easyref_core.checkpoint import load_checkpoint
-from easyref_core.tokens import ReferenceTokens
+from easyref_core.adapter.checkpoint import load_checkpoint
+from easyref_core.tokens.tokens import ReferenceTokens
 
 TOLERANCE = 5e-5
 

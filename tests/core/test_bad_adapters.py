@@ -10,12 +10,12 @@ import pytest
 import torch
 from goldens import BODY, Tensors
 
-from easyref_core.adapter import lora_weights, project_tokens
-from easyref_core.aggregation import Reference, encode_references
-from easyref_core.checkpoint import load_checkpoint
-from easyref_core.loading import plan_encoder
-from easyref_core.prompt import PromptTokenizer
-from easyref_core.tokens import ReferenceTokens
+from easyref_core.adapter.checkpoint import load_checkpoint
+from easyref_core.adapter.key_values import lora_weights, project_tokens
+from easyref_core.encode.group import Reference, encode_references
+from easyref_core.encode.plan_encoder import plan_encoder
+from easyref_core.qwen2vl.prompt import PromptTokenizer
+from easyref_core.tokens.tokens import ReferenceTokens
 
 LAYER = next(iter(goldens.LAYERS))
 

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save
 from torch.torch_version import TorchVersion
 
-from easyref_core.checkpoint import load_checkpoint
+from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.errors import EasyRefError
-from easyref_core.tokens import load_tokens
-from easyref_core.weights import look
+from easyref_core.tokens.tokens import load_tokens
+from easyref_core.weight_file import look
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import torch
 from goldens import BODY, TINY, Tensors
 from tokenizers import Tokenizer, models
 
-from easyref_core.aggregation import Reference, encode_references
-from easyref_core.checkpoint import load_checkpoint
-from easyref_core.loading import plan_encoder
-from easyref_core.prompt import PromptTokenizer
+from easyref_core.adapter.checkpoint import load_checkpoint
+from easyref_core.encode.group import Reference, encode_references
+from easyref_core.encode.plan_encoder import plan_encoder
+from easyref_core.qwen2vl.prompt import PromptTokenizer
 
 
 def test_mllm_of_another_width(adapter_only: Any, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import pytest
 import torch
 from goldens import BODY, Tensors
 
-from easyref_core.checkpoint import AdapterCheckpoint, load_checkpoint
+from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
 from easyref_core.cli import main
-from easyref_core.config import MllmConfig
-from easyref_core.loading import plan_encoder
+from easyref_core.encode.plan_encoder import plan_encoder
+from easyref_core.qwen2vl.config import MllmConfig
 
 HEAD, EMBEDDING = BODY + "lm_head.weight", BODY + "model.embed_tokens.weight"
 LORA = "_lora."
@@ -236,7 +236,7 @@ def test_released_size_is_recognised_from_keys_alone(tmp_path: Path, lora: bool)
 LOOK = """
 import json, resource, sys, time
 import torch, safetensors
-from easyref_core.checkpoint import load_checkpoint
+from easyref_core.adapter.checkpoint import load_checkpoint
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before, start = peak(), time.perf_counter()
 found = load_checkpoint(sys.argv[1])

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from easyref_core.checkpoint import AdapterCheckpoint
+from easyref_core.adapter.checkpoint import AdapterCheckpoint
 from easyref_core.cli import main
-from easyref_core.tokens import load_tokens
+from easyref_core.tokens.tokens import load_tokens
 
 REFS = [str(goldens.GOLDEN / "refs" / f"ref_{i}.png") for i in range(4)]
 Capture = pytest.CaptureFixture[str]
@@ -150,7 +150,7 @@ def test_interrupting_ends_quietly(capsys: Capture, monkeypatch: pytest.MonkeyPa
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("easyref_core.checkpoint.load_checkpoint", interrupted)
+    monkeypatch.setattr("easyref_core.adapter.checkpoint.load_checkpoint", interrupted)
     assert main(["inspect", str(goldens.ADAPTER)]) == 130
     assert capsys.readouterr().err == "easyref: interrupted\n"
 

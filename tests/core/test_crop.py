@@ -6,7 +6,7 @@ import goldens
 import pytest
 import torch
 
-from easyref_core.crop import Box, crop_pictures, crop_window, mask_box, mask_boxes
+from easyref_core.pictures.crop import Box, crop_pictures, crop_window, mask_box, mask_boxes
 
 
 def mask(height: int, width: int, *boxes: tuple[int, int, int, int]) -> torch.Tensor:

@@ -11,8 +11,8 @@ import torch
 from diffusers import ControlNetModel, EulerDiscreteScheduler, UNet2DConditionModel
 from golden_unet import TOLERANCE, golden, made, predict
 
-from easyref_core.checkpoint import AdapterCheckpoint
-from easyref_core.diffusers_adapter import (
+from easyref_core.adapter.checkpoint import AdapterCheckpoint
+from easyref_core.sdxl_diffusers.adapter import (
     append_tokens,
     attach_adapter,
     cross_attention_layers,
@@ -22,7 +22,7 @@ from easyref_core.diffusers_adapter import (
     set_scale,
     set_tokens,
 )
-from easyref_core.diffusers_processors import EasyRefProcessor
+from easyref_core.sdxl_diffusers.processors import EasyRefProcessor
 
 LAYER = goldens.description()["unet"]["layer"]
 

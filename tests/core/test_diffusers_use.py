@@ -12,8 +12,8 @@ from diffusers import UNet2DConditionModel
 from golden_unet import TOLERANCE, golden, made, predict
 from torch import nn
 
-from easyref_core.checkpoint import AdapterCheckpoint
-from easyref_core.diffusers_adapter import (
+from easyref_core.adapter.checkpoint import AdapterCheckpoint
+from easyref_core.sdxl_diffusers.adapter import (
     append_tokens,
     attach_adapter,
     detach_adapter,
@@ -23,7 +23,7 @@ from easyref_core.diffusers_adapter import (
     set_scale,
     set_tokens,
 )
-from easyref_core.diffusers_processors import LowRank
+from easyref_core.sdxl_diffusers.processors import LowRank
 
 LAYER = goldens.description()["unet"]["layer"]
 

@@ -13,15 +13,15 @@ import torch
 from goldens import CASES, Tensors
 from PIL import Image
 
-from easyref_core.aggregation import Reference, encode_references
-from easyref_core.checkpoint import AdapterCheckpoint, load_checkpoint
-from easyref_core.config import MllmConfig
-from easyref_core.encoder import EasyRefEncoder
-from easyref_core.loading import EncoderPlan, plan_encoder
-from easyref_core.preprocessing import preprocess
-from easyref_core.prompt import PromptTokenizer
-from easyref_core.reading import EncodingCache
-from easyref_core.tokens import ReferenceTokens
+from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
+from easyref_core.encode.encoder import EasyRefEncoder
+from easyref_core.encode.group import Reference, encode_references
+from easyref_core.encode.passes import EncodingCache
+from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
+from easyref_core.pictures.preprocessing import preprocess
+from easyref_core.qwen2vl.config import MllmConfig
+from easyref_core.qwen2vl.prompt import PromptTokenizer
+from easyref_core.tokens.tokens import ReferenceTokens
 
 CPU = torch.device("cpu")
 FOUR = "four_refs_prompt"

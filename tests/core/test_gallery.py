@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from easyref_core.errors import EasyRefError
-from easyref_core.gallery import GalleryPicture, crop_pixels, parse_gallery, to_text
+from easyref_core.pictures.gallery import GalleryPicture, crop_pixels, parse_gallery, to_text
 
 
 def gallery(*pictures: Any, version: Any = 1) -> str:

@@ -12,12 +12,19 @@ import torch
 from PIL import Image
 from test_weights_and_insertion import FOUR, columns, read, rms, rotated
 
-from easyref_core.aggregation import Reference, encode_references
-from easyref_core.encoder import EasyRefEncoder
-from easyref_core.heat_maps import FOOTER, MARGIN, SIDE, colour_scale, draw_heat_maps, overlay
-from easyref_core.inspection import Inspection, PictureShare, inspect_references, report
-from easyref_core.prompt import INSTRUCTION, PromptTokenizer
-from easyref_core.reading import EncodingCache
+from easyref_core.encode.encoder import EasyRefEncoder
+from easyref_core.encode.group import Reference, encode_references
+from easyref_core.encode.heat_maps import (
+    FOOTER,
+    MARGIN,
+    SIDE,
+    colour_scale,
+    draw_heat_maps,
+    overlay,
+)
+from easyref_core.encode.inspection import Inspection, PictureShare, inspect_references, report
+from easyref_core.encode.passes import EncodingCache
+from easyref_core.qwen2vl.prompt import INSTRUCTION, PromptTokenizer
 
 
 @torch.no_grad()

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from easyref_core.adapter import _travels
-from easyref_core.config import MllmConfig
-from easyref_core.limits import working_bytes
+from easyref_core.adapter.key_values import _travels
+from easyref_core.qwen2vl.config import MllmConfig
+from easyref_core.qwen2vl.limits import working_bytes
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "encoding_memory.py"
 BF16, FP32 = torch.bfloat16, torch.float32

@@ -22,12 +22,12 @@ import pytest
 import torch
 from torch import nn
 
-from easyref_core.checkpoint import load_checkpoint
-from easyref_core.config import VisionConfig
-from easyref_core.encoder import EasyRefEncoder
-from easyref_core.loading import plan_encoder
-from easyref_core.preprocessing import preprocess
-from easyref_core.prompt import PromptTokenizer
+from easyref_core.adapter.checkpoint import load_checkpoint
+from easyref_core.encode.encoder import EasyRefEncoder
+from easyref_core.encode.plan_encoder import plan_encoder
+from easyref_core.pictures.preprocessing import preprocess
+from easyref_core.qwen2vl.config import VisionConfig
+from easyref_core.qwen2vl.prompt import PromptTokenizer
 
 ROOT = Path(__file__).parents[2]
 OLDER = Path(os.environ.get("EASYREF_TRANSFORMERS_4") or Path(sys.prefix, "transformers-4.57"))

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from test_weights_and_insertion import FOUR
 
-from easyref_core.aggregation import AGGREGATIONS, Reference, encode_references
-from easyref_core.encoder import EasyRefEncoder
-from easyref_core.preprocessing import black_picture
-from easyref_core.prompt import PromptTokenizer
-from easyref_core.reading import EncodingCache
-from easyref_core.tokens import ReferenceTokens
+from easyref_core.encode.encoder import EasyRefEncoder
+from easyref_core.encode.group import AGGREGATIONS, Reference, encode_references
+from easyref_core.encode.passes import EncodingCache
+from easyref_core.pictures.preprocessing import black_picture
+from easyref_core.qwen2vl.prompt import PromptTokenizer
+from easyref_core.tokens.tokens import ReferenceTokens
 
 RED = Reference(Image.new("RGB", (90, 60), "red"), name="red")
 BLUE = Reference(Image.new("RGB", (60, 90), "blue"), name="blue")

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from easyref_core.adapter import lora_weights, project_tokens
-from easyref_core.aggregation import Reference, encode_references
-from easyref_core.checkpoint import AdapterCheckpoint
-from easyref_core.encoder import EasyRefEncoder
-from easyref_core.loading import plan_encoder, read_sources
-from easyref_core.prompt import PromptTokenizer
-from easyref_core.tokens import ReferenceTokens
+from easyref_core.adapter.checkpoint import AdapterCheckpoint
+from easyref_core.adapter.key_values import lora_weights, project_tokens
+from easyref_core.encode.encoder import EasyRefEncoder
+from easyref_core.encode.group import Reference, encode_references
+from easyref_core.encode.plan_encoder import plan_encoder, read_sources
+from easyref_core.qwen2vl.prompt import PromptTokenizer
+from easyref_core.tokens.tokens import ReferenceTokens
 
 SMALL = [torch.float8_e4m3fn, torch.float8_e5m2]
 

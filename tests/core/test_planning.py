@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from easyref_core.aggregation import Reference, encode_references, plan_group
-from easyref_core.checkpoint import AdapterCheckpoint, load_checkpoint
+from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
 from easyref_core.cli import main
-from easyref_core.encoder import EasyRefEncoder
-from easyref_core.limits import lack_of_memory
-from easyref_core.loading import EncoderPlan, plan_encoder
-from easyref_core.prompt import PromptTokenizer
-from easyref_core.tokens import load_tokens
+from easyref_core.encode.encoder import EasyRefEncoder
+from easyref_core.encode.group import Reference, encode_references, plan_group
+from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
+from easyref_core.qwen2vl.limits import lack_of_memory
+from easyref_core.qwen2vl.prompt import PromptTokenizer
+from easyref_core.tokens.tokens import load_tokens
 
 FOUR = "four_refs_prompt"
 REFS = [str(goldens.GOLDEN / "refs" / f"ref_{i}.png") for i in range(4)]
@@ -168,7 +168,7 @@ def test_the_command_keeps_no_large_pictures(
         kept.extend(max(reference.picture.size) for reference in given[2])
         return encode_references(*given, **options)
 
-    monkeypatch.setattr("easyref_core.aggregation.encode_references", noted)
+    monkeypatch.setattr("easyref_core.encode.group.encode_references", noted)
     assert main(arguments(tmp_path / "tokens", *large)) == 0
     assert max(kept) < 200
     encoder = plan_encoder(load_checkpoint(goldens.ADAPTER), goldens.MLLM).build()
@@ -187,9 +187,9 @@ def test_lack_of_memory_is_one_sentence(
         raise NO_ROOM[kind]
 
     name = {
-        "open_picture": "easyref_core.pictures.open_picture",
-        "build": "easyref_core.loading.EncoderPlan.build",
-        "encode": "easyref_core.aggregation.encode_references",
+        "open_picture": "easyref_core.pictures.files.open_picture",
+        "build": "easyref_core.encode.plan_encoder.EncoderPlan.build",
+        "encode": "easyref_core.encode.group.encode_references",
     }[step]
     monkeypatch.setattr(name, run_out)
     assert main(arguments(tmp_path / "tokens")) == 1

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from easyref_core.aggregation import Reference, count_tokens
-from easyref_core.preprocessing import (
+from easyref_core.encode.group import Reference, count_tokens
+from easyref_core.pictures.preprocessing import (
     Patches,
     black_picture,
     pixel_limits,

@@ -8,10 +8,10 @@ import goldens
 import pytest
 from PIL import Image
 
-from easyref_core.aggregation import Reference, encode_references
-from easyref_core.encoder import EasyRefEncoder
-from easyref_core.preprocessing import preprocess
-from easyref_core.prompt import INSTRUCTION, PromptTokenizer, TokenizedPrompt, prompt_string
+from easyref_core.encode.encoder import EasyRefEncoder
+from easyref_core.encode.group import Reference, encode_references
+from easyref_core.pictures.preprocessing import preprocess
+from easyref_core.qwen2vl.prompt import INSTRUCTION, PromptTokenizer, TokenizedPrompt, prompt_string
 
 SPECIAL = (
     "<|im_start|>",

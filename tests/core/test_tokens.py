@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from easyref_core.adapter import check_tokens
-from easyref_core.checkpoint import AdapterCheckpoint
-from easyref_core.tokens import (
+from easyref_core.adapter.checkpoint import AdapterCheckpoint
+from easyref_core.adapter.key_values import check_tokens
+from easyref_core.tokens.tokens import (
     FORMAT,
     FORMAT_VERSION,
     ReferenceTokens,

@@ -14,13 +14,13 @@ import pytest
 import torch
 from goldens import CASES
 
-from easyref_core.aggregation import encode_references
-from easyref_core.decoder import rope
-from easyref_core.encoder import EasyRefEncoder
-from easyref_core.loading import EncoderPlan
-from easyref_core.preprocessing import preprocess
-from easyref_core.prompt import PromptTokenizer, TokenizedPrompt
-from easyref_core.tokens import ReferenceTokens
+from easyref_core.encode.encoder import EasyRefEncoder
+from easyref_core.encode.group import encode_references
+from easyref_core.encode.plan_encoder import EncoderPlan
+from easyref_core.pictures.preprocessing import preprocess
+from easyref_core.qwen2vl.decoder import rope
+from easyref_core.qwen2vl.prompt import PromptTokenizer, TokenizedPrompt
+from easyref_core.tokens.tokens import ReferenceTokens
 
 CPU = torch.device("cpu")
 FOUR = "four_refs_prompt"

@@ -14,7 +14,7 @@ from easyref_core.demo.dataset.groups import draw_identity, strange
 from easyref_core.demo.dataset.poses import Pose
 from easyref_core.demo.pretraining import composed
 from easyref_core.demo.pretraining.composed import Composer, place
-from easyref_core.preprocessing import picture_levels
+from easyref_core.pictures.preprocessing import picture_levels
 
 MEANT = Identity("star", "red", "dots", "goggle", "crown")
 FRIENDS = [

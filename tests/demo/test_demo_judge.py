@@ -29,7 +29,7 @@ from easyref_core.demo.judging.judge import (
 from easyref_core.demo.pretraining.pictures import DrawnPictures
 from easyref_core.demo.pretraining.steps import Schedule
 from easyref_core.errors import EasyRefError
-from easyref_core.preprocessing import picture_levels
+from easyref_core.pictures.preprocessing import picture_levels
 
 CPU = torch.device("cpu")
 STRIPED = Style("stripes", "blue", "pink", "yellow")

@@ -37,7 +37,7 @@ from easyref_core.demo.judging.rows import (
 )
 from easyref_core.demo.judging.table import format_table, missed, write_scores, write_table
 from easyref_core.errors import EasyRefError
-from easyref_core.preprocessing import picture_levels
+from easyref_core.pictures.preprocessing import picture_levels
 
 Results = dict[str, dict[str, list[float]]]
 rows_of = partial(all_rows, looks=range(100))  # every style group shows another look

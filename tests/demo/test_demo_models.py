@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
 
-from easyref_core.aggregation import Reference, encode_references
 from easyref_core.demo.models import DemoAdapter, DemoModels, Steering
 from easyref_core.demo.parts import Settings
 from easyref_core.demo.pretraining.words import used_ids
 from easyref_core.demo.tiny import write_tiny_set
 from easyref_core.demo_set import STORED_IDS, TABLE
+from easyref_core.encode.group import Reference, encode_references
 from easyref_core.errors import EasyRefError
 
 QUICK = Settings(steps=2, side=64)

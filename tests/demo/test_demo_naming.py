@@ -13,7 +13,7 @@ import torch
 from easyref_core.demo.pretraining.captions import WORDS
 from easyref_core.demo.pretraining.mllm import SIZES, VISION, _naming_loss, answers
 from easyref_core.demo.tiny_mllm import write_mllm_settings
-from easyref_core.prompt import PromptTokenizer
+from easyref_core.qwen2vl.prompt import PromptTokenizer
 
 FACTS = {
     "shape": "star",

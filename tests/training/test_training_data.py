@@ -346,7 +346,7 @@ def test_references_are_shuffled_limited_and_thinned_out() -> None:
 
 
 def test_the_preview_shows_what_the_mllm_sees(tmp_path: Path) -> None:
-    from easyref_core.preprocessing import preprocess
+    from easyref_core.pictures.preprocessing import preprocess
 
     picture = Image.linear_gradient("L").convert("RGB")
     seen = unpatch(preprocess(picture, 84))

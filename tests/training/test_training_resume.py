@@ -13,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from easyref_core.checkpoint import load_checkpoint
+from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.errors import EasyRefError, OutOfMemoryError
 from easyref_core.training import loop
 from easyref_core.training.config import Settings

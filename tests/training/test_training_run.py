@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from easyref_core.checkpoint import load_checkpoint
+from easyref_core.adapter.checkpoint import load_checkpoint
+from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.errors import EasyRefError
-from easyref_core.loading import plan_encoder
 from easyref_core.training.config import Settings, load_settings
 from easyref_core.training.loop import _Run, dry_run, train
 from easyref_core.training.state import checkpoints

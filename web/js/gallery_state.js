@@ -1,5 +1,5 @@
 // The gallery as plain values: what the workflow keeps, and every change to it. Nothing here touches
-// the page, so that Node's test runner can test it. easyref_core/gallery.py reads the same text.
+// the page, so that Node's test runner can test it. easyref_core/pictures/gallery.py reads the same text.
 
 export const VERSION = 1;
 export const MAX_WEIGHT = 5;

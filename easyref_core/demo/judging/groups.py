@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ...errors import EasyRefError
-from ...pictures import open_picture
+from ...pictures.files import open_picture
 from ..dataset.characters import ATTRIBUTES
 from ..dataset.groups import Style
 from ..pretraining.pictures import read_pixels

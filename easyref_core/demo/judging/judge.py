@@ -19,7 +19,7 @@ from torch import nn
 
 from ...errors import EasyRefError
 from ...files import write_atomically
-from ...weights import look
+from ...weight_file import look
 from ..dataset.characters import ACCESSORIES, COLOURS, EYES, PATTERNS, SHAPES
 from ..dataset.groups import EVEN_PATTERNS, STYLE_PATTERNS
 from ..dataset.scenes import PLACES, TIMES

@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 import torch
 import torch.nn.functional as F
 
-from ...preprocessing import picture_levels
+from ...pictures.preprocessing import picture_levels
 from ..dataset.characters import Identity, draw_character
 from ..dataset.groups import strange
 from ..dataset.poses import Pose, alone, together

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...config import MllmConfig, config_from_dict
-from ...decoder import rope
-from ...mllm import MllmBody
-from ...prompt import IM_END, PromptTokenizer
+from ...qwen2vl.body import MllmBody
+from ...qwen2vl.config import MllmConfig, config_from_dict
+from ...qwen2vl.decoder import rope
+from ...qwen2vl.prompt import IM_END, PromptTokenizer
 from ..dataset.characters import ATTRIBUTES
 from ..tiny_mllm import write_mllm_settings
 from ..tiny_weights import write_tensors

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ...errors import EasyRefError
-from ...pictures import open_picture
+from ...pictures.files import open_picture
 
 SIDE = 128  # of the pictures that all models are trained on
 

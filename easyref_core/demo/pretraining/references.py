@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from ...pictures import open_picture
-from ...preprocessing import cut, fit, normalise, picture_levels
+from ...pictures.files import open_picture
+from ...pictures.preprocessing import cut, fit, normalise, picture_levels
 
 IMAGE_SIZE = 112  # 16 tokens a picture
 

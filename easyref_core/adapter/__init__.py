@@ -1,0 +1,1 @@
+"""The adapter: its checkpoint, keys and values of reference tokens, decoupled cross-attention."""

@@ -1,0 +1,93 @@
+"""Decoupled cross-attention, the one piece of maths every host's patch uses.
+
+out = softmax(q k_text) v_text + scale * softmax(q k_ref) v_ref, before `to_out`: two separate
+softmaxes over one shared query. Source: IP-Adapter (arXiv 2308.06721, section 3.2.2), as EasyRef
+uses it (arXiv 2412.09618, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..qwen2vl import kernels
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def add_references(
+    text: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float | torch.Tensor,
+    attend: Attend,
+) -> torch.Tensor:
+    """Add what the query finds in the reference tokens to what it found in the text.
+
+    Args:
+        text: [B, T, heads * head_dim], the text's attention output.
+        query: [B, T, heads * head_dim].
+        key, value: [B, N, heads * head_dim] of the reference tokens.
+        scale: a number, or a tensor that broadcasts to [B, T, 1].
+        attend: the host's own attention of (query, key, value) in these shapes.
+    """
+    return text + attend(query, key, value) * scale
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceShare:
+    """Reference tokens for some rows and positions of a layer.
+
+    Attributes:
+        key, value: [R, N, heads * head_dim], for the R rows.
+        scale: a number, or a tensor that broadcasts to [R, P, 1] for the P positions.
+        rows: which of the B rows, None for all.
+        positions: [P] which of the T positions, None for all.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    scale: float | torch.Tensor
+    rows: slice | None = None
+    positions: torch.Tensor | None = None
+
+
+def add_shares(
+    text: torch.Tensor, query: torch.Tensor, shares: Sequence[ReferenceShare], attend: Attend
+) -> torch.Tensor:
+    """`add_references` for several tokens, each at its own rows and positions and nowhere else.
+
+    Args:
+        text, query: [B, T, heads * head_dim]; neither is changed.
+        attend: the host's own attention; asked for no more queries than a share has.
+    """
+    out = text
+    for share in shares:
+        if share.rows is None and share.positions is None:
+            out = add_references(out, query, share.key, share.value, share.scale, attend)
+            continue
+        if out is text:
+            out = text.clone(memory_format=torch.contiguous_format)
+        rows = slice(None) if share.rows is None else share.rows
+        asked = query[rows]
+        if share.positions is not None:
+            asked = asked.index_select(1, share.positions)
+        found = (attend(asked, share.key, share.value) * share.scale).to(out.dtype)
+        if share.positions is None:
+            out[rows] += found
+        else:
+            out[rows].index_add_(1, share.positions, found)
+    return out
+
+
+def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+    """Multi-head attention over [B, T, heads * head_dim] tensors with PyTorch's own kernel."""
+
+    def split(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, heads, T, head_dim]
+
+    out = kernels.attend(split(query), split(key), split(value))
+    return out.transpose(1, 2).flatten(2)

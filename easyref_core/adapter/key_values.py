@@ -1,0 +1,190 @@
+"""The adapter's share of the UNet: key and value projections of the reference tokens, and LoRA.
+
+Weights stay in their file; they are read layer by layer when needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import EasyRefError
+from ..tokens.tokens import ReferenceTokens, describe
+from ..weight_file import Reader, all_finite
+from .checkpoint import AdapterCheckpoint
+
+
+@dataclass(frozen=True, eq=False)
+class TokenKeyValues:
+    """Keys and values of reference tokens for every cross-attention layer. They do not depend on
+    the timestep.
+
+    Attributes:
+        layers: layer -> (key, value), each [2 * B, N, C]: B groups of `cond`, then of `uncond`.
+        batch: B.
+    """
+
+    layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    batch: int
+
+
+@torch.no_grad()
+def project_tokens(
+    checkpoint: AdapterCheckpoint,
+    tokens: ReferenceTokens,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> TokenKeyValues:
+    """Keys and values of the tokens, computed in float32 and kept in `dtype` on `device`.
+
+    Only one layer's projections are on the device at a time; they travel as they are in the file.
+
+    Raises:
+        EasyRefError: the adapter's file changed, or its weights are not numbers (named).
+    """
+    both = torch.cat((tokens.cond, tokens.uncond)).to(device, torch.float32)  # [2B, N, W]
+    layers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    with checkpoint.file.open() as get:
+        for layer, parts in checkpoint.cross_attention.items():
+            pair = tuple(
+                F.linear(both, _widened(get(parts[p]), both.device)).to(dtype)
+                for p in ("to_k_ip", "to_v_ip")
+            )
+            layers[layer] = (pair[0], pair[1])
+    # One check for all layers: a check each would make a GPU wait a hundred times.
+    finite = torch.stack([torch.isfinite(t).all() for pair in layers.values() for t in pair])
+    if not finite.all():
+        number = int((~finite).nonzero()[0])
+        layer = list(layers)[number // 2]
+        raise EasyRefError(
+            f"The reference tokens overflow in {layer} ({('to_k_ip', 'to_v_ip')[number % 2]}) of "
+            f"{checkpoint.name} as {str(dtype).removeprefix('torch.')}: the adapter's weights hold "
+            "NaN, or the values are too large. Get the file again, or run the model in bf16."
+        )
+    return TokenKeyValues(layers, tokens.batch)
+
+
+def projection_bytes(
+    checkpoint: AdapterCheckpoint, tokens: ReferenceTokens, dtype: torch.dtype
+) -> int:
+    """What `project_tokens` takes on the device: its result, and one projection as it is in the
+    file and in float32."""
+    shapes = [
+        checkpoint.file.tensors[parts[p]].shape
+        for parts in checkpoint.cross_attention.values()
+        for p in ("to_k_ip", "to_v_ip")
+    ]
+    rows = 2 * tokens.batch * tokens.num_tokens
+    kept = sum(width for width, _ in shapes) * rows * dtype.itemsize
+    widest = max((width * context for width, context in shapes), default=0)
+    return kept + widest * 8
+
+
+def _widened(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A weight in float32 on the device, moved as it is in the file: half precision takes half the
+    bytes."""
+    if not _travels(weight.dtype, device):
+        weight = weight.float()
+    return weight.to(device).float()
+
+
+def _travels(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device has tensors of this dtype at all; MPS knows no float64, and neither MPS
+    nor DirectML every small one."""
+    plain = dtype in (torch.float32, torch.float16)
+    return plain or device.type not in ("mps", "privateuseone")
+
+
+def lora_weights(checkpoint: AdapterCheckpoint) -> dict[str, torch.Tensor]:
+    """LoRA under the official names (`unet.<layer>.processor.to_q_lora.up.weight`); no alpha, so
+    its strength is exactly up @ down.
+
+    Raises:
+        EasyRefError: the file changed, or a weight is not a number (named).
+    """
+    names = {
+        f"unet.{layer}.processor.{part}_lora.{half}.weight": name
+        for layer, parts in checkpoint.lora.items()
+        for part, halves in parts.items()
+        for half, name in halves.items()
+    }
+    with checkpoint.file.open() as get:
+        return {official: read_finite(checkpoint, get, name) for official, name in names.items()}
+
+
+def read_finite(checkpoint: AdapterCheckpoint, get: Reader, name: str) -> torch.Tensor:
+    """One weight of the adapter by its name in the file.
+
+    Args:
+        get: of the opened file.
+
+    Raises:
+        EasyRefError: it holds values that are not numbers.
+    """
+    weight = get(name)
+    if not all_finite(weight):
+        raise EasyRefError(
+            f"{checkpoint.name}: {name} holds values that are not numbers (NaN or infinite). "
+            "The file is damaged; download it again."
+        )
+    return weight
+
+
+def check_model_layers(
+    checkpoint: AdapterCheckpoint, layers: Mapping[str, tuple[int, int]], model: str
+) -> None:
+    """Raise EasyRefError unless the adapter was made for this UNet.
+
+    Args:
+        layers: the UNet's cross-attention layers -> (query width, context width).
+        model: what the UNet is called, for the message.
+    """
+    if not layers:
+        raise EasyRefError(
+            f"{model} has no cross-attention layers that EasyRef knows; the adapter steers SDXL. "
+            "Connect an SDXL model."
+        )
+    contexts = {context for _, context in layers.values()}
+    if contexts != {checkpoint.token_width}:
+        found = ", ".join(map(str, sorted(contexts)))
+        kind = {
+            768: " (Stable Diffusion 1.5's)",
+            1024: " (Stable Diffusion 2's)",
+            1280: " (the SDXL refiner's)",
+        }.get(min(contexts), "")
+        raise EasyRefError(
+            f"{model} reads text of width {found}{kind}, but {checkpoint.name} makes reference "
+            f"tokens of width {checkpoint.token_width}. Connect an SDXL base model."
+        )
+    missing = sorted(checkpoint.cross_attention.keys() - layers.keys())
+    extra = sorted(layers.keys() - checkpoint.cross_attention.keys())
+    if missing or extra:
+        raise EasyRefError(
+            f"{model} has {len(layers)} cross-attention layers and {checkpoint.name} was made for "
+            f"{len(checkpoint.cross_attention)}; they differ, first at {(missing + extra)[0]}. "
+            "Connect a model of the architecture the adapter was trained on (SDXL base)."
+        )
+    for layer, parts in checkpoint.cross_attention.items():
+        width = checkpoint.file.tensors[parts["to_k_ip"]].shape[0]
+        if width != layers[layer][0]:
+            raise EasyRefError(
+                f"{model} is {layers[layer][0]} wide at {layer}, but {checkpoint.name} was made "
+                f"for {width}. Connect a model of the architecture the adapter was trained on."
+            )
+
+
+def check_tokens(checkpoint: AdapterCheckpoint, tokens: ReferenceTokens) -> None:
+    """Raise EasyRefError unless these tokens were made by this adapter."""
+    own = (
+        f"{checkpoint.name} ({checkpoint.identity}, {checkpoint.num_tokens} tokens of width "
+        f"{checkpoint.token_width})"
+    )
+    fits = tokens.width == checkpoint.token_width and tokens.num_tokens % checkpoint.num_tokens == 0
+    if tokens.adapter != checkpoint.identity or not fits:
+        raise EasyRefError(
+            f"These reference tokens were made by {describe(tokens)}, but the adapter here is "
+            f"{own}. Load the adapter that made them, or encode the references again."
+        )

@@ -1,0 +1,215 @@
+"""Puts adapter file and MLLM directory together into an encoder, strictly.
+
+Which weights go where is decided, and every size checked, before the first tensor is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..adapter.checkpoint import BODY, FINAL, PROJECTOR, AdapterCheckpoint
+from ..errors import EasyRefError
+from ..qwen2vl.config import MllmConfig, config_from_shapes
+from ..qwen2vl.directory import MllmDirectory, look_at_directory
+from ..qwen2vl.names import EMBEDDING, truncate
+from ..weight_file import WeightFile
+from .encoder import EasyRefEncoder
+
+Source = tuple[WeightFile, str]
+_PATCH_EMBED = "visual.patch_embed.proj.weight"
+
+
+@dataclass(frozen=True)
+class EncoderPlan:
+    """Everything needed to build the encoder; nothing big is held.
+
+    Attributes:
+        sources: official key -> (file, name in the file).
+    """
+
+    checkpoint: AdapterCheckpoint
+    config: MllmConfig
+    directory: Path | None
+    sources: Mapping[str, Source]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.checkpoint.num_tokens
+
+    @property
+    def image_size(self) -> int:
+        """At which references were read in training."""
+        return self.checkpoint.image_size
+
+    def build(
+        self,
+        *,
+        operations: Any = nn,
+        dtype: torch.dtype | None = torch.float32,
+        compute_dtype: torch.dtype = torch.float32,
+        convert: bool = True,
+    ) -> EasyRefEncoder:
+        """Read the weights into an encoder on the CPU.
+
+        Args:
+            operations: see `EasyRefEncoder`.
+            dtype: how the weights are stored; None keeps each as it is in its file, which needs
+                `operations` that cast. With `torch.nn` it must equal `compute_dtype`. One-byte
+                dtypes are for matrices only: biases, norms and reference tokens keep their own.
+            compute_dtype: of the activations.
+            convert: False keeps the weights as they are in their files, where `operations`
+                convert them to `dtype` on their way to the device.
+
+        Raises:
+            EasyRefError: a file changed in between.
+        """
+        encoder = EasyRefEncoder(
+            self.config,
+            self.checkpoint.num_tokens,
+            self.checkpoint.token_width,
+            self.checkpoint.final_layers,
+            operations=operations,
+            compute_dtype=compute_dtype,
+            image_size=self.checkpoint.image_size,
+            device="meta",
+            dtype=dtype,
+        )
+        state = read_sources(self.sources, dtype if convert else None)
+        encoder.load_state_dict(state, strict=True, assign=True)
+        return encoder.eval().requires_grad_(False)
+
+
+def read_sources(
+    sources: Mapping[str, Source], dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """Read weights from several files, each opened once; None keeps their dtypes. See
+    `EncoderPlan.build` for one-byte dtypes."""
+    by_file: dict[Path, list[tuple[str, Source]]] = {}
+    for key, source in sources.items():
+        by_file.setdefault(source[0].path, []).append((key, source))
+    state: dict[str, torch.Tensor] = {}
+    for entries in by_file.values():
+        with entries[0][1][0].open() as get:
+            for key, (_, name) in entries:
+                tensor = get(name)
+                if key == BODY + _PATCH_EMBED:
+                    tensor = tensor.flatten(1)  # see `vision.PatchEmbed`
+                state[key] = tensor if _keeps_dtype(key, tensor, dtype) else tensor.to(dtype)
+    return state
+
+
+def _keeps_dtype(key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether a weight stays as it is in its file. Biases and norms would overflow in one byte."""
+    small = tensor.ndim < 2 or key == FINAL + "reference_tokens"
+    return dtype is None or (dtype.itemsize == 1 and small)
+
+
+def plan_encoder(
+    checkpoint: AdapterCheckpoint, mllm_directory: str | Path | None = None
+) -> EncoderPlan:
+    """Decide where every weight of the encoder comes from.
+
+    The adapter's own MLLM weights come before the directory's, as in the official loader; the
+    directory gives the sizes, the tokenizer, and whatever the adapter does not carry.
+
+    Raises:
+        EasyRefError: no MLLM anywhere; an MLLM of another size; weights missing, unexpected or of
+            a wrong shape (named).
+    """
+    directory = look_at_directory(mllm_directory) if mllm_directory is not None else None
+    config = _config(checkpoint, directory)
+    if config.hidden_size != checkpoint.mllm_width:
+        raise EasyRefError(
+            f"{checkpoint.name} was trained with an MLLM of width {checkpoint.mllm_width}, but "
+            f"{directory.path if directory else 'the MLLM'} is {config.hidden_size} wide. Choose "
+            "the MLLM it was trained with (Qwen2-VL-2B-Instruct for the official adapter, width "
+            "1536)."
+        )
+    layers = config.num_layers - checkpoint.final_layers
+    body = dict(directory.sources()) if directory else {}
+    body.update({n: (checkpoint.file, s) for n, s in checkpoint.body.items()})
+    sources: dict[str, Source] = {
+        BODY + n: body[n] for n in truncate(dict.fromkeys(body, ""), layers)
+    }
+    sources |= {FINAL + n: (checkpoint.file, s) for n, s in checkpoint.final.items()}
+    sources |= {PROJECTOR + n: (checkpoint.file, s) for n, s in checkpoint.projector.items()}
+    _check(checkpoint, config, directory, sources)
+    return EncoderPlan(checkpoint, config, directory.path if directory else None, sources)
+
+
+def _config(checkpoint: AdapterCheckpoint, directory: MllmDirectory | None) -> MllmConfig:
+    if directory is not None:
+        return directory.config
+    if not checkpoint.has_mllm:
+        raise EasyRefError(
+            f"{checkpoint.name} does not carry the MLLM (adapters of the first training stage do "
+            "not). Choose the Qwen2-VL-2B-Instruct directory it was trained from."
+        )
+    shapes = {n: checkpoint.file.tensors[s].shape for n, s in checkpoint.body.items()}
+    try:
+        return config_from_shapes(shapes, checkpoint.final_layers, checkpoint.name)
+    except KeyError as error:
+        raise EasyRefError(
+            f"{checkpoint.name} carries only part of the MLLM: {BODY}{error.args[0]} is missing. "
+            "Choose the Qwen2-VL-2B-Instruct directory to complete it, or get the file again."
+        ) from error
+    except IndexError as error:
+        raise EasyRefError(
+            f"{checkpoint.name} carries an MLLM whose weights have other shapes than Qwen2-VL's. "
+            "The file is damaged or was converted wrongly; get it again."
+        ) from error
+
+
+def _check(
+    checkpoint: AdapterCheckpoint,
+    config: MllmConfig,
+    directory: MllmDirectory | None,
+    sources: Mapping[str, Source],
+) -> None:
+    skeleton = EasyRefEncoder(
+        config,
+        checkpoint.num_tokens,
+        checkpoint.token_width,
+        checkpoint.final_layers,
+        device="meta",
+    )
+    wanted = {n: tuple(p.shape) for n, p in skeleton.state_dict().items()}
+    where = checkpoint.name + (f" with {directory.path}" if directory else "")
+    missing = sorted(wanted.keys() - sources.keys())
+    if missing:
+        hint = "The files are damaged or belong to different models; get them again."
+        if all(n.startswith(BODY) for n in missing):
+            if directory is None:
+                hint = "Choose the Qwen2-VL-2B-Instruct directory to complete them."
+            elif not checkpoint.has_mllm and not directory.files:
+                hint = (
+                    "The adapter does not carry the MLLM (those of the first training stage do "
+                    "not), and the directory holds no weights. Choose the one it was trained from."
+                )
+        embedding = " (nor its twin lm_head.weight)" if missing[0] == BODY + EMBEDDING else ""
+        raise EasyRefError(
+            f"{where}: {len(missing)} weights are missing, first {missing[0]}{embedding}. {hint}"
+        )
+    unexpected = sorted(sources.keys() - wanted.keys())
+    if unexpected:
+        raise EasyRefError(
+            f"{where}: {len(unexpected)} weights are not part of Qwen2-VL with EasyRef, first "
+            f"{unexpected[0]}. The MLLM is of another size or family, or the file is damaged."
+        )
+    by = f" by {directory.path / 'config.json'}" if directory else ""
+    for key, (file, name) in sources.items():
+        shape = file.tensors[name].shape
+        if key == BODY + _PATCH_EMBED:
+            shape = (*shape[:1], int(torch.Size(shape[1:]).numel()))
+        if shape != wanted[key]:
+            raise EasyRefError(
+                f"{name} in {file.path} has shape {list(file.tensors[name].shape)}, but "
+                f"{list(wanted[key])} is needed{by}. The adapter and the MLLM directory are of "
+                "different sizes; choose the one the adapter was trained with."
+            )

@@ -1,0 +1,162 @@
+"""What of a picture to keep so that a face or a thing fills the frame.
+
+A crop is found in whole pixels: the pixels that a box or a mask covers, with padding around them,
+made square if wanted. It never leaves the picture and never cuts into what is covered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import EasyRefError
+
+_TINY = 1e-6  # what rounding may add to a share
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in shares of the picture's width and height, 0 to 1."""
+
+    x: float = 0.0
+    y: float = 0.0
+    width: float = 1.0
+    height: float = 1.0
+
+    def __post_init__(self) -> None:
+        sides = {"x": (self.x, self.width), "y": (self.y, self.height)}
+        for (axis, (first, size)), side in zip(sides.items(), ("width", "height"), strict=True):
+            if not (math.isfinite(first) and math.isfinite(size)) or size <= 0:
+                raise EasyRefError(
+                    f"The box has {side} {size:g} at {axis} {first:g}; nothing is left of the "
+                    f"picture. Choose a {side} above 0."
+                )
+            if first < -_TINY or first + size > 1 + _TINY:
+                raise EasyRefError(
+                    f"The box reaches from {first:g} to {first + size:g} of the picture's {side} "
+                    f"({axis} {first:g} + {side} {size:g}), but the picture ends at 0 and 1. Make "
+                    f"{axis} or {side} smaller."
+                )
+
+
+def mask_box(mask: torch.Tensor, name: str) -> Box:
+    """The box around what a mask [H, W] covers: all that is at least half as bright as its
+    brightest place, so that feathered and faint masks work too.
+
+    Raises:
+        EasyRefError: nothing is covered, or the mask is no picture of numbers.
+    """
+    if mask.ndim != 2 or 0 in mask.shape:
+        raise EasyRefError(
+            f"{name} has shape {list(mask.shape)}; a mask has a height and a width, neither of "
+            "them 0. Connect another mask."
+        )
+    if not torch.isfinite(mask).all():
+        raise EasyRefError(
+            f"{name} holds values that are not numbers (NaN or infinite). Check the node that "
+            "made it."
+        )
+    brightest = float(mask.max())
+    if brightest <= 1 / 255:
+        raise EasyRefError(
+            f"{name} covers nothing: all of it is black. Paint the part to keep in white, or "
+            "disconnect the mask to crop by x, y, width and height. (Load Image gives an empty "
+            "mask for a picture without transparency.)"
+        )
+    height, width = mask.shape
+    covered = mask >= brightest / 2
+    rows, columns = covered.any(dim=1).nonzero()[:, 0], covered.any(dim=0).nonzero()[:, 0]
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    return Box(left / width, top / height, (right - left) / width, (bottom - top) / height)
+
+
+def mask_boxes(masks: torch.Tensor) -> list[Box]:
+    """Boxes of ComfyUI's MASK [B, H, W] or [H, W]; see `mask_box`."""
+    if masks.ndim == 2:
+        masks = masks[None]
+    if masks.ndim == 4 and masks.shape[1] == 1:
+        masks = masks[:, 0]
+    if masks.ndim != 3 or len(masks) == 0:
+        raise EasyRefError(
+            f"The mask has shape {list(masks.shape)}; [masks, height, width] is needed. Connect "
+            "another mask."
+        )
+    count = len(masks)
+    names = ["The mask"] if count == 1 else [f"Mask {n + 1} of {count}" for n in range(count)]
+    return [mask_box(mask, name) for mask, name in zip(masks, names, strict=True)]
+
+
+def crop_window(
+    box: Box, width: int, height: int, padding: float, square: bool
+) -> tuple[int, int, int, int]:
+    """The crop of a picture of this size, in whole pixels: (left, top, right, bottom).
+
+    Args:
+        padding: around the box, as a share of its larger side.
+        square: as square as the picture has room for; only ever grows the crop.
+    """
+    columns = _covered(box.x, box.width, width)
+    rows = _covered(box.y, box.height, height)
+    covered = [end - first for first, end in (columns, rows)]
+    more = 2 * round(padding * max(covered))
+    sizes = [size + more for size in covered]
+    if square:
+        sizes = [max(sizes)] * 2
+    left, right = _around(columns, sizes[0], width)
+    top, bottom = _around(rows, sizes[1], height)
+    return left, top, right, bottom
+
+
+def _covered(first: float, share: float, pixels: int) -> tuple[int, int]:
+    """Every pixel that a part of a side touches, at least one."""
+    start = min(max(math.floor(first * pixels + _TINY), 0), pixels - 1)
+    end = min(math.ceil((first + share) * pixels - _TINY), pixels)
+    return start, max(end, start + 1)
+
+
+def _around(covered: tuple[int, int], size: int, pixels: int) -> tuple[int, int]:
+    """`size` pixels with the covered ones in their middle, moved and cut to lie in the picture."""
+    size = min(size, pixels)
+    first, end = covered
+    start = first - (size - (end - first)) // 2
+    start = min(max(start, 0), pixels - size)
+    return start, start + size
+
+
+def crop_pictures(
+    images: torch.Tensor, boxes: Sequence[Box], padding: float = 0.25, square: bool = True
+) -> list[torch.Tensor]:
+    """Crops [1, h, w, C] of ComfyUI's IMAGE [B, H, W, C]: one box for all pictures, one each, or
+    several of one picture.
+
+    Raises:
+        EasyRefError: no picture, as many boxes as fit neither, or padding below 0.
+    """
+    if images.ndim == 3:
+        images = images[None]
+    if images.ndim != 4 or 0 in images.shape:
+        raise EasyRefError(
+            f"images has shape {list(images.shape)}; [pictures, height, width, colours] is needed, "
+            "none of them 0. Connect another picture."
+        )
+    if not (math.isfinite(padding) and padding >= 0):
+        raise EasyRefError(f"padding is {padding}; it must be 0 or more.")
+    count = max(len(images), len(boxes))
+    if len(images) not in (1, count) or len(boxes) not in (1, count):
+        raise EasyRefError(
+            f"There are {len(images)} pictures and {len(boxes)} masks. Connect one mask for all "
+            "pictures, one for each, or several for one picture."
+        )
+    height, width = images.shape[1:3]
+    crops = []
+    for number in range(count):
+        box = boxes[number if len(boxes) > 1 else 0]
+        left, top, right, bottom = crop_window(box, width, height, padding, square)
+        image = images[number if len(images) > 1 else 0]
+        # A copy: a view would keep the whole batch in memory.
+        crops.append(image[None, top:bottom, left:right].clone())
+    return crops

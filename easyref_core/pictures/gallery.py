@@ -1,0 +1,199 @@
+"""The list of pictures that EasyRef References keeps as text in the workflow.
+
+    {"version": 1, "pictures": [{"file": "people/1.png", "weight": 0.5, "crop": [0, 0, 1, 0.5]}]}
+
+Plain values only, so that a shared workflow shows what it needs. Opening the files is not done
+here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import EasyRefError
+
+VERSION = 1
+
+Crop = tuple[float, float, float, float]
+
+_ANNOTATED = re.compile(r"\[(?:input|output|temp)\]$")
+_SLACK = 1e-6  # shares come from a browser's arithmetic
+_HOW_TO_MEND = "Mend the text of gallery, or clear it and add the pictures again."
+
+
+@dataclass(frozen=True)
+class GalleryPicture:
+    """One picture of the gallery.
+
+    Attributes:
+        file: its name inside ComfyUI's input folder, with / between folders.
+        weight: 0 or more; multiplies the weight of the node.
+        crop: left, top, width and height of the part that is used, as shares 0 to 1 of the upright
+            picture; None for the whole.
+    """
+
+    file: str
+    weight: float = 1.0
+    crop: Crop | None = None
+
+
+def parse_gallery(text: str) -> tuple[GalleryPicture, ...]:
+    """The pictures of a gallery, in order; none for an empty text.
+
+    Raises:
+        EasyRefError: the text is not a gallery, was written by a newer EasyRef, or names a file, a
+            weight or a part that cannot be used.
+    """
+    if not text.strip():
+        return ()
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EasyRefError(f"The gallery's text is not JSON ({error}). {_HOW_TO_MEND}") from None
+    if not isinstance(content, dict):
+        raise EasyRefError(
+            f"The gallery's text holds {_kind(content)} where an object with version and pictures "
+            f"belongs. {_HOW_TO_MEND}"
+        )
+    version = content.get("version")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise EasyRefError(
+            f"The gallery's version is {_shown(version)}; it must be a number from 1 to {VERSION}. "
+            f"{_HOW_TO_MEND}"
+        )
+    if version > VERSION:
+        raise EasyRefError(
+            f"The gallery was saved by a newer EasyRef (version {version} of its text; this one "
+            f"reads up to {VERSION}). Update EasyRef for ComfyUI to open this workflow."
+        )
+    pictures = content.get("pictures")
+    if not isinstance(pictures, list):
+        raise EasyRefError(
+            f"The gallery's pictures are {_kind(pictures)} where a list belongs. {_HOW_TO_MEND}"
+        )
+    return tuple(_picture(entry, number) for number, entry in enumerate(pictures, start=1))
+
+
+def to_text(pictures: Sequence[GalleryPicture]) -> str:
+    """The text that `parse_gallery` reads; empty where there is no picture."""
+    if not pictures:
+        return ""
+    entries: list[dict[str, Any]] = []
+    for picture in pictures:
+        entry: dict[str, Any] = {"file": picture.file, "weight": picture.weight}
+        if picture.crop is not None:
+            entry["crop"] = list(picture.crop)
+        entries.append(entry)
+    return json.dumps({"version": VERSION, "pictures": entries}, ensure_ascii=False)
+
+
+def crop_pixels(crop: Crop, width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a part in whole pixels, at least one each way."""
+    x, y, w, h = crop
+    left = min(round(x * width), width - 1)
+    top = min(round(y * height), height - 1)
+    right = min(max(round((x + w) * width), left + 1), width)
+    bottom = min(max(round((y + h) * height), top + 1), height)
+    return left, top, right, bottom
+
+
+def checked_file(file: Any, where: str) -> str:
+    """A file name as the gallery keeps it: inside the input folder, by its name alone.
+
+    Args:
+        where: which picture it is, for messages.
+
+    Raises:
+        EasyRefError: no name, or one that leads out of the input folder.
+    """
+    if not isinstance(file, str) or not file.strip():
+        raise EasyRefError(
+            f"{where} has {_shown(file)} as its file; it must be the name of a picture in "
+            f"ComfyUI's input folder. {_HOW_TO_MEND}"
+        )
+    if _ANNOTATED.search(file):
+        raise EasyRefError(
+            f"{where} is {file!r}. The gallery reads ComfyUI's input folder only: copy the picture "
+            "there and name it without the part in brackets."
+        )
+    name = file.replace("\\", "/")
+    parts = name.split("/")
+    if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in parts or "\0" in name:
+        raise EasyRefError(
+            f"{where} is {file!r}, which leads out of ComfyUI's input folder. Copy the picture "
+            "into the input folder and add it again."
+        )
+    plain = "/".join(part for part in parts if part not in ("", "."))
+    if not plain:
+        raise EasyRefError(f"{where} is {file!r}, which names a folder. Name the pictures in it.")
+    return plain
+
+
+def checked_crop(crop: Any, where: str) -> Crop | None:
+    """A part of a picture; None for the whole.
+
+    Raises:
+        EasyRefError: not four numbers, or not inside the picture.
+    """
+    if crop is None:
+        return None
+    if not isinstance(crop, list) or len(crop) != 4 or not all(_is_number(v) for v in crop):
+        raise EasyRefError(
+            f"{where}: crop is {_shown(crop)}; it must be four numbers: left, top, width and "
+            f"height as shares from 0 to 1. {_HOW_TO_MEND}"
+        )
+    x, y, w, h = (float(value) for value in crop)
+    inside = min(x, y) >= -_SLACK and max(x + w, y + h) <= 1 + _SLACK
+    if not inside or w <= 0 or h <= 0:
+        raise EasyRefError(
+            f"{where}: crop is {_shown(crop)}, which is not a part of the picture. Left and top "
+            "must be 0 or more, width and height above 0, and neither left + width nor top + "
+            "height above 1."
+        )
+    x, y = max(x, 0.0), max(y, 0.0)
+    w, h = min(w, 1 - x), min(h, 1 - y)
+    return None if (x, y, w, h) == (0, 0, 1, 1) else (x, y, w, h)
+
+
+def _picture(entry: Any, number: int) -> GalleryPicture:
+    where = f"Picture {number} of the gallery"
+    if not isinstance(entry, dict):
+        raise EasyRefError(
+            f"{where} is {_kind(entry)} where an object with file, weight and crop belongs. "
+            f"{_HOW_TO_MEND}"
+        )
+    file = checked_file(entry.get("file"), where)
+    where = f"{where} ({file})"
+    weight = entry.get("weight", 1.0)
+    if not _is_number(weight) or weight < 0:
+        raise EasyRefError(
+            f"{where} has weight {_shown(weight)}; it must be a number of 0 or more. {_HOW_TO_MEND}"
+        )
+    return GalleryPicture(file, float(weight), checked_crop(entry.get("crop"), where))
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, not longer than a line."""
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    if value is None:
+        return "nothing"
+    return names.get(type(value), "a number")

@@ -1,0 +1,183 @@
+"""From a picture of any size to the patches Qwen2-VL's vision tower reads.
+
+Source: official code, which resizes twice with PIL's bicubic filter: first as qwen_vl_utils'
+`fetch_image` does, then as the Qwen2-VL image processor does with limits that follow from
+`cond_image_size`. A single resize gives other pixels and often another grid.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from ..errors import EasyRefError
+
+PATCH = 14
+MERGE = 2
+FRAMES = 2
+FACTOR = PATCH * MERGE  # both sides of a resized picture are multiples of 28 pixels
+FETCH_MIN_PIXELS = 4 * FACTOR**2
+FETCH_MAX_PIXELS = 16384 * FACTOR**2
+MAX_ASPECT = 200
+DEFAULT_IMAGE_SIZE = 336
+MIN_IMAGE_SIZE = 2 * FACTOR
+
+_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
+_STD = (0.26862954, 0.26130258, 0.27577711)
+_BICUBIC = Image.Resampling.BICUBIC
+
+
+@dataclass(frozen=True)
+class Patches:
+    """One preprocessed picture.
+
+    Attributes:
+        pixels: [rows * columns, 1176] float32, patches in 2x2 blocks.
+        rows, columns: the patch grid; the vision tower merges 2x2 into one token.
+    """
+
+    pixels: torch.Tensor
+    rows: int
+    columns: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rows * self.columns // MERGE**2
+
+
+def pixel_limits(image_size: int) -> tuple[int, int]:
+    """Fewest and most pixels after the second resize, for the official `cond_image_size`.
+
+    Raises:
+        EasyRefError: `image_size` below 56 pixels, where no picture would be left.
+    """
+    if image_size < MIN_IMAGE_SIZE:
+        raise EasyRefError(
+            f"image_size is {image_size}; it must be at least {MIN_IMAGE_SIZE} pixels. "
+            f"EasyRef was trained at {DEFAULT_IMAGE_SIZE}."
+        )
+    side = image_size // FACTOR
+    return (side - 1) ** 2 * FACTOR**2, (side**2 + 1) * FACTOR**2
+
+
+def resized_size(width: int, height: int, low: int, high: int) -> tuple[int, int]:
+    """Nearest multiples of 28 whose product lies within low..high, aspect kept. (width, height)
+
+    A side that shrinking would take to 0 stays at 28, as in newer transformers; the official
+    versions fail there.
+    """
+    new = [max(FACTOR, round(side / FACTOR) * FACTOR) for side in (width, height)]
+    if new[0] * new[1] > high:
+        shrink = math.sqrt(width * height / high)
+        new = [max(FACTOR, math.floor(side / shrink / FACTOR) * FACTOR) for side in (width, height)]
+    elif new[0] * new[1] < low:
+        grow = math.sqrt(low / (width * height))
+        new = [math.ceil(side * grow / FACTOR) * FACTOR for side in (width, height)]
+    return new[0], new[1]
+
+
+def plan_sizes(width: int, height: int, image_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Sizes (width, height) after the first and the second resize.
+
+    Raises:
+        EasyRefError: the picture is empty, or too elongated.
+    """
+    low, high = pixel_limits(image_size)
+    if width == 0 or height == 0:
+        raise EasyRefError(f"the picture is {width}x{height}; it has no pixels. Choose another.")
+    aspect = max(width, height) / min(width, height)
+    if aspect > MAX_ASPECT:
+        raise EasyRefError(
+            f"the picture is {width}x{height}, an aspect ratio of {aspect:.0f}; the most that can "
+            f"be read is {MAX_ASPECT}. Crop it."
+        )
+    first = resized_size(width, height, FETCH_MIN_PIXELS, FETCH_MAX_PIXELS)
+    return first, resized_size(*first, low, high)
+
+
+def preprocess(image: Image.Image, image_size: int = DEFAULT_IMAGE_SIZE) -> Patches:
+    """Resize an RGB picture twice, normalise it and cut it into patches.
+
+    Raises:
+        EasyRefError: too elongated, or `image_size` too small.
+    """
+    fitted = fit(image, image_size)
+    return Patches(
+        cut(normalise(picture_levels(fitted))), fitted.height // PATCH, fitted.width // PATCH
+    )
+
+
+def reduced(image: Image.Image, image_size: int) -> Image.Image:
+    """A smaller picture from which `preprocess` makes exactly the same patches; the same one where
+    there is none.
+
+    Raises:
+        EasyRefError: as `preprocess`.
+    """
+    _, (width, height) = plan_sizes(*image.size, image_size)
+    smaller = width * height < image.width * image.height
+    stays = plan_sizes(width, height, image_size) == ((width, height),) * 2
+    return fit(image, image_size) if smaller and stays else image
+
+
+def fit(image: Image.Image, image_size: int) -> Image.Image:
+    """Resize an RGB picture twice, as `preprocess` does.
+
+    Raises:
+        EasyRefError: too elongated, or `image_size` too small.
+    """
+    first, second = plan_sizes(image.width, image.height, image_size)
+    return _resize(_resize(image, first), second)
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """PIL's bicubic resize as Pillow 13 does it, the same with every version.
+
+    It goes one axis at a time and rounds in between, so the order shows in a few pixels. Pillow 13
+    starts with the height where that loses enough of it; versions before always started with the
+    width.
+    """
+    width, height = size
+    shorter, narrower = image.height - height, image.width - width
+    height_first = shorter > 0 and shorter > 2 * narrower
+    between = (image.width, height) if height_first else (width, image.height)
+    return image.resize(between, _BICUBIC).resize(size, _BICUBIC)
+
+
+def picture_levels(image: Image.Image) -> torch.Tensor:
+    """[channels, H, W] uint8"""
+    import numpy as np
+
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+
+
+def normalise(levels: torch.Tensor) -> torch.Tensor:
+    """uint8 levels [..., 3, H, W] to float32. Scaled in double precision first, as the official
+    processor's numpy."""
+    scaled = (levels.double() * (1 / 255)).float()
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (_MEAN, _STD))
+    return (scaled - mean) / std
+
+
+def cut(pixels: torch.Tensor) -> torch.Tensor:
+    """[..., 3, H, W] -> patches [..., rows * columns, 3 * 2 * 14 * 14], the still frame doubled in
+    time."""
+    from einops import rearrange, repeat
+
+    blocks = rearrange(
+        pixels,
+        "... c (h mh ph) (w mw pw) -> ... (h w mh mw) c ph pw",
+        mh=MERGE,
+        mw=MERGE,
+        ph=PATCH,
+        pw=PATCH,
+    )
+    return repeat(blocks, "... n c ph pw -> ... n (c t ph pw)", t=FRAMES).contiguous()
+
+
+def black_picture() -> Image.Image:
+    """The official unconditional branch's only reference."""
+    return Image.new("RGB", (512, 512))

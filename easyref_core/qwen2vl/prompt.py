@@ -1,0 +1,168 @@
+"""The question put to the MLLM: chat format, instruction, token ids.
+
+Source: official training code and demo; the newline after the instruction matters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import EasyRefError
+
+INSTRUCTION = (
+    "Visualize a scene that closely resembles the provided images, capturing the essence and "
+    "details described in this prompt:\n"
+)
+SYSTEM = "You are a helpful assistant."
+
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+IMAGE_PAD = "<|image_pad|>"
+_SPECIAL = (IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD)
+
+
+def chat_parts(num_images: int, prompt: str) -> list[str]:
+    """The chat as alternating plain text and special tokens; joined, it is the prompt string."""
+    parts = [IM_START, f"system\n{SYSTEM}", IM_END, "\n", IM_START, "user\n"]
+    parts += [VISION_START, IMAGE_PAD, VISION_END] * num_images
+    parts += [INSTRUCTION + prompt, IM_END, "\n", IM_START, "assistant\n"]
+    return parts
+
+
+def prompt_string(num_images: int, prompt: str) -> str:
+    """The whole chat, one `<|image_pad|>` a picture."""
+    return "".join(chat_parts(num_images, prompt))
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """Token ids of a chat.
+
+    Attributes:
+        ids: [L] int64, `<|image_pad|>` repeated for every merged patch.
+        image_spans: (first, end) positions of each picture's tokens.
+        prompt_span: (first, end) positions of what the person typed.
+    """
+
+    ids: torch.Tensor
+    image_spans: tuple[tuple[int, int], ...]
+    prompt_span: tuple[int, int]
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+
+class PromptTokenizer:
+    """Qwen2-VL's tokenizer, to which the user's text is always plain text.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        source: where it came from, for errors.
+
+    Raises:
+        EasyRefError: the special tokens of Qwen2-VL are not in its vocabulary.
+    """
+
+    def __init__(self, tokenizer: Any, source: str) -> None:
+        self._tokenizer = tokenizer
+        self.source = source
+        added: dict[str, int] = dict(tokenizer.get_added_vocab())
+        missing = [token for token in _SPECIAL if token not in added]
+        if missing:
+            raise EasyRefError(
+                f"The tokenizer of {source} lacks {', '.join(missing)}; it is not Qwen2-VL's. "
+                "Choose a Qwen2-VL-2B-Instruct directory with all its files."
+            )
+        self._special = {token: added[token] for token in _SPECIAL}
+        # Any added token's text in a prompt is cut after its first character, so that the
+        # tokenizer sees only plain text and nothing is injected.
+        names = sorted(added, key=len, reverse=True)
+        self._defuse = re.compile(
+            "|".join(f"{re.escape(n[0])}(?={re.escape(n[1:])})" for n in names)
+        )
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> PromptTokenizer:
+        """Load the tokenizer of an MLLM directory through transformers, offline.
+
+        Raises:
+            EasyRefError: no tokenizer files there, or they cannot be read.
+        """
+        directory = Path(directory)
+        has_files = (directory / "tokenizer.json").is_file() or (directory / "vocab.json").is_file()
+        if not has_files:
+            raise EasyRefError(
+                f"There is no tokenizer in {directory} (tokenizer.json, or vocab.json and "
+                "merges.txt). Copy all files of the Qwen2-VL-2B-Instruct download there."
+            )
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        except Exception as error:  # transformers raises anything from KeyError to bare Exception
+            raise EasyRefError(
+                f"The tokenizer in {directory} cannot be read ({type(error).__name__}: {error}). "
+                "Download its files again."
+            ) from error
+        return cls(tokenizer, str(directory))
+
+    @property
+    def image_token_id(self) -> int:
+        return self._special[IMAGE_PAD]
+
+    def special_id(self, token: str) -> int:
+        """Id of one of the chat's special tokens."""
+        return self._special[token]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of plain text: text that spells a special token stays text."""
+        ids: list[int] = []
+        start = 0
+        for match in self._defuse.finditer(text):
+            ids += self._encode(text[start : match.end()])
+            start = match.end()
+        return ids + self._encode(text[start:])
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def tokenize(self, image_tokens: Sequence[int], prompt: str) -> TokenizedPrompt:
+        """Ids of the whole chat for pictures of so many merged patches each, and the prompt.
+
+        Raises:
+            EasyRefError: the prompt holds half of a character, which no tokenizer reads.
+        """
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise EasyRefError(
+                "The prompt holds half of a character (a lone surrogate, as in a broken emoji). "
+                "Type that character again."
+            )
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        prompt_span = (0, 0)
+        remaining = iter(image_tokens)
+        for part in chat_parts(len(image_tokens), prompt):
+            if part == IMAGE_PAD:
+                count = next(remaining)
+                spans.append((len(ids), len(ids) + count))
+                ids += [self.image_token_id] * count
+            elif part in self._special:
+                ids.append(self._special[part])
+            else:
+                text = self.text_ids(part)
+                if part == INSTRUCTION + prompt:
+                    # Tokens may join the two, so the prompt starts where the text first differs
+                    # from the instruction alone.
+                    instruction = self.text_ids(INSTRUCTION)
+                    pairs = zip(text, instruction, strict=False)
+                    start = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+                    prompt_span = (len(ids) + start, len(ids) + len(text))
+                ids += text
+        return TokenizedPrompt(torch.tensor(ids, dtype=torch.int64), tuple(spans), prompt_span)

@@ -1,0 +1,1 @@
+"""The adapter on a diffusers UNet of SDXL's kind."""

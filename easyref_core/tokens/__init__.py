@@ -1,0 +1,1 @@
+"""Reference tokens: the value that travels, its file, and combinations."""

@@ -1,0 +1,208 @@
+"""Reference tokens of several groups made into one.
+
+`concatenate` lets attention choose between the groups; the averages and sums calculate with the
+tokens themselves; `avoid` makes one group the unconditional branch of another, so that guidance
+leads away from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..errors import EasyRefError
+from .tokens import ReferenceTokens, describe, join_prompts
+
+CONCATENATE, AVERAGE, WEIGHTED, ADD, SUBTRACT, AVOID = METHODS = (
+    "concatenate",
+    "average",
+    "weighted average",
+    "add",
+    "subtract",
+    "avoid",
+)
+WEIGHING = (WEIGHTED, ADD, SUBTRACT)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One group's tokens.
+
+    Attributes:
+        name: for messages.
+        weight: its share or factor, where the method has one.
+    """
+
+    tokens: ReferenceTokens
+    weight: float = 1.0
+    name: str = "the tokens"
+
+
+def combine_tokens(parts: Sequence[Part], method: str) -> ReferenceTokens:
+    """One set of tokens of two or more groups.
+
+    `cond` is, of tokens t and weights w:
+
+    - concatenate: all tokens, one group's behind the other's; weights are not used
+    - average: their mean; weights are not used
+    - weighted average: sum of w * t, divided by the sum of w
+    - add: sum of w * t
+    - subtract: w * t of the first less w * t of the others
+    - avoid: the first's tokens; weights are not used
+
+    `uncond` is a black picture in every group as a rule, and then stays what it is. Where groups
+    differ, it is concatenated or averaged like `cond`. `add` and `subtract` take the plain mean: a
+    sum would make the black picture act twice, a difference would cancel it. `avoid` takes the
+    second group's `cond`.
+
+    Raises:
+        EasyRefError: fewer than two parts (`avoid`: other than two); other adapters, widths, token
+            counts or batches (both named); weights that are not numbers or leave nothing to
+            average; an unknown method.
+    """
+    _check(parts, method)
+    parts = _same_batch(parts)
+    conds = [part.tokens.cond for part in parts]
+    unconds = [part.tokens.uncond for part in parts]
+    weights = [part.weight for part in parts]
+    if method == CONCATENATE:
+        cond, uncond = torch.cat(conds, dim=1), torch.cat(unconds, dim=1)
+    elif method == AVOID:
+        cond, uncond = conds
+    else:
+        cond = _sum(conds, _factors(method, weights))
+        plain = [1 / len(parts)] * len(parts)
+        shares = _factors(method, weights) if method == WEIGHTED else plain
+        uncond = unconds[0] if _all_equal(unconds) else _sum(unconds, shares)
+    first = parts[0].tokens
+    return ReferenceTokens(
+        cond,
+        uncond,
+        first.adapter,
+        first.adapter_name,
+        join_prompts(part.tokens.prompt for part in parts),
+        sum(part.tokens.num_references for part in parts),
+        f"{method} of {len(parts)}",
+    )
+
+
+def read_weights(text: str, count: int | None = None) -> tuple[float, ...]:
+    """Read weights such as "1, 0.5, -0.2".
+
+    Args:
+        count: how many there may be at most, if that is known.
+
+    Returns:
+        As many as were written.
+
+    Raises:
+        EasyRefError: something else than a number was found, or too many of them.
+    """
+    pieces = [piece.strip() for piece in text.split(",")] if text.strip() else []
+    weights = []
+    for piece in pieces:
+        try:
+            weight = float(piece)
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise EasyRefError(
+                f"weights holds {piece!r}, which is no number. Write one number for each set of "
+                "tokens, separated by commas, such as 1, 0.5, -0.2."
+            )
+        weights.append(weight)
+    if count is not None and len(weights) > count:
+        raise EasyRefError(
+            f"weights holds {len(weights)} numbers ({text.strip()}), but tokens are connected up "
+            f"to tokens_{count} only. Take out what belongs to no tokens."
+        )
+    return tuple(weights)
+
+
+def _factors(method: str, weights: Sequence[float]) -> list[float]:
+    """What each group is multiplied by before all are added."""
+    if method == AVERAGE:
+        return [1 / len(weights)] * len(weights)
+    if method == WEIGHTED:
+        return [weight / sum(weights) for weight in weights]
+    if method == SUBTRACT:
+        return [weights[0], *(-weight for weight in weights[1:])]
+    return list(weights)
+
+
+def _sum(tensors: Sequence[torch.Tensor], factors: Sequence[float]) -> torch.Tensor:
+    return torch.stack([t * f for t, f in zip(tensors, factors, strict=True)]).sum(dim=0)
+
+
+def _all_equal(tensors: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(tensors[0], other) for other in tensors[1:])
+
+
+def _check(parts: Sequence[Part], method: str) -> None:
+    if method not in METHODS:
+        raise EasyRefError(
+            f"There is no method {method!r} of combining tokens. Choose one of "
+            f"{', '.join(METHODS)}."
+        )
+    if len(parts) < 2:
+        raise EasyRefError(
+            f"There are {len(parts)} sets of reference tokens to combine; at least two are needed. "
+            "Connect tokens_1 and tokens_2."
+        )
+    if method == AVOID and len(parts) > 2:
+        raise EasyRefError(
+            f"Method 'avoid' takes two sets of tokens, those to follow and those to avoid, but "
+            f"{len(parts)} are connected ({', '.join(part.name for part in parts)}). Combine the "
+            "ones to avoid into one first."
+        )
+    first = parts[0]
+    for part in parts[1:]:
+        ours, theirs = first.tokens, part.tokens
+        same = (ours.adapter, ours.width) == (theirs.adapter, theirs.width)
+        if not same:
+            raise EasyRefError(
+                f"{first.name} were made by {describe(ours)}, but {part.name} by "
+                f"{describe(theirs)}. Tokens of one adapter can be combined; encode the references "
+                "again with the same one."
+            )
+        if method != CONCATENATE and ours.num_tokens != theirs.num_tokens:
+            raise EasyRefError(
+                f"{first.name} hold {ours.num_tokens} tokens and {part.name} {theirs.num_tokens}, "
+                f"so method {method!r} cannot pair them. Choose 'concatenate', or encode both with "
+                "the same aggregation."
+            )
+    for part in parts:
+        if not math.isfinite(part.weight):
+            raise EasyRefError(f"The weight of {part.name} is {part.weight}; it must be a number.")
+    if method == WEIGHTED and math.isclose(sum(p.weight for p in parts), 0, abs_tol=1e-6):
+        found = ", ".join(f"{part.weight:g}" for part in parts)
+        raise EasyRefError(
+            f"The weights ({found}) add up to 0, so there is nothing to average. Change one of "
+            "them, or choose 'add' or 'subtract'."
+        )
+
+
+def _same_batch(parts: Sequence[Part]) -> list[Part]:
+    """Every part with as many groups: one group serves all latents."""
+    largest = max(parts, key=lambda part: part.tokens.batch)
+    batch = largest.tokens.batch
+    for part in parts:
+        if part.tokens.batch not in (1, batch):
+            raise EasyRefError(
+                f"{part.name} hold {part.tokens.batch} groups and {largest.name} {batch}. Combine "
+                "sets of as many groups, or one group with any number."
+            )
+    return [
+        replace(
+            part,
+            tokens=replace(
+                part.tokens,
+                cond=part.tokens.cond.expand(batch, -1, -1),
+                uncond=part.tokens.uncond.expand(batch, -1, -1),
+            ),
+        )
+        for part in parts
+    ]

@@ -1,0 +1,184 @@
+"""Reference tokens: what the encoder makes of a group, and what the adapter reads.
+
+The safetensors form holds `cond` and `uncond` and says in its metadata which adapter made them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import EasyRefError
+from ..files import write_atomically, writing
+from ..weight_file import look
+
+FORMAT = "easyref.reference_tokens"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceTokens:
+    """Reference tokens of one group, or of a batch of groups. Immutable; tensors never change.
+
+    Attributes:
+        cond: [B, N, W] float32, of the references and the prompt.
+        uncond: [B, N, W] float32, of the unconditional branch (a black picture, no prompt).
+        adapter: identity of the adapter that made them (`AdapterCheckpoint.identity`).
+        adapter_name: its file name, for people.
+        prompt: the prompt read with the references.
+        num_references: pictures in the group.
+        aggregation: how the group was condensed.
+    """
+
+    cond: torch.Tensor
+    uncond: torch.Tensor
+    adapter: str
+    adapter_name: str = ""
+    prompt: str = ""
+    num_references: int = 0
+    aggregation: str = "easyref"
+
+    def __post_init__(self) -> None:
+        for name, tensor in (("cond", self.cond), ("uncond", self.uncond)):
+            if tensor.ndim != 3 or 0 in tensor.shape:
+                raise EasyRefError(
+                    f"Reference tokens '{name}' have shape {list(tensor.shape)}; [batch, tokens, "
+                    "width] is needed, none of them 0. Encode the references again."
+                )
+            if not torch.isfinite(tensor).all():
+                raise EasyRefError(
+                    f"Reference tokens '{name}' hold values that are not numbers (NaN or "
+                    "infinite). Encode the references again, in bf16 or fp32 rather than fp16."
+                )
+        if self.cond.shape != self.uncond.shape:
+            raise EasyRefError(
+                f"Reference tokens: cond is {list(self.cond.shape)} but uncond is "
+                f"{list(self.uncond.shape)}. Encode the references again."
+            )
+
+    @property
+    def batch(self) -> int:
+        """Groups, one for each latent of a batch, or 1 for all."""
+        return self.cond.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.cond.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.cond.shape[2]
+
+
+def stack(groups: Sequence[ReferenceTokens]) -> ReferenceTokens:
+    """One batch of several groups, for one latent each.
+
+    Raises:
+        EasyRefError: no group, other adapters, or other shapes.
+    """
+    if not groups:
+        raise EasyRefError("There are no reference tokens to put into a batch. Encode some.")
+    first = groups[0]
+    for group in groups[1:]:
+        same = (group.adapter, group.aggregation) == (first.adapter, first.aggregation)
+        if not same or group.cond.shape[1:] != first.cond.shape[1:]:
+            raise EasyRefError(
+                f"Reference tokens of {describe(first)} and {describe(group)} cannot be put into "
+                "one batch. Encode all groups with the same adapter and aggregation."
+            )
+    return ReferenceTokens(
+        torch.cat([g.cond for g in groups]),
+        torch.cat([g.uncond for g in groups]),
+        first.adapter,
+        first.adapter_name,
+        join_prompts(g.prompt for g in groups),
+        sum(g.num_references for g in groups),
+        first.aggregation,
+    )
+
+
+def join_prompts(prompts: Iterable[str]) -> str:
+    """The prompts of several groups as one text; what groups share is said once."""
+    return " | ".join(dict.fromkeys(prompt for prompt in prompts if prompt))
+
+
+def describe(tokens: ReferenceTokens) -> str:
+    """Adapter name, identity and size, for messages."""
+    name = tokens.adapter_name or "an unnamed adapter"
+    return f"{name} ({tokens.adapter}, {tokens.num_tokens} tokens of width {tokens.width})"
+
+
+def save_tokens(tokens: ReferenceTokens, path: str | Path) -> Path:
+    """Write tokens as safetensors: tensors `cond` and `uncond`, the rest as metadata.
+
+    The file appears whole or not at all.
+
+    Raises:
+        EasyRefError: the folder cannot be written to.
+    """
+    from safetensors.torch import save
+
+    path = Path(path)
+    metadata = {
+        "format": FORMAT,
+        "version": str(FORMAT_VERSION),
+        "adapter": tokens.adapter,
+        "adapter_name": tokens.adapter_name,
+        "prompt": tokens.prompt,
+        "num_references": str(tokens.num_references),
+        "aggregation": tokens.aggregation,
+    }
+    # Copies: safetensors refuses tensors that share memory, and one may serve as both.
+    content = {
+        name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in (("cond", tokens.cond), ("uncond", tokens.uncond))
+    }
+    with writing(path):
+        write_atomically(path, lambda partial: partial.write_bytes(save(content, metadata)))
+    return path
+
+
+def load_tokens(path: str | Path) -> ReferenceTokens:
+    """Read tokens back.
+
+    Raises:
+        EasyRefError: missing, truncated or foreign file, a newer format, or unusable tensors.
+    """
+    file = look(path)
+    metadata = file.metadata
+    if metadata.get("format") != FORMAT or not {"cond", "uncond"} <= file.tensors.keys():
+        names = ", ".join(sorted(file.tensors)[:3]) or "nothing"
+        raise EasyRefError(
+            f"{path} does not hold EasyRef reference tokens (it holds {names}). Choose a file "
+            "made by EasyRef Save Tokens or by `easyref encode`."
+        )
+    try:
+        version = int(metadata.get("version", "1"))
+        count = int(metadata.get("num_references", "0"))
+    except ValueError:
+        raise EasyRefError(
+            f"{path} has a damaged header ({json.dumps(dict(metadata))}). Encode it again."
+        ) from None
+    if version > FORMAT_VERSION:
+        raise EasyRefError(
+            f"{path} was written by a newer version of EasyRef (format {version}, this one reads "
+            f"up to {FORMAT_VERSION}). Update EasyRef for ComfyUI."
+        )
+    tensors = file.read({"cond": "cond", "uncond": "uncond"})
+    try:
+        return ReferenceTokens(
+            # Copies: what is read lazily changes, or crashes, when the file is overwritten.
+            tensors["cond"].to(torch.float32, copy=True),
+            tensors["uncond"].to(torch.float32, copy=True),
+            metadata.get("adapter", ""),
+            metadata.get("adapter_name", ""),
+            metadata.get("prompt", ""),
+            count,
+            metadata.get("aggregation", "easyref"),
+        )
+    except EasyRefError as error:
+        raise EasyRefError(f"{path}: {error}") from error

@@ -1,0 +1,1 @@
+"""What happens while a sampler runs: run, model call, layer."""
