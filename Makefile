@@ -44,7 +44,7 @@ test-cores:
 	@test -n "$(CORES)" || { echo 'no folder named: make test-cores CORES="FOLDER FOLDER"' >&2; exit 2; }
 	@summary=$$(mktemp); failed=; \
 	for core in $(CORES); do \
-	  version=$$(COMFYUI_PATH="$$core" $(PYTHON) -m easyref_core.demo.find_comfyui --version) && \
+	  version=$$(COMFYUI_PATH="$$core" $(PYTHON) -m workshop.comfyui.find_comfyui --version) && \
 	  EASYREF_SUMMARY="$$summary" $(MAKE) --no-print-directory test-core \
 	    COMFYUI_PATH="$$core" VENV=".venv-$$version" || failed="$$failed $$core"; \
 	done; \
@@ -56,17 +56,17 @@ test-core: comfyui $(VENV)/.newest-page
 
 demo: comfyui
 	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi
-	@$(PY) -m easyref_core.demo run
+	@$(PY) -m workshop.demo run
 
 demo-check: $(VENV)/.project
-	@$(PY) -m easyref_core.demo check --out demo/out/check.json
+	@$(PY) -m workshop.demo check --out demo/out/check.json
 
 gpu-check: comfyui
 	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); exit 1; fi
 	@$(PY) -m benchmarks.gpu_check $(GPU_CHECK)
 
 thumbnail: comfyui
-	@$(PY) -m easyref_core.demo.template_pictures
+	@$(PY) -m workshop.templates.template_pictures
 
 lint: $(VENV)/.project
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
@@ -109,7 +109,7 @@ $(VENV)/.deepspeed: $(VENV)/.project
 # ComfyUI's own requirements go into the same environment, whenever they differ from last time.
 comfyui: $(VENV)/.project
 	@rm -f $(NO_COMFYUI); \
-	root=$$($(PY) -m easyref_core.demo.find_comfyui --install 2> $(NO_COMFYUI)) || exit 0; \
+	root=$$($(PY) -m workshop.comfyui.find_comfyui --install 2> $(NO_COMFYUI)) || exit 0; \
 	rm -f $(NO_COMFYUI); \
 	if ! cmp -s "$$root/requirements.txt" $(VENV)/.comfyui-requirements; then \
 	  echo "installing the requirements of $$root"; \

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from easyref_core.demo.find_comfyui import comfyui_version, find_comfyui
+from workshop.comfyui.find_comfyui import comfyui_version, find_comfyui
 
 _FOLDERS = ("comfy/", "server/", "browser/")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from easyref_core.demo.find_comfyui import comfyui_version, find_comfyui, is_comfyui
+from workshop.comfyui.find_comfyui import comfyui_version, find_comfyui, is_comfyui
 
 from . import plan
 from .report import FAIL, NOT_HERE, Row, measured, summary, table

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 from PIL import Image, ImageDraw
 
-from easyref_core.demo.comfy_server import ComfyServer
+from workshop.comfyui.comfy_server import ComfyServer
 
 FLAGS = (
     "--no-sandbox",

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from comfy_page import FLAGS, ComfyPage, find_chromium, write_user_files
 
-from easyref_core.demo.comfy_server import ComfyServer
-from easyref_core.demo.find_comfyui import find_comfyui
+from workshop.comfyui.comfy_server import ComfyServer
+from workshop.comfyui.find_comfyui import find_comfyui
 
 NEWEST = Path(sys.prefix, "newest-page", "comfyui_frontend_package", "static")
 
@@ -36,7 +36,7 @@ def server(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     """A server of its own, as tests here change its settings."""
     comfyui = find_comfyui()
     if comfyui is None:
-        pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run easyref_core.demo.find_comfyui")
+        pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run workshop.comfyui.find_comfyui")
     arguments = ["--cpu"]
     if release == "newest":
         page = Path(os.environ.get("EASYREF_FRONTEND", NEWEST))

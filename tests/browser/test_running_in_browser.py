@@ -9,9 +9,9 @@ import pytest
 from comfy_page import MODES, PATIENCE, ComfyPage
 from goldens import ADAPTER, MLLM
 
-from easyref_core.demo.comfy_server import ComfyServer
-from easyref_core.demo.references import read_rows
 from easyref_core.encode.heat_maps import FOOTER, SIDE
+from workshop.comfyui.comfy_server import ComfyServer
+from workshop.demo.references import read_rows
 
 pytestmark = pytest.mark.parametrize("mode", MODES)
 

@@ -10,7 +10,7 @@ import pytest
 from comfy_page import MODES, NODES, ComfyPage
 from page_layout import covered
 
-from easyref_core.demo.workflow import WORKFLOWS, Graph, load_workflow, use_demo_models
+from workshop.demo.workflow import WORKFLOWS, Graph, load_workflow, use_demo_models
 
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 TOO_SMALL = """() => app.graph.nodes.filter((node) => node.size[1] + 1 < node.computeSize()[1])

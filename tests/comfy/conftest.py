@@ -15,7 +15,7 @@ from attention_spy import Spy
 from comfyhost import ADAPTER_ONLY, GOLDEN, GOLDEN_MLLM, Pack
 from goldens import ADAPTER, BODY, MLLM, adapter_tensors, without, write
 
-from easyref_core.demo.find_comfyui import find_comfyui
+from workshop.comfyui.find_comfyui import find_comfyui
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if find_comfyui() is not None:
         return
     skip = pytest.mark.skip(
-        reason="no ComfyUI: set COMFYUI_PATH, or run python -m easyref_core.demo.find_comfyui"
+        reason="no ComfyUI: set COMFYUI_PATH, or run python -m workshop.comfyui.find_comfyui"
     )
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):

@@ -19,7 +19,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from easyref_core.demo.find_comfyui import find_comfyui
+from workshop.comfyui.find_comfyui import find_comfyui
 
 # SDXL's attention slots in the order in which IP-Adapter's files number them.
 SLOTS: Sequence[tuple[str, int, int]] = [

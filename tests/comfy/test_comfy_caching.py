@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from comfyhost import Pack, Prompt
 
-from easyref_core.demo.workflow import (
+from workshop.demo.workflow import (
     WORKFLOWS,
     Graph,
     load_workflow,

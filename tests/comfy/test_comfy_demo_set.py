@@ -14,9 +14,9 @@ from goldens import difference, write
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from easyref_core.demo.pretraining.words import used_ids
-from easyref_core.demo.tiny import write_tiny_set
 from easyref_core.demo_set import STORED_IDS, TABLE, whole_table
+from workshop.demo.pretraining.words import used_ids
+from workshop.demo.tiny import write_tiny_set
 
 SIZE = 112
 ENCODERS = ("clip_l", "clip_g")

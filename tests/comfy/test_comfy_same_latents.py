@@ -10,11 +10,11 @@ import torch
 from comfyhost import Pack, apply, stock
 from goldens import difference
 
-from easyref_core.demo.models import DemoAdapter, DemoModels, Steering
-from easyref_core.demo.parts import Row, Settings
-from easyref_core.demo.references import read_rows
 from easyref_core.demo_set import TRAINED_SET
 from easyref_core.pictures.preprocessing import picture_levels
+from workshop.demo.models import DemoAdapter, DemoModels, Steering
+from workshop.demo.parts import Row, Settings
+from workshop.demo.references import read_rows
 
 SETTINGS = Settings(steps=5)
 ALIKE = 1e-3

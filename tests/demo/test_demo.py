@@ -8,20 +8,19 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from easyref_core.demo import readings, run
-from easyref_core.demo.comfy_client import ComfyUIError
-from easyref_core.demo.comfy_server import ComfyServer
-from easyref_core.demo.dataset.characters import ATTRIBUTES, Identity
-from easyref_core.demo.dataset.groups import Style
-from easyref_core.demo.dataset.splits import identities, styles
-from easyref_core.demo.judging.judge import Judge, Reading, save_judge
-from easyref_core.demo.parts import Material, Pictures, Row, RowPictures, Settings
-from easyref_core.demo.readings import attribute_table, summary
-from easyref_core.demo.references import GROUPS, Group, draw_row, read_rows
-from easyref_core.demo.sheet import fact_words
-from easyref_core.demo.template_pictures import SCENES
-from easyref_core.demo.thumbnail import write_thumbnail
-from easyref_core.demo.workflow import (
+from easyref_core.errors import EasyRefError
+from workshop.comfyui.comfy_client import ComfyUIError
+from workshop.comfyui.comfy_server import ComfyServer
+from workshop.demo import readings, run
+from workshop.demo.dataset.characters import ATTRIBUTES, Identity
+from workshop.demo.dataset.groups import Style
+from workshop.demo.dataset.splits import identities, styles
+from workshop.demo.judging.judge import Judge, Reading, save_judge
+from workshop.demo.parts import Material, Pictures, Row, RowPictures, Settings
+from workshop.demo.readings import attribute_table, summary
+from workshop.demo.references import GROUPS, Group, draw_row, read_rows
+from workshop.demo.sheet import fact_words
+from workshop.demo.workflow import (
     DEMO_NODE,
     EXAMPLE,
     Graph,
@@ -34,8 +33,9 @@ from easyref_core.demo.workflow import (
     without_easyref,
     without_nodes,
 )
-from easyref_core.demo.workflow import WORKFLOWS as FOLDER
-from easyref_core.errors import EasyRefError
+from workshop.demo.workflow import WORKFLOWS as FOLDER
+from workshop.templates.template_pictures import SCENES
+from workshop.templates.thumbnail import write_thumbnail
 
 WORKFLOWS = sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
 
@@ -267,7 +267,7 @@ def test_an_answer_is_summed_up() -> None:
 
 def test_diffusers_makes_every_picture_by_its_own_conditioning() -> None:
     pytest.importorskip("diffusers")
-    from easyref_core.demo.diffusers_backend import make_pictures
+    from workshop.demo.diffusers_backend import make_pictures
 
     pictures = make_pictures(Material(read_rows()[:2], Settings(steps=2, side=64)))
     made = [picture for row in pictures.rows for picture in row.named().values()]

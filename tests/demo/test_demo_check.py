@@ -14,18 +14,18 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from easyref_core.demo.__main__ import main
-from easyref_core.demo.dataset.characters import ATTRIBUTES
-from easyref_core.demo.dataset.files import DatasetOptions, draw_group, write_dataset
-from easyref_core.demo.judging.check import CheckOptions, run_check
-from easyref_core.demo.judging.groups import Group, read_outlines, read_split, strangers
-from easyref_core.demo.judging.judge import JUDGE_FILE, Judge, load_judge, save_judge
-from easyref_core.demo.judging.processes import SharedCheck
-from easyref_core.demo.judging.rows import OUTLINE
-from easyref_core.demo.models import DemoModels
-from easyref_core.demo.parts import Settings
-from easyref_core.demo.tiny import write_tiny_set
 from easyref_core.errors import EasyRefError
+from workshop.demo.__main__ import main
+from workshop.demo.dataset.characters import ATTRIBUTES
+from workshop.demo.dataset.files import DatasetOptions, draw_group, write_dataset
+from workshop.demo.judging.check import CheckOptions, run_check
+from workshop.demo.judging.groups import Group, read_outlines, read_split, strangers
+from workshop.demo.judging.judge import JUDGE_FILE, Judge, load_judge, save_judge
+from workshop.demo.judging.processes import SharedCheck
+from workshop.demo.judging.rows import OUTLINE
+from workshop.demo.models import DemoModels
+from workshop.demo.parts import Settings
+from workshop.demo.tiny import write_tiny_set
 
 Capture = pytest.CaptureFixture[str]
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_measured_ends_with_2(
         assert main(["check", *options]) == 2
         error = capsys.readouterr().err
         assert message in error
-        assert error.startswith("easyref: ")
+        assert error.startswith("demo: ")
 
 
 def test_a_failure_nobody_thought_of_is_no_missed_bar(
@@ -144,7 +144,7 @@ def test_a_failure_nobody_thought_of_is_no_missed_bar(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("surprise")
 
-    monkeypatch.setattr("easyref_core.demo.judging.command.load_judge", fail)
+    monkeypatch.setattr("workshop.demo.judging.command.load_judge", fail)
     assert main(["check", "--set", str(models), "--device", "cpu"]) == 2
     assert "ZeroDivisionError: surprise" in capsys.readouterr().err
 
@@ -164,7 +164,7 @@ def test_others_are_judged_than_those_the_recipes_were_made_with(
         facts = [draw_group(small, "held_out", n)[1][0].facts for n in numbers]
         return {tuple(found[name] for name in ATTRIBUTES) for found in facts}
 
-    monkeypatch.setattr("easyref_core.demo.judging.command.write_dataset", stop)
+    monkeypatch.setattr("workshop.demo.judging.command.write_dataset", stop)
     assert main(["check", "--set", str(models), "--device", "cpu"]) == 2
     (options,) = drawn
     judged = who(options, options.first_held_out, options.held_out_groups)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from easyref_core.demo.dataset.characters import Identity, draw_character
-from easyref_core.demo.dataset.groups import draw_identity, strange
-from easyref_core.demo.dataset.poses import Pose
-from easyref_core.demo.pretraining import composed
-from easyref_core.demo.pretraining.composed import Composer, place
 from easyref_core.pictures.preprocessing import picture_levels
+from workshop.demo.dataset.characters import Identity, draw_character
+from workshop.demo.dataset.groups import draw_identity, strange
+from workshop.demo.dataset.poses import Pose
+from workshop.demo.pretraining import composed
+from workshop.demo.pretraining.composed import Composer, place
 
 MEANT = Identity("star", "red", "dots", "goggle", "crown")
 FRIENDS = [
@@ -42,9 +42,9 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[list[Identity]]:
 
 def test_a_figure_lands_where_the_drawn_pictures_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pose = Pose(0.36, 0.58, 0.8, 15.0)
-    monkeypatch.setattr("easyref_core.demo.dataset.groups.alone", lambda rng: pose)
+    monkeypatch.setattr("workshop.demo.dataset.groups.alone", lambda rng: pose)
     white = Image.new("RGB", (112, 112), (255, 255, 255))
-    monkeypatch.setattr("easyref_core.demo.dataset.groups.draw_scene", lambda *_: white.copy())
+    monkeypatch.setattr("workshop.demo.dataset.groups.draw_scene", lambda *_: white.copy())
     drawn = draw_identity(MEANT, 112, random.Random(0)).picture
     figure = picture_levels(draw_character(MEANT, 96))
     placed = place(figure[None], [pose], 112)[0]

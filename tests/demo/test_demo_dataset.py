@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from easyref_core.demo.dataset import groups
-from easyref_core.demo.dataset.characters import (
+from easyref_core.errors import EasyRefError
+from easyref_core.training.config import DataSettings
+from easyref_core.training.records import read_records
+from easyref_core.training.samples import make_sample
+from workshop.demo.dataset import groups
+from workshop.demo.dataset.characters import (
     ACCESSORIES,
     ATTRIBUTES,
     COLOURS,
@@ -24,13 +28,13 @@ from easyref_core.demo.dataset.characters import (
     all_identities,
     draw_character,
 )
-from easyref_core.demo.dataset.files import (
+from workshop.demo.dataset.files import (
     KINDS,
     DatasetOptions,
     draw_group,
     write_dataset,
 )
-from easyref_core.demo.dataset.groups import (
+from workshop.demo.dataset.groups import (
     STYLE_PATTERNS,
     Style,
     all_styles,
@@ -39,12 +43,8 @@ from easyref_core.demo.dataset.groups import (
     style_group,
     style_mask,
 )
-from easyref_core.demo.dataset.scenes import PLACES, TIMES, Scene, draw_scene
-from easyref_core.demo.dataset.splits import identities, styles
-from easyref_core.errors import EasyRefError
-from easyref_core.training.config import DataSettings
-from easyref_core.training.records import read_records
-from easyref_core.training.samples import make_sample
+from workshop.demo.dataset.scenes import PLACES, TIMES, Scene, draw_scene
+from workshop.demo.dataset.splits import identities, styles
 
 PLAIN = Identity("round", "red", "plain", "beady", "crown")
 SPOTTED = Style("dots", "blue", "pink", "yellow")

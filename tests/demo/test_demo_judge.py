@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 
 pytest.importorskip("diffusers")
 
-from easyref_core.demo.dataset.characters import ATTRIBUTES, COLOURS, Identity
-from easyref_core.demo.dataset.groups import Drawn, Style, draw_identity, draw_style
-from easyref_core.demo.judging.judge import (
+from easyref_core.errors import EasyRefError
+from easyref_core.pictures.preprocessing import picture_levels
+from workshop.demo.dataset.characters import ATTRIBUTES, COLOURS, Identity
+from workshop.demo.dataset.groups import Drawn, Style, draw_identity, draw_style
+from workshop.demo.judging.judge import (
     PALETTE,
     VALUES,
     Judge,
@@ -26,10 +28,8 @@ from easyref_core.demo.judging.judge import (
     wanted,
     worsen,
 )
-from easyref_core.demo.pretraining.pictures import DrawnPictures
-from easyref_core.demo.pretraining.steps import Schedule
-from easyref_core.errors import EasyRefError
-from easyref_core.pictures.preprocessing import picture_levels
+from workshop.demo.pretraining.pictures import DrawnPictures
+from workshop.demo.pretraining.steps import Schedule
 
 CPU = torch.device("cpu")
 STRIPED = Style("stripes", "blue", "pink", "yellow")

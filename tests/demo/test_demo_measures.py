@@ -12,10 +12,12 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from easyref_core.demo.dataset.characters import ATTRIBUTES, Identity
-from easyref_core.demo.dataset.groups import draw_identity
-from easyref_core.demo.judging.judge import VALUES
-from easyref_core.demo.judging.measures import (
+from easyref_core.errors import EasyRefError
+from easyref_core.pictures.preprocessing import picture_levels
+from workshop.demo.dataset.characters import ATTRIBUTES, Identity
+from workshop.demo.dataset.groups import draw_identity
+from workshop.demo.judging.judge import VALUES
+from workshop.demo.judging.measures import (
     Row,
     at_chance,
     chance_of,
@@ -24,8 +26,8 @@ from easyref_core.demo.judging.measures import (
     mean_of,
     rises,
 )
-from easyref_core.demo.judging.outlines import overlap, silhouette
-from easyref_core.demo.judging.rows import (
+from workshop.demo.judging.outlines import overlap, silhouette
+from workshop.demo.judging.rows import (
     COMPARED,
     FIRST,
     LOOK,
@@ -35,9 +37,7 @@ from easyref_core.demo.judging.rows import (
     SHAPE,
     all_rows,
 )
-from easyref_core.demo.judging.table import format_table, missed, write_scores, write_table
-from easyref_core.errors import EasyRefError
-from easyref_core.pictures.preprocessing import picture_levels
+from workshop.demo.judging.table import format_table, missed, write_scores, write_table
 
 Results = dict[str, dict[str, list[float]]]
 rows_of = partial(all_rows, looks=range(100))  # every style group shows another look

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
 
-from easyref_core.demo.models import DemoAdapter, DemoModels, Steering
-from easyref_core.demo.parts import Settings
-from easyref_core.demo.pretraining.words import used_ids
-from easyref_core.demo.tiny import write_tiny_set
 from easyref_core.demo_set import STORED_IDS, TABLE
 from easyref_core.encode.group import Reference, encode_references
 from easyref_core.errors import EasyRefError
+from workshop.demo.models import DemoAdapter, DemoModels, Steering
+from workshop.demo.parts import Settings
+from workshop.demo.pretraining.words import used_ids
+from workshop.demo.tiny import write_tiny_set
 
 QUICK = Settings(steps=2, side=64)
 PROMPTS = ["in the snow at sunset", "on a beach by day", "a star shape"]
@@ -88,7 +88,7 @@ def test_a_picture_does_not_depend_on_its_batch(
 ) -> None:
     steering = Steering(adapter, adapter.encode(groups, PROMPTS))
     together = models.sample(PROMPTS, SEEDS, QUICK, steering)
-    monkeypatch.setattr("easyref_core.demo.models._ROWS", 2)
+    monkeypatch.setattr("workshop.demo.models._ROWS", 2)
     assert largest_difference(models.sample(PROMPTS, SEEDS, QUICK, steering), together) <= 1
     for row in range(3):
         alone = Steering(adapter, adapter.encode(groups[row : row + 1], PROMPTS[row : row + 1]))

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from easyref_core.demo.pretraining.captions import WORDS
-from easyref_core.demo.pretraining.mllm import SIZES, VISION, _naming_loss, answers
-from easyref_core.demo.tiny_mllm import write_mllm_settings
 from easyref_core.qwen2vl.prompt import PromptTokenizer
+from workshop.demo.pretraining.captions import WORDS
+from workshop.demo.pretraining.mllm import SIZES, VISION, _naming_loss, answers
+from workshop.demo.tiny_mllm import write_mllm_settings
 
 FACTS = {
     "shape": "star",

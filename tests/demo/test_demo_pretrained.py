@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from easyref_core.demo import train as demo_train
-from easyref_core.demo.__main__ import main
-from easyref_core.demo.pretraining.assemble import assemble_parts, assemble_set
-from easyref_core.demo.pretraining.pretrained import take_parts
-from easyref_core.demo.tiny_mllm import write_mllm
-from easyref_core.demo.train import PRETRAINED, is_done, train_part, write_set
 from easyref_core.demo_set import TRAINED_SET
 from easyref_core.errors import EasyRefError
 from easyref_core.training.base import load_base
+from workshop.demo import train as demo_train
+from workshop.demo.__main__ import main
+from workshop.demo.pretraining.assemble import assemble_parts, assemble_set
+from workshop.demo.pretraining.pretrained import take_parts
+from workshop.demo.tiny_mllm import write_mllm
+from workshop.demo.train import PRETRAINED, is_done, train_part, write_set
 
 WITHOUT_MLLM = [part for part in PRETRAINED if part != "mllm"]
 

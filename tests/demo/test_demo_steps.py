@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from easyref_core.demo.pretraining.steps import Schedule, run_steps
-from easyref_core.demo.train import RECIPES
 from easyref_core.errors import EasyRefError
+from workshop.demo.pretraining.steps import Schedule, run_steps
+from workshop.demo.train import RECIPES
 
 CPU = torch.device("cpu")
 
@@ -96,7 +96,7 @@ import sys
 from pathlib import Path
 
 import torch
-from easyref_core.demo.pretraining.steps import (
+from workshop.demo.pretraining.steps import (
     Schedule,
     in_shares,
     leave_processes,

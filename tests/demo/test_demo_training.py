@@ -19,16 +19,19 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
 
-from easyref_core.demo import train as demo_train
-from easyref_core.demo.__main__ import main
-from easyref_core.demo.dataset.splits import identities
-from easyref_core.demo.pretraining.assemble import assemble_set
-from easyref_core.demo.pretraining.base import add_noise, edge_places, encode_pictures, noise_loss
-from easyref_core.demo.pretraining.composed import Composer
-from easyref_core.demo.pretraining.pictures import read_pictures, read_pixels
-from easyref_core.demo.pretraining.vae import detail_loss
-from easyref_core.demo.tiny_codecs import VAE_CONFIG
-from easyref_core.demo.train import (
+from easyref_core.demo_set import TRAINED_SET
+from easyref_core.errors import EasyRefError
+from easyref_core.training.config import differences, read_recipe
+from workshop.demo import train as demo_train
+from workshop.demo.__main__ import main
+from workshop.demo.dataset.splits import identities
+from workshop.demo.pretraining.assemble import assemble_set
+from workshop.demo.pretraining.base import add_noise, edge_places, encode_pictures, noise_loss
+from workshop.demo.pretraining.composed import Composer
+from workshop.demo.pretraining.pictures import read_pictures, read_pixels
+from workshop.demo.pretraining.vae import detail_loss
+from workshop.demo.tiny_codecs import VAE_CONFIG
+from workshop.demo.train import (
     PARTS,
     RECIPES,
     adapter_of,
@@ -36,9 +39,6 @@ from easyref_core.demo.train import (
     train_demo,
     train_part,
 )
-from easyref_core.demo_set import TRAINED_SET
-from easyref_core.errors import EasyRefError
-from easyref_core.training.config import differences, read_recipe
 
 CPU = torch.device("cpu")
 
@@ -92,7 +92,7 @@ def test_two_processes_are_told_what_the_command_accepts_in_an_order_that_works(
             launched = "torch.distributed.run" in command
             processes = int(command[command.index("--nproc-per-node") + 1]) if launched else 1
             monkeypatch.setenv("WORLD_SIZE", str(processes))
-            self._status = main(command[command.index("easyref_core.cli") + 1 :])
+            self._status = main(command[command.index("workshop.demo") + 1 :])
             monkeypatch.delenv("WORLD_SIZE")
 
         def wait(self) -> int:
@@ -255,7 +255,7 @@ def test_the_mllm_is_taught_training_identities_only(
 ) -> None:
     taught: list[Composer] = []
     monkeypatch.setattr(
-        "easyref_core.demo.pretraining.mllm.train_mllm",
+        "workshop.demo.pretraining.mllm.train_mllm",
         lambda groups, composer, *_: taught.append(composer),
     )
     (tmp_path / "data").symlink_to(work / "data", target_is_directory=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from easyref_core.demo import find_comfyui as finder
+from workshop.comfyui import find_comfyui as finder
 
 
 def make_comfyui(folder: Path, version: str = "1.2.3") -> Path:

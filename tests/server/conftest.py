@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from server_graphs import CONTROL, FOURTH, OTHERS, REFERENCES
 
-from easyref_core.demo.comfy_server import ComfyServer
-from easyref_core.demo.find_comfyui import find_comfyui
-from easyref_core.demo.references import read_rows
+from workshop.comfyui.comfy_server import ComfyServer
+from workshop.comfyui.find_comfyui import find_comfyui
+from workshop.demo.references import read_rows
 
 SIZES = ((320, 224), (224, 320), (256, 256))
 
@@ -20,7 +20,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A running server with the pack inside and pictures of different sizes uploaded."""
     comfyui = find_comfyui()
     if comfyui is None:
-        pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run easyref_core.demo.find_comfyui")
+        pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run workshop.comfyui.find_comfyui")
     with ComfyServer(comfyui, tmp_path_factory.mktemp("server")) as running:
         meant, other, *_ = read_rows()
         for names, row in ((REFERENCES, meant), (OTHERS, other)):

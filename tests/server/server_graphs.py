@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from easyref_core.demo.comfy_client import ComfyClient
-from easyref_core.demo.workflow import (
+from workshop.comfyui.comfy_client import ComfyClient
+from workshop.demo.workflow import (
     EXAMPLE,
     Graph,
     load_workflow,

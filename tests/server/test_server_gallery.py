@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from server_graphs import REFERENCES, pixels, small
 
-from easyref_core.demo.comfy_client import ComfyUIError
-from easyref_core.demo.comfy_server import ComfyServer
-from easyref_core.demo.workflow import Graph, set_inputs
+from workshop.comfyui.comfy_client import ComfyUIError
+from workshop.comfyui.comfy_server import ComfyServer
+from workshop.demo.workflow import Graph, set_inputs
 
 FOLDER = "gallery test"
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from server_graphs import FOURTH, OTHERS, REFERENCES, node, small
 
-from easyref_core.demo.comfy_client import ComfyUIError
-from easyref_core.demo.comfy_server import ComfyServer
-from easyref_core.demo.workflow import Graph, only_node
+from workshop.comfyui.comfy_client import ComfyUIError
+from workshop.comfyui.comfy_server import ComfyServer
+from workshop.demo.workflow import Graph, only_node
 
 
 def inspected(pictures: dict[str, str], **inputs: Any) -> Graph:

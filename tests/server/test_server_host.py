@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from server_graphs import pixels, small
 
-from easyref_core.demo.comfy_client import ComfyUIError
-from easyref_core.demo.comfy_server import PACK_NAME, ComfyServer
-from easyref_core.demo.workflow import set_inputs
+from workshop.comfyui.comfy_client import ComfyUIError
+from workshop.comfyui.comfy_server import PACK_NAME, ComfyServer
+from workshop.demo.workflow import set_inputs
 
 TEMPLATE = "easyref_character"
 

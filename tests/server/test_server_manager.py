@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from repository import copy_repository, run
 
-from easyref_core.demo.comfy_server import PACK_NAME, ComfyServer
-from easyref_core.demo.find_comfyui import find_comfyui
+from workshop.comfyui.comfy_server import PACK_NAME, ComfyServer
+from workshop.comfyui.find_comfyui import find_comfyui
 
 # Empty in a fresh ComfyUI, and what it does not run with.
 _EMPTY = ("custom_nodes", "models", "input", "output", "temp", "user")
@@ -39,7 +39,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ComfyUI without any packs, for Manager installs into the one that it runs in."""
     comfyui = find_comfyui()
     if comfyui is None:
-        pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run easyref_core.demo.find_comfyui")
+        pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run workshop.comfyui.find_comfyui")
     copy = tmp_path_factory.mktemp("bare") / "ComfyUI"
     copy.mkdir()
     for folder in _EMPTY:

@@ -12,9 +12,9 @@ import pytest
 from repository import copy_repository, run
 from server_graphs import REFERENCES, pixels, small
 
-from easyref_core.demo.comfy_server import PACK_NAME, ComfyServer
-from easyref_core.demo.find_comfyui import find_comfyui
-from easyref_core.demo.references import read_rows
+from workshop.comfyui.comfy_server import PACK_NAME, ComfyServer
+from workshop.comfyui.find_comfyui import find_comfyui
+from workshop.demo.references import read_rows
 
 _QUIET = ("--skip-prompt", "--no-enable-telemetry")
 
@@ -36,7 +36,7 @@ def unpacked(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A server with nothing but the unpacked package."""
     comfyui = find_comfyui()
     if comfyui is None:
-        pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run easyref_core.demo.find_comfyui")
+        pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run workshop.comfyui.find_comfyui")
     base = tmp_path_factory.mktemp("unpacked")
     with zipfile.ZipFile(package) as archive:
         archive.extractall(base / "custom_nodes" / PACK_NAME)
@@ -51,6 +51,7 @@ def test_the_package_holds_what_users_need_and_nothing_else(package: Path) -> No
     assert needed <= names
     assert any(name.startswith("web/docs/") for name in names)
     unwanted = ("tests/", "benchmarks/", ".ci/", ".github/", "docs/", "runs/", "Makefile")
+    unwanted += ("recipes/", "workshop/")
     assert not [name for name in names if name.startswith(unwanted)]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from server_graphs import SIDE, other_references, pixels, small
 
-from easyref_core.demo.comfy_server import ComfyServer
-from easyref_core.demo.workflow import (
+from workshop.comfyui.comfy_server import ComfyServer
+from workshop.demo.workflow import (
     load_workflow,
     only_node,
     set_inputs,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from server_graphs import small
 
-from easyref_core.demo.comfy_client import ComfyUIError
-from easyref_core.demo.comfy_server import ComfyServer
-from easyref_core.demo.workflow import Graph, load_workflow, set_inputs, use_demo_models
+from workshop.comfyui.comfy_client import ComfyUIError
+from workshop.comfyui.comfy_server import ComfyServer
+from workshop.demo.workflow import Graph, load_workflow, set_inputs, use_demo_models
 
 
 def refusal(server: ComfyServer, graph: Graph) -> str:

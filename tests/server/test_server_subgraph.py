@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from unpacked import INPUT, OUTPUT, parts, settings, unpacked
 
-from easyref_core.demo.comfy_server import ComfyServer
+from workshop.comfyui.comfy_server import ComfyServer
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import copy
 import pytest
 from server_graphs import SIDE, STEPS, pixels, small, with_test_pictures
 
-from easyref_core.demo.comfy_client import ComfyUIError
-from easyref_core.demo.comfy_server import ComfyServer
-from easyref_core.demo.workflow import (
+from workshop.comfyui.comfy_client import ComfyUIError
+from workshop.comfyui.comfy_server import ComfyServer
+from workshop.demo.workflow import (
     WORKFLOWS,
     Graph,
     load_workflow,

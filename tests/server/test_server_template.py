@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from unpacked import unpacked
 
-from easyref_core.demo.comfy_server import PACK_NAME, ComfyServer
-from easyref_core.demo.workflow import WORKFLOWS, Graph, load_workflow, use_demo_models
+from workshop.comfyui.comfy_server import PACK_NAME, ComfyServer
+from workshop.demo.workflow import WORKFLOWS, Graph, load_workflow, use_demo_models
 
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 EXPECTED = {"character", "style", "controlnet", "two_people", "curves_and_layers", "tokens"}

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from server_graphs import OTHERS, node, pixels, small
 
-from easyref_core.demo.comfy_server import ComfyServer
-from easyref_core.demo.workflow import Graph, only_node
+from workshop.comfyui.comfy_server import ComfyServer
+from workshop.demo.workflow import Graph, only_node
 
 
 def tokens_of_another_character(graph: Graph) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import shlex
 from pathlib import Path
 from urllib.parse import urlparse
@@ -35,19 +34,24 @@ def test_links_lead_somewhere(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_are_accepted_and_mean_the_same_in_every_shell(document: Path) -> None:
     from easyref_core.cli import _parsed
+    from workshop.demo.__main__ import _parser
 
+    parsers = {"easyref": _parsed, "workshop.demo": _parser().parse_args}
+    accepted = 0
     lines = commands(document)
-    assert any(line.startswith("easyref ") for line in lines)
     for line in lines:
         plain = re.sub(r"'[^']*'|\"[^\"]*\"|#.*", "", line)
         assert not re.search(r"[\[\]*?~]", plain), line
         words = shlex.split(line, comments=True)
-        if words[0] in ("easyref", "torchrun"):
-            start = 1 if words[0] == "easyref" else words.index("easyref_core.cli") + 1
-            _parsed([word for word in words[start:] if word != "..."])
+        for program in parsers.keys() & set(words):
+            start = words.index(program) + 1
+            parsers[program]([word for word in words[start:] if word != "..."])
+            accepted += 1
+    assert accepted
 
 
 def test_the_tables_of_the_demo_say_what_was_measured() -> None:
-    tables = runpy.run_path(str(DOCS / "make_tables.py"))["tables"]
+    from workshop.pages.make_tables import tables
+
     check = json.loads((DOCS / "demo_check.json").read_text(encoding="utf-8"))
     assert tables(check) in read(DOCS / "demo.md")

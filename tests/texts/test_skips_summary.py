@@ -34,7 +34,7 @@ def test_what_ran_and_what_did_not_comes_last_and_is_kept(tmp_path: Path) -> Non
     kept = tmp_path / "summary.txt"
     environment = {
         **os.environ,
-        "PYTHONPATH": str(TESTS),
+        "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
         "COMFYUI_PATH": str(core),
         "EASYREF_SUMMARY": str(kept),
     }

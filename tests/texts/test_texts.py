@@ -369,10 +369,16 @@ def test_package_keeps_what_it_needs_and_leaves_out_the_rest() -> None:
     kept += [p.relative_to(ROOT).as_posix() for p in PAGES.parent.rglob("*") if p.is_file()]
     assert {"web/js/gallery.js", "web/css/gallery.css"} <= set(kept)
     kept += [f"locales/{language}/nodeDefs.json" for language in LANGUAGES]
-    kept += ["easyref_core/demo/tiny.py", "nodes/sampling/patch.py", "workflows/any.json"]
+    kept += ["easyref_core/demo_set.py", "nodes/sampling/patch.py", "workflows/any.json"]
     for path in kept:
         assert not ignored(path), path
-    for path in ("tests/goldens.py", "docs/make_pictures.py", "Makefile", "benchmarks/any.py"):
+    for path in (
+        "tests/goldens.py",
+        "workshop/pages/make_pictures.py",
+        "Makefile",
+        "recipes/1_alignment.yaml",
+        "benchmarks/any.py",
+    ):
         assert ignored(path), path
 
 

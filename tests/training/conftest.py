@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from easyref_core.demo.tiny import write_tiny_set
 from easyref_core.training.config import Settings, load_settings
+from workshop.demo.tiny import write_tiny_set
 
 pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")

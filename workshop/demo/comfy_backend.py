@@ -1,0 +1,76 @@
+"""The demo's pictures made by a real ComfyUI server, from the shipped workflows."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from ..comfyui.comfy_server import ComfyServer
+from ..comfyui.find_comfyui import comfyui_version
+from .parts import Material, Pictures, Row, RowPictures, Settings
+from .workflow import (
+    EXAMPLE,
+    Graph,
+    load_workflow,
+    only_node,
+    set_inputs,
+    set_prompts,
+    use_demo_models,
+    with_pictures,
+    with_references,
+    without_easyref,
+    without_nodes,
+)
+
+
+def make_pictures(comfyui: Path, material: Material) -> Pictures:
+    """Start the server, run the workflows on the demo models, and stop it again.
+
+    Raises:
+        ComfyUIError: the server did not start, or refused a workflow.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="easyref_demo_") as base,
+        ComfyServer(comfyui, Path(base)) as server,
+    ):
+        rows = tuple(_make_row(server, row, material.settings) for row in material.rows)
+    return Pictures(rows, f"ComfyUI {comfyui_version(comfyui)}")
+
+
+def _make_row(server: ComfyServer, row: Row, settings: Settings) -> RowPictures:
+    names = [f"{row.name}_{number}.png" for number in range(1, len(row.references) + 1)]
+    for name, picture in zip(names, row.references, strict=True):
+        server.upload(name, picture)
+    outline = server.upload(f"{row.name}_outline.png", row.outline)
+
+    single = _prepared("easyref_character", names, row, settings)
+    controlled = _prepared("easyref_controlnet", names, row, settings)
+    # The outline is drawn already.
+    controlled = without_nodes(controlled, "Canny", "image")
+    controlled = set_inputs(
+        controlled, "ControlNetApplyAdvanced", strength=settings.control_strength
+    )
+    controlled = with_pictures(controlled, {EXAMPLE: outline})
+
+    def saved(graph: Graph) -> Image.Image:
+        return server.pictures(server.run(graph), only_node(graph, "SaveImage"))[0]
+
+    return RowPictures(
+        prompt_only=saved(without_easyref(single)),
+        easyref=saved(single),
+        controlled=saved(controlled),
+        averaged=saved(set_inputs(single, "EasyRefEncode", aggregation="average")),
+    )
+
+
+def _prepared(workflow: str, references: list[str], row: Row, settings: Settings) -> Graph:
+    """A shipped workflow with the demo's models, pictures, texts and settings."""
+    graph = use_demo_models(load_workflow(workflow))
+    graph = with_references(graph, references)
+    graph = set_prompts(graph, row.prompt, settings.negative)
+    graph = set_inputs(graph, "EmptyLatentImage", width=settings.side, height=settings.side)
+    sampling = {"seed": settings.seed, "steps": settings.steps, "cfg": settings.cfg}
+    # The noise levels of `DemoModels`, so that both ways give the same pictures.
+    return set_inputs(graph, "KSampler", scheduler="ddim_uniform", **sampling)

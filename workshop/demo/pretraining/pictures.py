@@ -1,0 +1,85 @@
+"""The drawn data set in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from easyref_core.errors import EasyRefError
+from easyref_core.pictures.files import open_picture
+
+SIDE = 128  # of the pictures that all models are trained on
+
+
+@dataclass(frozen=True)
+class DrawnPictures:
+    """Pictures of one figure each.
+
+    Attributes:
+        names: files in the data set.
+        pixels: [N, 3, S, S] uint8.
+        captions: of each picture; every one but the last names what it shows.
+        facts: attribute -> value.
+    """
+
+    names: Sequence[str]
+    pixels: torch.Tensor
+    captions: Sequence[Sequence[str]]
+    facts: Sequence[dict[str, str]]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def batch(self, numbers: torch.Tensor) -> torch.Tensor:
+        """[B, 3, S, S] float32 in -1..1"""
+        return self.pixels[numbers].float() / 127.5 - 1
+
+
+def read_pictures(folder: Path, most: int | None = None) -> DrawnPictures:
+    """Read the training pictures of one figure, at most so many, from all over the list."""
+    records = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
+    if most is not None:
+        records = records[:: max(1, len(records) // most)][:most]
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    names = [record["target"] for record in records]
+    return DrawnPictures(
+        names,
+        read_pixels([folder / name for name in names]),
+        [record["text"] for record in records],
+        [facts[name] for name in names],
+    )
+
+
+def read_outlines(folder: Path, pictures: DrawnPictures) -> torch.Tensor:
+    """Edges of each picture's figure, [N, 3, S, S] uint8; they lie beside the pictures."""
+    return read_pixels(
+        [(folder / name).with_name(Path(name).stem + "_outline.png") for name in pictures.names]
+    )
+
+
+def read_pixels(paths: Sequence[Path]) -> torch.Tensor:
+    """[N, 3, S, S] uint8
+
+    Raises:
+        EasyRefError: a picture is missing, broken, or of another size than the first.
+    """
+
+    def levels(path: Path) -> np.ndarray:
+        return np.asarray(open_picture(path)).transpose(2, 0, 1)
+
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(levels, paths))
+    for path, one in zip(paths, found, strict=True):
+        if one.shape != found[0].shape:
+            sizes = [f"{width}x{height}" for _, height, width in (one.shape, found[0].shape)]
+            raise EasyRefError(
+                f"{path} has {sizes[0]} pixels, but {paths[0]} {sizes[1]}. All drawn pictures are "
+                "of one size; draw the data set again."
+            )
+    return torch.from_numpy(np.stack(found))

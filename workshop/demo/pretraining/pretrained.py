@@ -1,0 +1,138 @@
+"""Takes the pretrained parts that a model set holds, so that only what follows is trained.
+
+They are what the stages build upon, as the models that a real user downloads are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from easyref_core.demo_set import is_trained, whole_table
+from easyref_core.errors import EasyRefError
+
+from ..tiny_weights import write_tensors, write_text
+from .assemble import JUDGE, MLLM_SETTINGS, MLLM_WEIGHTS, PARTS_FILE
+from .base import write_around, write_tokenizers
+
+_TAKEN = "taken.txt"  # in a part that was taken: from which files
+_UNET = "unet/diffusion_pytorch_model.safetensors"
+_VAE = ("vae/config.json", "vae/diffusion_pytorch_model.safetensors")
+_CLIP = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+_FILES: Mapping[str, tuple[str, ...]] = {
+    "vae": _VAE,
+    "mllm": tuple(f"mllm/{name}" for name in (*MLLM_SETTINGS, MLLM_WEIGHTS)),
+    "base": (
+        *("unet/config.json", _UNET, *_VAE),
+        *(f"text_encoders/{c}/{f}" for c in _CLIP for f in ("config.json", "model.safetensors")),
+    ),
+    "controlnet": ("controlnet/config.json", "controlnet/diffusion_pytorch_model.safetensors"),
+    "judge": (JUDGE,),
+    "decoder": _VAE,
+}
+
+
+def offered_parts(source: Path) -> tuple[str, ...]:
+    """What of the pretraining a model set, or a folder with some of its parts, holds.
+
+    A whole set has no weights of the pretrained MLLM: those in its adapter have been trained on.
+
+    Raises:
+        EasyRefError: neither of both, or files are missing.
+    """
+    if is_trained(source):
+        parts = tuple(part for part in _FILES if part != "mllm")
+    else:
+        try:
+            listed = json.loads((source / PARTS_FILE).read_text(encoding="utf-8"))["parts"]
+            parts = tuple(part for part in _FILES if part in listed)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EasyRefError(
+                f"{source} is no trained model set, nor does it list parts of one in {PARTS_FILE} "
+                f"({error}). Name a folder that the command `train --set` wrote."
+            ) from error
+    missing = sorted({n for part in parts for n in _FILES[part] if not (source / n).is_file()})
+    if missing:
+        raise EasyRefError(f"{source} lacks {', '.join(missing)}. Get it again.")
+    return parts
+
+
+def take_parts(source: Path, work: Path) -> tuple[str, ...]:
+    """Put what `source` holds into a work folder, where the command `train` takes it for trained.
+
+    Parts that were taken from the same files before stay as they are.
+
+    Returns:
+        The parts that are now those of `source`.
+
+    Raises:
+        EasyRefError: see `offered_parts`; or the work folder holds other ones of these parts, which
+            do not fit each other. Then nothing is changed.
+    """
+    parts = offered_parts(source)
+    marks = {part: _digest(source, part) for part in parts}
+    new = [part for part in parts if not _was_taken(work / part, marks[part])]
+    for part in new:
+        if (work / part).exists():
+            raise EasyRefError(
+                f"{work / part} is there, and was not taken from what {source} holds. Parts of two "
+                "trainings do not fit each other: choose another --folder."
+            )
+    for part in new:
+        unfinished = work / f"{part}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            _take(part, source, unfinished)
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise EasyRefError(
+                f"The part {part} of {source} cannot be taken ({error}). Get it again."
+            ) from error
+        write_text(unfinished / _TAKEN, marks[part])
+        unfinished.rename(work / part)
+    return parts
+
+
+def _was_taken(folder: Path, mark: str) -> bool:
+    path = folder / _TAKEN
+    return path.is_file() and path.read_text(encoding="utf-8") == mark
+
+
+def _digest(source: Path, part: str) -> str:
+    digest = hashlib.sha256()
+    for name in _FILES[part]:
+        digest.update(hashlib.sha256((source / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _take(part: str, source: Path, to: Path) -> None:
+    """A part's folder as its training leaves it."""
+    if part == "base":
+        _take_base(source, to / "model")
+    else:
+        _copy(source, _FILES[part], to if part == "judge" else to / "model")
+
+
+def _take_base(source: Path, to: Path) -> None:
+    _copy(source, ("unet/config.json", _UNET), to / "unet")
+    for clip, name in _CLIP.items():
+        kept = source / "text_encoders" / clip
+        _copy(kept, ("config.json",), to / name)
+        weights = whole_table(load_file(kept / "model.safetensors"))
+        write_tensors(to / name / "model.safetensors", weights, torch.float16)
+    write_tokenizers(to)
+    whole = {"torch_dtype": torch.float32}
+    write_around(AutoencoderTiny.from_pretrained(source / "vae", **whole), to)
+
+
+def _copy(source: Path, names: tuple[str, ...], to: Path) -> None:
+    to.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copyfile(source / name, to / Path(name).name)

@@ -1,0 +1,276 @@
+"""The command `train`: all demo models from nothing, part by part; done parts are kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from easyref_core.errors import EasyRefError
+from easyref_core.files import writing
+from easyref_core.training.config import make_settings, read_recipe
+from easyref_core.training.processes import started
+
+from .pretraining.recipe import Pretraining, load_pretraining
+from .pretraining.steps import Schedule, leave_processes
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "demo"
+WORK = "runs/demo"  # as the recipes write it
+
+# On a CPU both processes train each part of a single lane; two lanes, which do not need each other
+# and take about equally long, get one process each. The samples of a part depend on that.
+_LANES: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (("vae", "base", "mllm"),),
+    (("controlnet", "judge"), ("decoder",)),
+    (("1_alignment", "2_single_reference", "3_multi_reference"),),
+)
+PARTS = ("data", *(part for lanes in _LANES for lane in lanes for part in lane))
+PRETRAINED = tuple(part for part in PARTS if part != "data" and not part[0].isdigit())
+# Trained only to compare with.
+COMPARISONS = ("3_averaged", "3_from_scratch")
+
+# glibc gives large blocks back to the system and has them cleared again in each step.
+_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+
+
+def train_demo(work: Path, device: torch.device, recipes: Path = RECIPES) -> Path:
+    """Train whatever is not trained yet; returns the last stage's adapter.
+
+    On a CPU with several cores two processes work: together on a part, or on small parts that do
+    not need each other. That is quicker than two threads.
+
+    Raises:
+        EasyRefError: a recipe that cannot be used, or a part that failed.
+    """
+    train_part("data", work, device, recipes)
+    for lanes in _LANES:
+        if device.type == "cpu" and (os.cpu_count() or 1) > 1:
+            _in_two_processes(lanes, work, recipes)
+        else:
+            for part in (part for lane in lanes for part in lane):
+                train_part(part, work, device, recipes)
+    return adapter_of(work, "3_multi_reference")
+
+
+def adapter_of(work: Path, stage: str) -> Path:
+    """The averaged weights a stage ends with."""
+    return work / stage / "easyref_ema.safetensors"
+
+
+def write_set(work: Path, to: Path) -> tuple[int, tuple[str, ...]]:
+    """Write the model set; before the last stage is done, its pretrained parts that are.
+
+    Returns:
+        Bytes of all safetensors files; the parts written, none if the set is whole.
+
+    Raises:
+        EasyRefError: a part is missing, none is done, or it cannot be written there.
+    """
+    from .pretraining.assemble import assemble_parts, assemble_set
+
+    adapter = adapter_of(work, "3_multi_reference")
+    with writing(to):
+        if adapter.exists():
+            return assemble_set(work, adapter, to), ()
+        parts = tuple(part for part in PRETRAINED if is_done(work, part))
+        return assemble_parts(work, parts, to), parts
+
+
+def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECIPES) -> None:
+    """Train one part, unless it is done; the parts it needs must be.
+
+    Raises:
+        EasyRefError: an unknown part, or one that it needs is missing.
+    """
+    work = work.resolve()  # spelt in any way, it is the same folder to go on in
+    recipe = _share(load_pretraining(recipes / "pretraining.yaml"))
+    makers: Mapping[str, Callable[[Pretraining, Path, torch.device], object]] = {
+        "data": _data,
+        "vae": _vae,
+        "mllm": _mllm,
+        "base": _base,
+        "controlnet": _controlnet,
+        "judge": _judge,
+        "decoder": _decoder,
+    }
+    stages = [stage for stage in (*PARTS, *COMPARISONS) if stage not in makers]
+    if part not in makers and part not in stages:
+        raise EasyRefError(
+            f"There is no part {part!r}. Choose one of {', '.join((*PARTS, *COMPARISONS))}."
+        )
+    if is_done(work, part):
+        return
+    print(f"training {part}", file=sys.stderr, flush=True)
+    if part in makers:
+        makers[part](recipe, work, device)
+        leave_processes()
+    else:
+        _stage(part, work, recipes, device)
+
+
+def _share(recipe: Pretraining) -> Pretraining:
+    """Under torchrun every process takes its share of each batch."""
+    shares = {
+        field.name: replace(schedule, batch=max(1, schedule.batch // started()))
+        for field in fields(recipe)
+        if isinstance(schedule := getattr(recipe, field.name), Schedule)
+    }
+    return replace(recipe, **shares)
+
+
+def is_done(work: Path, part: str) -> bool:
+    """Whether a part's result is there; results appear whole."""
+    weights = "diffusion_pytorch_model.safetensors"
+    results = {
+        "data": work / "data" / "facts.json",
+        "vae": work / "vae" / "model" / weights,
+        "mllm": work / "mllm" / "model" / "model.safetensors",
+        "base": work / "base" / "model" / "scheduler",
+        "controlnet": work / "controlnet" / "model" / weights,
+        "judge": work / "judge" / "judge.safetensors",
+        "decoder": work / "decoder" / "model" / weights,
+    }
+    return results.get(part, adapter_of(work, part)).exists()
+
+
+def _data(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .dataset.files import write_dataset
+
+    final, unfinished = work / "data", work / "data.unfinished"
+    if final.exists():
+        raise EasyRefError(
+            f"{final} is there, but holds no whole drawn data set. Move it away, or choose another "
+            "--folder."
+        )
+    shutil.rmtree(unfinished, ignore_errors=True)  # an interrupted drawing begins anew
+    write_dataset(unfinished, recipe.data).rename(final)
+
+
+def _vae(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .pretraining.pictures import read_pictures
+    from .pretraining.vae import train_vae
+
+    train_vae(read_pictures(_needed(work, "data")), recipe.vae, work / "vae", device)
+
+
+def _mllm(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .dataset.splits import identities
+    from .pretraining.composed import Composer
+    from .pretraining.mllm import train_mllm
+    from .pretraining.references import read_groups
+
+    groups, composer = read_groups(_needed(work, "data")), Composer(identities()[0])
+    train_mllm(groups, composer, recipe.mllm, work / "mllm", device)
+
+
+def _base(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .pretraining.base import train_base
+    from .pretraining.pictures import read_outlines, read_pictures
+
+    data = _needed(work, "data")
+    pictures = read_pictures(data, recipe.base_pictures)
+    vae, outlines = _autoencoder(work, device), read_outlines(data, pictures)
+    train_base(pictures, outlines, vae, recipe.base, work / "base", device)
+
+
+def _controlnet(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .pretraining.base import encode_pictures
+    from .pretraining.controlnet import train_controlnet
+    from .pretraining.pictures import read_outlines, read_pictures
+
+    data, base = _needed(work, "data"), _needed(work, "base")
+    pictures = read_pictures(data, recipe.base_pictures)
+    kept = work / "base" / "latents.pt"
+    latents = encode_pictures(_autoencoder(work, device), pictures, device, kept)
+    outlines, folder = read_outlines(data, pictures), work / "controlnet"
+    train_controlnet(pictures, outlines, latents, base, recipe.controlnet, folder, device)
+
+
+def _judge(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .judging.judge import train_judge
+    from .pretraining.pictures import read_pictures
+
+    train_judge(read_pictures(_needed(work, "data")), recipe.judge, work / "judge", device)
+
+
+def _decoder(recipe: Pretraining, work: Path, device: torch.device) -> None:
+    from .pretraining.pictures import read_outlines, read_pictures
+    from .pretraining.vae import train_decoder
+
+    data = _needed(work, "data")
+    pictures = read_pictures(data)
+    vae, outlines = _autoencoder(work, device), read_outlines(data, pictures)
+    train_decoder(vae, pictures, outlines, recipe.decoder, work / "decoder", device)
+
+
+def _autoencoder(work: Path, device: torch.device) -> Any:
+    from diffusers import AutoencoderTiny
+
+    kept = _needed(work, "vae")
+    return AutoencoderTiny.from_pretrained(kept, torch_dtype=torch.float32).to(device).eval()
+
+
+def _needed(work: Path, part: str) -> Path:
+    if not is_done(work, part):
+        raise EasyRefError(f"The part {part} is not trained yet. Train it first.")
+    return work / "data" if part == "data" else work / part / "model"
+
+
+def _stage(part: str, work: Path, recipes: Path, device: torch.device) -> None:
+    from easyref_core.training.loop import train
+    from easyref_core.training.state import OtherSettings
+
+    if device.type == "cuda" and device.index is not None:  # the trainer takes the current one
+        torch.cuda.set_device(device)
+    settings = make_settings(_moved(read_recipe(recipes / f"{part}.yaml"), work), source=part)
+    share = max(1, settings.optimiser.batch_size // started())
+    optimiser = replace(settings.optimiser, batch_size=share)
+    try:
+        train(replace(settings, optimiser=optimiser), cpu=device.type == "cpu")
+    except OtherSettings as error:
+        raise EasyRefError(
+            f"{work / part} was begun with other settings: {'; '.join(error.changed)}. Restore "
+            f"them to go on, or delete {work / part} to train this part anew."
+        ) from error
+
+
+def _moved(content: Any, work: Path) -> Any:
+    """A recipe's content with its folder in place of the usual one."""
+    if isinstance(content, dict):
+        return {key: _moved(value, work) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_moved(value, work) for value in content]
+    if isinstance(content, str) and content.startswith(WORK + "/"):
+        return str(work / content[len(WORK) + 1 :])
+    return content
+
+
+def _in_two_processes(lanes: tuple[tuple[str, ...], ...], work: Path, recipes: Path) -> None:
+    """Two lanes side by side, or one with both processes on each of its parts."""
+    python = [sys.executable, "-m"]
+    if len(lanes) == 1:
+        python += ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+        rounds = [[(part,)] for part in lanes[0]]
+    else:
+        rounds = [list(lanes)]
+    command = [*python, "workshop.demo", "train", "--device", "cpu"]
+    command += ["--folder", str(work), "--recipes", str(recipes), "--only"]
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    environment = {**os.environ, **_KEEP_MEMORY}
+    environment |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    for side_by_side in rounds:
+        running = [
+            subprocess.Popen([*command, *parts], env=environment)
+            for parts in side_by_side
+            if not all(is_done(work, part) for part in parts)
+        ]
+        failed = [process for process in running if process.wait() != 0]
+        if failed:
+            raise EasyRefError("A part failed; its messages are above. Run the command again.")

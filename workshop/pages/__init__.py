@@ -1,0 +1,1 @@
+"""Pictures, plots and tables of the help pages and documents."""

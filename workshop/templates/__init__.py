@@ -1,0 +1,1 @@
+"""The workflow templates and their pictures."""
