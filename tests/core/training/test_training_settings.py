@@ -12,7 +12,7 @@ from easyref_core.errors import EasyRefError
 from easyref_core.training.config import Settings, load_settings
 
 Recipe = Callable[..., Path]
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 
 
 def test_overrides_replace_values_of_the_recipe(recipe: Recipe) -> None:

@@ -29,7 +29,7 @@ from easyref_core.pictures.preprocessing import preprocess
 from easyref_core.qwen2vl.config import VisionConfig
 from easyref_core.qwen2vl.prompt import PromptTokenizer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OLDER = Path(os.environ.get("EASYREF_TRANSFORMERS_4") or Path(sys.prefix, "transformers-4.57"))
 STAGES = ("visual", "embeds", "penultimate", "reference_states", "layout")
 # Two query heads share one key head, as heads share in the real model.

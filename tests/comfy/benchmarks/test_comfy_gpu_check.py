@@ -20,12 +20,12 @@ import torch
 from comfyhost import Pack
 
 # Behind everything else: the pack's folder `nodes` must not stand before ComfyUI's module.
-sys.path.append(str(Path(__file__).resolve().parents[2]))
+sys.path.append(str(Path(__file__).resolve().parents[3]))
 
 from benchmarks.gpu_check import plan, worker
 from benchmarks.gpu_check.report import FAIL, MEASURED, NOT_HERE, PASS, Row
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Rows = Callable[[str], list[Row]]
 
 

@@ -18,7 +18,7 @@ from easyref_core.training.loop import _Run, train
 from easyref_core.training.memory import FACTORS, estimate_bytes
 
 Make = Callable[..., Settings]
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "training_memory.py"
+BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "training_memory.py"
 
 
 def write(path: Path, content: object) -> str:

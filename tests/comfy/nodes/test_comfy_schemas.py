@@ -15,7 +15,7 @@ import pytest
 import torch
 from comfyhost import GOLDEN, GOLDEN_MLLM, NAME, ROOT, Pack
 
-RELEASED = Path(__file__).parent / "released_nodes.json"
+RELEASED = Path(__file__).parents[1] / "released_nodes.json"
 PERMANENT = (
     "Node ids, input names, types and outputs are permanent: saved workflows hold them. Add "
     "inputs as optional ones at the end instead; only what is added on purpose may be added to "
