@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import EasyRefError, OutOfMemoryError
+from .errors import EasyRefError
 
 if TYPE_CHECKING:
     from .tokens.tokens import ReferenceTokens
@@ -152,7 +152,7 @@ def _encode(options: argparse.Namespace) -> int:
         reason = lack_of_memory(error)
         if reason is None:
             raise
-        raise OutOfMemoryError(
+        raise EasyRefError(
             f"{device} has not enough memory ({reason}). Use fewer pictures, a smaller "
             "--image-size or --dtype bfloat16."
         ) from error

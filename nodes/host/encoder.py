@@ -21,7 +21,7 @@ from ...easyref_core.encode.group import GroupPlan, Reference, encode_references
 from ...easyref_core.encode.inspection import Inspection, inspect_references
 from ...easyref_core.encode.passes import EncodingCache
 from ...easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
-from ...easyref_core.errors import OutOfMemoryError
+from ...easyref_core.errors import EasyRefError
 from ...easyref_core.qwen2vl.limits import working_bytes
 from ...easyref_core.qwen2vl.prompt import PromptTokenizer
 from ...easyref_core.tokens.tokens import ReferenceTokens
@@ -89,8 +89,8 @@ class HostedEncoder:
             negatives: pictures to avoid; none for the official black picture.
 
         Raises:
-            EasyRefError: see `encode_references` and `plan_encoder`.
-            OutOfMemoryError: the device has no room; everything is unloaded then.
+            EasyRefError: see `encode_references` and `plan_encoder`; the device has no room, and
+                everything is unloaded then.
         """
 
         def encode() -> ReferenceTokens:
@@ -146,7 +146,7 @@ class HostedEncoder:
             self._patcher = None
             mm.unload_all_models()
             mm.soft_empty_cache()
-            raise OutOfMemoryError(
+            raise EasyRefError(
                 f"Not enough memory to read {references} references with the MLLM "
                 f"({failed}). Everything was unloaded; the graph can be queued "
                 "again. Use fewer references, a smaller image_size, or bf16 in EasyRef Loader."
