@@ -30,11 +30,11 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from easyref_core import attention_kernels as kernels
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import Reference, encode_references, plan_group
 from easyref_core.encode.inspection import inspect_references
 from easyref_core.pictures.preprocessing import PATCH, Patches, plan_sizes
-from easyref_core.qwen2vl import kernels
 from easyref_core.qwen2vl.config import MllmConfig, VisionConfig
 from easyref_core.qwen2vl.limits import working_bytes
 from easyref_core.qwen2vl.prompt import TokenizedPrompt

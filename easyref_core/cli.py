@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import EasyRefError
 
 if TYPE_CHECKING:
-    from .tokens.tokens import ReferenceTokens
+    from .tokens.reference_tokens import ReferenceTokens
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -136,8 +136,8 @@ def _plain(value: Any) -> str:
 
 def _encode(options: argparse.Namespace) -> int:
     from .files import check_place
-    from .qwen2vl.limits import lack_of_memory
-    from .tokens.tokens import save_tokens
+    from .out_of_memory import lack_of_memory
+    from .tokens.reference_tokens import save_tokens
 
     if options.mllm is None:
         raise EasyRefError(
@@ -167,7 +167,7 @@ def _encoded(options: argparse.Namespace, device: Any) -> ReferenceTokens:
     from .adapter.checkpoint import load_checkpoint
     from .encode.group import Reference, chosen_size, encode_references, plan_group
     from .encode.plan_encoder import plan_encoder
-    from .pictures.files import named, open_picture
+    from .pictures.loading import named, open_picture
     from .pictures.preprocessing import reduced
     from .qwen2vl.prompt import PromptTokenizer
 

@@ -10,7 +10,7 @@ from ..easyref_core.adapter.curves import WeightCurve
 from ..easyref_core.adapter.key_values import check_model_layers, check_tokens
 from ..easyref_core.adapter.layer_weights import LayerWeights, check_groups
 from ..easyref_core.errors import EasyRefError
-from ..easyref_core.tokens.tokens import ReferenceTokens
+from ..easyref_core.tokens.reference_tokens import ReferenceTokens
 from .inputs import weight_input
 from .link_types import (
     EasyRef,

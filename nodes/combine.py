@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..easyref_core.tokens.combine import METHODS, WEIGHING, Part, combine_tokens, read_weights
-from ..easyref_core.tokens.tokens import ReferenceTokens, stack
+from ..easyref_core.tokens.reference_tokens import ReferenceTokens, stack
 from .inputs import Numbered, accepted, connected
 from .link_types import EasyRefTokens
 from .newer_core import found_by

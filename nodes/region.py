@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..easyref_core.adapter.curves import WeightCurve
 from ..easyref_core.adapter.layer_weights import LayerWeights
-from ..easyref_core.tokens.tokens import ReferenceTokens
+from ..easyref_core.tokens.reference_tokens import ReferenceTokens
 from .inputs import weight_input
 from .link_types import (
     EasyRefCurve,

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from ..errors import EasyRefError
-from ..pictures.files import named
+from ..pictures.loading import named
 from ..pictures.preprocessing import FACTOR, MIN_IMAGE_SIZE, black_picture, plan_sizes, preprocess
 from ..qwen2vl.limits import MllmSizes, check_length
 from ..qwen2vl.prompt import PromptTokenizer, TokenizedPrompt
-from ..tokens.tokens import ReferenceTokens
+from ..tokens.reference_tokens import ReferenceTokens
 from ..weight_file import all_finite
 from .encoder import EasyRefEncoder
 from .passes import EncodingCache, Progress, Reader, Steps

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..errors import EasyRefError
-from .tokens import ReferenceTokens, describe, join_prompts
+from .reference_tokens import ReferenceTokens, describe, join_prompts
 
 CONCATENATE, AVERAGE, WEIGHTED, ADD, SUBTRACT, AVOID = METHODS = (
     "concatenate",

@@ -24,7 +24,7 @@ from ...easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from ...easyref_core.errors import EasyRefError
 from ...easyref_core.qwen2vl.limits import working_bytes
 from ...easyref_core.qwen2vl.prompt import PromptTokenizer
-from ...easyref_core.tokens.tokens import ReferenceTokens
+from ...easyref_core.tokens.reference_tokens import ReferenceTokens
 from .attention import MllmOperations, mllm_is_fused
 from .folders import bundled_tokenizer
 from .out_of_memory import lack_of_memory

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...easyref_core.adapter.layer_weights import LayerWeights
-from ...easyref_core.tokens.tokens import ReferenceTokens
+from ...easyref_core.tokens.reference_tokens import ReferenceTokens
 
 CARRIED = "easyref_tokens"  # in a conditioning's settings
 

@@ -23,7 +23,7 @@ from torch import nn
 from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
 from ...easyref_core.adapter.key_values import TokenKeyValues, project_tokens, projection_bytes
 from ...easyref_core.errors import EasyRefError
-from ...easyref_core.tokens.tokens import ReferenceTokens
+from ...easyref_core.tokens.reference_tokens import ReferenceTokens
 from ..host.out_of_memory import lack_of_memory
 from ..host.patcher import new_patcher
 

@@ -8,7 +8,7 @@ from typing import Any
 from ...easyref_core.adapter.curves import WeightCurve
 from ...easyref_core.adapter.layer_weights import LayerWeights
 from ...easyref_core.errors import EasyRefError
-from ...easyref_core.tokens.tokens import ReferenceTokens, describe
+from ...easyref_core.tokens.reference_tokens import ReferenceTokens, describe
 from .masks import Mask
 
 MAX_REGIONS = 16

@@ -24,7 +24,7 @@ from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
 from ...easyref_core.adapter.key_values import TokenKeyValues, check_tokens
 from ...easyref_core.adapter.layer_weights import check_groups
 from ...easyref_core.errors import EasyRefError
-from ...easyref_core.tokens.tokens import ReferenceTokens, describe
+from ...easyref_core.tokens.reference_tokens import ReferenceTokens, describe
 from ..host.attention import reference_attention
 from ..host.compiled import is_compiled, uncompiled
 from .carried import CarriedTokens

@@ -15,7 +15,7 @@ from easyref_core.adapter.key_values import lora_weights, project_tokens
 from easyref_core.encode.group import Reference, encode_references
 from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.qwen2vl.prompt import PromptTokenizer
-from easyref_core.tokens.tokens import ReferenceTokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
 LAYER = next(iter(goldens.LAYERS))
 

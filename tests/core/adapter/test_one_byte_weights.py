@@ -15,7 +15,7 @@ from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import Reference, encode_references
 from easyref_core.encode.plan_encoder import plan_encoder, read_sources
 from easyref_core.qwen2vl.prompt import PromptTokenizer
-from easyref_core.tokens.tokens import ReferenceTokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
 SMALL = [torch.float8_e4m3fn, torch.float8_e5m2]
 

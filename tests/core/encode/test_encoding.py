@@ -21,7 +21,7 @@ from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from easyref_core.pictures.preprocessing import preprocess
 from easyref_core.qwen2vl.config import MllmConfig
 from easyref_core.qwen2vl.prompt import PromptTokenizer
-from easyref_core.tokens.tokens import ReferenceTokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
 CPU = torch.device("cpu")
 FOUR = "four_refs_prompt"

@@ -17,7 +17,7 @@ from easyref_core.encode.group import AGGREGATIONS, Reference, encode_references
 from easyref_core.encode.passes import EncodingCache
 from easyref_core.pictures.preprocessing import black_picture
 from easyref_core.qwen2vl.prompt import PromptTokenizer
-from easyref_core.tokens.tokens import ReferenceTokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
 RED = Reference(Image.new("RGB", (90, 60), "red"), name="red")
 BLUE = Reference(Image.new("RGB", (60, 90), "blue"), name="blue")

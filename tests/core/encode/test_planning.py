@@ -17,9 +17,9 @@ from easyref_core.cli import main
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import Reference, encode_references, plan_group
 from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
-from easyref_core.qwen2vl.limits import lack_of_memory
+from easyref_core.out_of_memory import lack_of_memory
 from easyref_core.qwen2vl.prompt import PromptTokenizer
-from easyref_core.tokens.tokens import load_tokens
+from easyref_core.tokens.reference_tokens import load_tokens
 
 FOUR = "four_refs_prompt"
 REFS = [str(goldens.GOLDEN / "refs" / f"ref_{i}.png") for i in range(4)]
@@ -187,7 +187,7 @@ def test_lack_of_memory_is_one_sentence(
         raise NO_ROOM[kind]
 
     name = {
-        "open_picture": "easyref_core.pictures.files.open_picture",
+        "open_picture": "easyref_core.pictures.loading.open_picture",
         "build": "easyref_core.encode.plan_encoder.EncoderPlan.build",
         "encode": "easyref_core.encode.group.encode_references",
     }[step]

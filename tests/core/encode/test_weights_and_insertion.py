@@ -20,7 +20,7 @@ from easyref_core.encode.plan_encoder import EncoderPlan
 from easyref_core.pictures.preprocessing import preprocess
 from easyref_core.qwen2vl.decoder import rope
 from easyref_core.qwen2vl.prompt import PromptTokenizer, TokenizedPrompt
-from easyref_core.tokens.tokens import ReferenceTokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
 CPU = torch.device("cpu")
 FOUR = "four_refs_prompt"

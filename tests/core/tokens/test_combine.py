@@ -13,7 +13,7 @@ import torch
 from easyref_core.adapter.checkpoint import AdapterCheckpoint
 from easyref_core.adapter.key_values import check_tokens
 from easyref_core.tokens.combine import METHODS, Part, combine_tokens, read_weights
-from easyref_core.tokens.tokens import ReferenceTokens, load_tokens, save_tokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens, load_tokens, save_tokens
 
 MIXES = ("average", "weighted average", "add", "subtract")
 BLACK = torch.randn((1, 4, 6), generator=torch.Generator().manual_seed(99))

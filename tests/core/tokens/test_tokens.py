@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint
 from easyref_core.adapter.key_values import check_tokens
-from easyref_core.tokens.tokens import (
+from easyref_core.tokens.reference_tokens import (
     FORMAT,
     FORMAT_VERSION,
     ReferenceTokens,
