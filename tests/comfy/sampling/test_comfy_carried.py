@@ -270,7 +270,7 @@ def test_prompts_with_different_numbers_of_tokens_run_in_one_call(
 
 
 def test_a_group_a_latent(pack: Pack, unet: Any, easyref: Any, groups: list[Any]) -> None:
-    batch = pack.part("easyref_core.tokens.reference_tokens").stack(groups)
+    batch = pack.part("easyref_core.tokens.reference_tokens").stack_tokens(groups)
     x = latents(3)
     model = apply(pack, unet, easyref, None)
     together = predict(model, CFG, x, positive=carry(pack, text(), batch))
