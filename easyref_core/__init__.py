@@ -2,7 +2,8 @@
 
 Imports run downwards only:
 
-    training, cli
+    cli
+    training
     encode, sdxl_diffusers
     adapter
     qwen2vl, tokens
