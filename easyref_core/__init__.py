@@ -18,7 +18,8 @@ Public names, each imported when it is first used:
     PromptTokenizer     Qwen2-VL's tokenizer; PromptTokenizer.from_directory(path)
     open_picture        reads a picture file as RGB
     Reference           one picture of a group, with its weight
-    encode_references   turns references and a prompt into ReferenceTokens
+    plan_group          checks references and prompt, and plans their encoding (GroupPlan)
+    encode_references   turns a planned group into ReferenceTokens
     inspect_references  measures which references the tokens attend to (Inspection)
     draw_heat_maps      draws an Inspection over the pictures
     EncodingCache       image features kept from one encoding to the next
@@ -37,10 +38,10 @@ from typing import TYPE_CHECKING, Any
 # ruff: noqa: F401 (names for type checkers)
 if TYPE_CHECKING:
     from .adapter.checkpoint import AdapterCheckpoint, load_checkpoint
-    from .encode.group import Reference, encode_references
+    from .encode.group import GroupPlan, Reference, plan_group
     from .encode.heat_maps import draw_heat_maps
     from .encode.inspection import Inspection, inspect_references
-    from .encode.passes import EncodingCache
+    from .encode.passes import EncodingCache, encode_references
     from .encode.plan_encoder import EncoderPlan, plan_encoder
     from .errors import EasyRefError
     from .pictures.loading import open_picture
@@ -59,10 +60,10 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "adapter.checkpoint": ("AdapterCheckpoint", "load_checkpoint"),
-    "encode.group": ("Reference", "encode_references"),
+    "encode.group": ("GroupPlan", "Reference", "plan_group"),
     "encode.heat_maps": ("draw_heat_maps",),
     "encode.inspection": ("Inspection", "inspect_references"),
-    "encode.passes": ("EncodingCache",),
+    "encode.passes": ("EncodingCache", "encode_references"),
     "encode.plan_encoder": ("EncoderPlan", "plan_encoder"),
     "errors": ("EasyRefError",),
     "pictures.loading": ("open_picture",),

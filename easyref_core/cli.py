@@ -147,7 +147,7 @@ def _encode(options: argparse.Namespace) -> int:
     check_place(options.out)
     device = usable_device(options.device)
     try:
-        tokens = _encoded(options, device)
+        tokens = _encode_group(options, device)
     except Exception as error:
         reason = lack_of_memory(error)
         if reason is None:
@@ -160,49 +160,43 @@ def _encode(options: argparse.Namespace) -> int:
     return 0
 
 
-def _encoded(options: argparse.Namespace, device: Any) -> ReferenceTokens:
+def _encode_group(options: argparse.Namespace, device: Any) -> ReferenceTokens:
     """What can be refused is refused before weights are read."""
     import torch
 
     from .adapter.checkpoint import load_checkpoint
-    from .encode.group import Reference, chosen_size, encode_references, plan_group
+    from .encode.group import Reference, chosen_size, plan_group
+    from .encode.passes import encode_references
     from .encode.plan_encoder import plan_encoder
     from .pictures.loading import named, open_picture
     from .pictures.preprocessing import reduced
     from .qwen2vl.prompt import PromptTokenizer
 
-    checkpoint = load_checkpoint(options.adapter)
-    plan = plan_encoder(checkpoint, options.mllm)
+    encoder_plan = plan_encoder(load_checkpoint(options.adapter), options.mllm)
     tokenizer = PromptTokenizer.from_directory(options.mllm)
-    size = chosen_size(options.image_size, plan)
+    size = chosen_size(options.image_size, encoder_plan)
     references = []
     for path in options.images:
         picture = open_picture(path)
         with named(str(path)):  # photographs at full size would fill the memory
             references.append(Reference(reduced(picture, size), name=str(path)))
-    group = (tokenizer, references, options.prompt)
-    settings = {
-        "aggregation": options.aggregation,
-        "image_size": size,
-        "insert_before": options.insert_before,
-    }
-    plan_group(plan, *group, **settings)
+    plan = plan_group(
+        encoder_plan,
+        tokenizer,
+        references,
+        options.prompt,
+        aggregation=options.aggregation,
+        image_size=size,
+        insert_before=options.insert_before,
+    )
     dtype = getattr(torch, options.dtype)
-    encoder = plan.build(dtype=dtype, compute_dtype=dtype).to(device)
+    encoder = encoder_plan.build(dtype=dtype, compute_dtype=dtype).to(device)
 
     def show(done: int, total: int) -> None:
         print(f"\rencoding {done}/{total}", end="", file=sys.stderr, flush=True)
 
     try:
-        return encode_references(
-            encoder,
-            *group,
-            **settings,
-            adapter=checkpoint.identity,
-            adapter_name=checkpoint.name,
-            device=device,
-            progress=show,
-        )
+        return encode_references(encoder, plan, device=device, progress=show)
     finally:
         print(file=sys.stderr)
 

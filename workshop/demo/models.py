@@ -69,7 +69,7 @@ class DemoAdapter:
         """
         if not groups or not all(groups):
             raise EasyRefError("There is a group without pictures. Give each at least one.")
-        size = self.encoder.image_size
+        size = self.checkpoint.image_size
         model = TrainedModel(self.unet, self.encoder, self.tokenizer, average)
         found = []
         for start in range(0, len(groups), _READ):

@@ -13,7 +13,7 @@ from PIL import Image
 from test_weights_and_insertion import FOUR
 
 from easyref_core.encode.encoder import EasyRefEncoder
-from easyref_core.encode.group import AGGREGATIONS, Reference, encode_references
+from easyref_core.encode.group import AGGREGATIONS, Reference
 from easyref_core.encode.passes import EncodingCache
 from easyref_core.pictures.preprocessing import black_picture
 from easyref_core.qwen2vl.prompt import PromptTokenizer
@@ -28,12 +28,11 @@ def encode(encoder: EasyRefEncoder, tokenizer: PromptTokenizer) -> Callable[...,
     """The golden case of four references; other references and prompts can be given."""
 
     def run(references: Any = None, prompt: str | None = None, **options: Any) -> ReferenceTokens:
-        return encode_references(
+        return goldens.encode(
             encoder,
             tokenizer,
             references or goldens.references(FOUR),
             goldens.user_prompt(FOUR) if prompt is None else prompt,
-            adapter="it",
             **({"image_size": goldens.IMAGE_SIZE} | options),
         )
 
