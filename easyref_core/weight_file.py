@@ -1,4 +1,4 @@
-"""Lazy reading of weight files: what a file holds without copying it, then tensor by tensor.
+"""Lazy reading of weight files: names and shapes first, then tensor by tensor.
 
 Formats are told apart by their first bytes, never by the file's name.
 """
@@ -32,7 +32,7 @@ _DTYPES = {
     "BOOL": "bool",
 }
 
-Reader = Callable[[str], torch.Tensor]
+GetTensor = Callable[[str], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,11 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A weight file that has been looked at but not read.
+    """A weight file whose header has been read, not its weights.
 
-    `tensors` maps names to shapes and dtypes; `metadata` is the safetensors header's.
+    Attributes:
+        metadata: of the safetensors header.
+        stamp: size and modification time, to notice when the file is replaced.
     """
 
     path: Path
@@ -57,11 +59,11 @@ class WeightFile:
     is_safetensors: bool
 
     @contextmanager
-    def open(self) -> Iterator[Reader]:
+    def open(self) -> Iterator[GetTensor]:
         """Yield a function that reads one tensor by name, memory-mapped, on the CPU.
 
         Raises:
-            EasyRefError: the file is gone or is no longer the one that was looked at.
+            EasyRefError: the file is gone or has changed since its header was read.
         """
         self.check_unchanged()
         if self.is_safetensors:
@@ -70,11 +72,10 @@ class WeightFile:
             with safe_open(self.path, framework="pt", device="cpu") as handle:
                 yield handle.get_tensor
         else:
-            tensors = _load_pickle(self.path)
-            yield tensors.__getitem__
+            yield _load_pickle(self.path).__getitem__
 
     def check_unchanged(self) -> None:
-        """Raise EasyRefError unless the file is still the one that was looked at."""
+        """Raise EasyRefError where the file has changed since its header was read."""
         if _stamp(self.path) != self.stamp:
             raise EasyRefError(
                 f"{self.path} has changed since it was loaded. Queue the prompt again (or run "
@@ -87,8 +88,8 @@ class WeightFile:
             return {wanted: get(name) for wanted, name in names.items()}
 
 
-def look(path: str | Path) -> WeightFile:
-    """Look at a weight file: safetensors, or a PyTorch file of tensors only.
+def open_weight_file(path: str | Path) -> WeightFile:
+    """Read the header of a safetensors file, or of a PyTorch file of tensors only.
 
     Raises:
         EasyRefError: missing, empty, truncated, foreign, or a pickle that carries code.

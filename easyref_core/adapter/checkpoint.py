@@ -19,7 +19,7 @@ import torch
 from ..errors import EasyRefError
 from ..pictures.preprocessing import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE
 from ..qwen2vl.names import canonical_names
-from ..weight_file import TensorInfo, WeightFile, look
+from ..weight_file import TensorInfo, WeightFile, open_weight_file
 
 PROJECTOR = "image_proj_model."
 FINAL = "mllm_final_layer."
@@ -194,7 +194,7 @@ def load_checkpoint(path: str | Path) -> AdapterCheckpoint:
         EasyRefError: see `weights.look`; or the file is something else (said what it looks
             like); or parts are missing or do not fit together (named).
     """
-    return recognise(look(path))
+    return recognise(open_weight_file(path))
 
 
 def recognise(file: WeightFile) -> AdapterCheckpoint:

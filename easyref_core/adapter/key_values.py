@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens, describe
-from ..weight_file import Reader, all_finite
+from ..weight_file import GetTensor, all_finite
 from .checkpoint import AdapterCheckpoint
 
 
@@ -115,7 +115,7 @@ def lora_weights(checkpoint: AdapterCheckpoint) -> dict[str, torch.Tensor]:
         return {official: read_finite(checkpoint, get, name) for official, name in names.items()}
 
 
-def read_finite(checkpoint: AdapterCheckpoint, get: Reader, name: str) -> torch.Tensor:
+def read_finite(checkpoint: AdapterCheckpoint, get: GetTensor, name: str) -> torch.Tensor:
     """One weight of the adapter by its name in the file.
 
     Args:

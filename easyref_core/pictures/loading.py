@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -109,8 +110,6 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _numbers(image: Image.Image) -> torch.Tensor:
     """Grey levels [H, W] in float32."""
-    import numpy as np
-
     return torch.from_numpy(np.array(image, dtype=np.float32))
 
 

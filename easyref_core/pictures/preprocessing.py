@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -149,8 +150,6 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def picture_levels(image: Image.Image) -> torch.Tensor:
     """[channels, H, W] uint8"""
-    import numpy as np
-
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import EasyRefError
 from ..files import write_atomically, writing
-from ..weight_file import look
+from ..weight_file import open_weight_file
 
 FORMAT = "easyref.reference_tokens"
 FORMAT_VERSION = 1
@@ -148,7 +148,7 @@ def load_tokens(path: str | Path) -> ReferenceTokens:
     Raises:
         EasyRefError: missing, truncated or foreign file, a newer format, or unusable tensors.
     """
-    file = look(path)
+    file = open_weight_file(path)
     metadata = file.metadata
     if metadata.get("format") != FORMAT or not {"cond", "uncond"} <= file.tensors.keys():
         names = ", ".join(sorted(file.tensors)[:3]) or "nothing"

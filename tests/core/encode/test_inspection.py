@@ -18,7 +18,7 @@ from easyref_core.encode.heat_maps import (
     FOOTER,
     MARGIN,
     SIDE,
-    colour_scale,
+    colours,
     draw_heat_maps,
     overlay,
 )
@@ -190,7 +190,7 @@ def test_progress_rises_to_its_total(
 ) -> None:
     steps: list[tuple[int, int]] = []
     look(progress=lambda *step: steps.append(step))
-    total = 4 + encoder.num_layers
+    total = 4 + encoder.config.num_layers
     assert steps == [(done, total) for done in range(1, total + 1)]
 
 
@@ -259,7 +259,7 @@ def test_warm_places_are_brighter_and_the_picture_stays_visible() -> None:
 
 
 def test_colours_rise_evenly_in_lightness() -> None:
-    linear = torch.tensor(colour_scale(), dtype=torch.float64)
+    linear = colours(torch.linspace(0, 1, 256)[None])[0].double()
     linear = torch.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
     luminance = linear @ torch.tensor([0.2126, 0.7152, 0.0722], dtype=torch.float64)
     steps = luminance.clamp(min=0).pow(1 / 3).diff()

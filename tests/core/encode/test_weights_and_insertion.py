@@ -249,7 +249,6 @@ def two_layers(plan: Callable[..., EncoderPlan]) -> EasyRefEncoder:
 def test_two_final_layers_are_entered_before_the_first(
     encode: Callable, two_layers: EasyRefEncoder
 ) -> None:
-    assert two_layers.default_insertion == 2
     default = encode(encoder=two_layers)
     assert torch.equal(default.cond, encode(encoder=two_layers, insert_before=2).cond)
     assert goldens.difference(default.cond, encode(encoder=two_layers, insert_before=1).cond) > 1e-3
