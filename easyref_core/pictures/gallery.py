@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,19 +76,6 @@ def parse_gallery(text: str) -> tuple[GalleryPicture, ...]:
             f"The gallery's pictures are {_kind(pictures)} where a list belongs. {_HOW_TO_MEND}"
         )
     return tuple(_picture(entry, number) for number, entry in enumerate(pictures, start=1))
-
-
-def to_text(pictures: Sequence[GalleryPicture]) -> str:
-    """The text that `parse_gallery` reads; empty where there is no picture."""
-    if not pictures:
-        return ""
-    entries: list[dict[str, Any]] = []
-    for picture in pictures:
-        entry: dict[str, Any] = {"file": picture.file, "weight": picture.weight}
-        if picture.crop is not None:
-            entry["crop"] = list(picture.crop)
-        entries.append(entry)
-    return json.dumps({"version": VERSION, "pictures": entries}, ensure_ascii=False)
 
 
 def crop_pixels(crop: Crop, width: int, height: int) -> tuple[int, int, int, int]:

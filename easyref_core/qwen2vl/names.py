@@ -1,4 +1,4 @@
-"""Names of Qwen2-VL's weights: one layout inside the project, whatever library wrote the file.
+"""Names of Qwen2-VL's weights: one layout in the project, whatever library wrote the file.
 
 transformers up to 4.51 wrote `visual.X` and `model.X`; newer ones `model.visual.X` and
 `model.language_model.X`. The first is used here, as in Hugging Face's files.
