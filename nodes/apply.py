@@ -11,6 +11,7 @@ from ..easyref_core.adapter.key_values import check_model_layers, check_tokens
 from ..easyref_core.adapter.layer_weights import LayerWeights, check_groups
 from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens.tokens import ReferenceTokens
+from .host.unet_layers import cross_attention_layers, group_of, model_name
 from .inputs import weight_input
 from .link_types import (
     EasyRef,
@@ -22,7 +23,6 @@ from .link_types import (
     Regions,
 )
 from .newer_core import ADVANCED, found_by
-from .sampling.layers import cross_attention_layers, group_of, model_name
 from .sampling.masks import Mask
 from .sampling.parts import Settings, check_regions
 from .sampling.patch import Application

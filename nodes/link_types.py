@@ -11,10 +11,10 @@ from comfy_api.latest import io
 from ..easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
 from ..easyref_core.encode.group import Reference
 from .host.encoder import HostedEncoder
+from .host.key_value_cache import KeyValueStore
+from .host.lora import AdapterLora
 from .host.patcher import is_dynamic
 from .host.weight_files import HostWeightFile
-from .sampling.key_values import KeyValueStore
-from .sampling.lora import AdapterLora
 from .sampling.parts import Part
 
 EasyRef = io.Custom("EASYREF")

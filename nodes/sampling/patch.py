@@ -27,10 +27,10 @@ from ...easyref_core.errors import EasyRefError
 from ...easyref_core.tokens.tokens import ReferenceTokens, describe
 from ..host.attention import reference_attention
 from ..host.compiled import is_compiled, uncompiled
+from ..host.key_value_cache import KeyValueStore
+from ..host.unet_layers import BlockKey, group_of
 from .carried import CarriedTokens
 from .frames import frames_of_call
-from .key_values import KeyValueStore
-from .layers import BlockKey, group_of
 from .model_call import Lane, ModelCall, Scale, shares_of_lane
 from .parts import Part, Settings
 from .run_info import (

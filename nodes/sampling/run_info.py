@@ -17,9 +17,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
 
+from ..host.key_value_cache import HeldKeyValues, in_use
 from .carried import CarriedTokens, Use, carried_by, lent_to_negative, uses_of
 from .frames import window_size
-from .key_values import HeldKeyValues, in_use
 
 KEY = "easyref"
 _RUN = "easyref_run"

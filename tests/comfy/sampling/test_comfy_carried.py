@@ -410,7 +410,7 @@ def test_a_sampler_of_another_kind_refuses_at_the_first_call(
 def test_layer_weights_that_the_model_lacks_are_refused_before_the_first_step(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    layers = pack.part("nodes.sampling.layers")
+    layers = pack.part("nodes.host.unet_layers")
     core = pack.part("easyref_core.adapter.layer_weights")
     present = {layers.group_of(x.block) for x in layers.cross_attention_layers(unet).values()}
     lacking = next(group for group in core.GROUPS if group not in present)

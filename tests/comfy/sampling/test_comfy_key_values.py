@@ -37,7 +37,7 @@ SIGMAS = (10.0, 4.0, 1.0)
 
 @pytest.fixture
 def store_module(pack: Pack) -> ModuleType:
-    return pack.part("nodes.sampling.key_values")
+    return pack.part("nodes.host.key_value_cache")
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ def test_two_profiles_on_two_applications_add_up(
 def test_weights_for_layers_that_the_model_lacks_are_refused(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    layers = pack.part("nodes.sampling.layers")
+    layers = pack.part("nodes.host.unet_layers")
     present = {layers.group_of(x.block) for x in layers.cross_attention_layers(unet).values()}
     lacking = next(group for group in GROUPS if group not in present)
     weights = made(pack, **{lacking: 0.5})

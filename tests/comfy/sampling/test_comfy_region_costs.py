@@ -134,7 +134,7 @@ def test_an_empty_region_costs_nothing(
     asked: list[tuple[int, int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = pack.part("nodes.sampling.key_values")
+    store = pack.part("nodes.host.key_value_cache")
     monkeypatch.setattr(store, "project_tokens", lambda *args: pytest.fail("made keys for nothing"))
     for given in (
         (groups[0], torch.zeros(1, 8, 8), {}),
@@ -154,7 +154,7 @@ def test_keys_and_values_of_regions_are_made_once_for_each_tokens(
     texts: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = pack.part("nodes.sampling.key_values")
+    store = pack.part("nodes.host.key_value_cache")
     project, made = store.project_tokens, []
 
     def noted(checkpoint: Any, tokens: Any, *args: Any) -> Any:

@@ -135,7 +135,7 @@ def test_two_threads_give_what_one_after_the_other_gives(
 def test_keys_and_values_asked_for_by_many_threads_are_made_once(
     pack: Pack, fresh_easyref: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = pack.part("nodes.sampling.key_values")
+    store = pack.part("nodes.host.key_value_cache")
     made = []
     project = store.project_tokens
     monkeypatch.setattr(store, "project_tokens", lambda *args: made.append(args) or project(*args))
