@@ -89,8 +89,7 @@ class EasyRefApply(io.ComfyNode):
                 EasyRefCurve.Input(
                     "curve",
                     optional=True,
-                    tooltip="From EasyRef Weight Curve: multiplies the weight over the sampling "
-                    "and over the frames of a batch.",
+                    tooltip="From EasyRef Weight Curve: multiplies the weight over the sampling.",
                 ),
                 EasyRefRegions.Input(
                     "regions",

@@ -52,7 +52,7 @@ class EasyRefRegion(io.ComfyNode):
                     "curve",
                     optional=True,
                     tooltip="From EasyRef Weight Curve: multiplies this region's weight over the "
-                    "sampling and over the frames of a batch.",
+                    "sampling.",
                 ),
                 EasyRefRegions.Input(
                     "previous",

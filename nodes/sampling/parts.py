@@ -22,7 +22,7 @@ class Settings:
         weight: how strongly.
         mask: where, None for everywhere.
         layer_weights: factors of the weight by group of layers.
-        curves: factors of the weight by noise level and frame.
+        curves: factors of the weight by noise level.
         window: (start, end) part of the sampling, 0 to 1.
     """
 

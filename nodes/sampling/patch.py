@@ -207,7 +207,7 @@ class Application:
         frames = frames_of_call(options, x.shape[0] // len(chunks))
 
         def rate_of(settings: Settings) -> Scale:
-            return rate(settings, model.model_sampling, t, frames, dtype)
+            return rate(settings, model.model_sampling, t, dtype)
 
         def key_values_of(part: Part) -> TokenKeyValues:
             return self.key_values.get(part.tokens, x.device, dtype)

@@ -1,4 +1,4 @@
-"""How strongly references act at a noise level and for a frame, computed on the device.
+"""How strongly references act at a noise level, computed on the device.
 
 Asking for a sigma's value would make the host wait for the device every step.
 """
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from ...easyref_core.adapter.curves import WeightCurve
-from .frames import Frames
 from .parts import Settings
 
 # Knots at whole timesteps of the usual 1000, between which ComfyUI interpolates in log sigma too.
@@ -21,13 +20,12 @@ _KNOTS = 999
 
 
 def rate(
-    settings: Settings, model_sampling: Any, t: torch.Tensor, frames: Frames, dtype: torch.dtype
+    settings: Settings, model_sampling: Any, t: torch.Tensor, dtype: torch.dtype
 ) -> float | torch.Tensor:
     """The weight with window and curves: a number if it is the same for all, else [rows, 1, 1].
 
     Args:
         t: [rows] sigmas.
-        frames: of a batch; the rows are several such batches.
     """
     weight = settings.weight
     factors: list[torch.Tensor] = []
@@ -36,15 +34,10 @@ def rate(
         first, last = _window(model_sampling, start, end)
         factors.append((t <= first) & (t >= last))
     for curve in settings.curves:
-        if curve.sampling_constant is not None:
-            weight *= curve.sampling_constant
+        if curve.constant is not None:
+            weight *= curve.constant
         else:
             factors.append(over_sampling(curve, model_sampling, t))
-        if curve.frames_constant is not None:
-            weight *= curve.frames_constant
-        else:
-            own = frames.pick(_over_frames(curve, frames.total, t.device))
-            factors.append(own.repeat(t.shape[0] // frames.count))
     if not factors:
         return weight
     product = factors[0]
@@ -87,7 +80,7 @@ def _table(
     `percent_to_sigma` is inverted by its values, since what is linear in percent differs: the
     timestep of discrete schedules, log sigma of EDM, the unshifted sigma of flow models.
     """
-    own = ((place, _depth(model_sampling, place)) for place, _ in curve.sampling)
+    own = ((place, _depth(model_sampling, place)) for place, _ in curve.points)
     knots: list[float] = []
     factors: list[float] = []
     for place, depth in sorted((*_grid(model_sampling), *own)):
@@ -108,9 +101,3 @@ def _depth(model_sampling: Any, place: float) -> float:
     """-log sigma; the ends stand for ComfyUI's "before all" and "after all", so just inside."""
     sigma = _on_host(model_sampling).percent_to_sigma(min(max(place, 1e-9), 1 - 1e-9))
     return -math.log(max(float(sigma), 1e-20))
-
-
-@lru_cache(maxsize=32)
-def _over_frames(curve: WeightCurve, count: int, device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(curve.of_frames(count), device=device)

@@ -34,16 +34,13 @@ def frame_masks() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("schedule", ["standard_static", "looped_uniform"])
-@pytest.mark.parametrize("what", ["tokens", "mask", "curve"])
+@pytest.mark.parametrize("what", ["tokens", "mask"])
 def test_frames_in_windows_are_steered_as_in_one_batch(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, what: str, schedule: str
 ) -> None:
-    frames = ((0.0, 0.2), (0.5, 1.5), (1.0, -0.3))
-    curve = pack.part("easyref_core.adapter.curves").WeightCurve(frames=frames)
     each = {
         "tokens": {"tokens": random_tokens(pack, easyref, 5, FRAMES)},
         "mask": {"tokens": tokens, "mask": frame_masks()},
-        "curve": {"tokens": tokens, "curve": curve},
     }[what]
     model = apply(pack, unet, easyref, **each)
     wanted = sample(model)
