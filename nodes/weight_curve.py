@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..easyref_core.adapter.curves import SHAPES, WeightCurve, curve_points
+from ..easyref_core.adapter.curves import SHAPES, curve_points
 from .inputs import weight_input
 from .link_types import EasyRefCurve
 from .newer_core import found_by
+from .sampling.weights import Curve
 
 
 class EasyRefWeightCurve(io.ComfyNode):
@@ -55,4 +56,4 @@ class EasyRefWeightCurve(io.ComfyNode):
     def execute(
         cls, shape: str, start_value: float, end_value: float, points: str
     ) -> io.NodeOutput:
-        return io.NodeOutput(WeightCurve(curve_points(shape, start_value, end_value, points)))
+        return io.NodeOutput(Curve(curve_points(shape, start_value, end_value, points)))

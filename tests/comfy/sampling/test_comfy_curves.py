@@ -107,7 +107,7 @@ def test_every_kind_of_schedule_gives_the_factor_of_comfyuis_percent(
     curve = custom(pack, "0.1:1, 0.37:-0.5, 0.61:2, 0.95:0.5")
     places = [0.001, *(k / 50 for k in range(1, 50)), 0.1234, 0.37, 0.61, 0.999]
     t = torch.tensor([float(sampling.percent_to_sigma(p)) for p in places])
-    found = pack.part("nodes.sampling.timing").over_sampling(curve, sampling, t)
+    found = curve.at_sigmas(sampling, t)
     wanted = torch.tensor([curve.at(p) for p in places])
     assert difference(found, wanted) < exact
 

@@ -99,10 +99,10 @@ def test_a_group_at_zero_is_left_alone_and_the_others_are_as_they_were(
     group: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    patch = pack.part("nodes.sampling.patch")
-    taken, slot = [], patch._ReferenceAttention
+    module = pack.part("nodes.sampling.layer")
+    taken, slot = [], module.ReferenceAttention
     monkeypatch.setattr(
-        patch, "_ReferenceAttention", lambda *args: taken.append(args[1]) or slot(*args)
+        module, "ReferenceAttention", lambda *args: taken.append(args[1]) or slot(*args)
     )
     weights = made(pack, **{group: 0.0})
     spy = Spy(pack, demo_easyref, demo.model)

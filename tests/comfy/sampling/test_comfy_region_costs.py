@@ -25,14 +25,14 @@ def groups(pack: Pack, demo_easyref: Any) -> list[Any]:
 @pytest.fixture
 def asked(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(rows x positions, tokens) of every attention over reference tokens."""
-    patch = pack.part("nodes.sampling.patch")
-    attend, found = patch.reference_attention, []
+    layer = pack.part("nodes.sampling.layer")
+    attend, found = layer.reference_attention, []
 
     def noted(q: Any, k: Any, *args: Any) -> Any:
         found.append((q.shape[0] * q.shape[1], k.shape[1]))
         return attend(q, k, *args)
 
-    monkeypatch.setattr(patch, "reference_attention", noted)
+    monkeypatch.setattr(layer, "reference_attention", noted)
     return found
 
 

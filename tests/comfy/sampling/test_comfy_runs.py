@@ -209,7 +209,7 @@ def test_a_copy_of_a_runs_options_copies_no_keys_and_values(steered: Any) -> Non
     copied.set_model_sampler_post_cfg_function(copying)
     assert torch.equal(predict(copied, CFG), wanted)
     ((given, own),) = copies
-    assert given["easyref_run"].held
+    assert given["easyref_run"].key_values
     assert own["easyref_run"] is given["easyref_run"]
 
 

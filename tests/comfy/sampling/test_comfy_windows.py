@@ -58,22 +58,22 @@ def test_as_many_masks_as_a_window_are_not_enough(
 
 def test_windows_over_another_dimension_hold_every_frame(pack: Pack) -> None:
     """Video models are cut along time, their batch is whole."""
-    frames_of_call = pack.part("nodes.sampling.frames").frames_of_call
+    batch_slice = pack.part("nodes.sampling.batch_rows").batch_slice
     import comfy.context_windows
 
     along_time = comfy.context_windows.IndexListContextWindow([1, 2], dim=2, total_frames=8)
-    assert frames_of_call({"context_window": along_time}, 2).places is None
+    assert batch_slice({"context_window": along_time}, 2).indices is None
     along_batch = comfy.context_windows.IndexListContextWindow([3, 4], dim=0, total_frames=8)
-    found = frames_of_call({"context_window": along_batch}, 2)
-    assert (found.places, found.total, found.count) == ((3, 4), 8, 2)
+    found = batch_slice({"context_window": along_batch}, 2)
+    assert (found.indices, found.total, found.count) == ((3, 4), 8, 2)
 
 
 def test_the_frame_sampled_before_a_window_keeps_its_own(pack: Pack) -> None:
     """Newer cores put it in front of the window's frames."""
-    frames_of_call = pack.part("nodes.sampling.frames").frames_of_call
+    batch_slice = pack.part("nodes.sampling.batch_rows").batch_slice
     import comfy.context_windows
 
     window = comfy.context_windows.IndexListContextWindow([3, 4], dim=0, total_frames=8)
     window.causal_anchor_index = 2
-    found = frames_of_call({"context_window": window}, 3)
-    assert (found.places, found.total, found.count) == ((2, 3, 4), 8, 3)
+    found = batch_slice({"context_window": window}, 3)
+    assert (found.indices, found.total, found.count) == ((2, 3, 4), 8, 3)
