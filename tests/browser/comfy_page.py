@@ -73,6 +73,25 @@ CLEAR = """() => {
     for (const node of [...app.graph.nodes]) app.graph.remove(node);
     app.graph.clear();
 }"""
+TWO_FRAMES = """() => new Promise((done) =>
+    requestAnimationFrame(() => requestAnimationFrame(() => done())))"""
+# The page moves there in a few steps; a view that stays for a while has arrived.
+VIEW_STILL = """() => {
+    const view = JSON.stringify([app.canvas.ds.scale, ...app.canvas.ds.offset]);
+    const now = performance.now();
+    if (window.easyrefView?.view !== view) window.easyrefView = {view, since: now, frames: 0};
+    return ++window.easyrefView.frames > 10 && now - window.easyrefView.since > 300;
+}"""
+# Once no undo is under way and what is drawn had some frames to settle.
+STEPS_DONE = """() => {
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+    const busy = tracker._restoringState || tracker.changeCount;
+    tracker.easyrefIdle = busy ? 0 : (tracker.easyrefIdle ?? 0) + 1;
+    if (tracker.easyrefIdle < 4) return false;
+    return delete tracker.easyrefIdle;
+}"""
+RENDERERS = {"classic": "LG", "vue": "Vue"}
+FREE = (700, 450)  # of the page, beside the node that `add_node` makes
 EMPTY = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
 # ComfyUI's own: one at the start, the others when a node goes whose growing inputs are linked.
 KNOWN_ERRORS = ("reading 'id'", "access LGraph reference that was null", "reading 'min'")
@@ -143,21 +162,37 @@ class ComfyPage:
         self._problems.clear()
         self.close_dialogs()
         self.evaluate(CLEAR)
-        self.load(EMPTY)  # undo goes no further back than this
-        self.tab.mouse.move(700, 450)  # nothing there that could be hovered
         self.mode = mode
         self.setting("Comfy.VueNodes.Enabled", mode == "vue")
         self.tab.wait_for_function(
             f"() => !!LiteGraph.vueNodesMode === {json.dumps(mode == 'vue')}"
         )
+        # Undo goes no further back than this. A graph that does not say for which way it was laid
+        # out is laid out anew by each undo, which is one more change.
+        self.load(EMPTY | {"extra": {"workflowRendererVersion": RENDERERS[mode]}})
+        self.wait_for_undo_steps()
+        self.tab.mouse.move(*FREE)  # nothing there that could be hovered
+
+    def next_frames(self) -> None:
+        """Until what has changed is drawn, and what the page does in the frame after it is done."""
+        self.evaluate(TWO_FRAMES)
+
+    def wait_for_undo_steps(self) -> None:
+        """Until every change is a step of undo; keys pressed while one is undone are misread."""
+        self.tab.wait_for_function(STEPS_DONE)
+
+    def click_beside(self, down: int = 0) -> None:
+        """Click where there is no node; the page then looks whether the graph has changed.
+
+        Args:
+            down: pixels from the usual place; two clicks at one place open the search for nodes.
+        """
+        self.tab.mouse.click(FREE[0], FREE[1] + down)
+        self.wait_for_undo_steps()
 
     def close_dialogs(self) -> None:
         dialogs = self.tab.locator("[role=dialog]:visible")
-        for _ in range(3):
-            if not dialogs.count():
-                return
-            self.tab.keyboard.press("Escape")
-            self.tab.wait_for_timeout(300)
+        self.wait_for(lambda: not dialogs.count() or self.tab.keyboard.press("Escape"))
 
     def close(self) -> None:
         self.context.close()
@@ -215,7 +250,8 @@ class ComfyPage:
     def fit_view(self) -> None:
         """Show the whole graph."""
         self.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.tab.wait_for_timeout(500)
+        self.tab.wait_for_function(VIEW_STILL)
+        self.next_frames()
 
     def mute_group(self, title: str) -> list[str]:
         """Mute a group of nodes; their classes."""
