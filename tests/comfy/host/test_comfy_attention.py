@@ -70,15 +70,15 @@ def test_references_never_go_to_quantised_attention(
 def test_a_steered_model_attends_to_references_by_that_path(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patch = pack.part("nodes.sampling.patch")
+    layer = pack.part("nodes.sampling.layer")
     asked: list[int] = []
-    attend = patch.reference_attention
+    attend = layer.reference_attention
 
     def noted(q: Any, k: Any, *args: Any) -> torch.Tensor:
         asked.append(k.shape[1])
         return attend(q, k, *args)
 
-    monkeypatch.setattr(patch, "reference_attention", noted)
+    monkeypatch.setattr(layer, "reference_attention", noted)
     predict(apply(pack, unet, easyref, tokens), 1.0)
     assert set(asked) == {tokens.num_tokens}
 

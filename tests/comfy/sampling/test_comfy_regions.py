@@ -242,7 +242,7 @@ def test_layer_weights_and_curve_of_a_region_are_its_own(
     weights = pack.part("easyref_core.adapter.layer_weights").LayerWeights(
         {"output_1": 0.0, "middle": 2}
     )
-    curve = pack.part("easyref_core.adapter.curves").WeightCurve(((0.0, 0.4),))
+    curve = pack.part("nodes.sampling.weights").Curve(((0.0, 0.4),))
     own = regions(
         pack,
         (groups[0], LEFT, {"layer_weights": weights, "curve": curve}),

@@ -24,8 +24,8 @@ from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
 from ...easyref_core.adapter.key_values import TokenKeyValues, project_tokens, projection_bytes
 from ...easyref_core.errors import EasyRefError
 from ...easyref_core.tokens.reference_tokens import ReferenceTokens
-from ..host.out_of_memory import lack_of_memory
-from ..host.patcher import new_patcher
+from .out_of_memory import lack_of_memory
+from .patcher import new_patcher
 
 BUDGET = 512 * 2**20
 """Bytes that the sets of one adapter may take when no run uses them: twelve prompts in half
