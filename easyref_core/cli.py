@@ -48,78 +48,41 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     inspect = commands.add_parser("inspect", help="show the contents of an adapter file")
-    inspect.add_argument("file", type=Path, metavar="FILE", help="adapter file")
-    inspect.add_argument("--json", action="store_true", help="print plain JSON")
     inspect.set_defaults(run=_inspect)
+    add = inspect.add_argument
+    add("file", type=Path, metavar="FILE", help="adapter file")
+    add("--json", action="store_true", help="print plain JSON")
 
     encode = commands.add_parser(
         "encode", help="encode reference images and a prompt into reference tokens"
     )
-    encode.add_argument(
-        "--adapter", type=Path, required=True, metavar="FILE", help="EasyRef adapter file"
-    )
-    encode.add_argument(
-        "--mllm", type=Path, metavar="DIR", help="Qwen2-VL directory: tokenizer, sizes, weights"
-    )
-    encode.add_argument(
-        "--prompt",
-        default="",
-        metavar="TEXT",
-        help="given to the MLLM with the images; default: none",
-    )
-    encode.add_argument(
-        "--image-size",
-        type=int,
-        default=0,
-        metavar="PIXELS",
-        help="size of the images; 0, the default: as the adapter was trained",
-    )
-    encode.add_argument(
-        "--aggregation",
-        default="easyref",
-        metavar="NAME",
-        help="easyref (default), average or concatenate",
-    )
-    encode.add_argument(
-        "--insert-before",
-        type=int,
-        metavar="LAYERS",
-        help="reference tokens enter before the last 1, 2 or 3 layers (default: as trained)",
-    )
-    encode.add_argument(
-        "--dtype",
-        choices=_DTYPES,
-        default="float32",
-        help="of weights and computation; default: %(default)s",
-    )
-    encode.add_argument("--device", default="cpu", help="default: %(default)s")
-    encode.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="safetensors file to write"
-    )
-    encode.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="reference images, in order"
-    )
     encode.set_defaults(run=_encode)
+    add = encode.add_argument
+    add("images", type=Path, nargs="+", metavar="IMAGE", help="reference images, in order")
+    add("--adapter", type=Path, required=True, metavar="FILE", help="EasyRef adapter file")
+    add("--mllm", type=Path, metavar="DIR", help="Qwen2-VL directory: tokenizer, sizes, weights")
+    add("--prompt", default="", metavar="TEXT", help="for the MLLM, with the images; default: none")
+    help_size = "of the images; 0, the default: as the adapter was trained"
+    add("--image-size", type=int, default=0, metavar="PIXELS", help=help_size)
+    help_aggregation = "easyref (default), average or concatenate"
+    add("--aggregation", default="easyref", metavar="NAME", help=help_aggregation)
+    help_insert = "reference tokens enter before the last 1, 2 or 3 layers (default: as trained)"
+    add("--insert-before", type=int, metavar="LAYERS", help=help_insert)
+    help_dtype = "of weights and computation; default: %(default)s"
+    add("--dtype", choices=_DTYPES, default="float32", help=help_dtype)
+    add("--device", default="cpu", help="default: %(default)s")
+    add("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
 
     train = commands.add_parser("train", help="train an adapter, one stage a recipe")
-    train.add_argument(
-        "recipe", type=Path, metavar="CONFIG.yaml", help="recipe, such as those in recipes/"
-    )
-    train.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="replaces a setting of the recipe"
-    )
-    train.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print what is trained and the memory needed, and draw the first batch",
-    )
-    train.add_argument(
-        "--restart", action="store_true", help="start from the beginning; do not resume"
-    )
-    train.add_argument(
-        "--force", action="store_true", help="resume although the settings have changed"
-    )
     train.set_defaults(run=_train)
+    add = train.add_argument
+    add("recipe", type=Path, metavar="CONFIG.yaml", help="such as those in recipes/")
+    help_setting = "replaces a setting of the recipe"
+    add("overrides", nargs="*", metavar="section.key=value", help=help_setting)
+    help_dry_run = "print what is trained and the memory needed, and draw the first batch"
+    add("--dry-run", action="store_true", help=help_dry_run)
+    add("--restart", action="store_true", help="start from the beginning; do not resume")
+    add("--force", action="store_true", help="resume although the settings have changed")
     return parser
 
 

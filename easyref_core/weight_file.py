@@ -17,19 +17,11 @@ import torch
 
 from .errors import EasyRefError
 
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
+_DTYPES = {  # safetensors' names
+    **{f"F{bits}": f"float{bits}" for bits in (64, 32, 16)},
+    **{f"I{bits}": f"int{bits}" for bits in (64, 32, 16, 8)},
+    **{"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+    **{"U8": "uint8", "BOOL": "bool"},
 }
 
 GetTensor = Callable[[str], torch.Tensor]
@@ -139,15 +131,14 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _safetensors_header(path: Path, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Names, shapes and metadata; the format's own checks run when the file is opened below."""
+    """Names, shapes and metadata."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt", device="cpu"):
+        with safe_open(path, framework="pt", device="cpu"):  # the format's own checks
             pass
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(length))
+            header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     except (SafetensorError, OSError, ValueError) as error:
         raise EasyRefError(
             f"{path} is not a whole safetensors file: {error} ({size:,} bytes on disk). "

@@ -70,8 +70,8 @@ def test_file_names_are_tidied(file: str, wanted: str) -> None:
         (gallery(version=True), "version is true"),
         (gallery(version=0), "version is 0"),
         (gallery(version=2), "saved by a newer EasyRef (version 2"),
-        ('{"version": 1}', "pictures are nothing where a list belongs"),
-        ('{"version": 1, "pictures": {}}', "pictures are an object where a list belongs"),
+        ('{"version": 1}', "pictures are nothing where a list is needed"),
+        ('{"version": 1, "pictures": {}}', "pictures are an object where a list is needed"),
     ],
 )
 def test_what_is_no_gallery_is_refused(text: str, said: str) -> None:
