@@ -20,8 +20,11 @@ from .errors import EasyRefError
 _DTYPES = {  # safetensors' names
     **{f"F{bits}": f"float{bits}" for bits in (64, 32, 16)},
     **{f"I{bits}": f"int{bits}" for bits in (64, 32, 16, 8)},
-    **{"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
-    **{"U8": "uint8", "BOOL": "bool"},
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
 
 GetTensor = Callable[[str], torch.Tensor]

@@ -46,7 +46,7 @@ def test_the_peak_is_near_the_estimate(
     assert 0.75 < peak / estimate <= 1.1
 
 
-def test_the_meter_counts_what_lives_at_once(benchmark: ModuleType) -> None:
+def test_peak_memory_counts_live_tensors(benchmark: ModuleType) -> None:
     weight = torch.empty(1000, device="meta")
     with benchmark.PeakMemory() as memory:
         first = weight * 2
