@@ -22,7 +22,7 @@ from .errors import EasyRefError
 
 SET_FILE = "set.json"
 TRAINED_SET = Path(__file__).resolve().parents[1] / "demo" / "weights"
-_SIDE = 128  # of sets that do not say
+_SIDE = 128  # default
 
 # CLIP's token embedding has 49,408 rows; a set stores the rows of its captions' tokens, and one
 # more that all other tokens share.
