@@ -38,7 +38,6 @@ def custom(pack: Pack, points: str, **settings: Any) -> Any:
 @pytest.mark.parametrize(
     ("shape", "middle", "quarter"),
     [
-        ("constant", 0.2, 0.2),
         ("linear", 0.6, 0.4),
         ("ease in", 0.4, 0.25),
         ("ease out", 0.8, 0.55),
@@ -49,7 +48,7 @@ def test_shapes_go_from_start_to_end(pack: Pack, shape: str, middle: float, quar
     values = {"start_value": 0.2, "end_value": 1.0}
     curve = node(pack, shape=shape, **values)
     assert curve.at(0.0) == 0.2
-    assert curve.at(1.0) == pytest.approx(0.2 if shape == "constant" else 1.0)
+    assert curve.at(1.0) == pytest.approx(1.0)
     assert curve.at(0.5) == pytest.approx(middle)
     assert curve.at(0.25) == pytest.approx(quarter)
 
@@ -135,7 +134,7 @@ def test_a_constant_of_one_is_no_curve_and_another_is_a_weight(
     def run(**settings: Any) -> torch.Tensor:
         return predict(apply(pack, unet, easyref, tokens, **settings), CFG, latents(2))
 
-    one, half = (node(pack, shape="constant", start_value=v) for v in (1.0, 0.5))
+    one, half = (custom(pack, f"0:{value}") for value in (1.0, 0.5))
     assert torch.equal(run(curve=one), run())
     assert torch.equal(run(curve=half), run(weight=0.5))
     level = custom(pack, "0:1, 1:1")
