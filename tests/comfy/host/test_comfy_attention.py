@@ -131,9 +131,9 @@ def test_where_the_host_trusts_no_fused_kernel_queries_go_in_chunks(
     """As on MPS, DirectML and some AMD cards."""
     kernels = pack.part("easyref_core.qwen2vl.kernels")
     device = torch.device("mps")
-    assert not own._pytorchs_own(device)
+    assert not own._pytorch_allowed(device)
     assert not own.mllm_is_fused(device, torch.bfloat16, (80, 128))
-    monkeypatch.setattr(own, "_pytorchs_own", lambda _: False)
+    monkeypatch.setattr(own, "_pytorch_allowed", lambda _: False)
     whole = heads_apart(23, 23, 23)
     wanted = F.scaled_dot_product_attention(*whole)
     monkeypatch.setattr(F, "scaled_dot_product_attention", quantised)

@@ -134,7 +134,7 @@ def test_what_a_run_uses_at_once_stays_whatever_the_budget(
     assert torch.equal(results(easyref), wanted)
     assert sorted(map(id, projected)) == sorted(map(id, groups))
     gc.collect()
-    kept = [s for g in groups for s in easyref.key_values._kept.get(g, {}).values()]
+    kept = [s for g in groups for s in easyref.key_values._cached.get(g, {}).values()]
     assert len(kept) == 1
 
 
@@ -298,7 +298,7 @@ def test_sets_are_on_the_gpu_while_a_run_lasts_and_leave_when_comfyui_unloads(
 
     model, easyref, tokens = steered
     sample(gpu, model)
-    (held,) = easyref.key_values._kept[tokens].values()
+    (held,) = easyref.key_values._cached[tokens].values()
     layers = held.patcher.model.layers
     assert held.patcher in loaded_sets()
     assert all(layer.key.is_meta and layer.value.is_meta for layer in layers)
@@ -327,10 +327,10 @@ def test_the_newest_sets_stay_on_the_gpu_and_older_ones_wait_on_the_cpu(
     other = random_tokens(pack, easyref, seed=2)
     plain = comfyhost.golden_unet(pack)
     sample(gpu, model)
-    (first,) = easyref.key_values._kept[tokens].values()
+    (first,) = easyref.key_values._cached[tokens].values()
     assert on_gpu(first)
     sample(gpu, apply(pack, plain, easyref, other, lora_strength=0.0))
-    (second,) = easyref.key_values._kept[other].values()
+    (second,) = easyref.key_values._cached[other].values()
     assert on_gpu(second)
     assert not on_gpu(first)
     assert first.patcher.loaded_size() == 0
@@ -344,7 +344,7 @@ def test_a_set_that_another_run_uses_stays_on_the_gpu(
 ) -> None:
     model, easyref, tokens = steered
     sample(gpu, model)
-    (held,) = easyref.key_values._kept[tokens].values()
+    (held,) = easyref.key_values._cached[tokens].values()
     with store_module.in_use([held]):
         easyref.key_values.leave_devices()
         assert on_gpu(held)
@@ -375,7 +375,7 @@ def test_the_same_holds_without_dynamic_vram(
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         _, *later = sample(gpu, model)
-        (held,) = fresh_easyref.key_values._kept[tokens].values()
+        (held,) = fresh_easyref.key_values._cached[tokens].values()
         assert type(held.patcher) is plain
         assert on_gpu(held)
         assert held.patcher.loaded_size() == held.nbytes
