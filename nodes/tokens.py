@@ -1,4 +1,4 @@
-"""EasyRef Save Tokens and Load Tokens: reference tokens as files, usable without the MLLM."""
+"""EasyRef Save Tokens and Load Tokens: files of reference tokens, for use without the MLLM."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class EasyRefLoadTokens(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        # None where another node will give it.
+        # None if it is linked.
         return file is None or accepted(lambda: tokens_path(file))
 
     @classmethod
