@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..easyref_core.adapter.key_values import check_model_layers, check_tokens
 from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.errors import EasyRefError
-from ..easyref_core.tokens.tokens import ReferenceTokens
+from ..easyref_core.tokens.reference_tokens import ReferenceTokens
 from .host.unet_layers import cross_attention_layers, group_of, model_name
 from .inputs import collect_weights, share_input, weight_input
 from .link_types import (

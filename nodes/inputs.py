@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.encode.group import Reference
 from ..easyref_core.errors import EasyRefError
-from ..easyref_core.pictures.files import tensor_to_picture
+from ..easyref_core.pictures.loading import tensor_to_picture
 from .link_types import References
 from .newer_core import ADVANCED
 from .sampling.masks import Mask

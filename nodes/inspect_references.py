@@ -36,7 +36,7 @@ class EasyRefInspect(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="heat_maps",
-                    tooltip="Each reference with its attention in warm colours, and its share below.",
+                    tooltip="Each reference with its attention as colours, and its share below.",
                 ),
                 io.String.Output(
                     display_name="report",

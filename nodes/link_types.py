@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
 from ..easyref_core.encode.group import Reference
 from ..easyref_core.errors import EasyRefError
-from ..easyref_core.tokens.tokens import describe
+from ..easyref_core.tokens.reference_tokens import describe
 from .host.encoder import HostedEncoder
 from .host.key_value_cache import KeyValueStore
 from .host.lora import AdapterLora

@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..easyref_core.adapter.layer_weights import LayerWeights
-from ..easyref_core.tokens.tokens import ReferenceTokens
+from ..easyref_core.tokens.reference_tokens import ReferenceTokens
 from .inputs import collect_weights, weight_input
 from .link_types import (
     EasyRefCurve,

@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
 from ...easyref_core.adapter.key_values import check_tokens
 from ...easyref_core.errors import EasyRefError
-from ...easyref_core.tokens.tokens import ReferenceTokens, describe
+from ...easyref_core.tokens.reference_tokens import ReferenceTokens, describe
 from ..host.compiled import is_compiled, uncompiled
 from ..host.key_value_cache import KeyValueStore
 from ..host.unet_layers import BlockKey, group_of

@@ -17,7 +17,7 @@ import torch
 
 from ...easyref_core.adapter.curves import WeightCurve
 from ...easyref_core.adapter.layer_weights import LayerWeights, check_groups
-from ...easyref_core.tokens.tokens import ReferenceTokens
+from ...easyref_core.tokens.reference_tokens import ReferenceTokens
 from .batch_rows import BatchSlice, LayerGrid
 
 Scale = float | torch.Tensor

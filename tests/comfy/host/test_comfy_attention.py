@@ -129,7 +129,7 @@ def test_where_the_host_trusts_no_fused_kernel_queries_go_in_chunks(
     pack: Pack, own: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on MPS, DirectML and some AMD cards."""
-    kernels = pack.part("easyref_core.qwen2vl.kernels")
+    kernels = pack.part("easyref_core.attention_kernels")
     device = torch.device("mps")
     assert not own._pytorch_allowed(device)
     assert not own.mllm_is_fused(device, torch.bfloat16, (80, 128))

@@ -253,7 +253,7 @@ def test_prompts_for_parts_of_the_sampling(
 def test_prompts_with_different_numbers_of_tokens_run_in_one_call(
     pack: Pack, spy: Spy, unet: Any, easyref: Any, tokens: Any, groups: list[Any]
 ) -> None:
-    long = pack.part("easyref_core.tokens.tokens").ReferenceTokens(
+    long = pack.part("easyref_core.tokens.reference_tokens").ReferenceTokens(
         torch.cat([groups[0].cond, groups[1].cond], 1),
         torch.cat([groups[0].uncond, groups[1].uncond], 1),
         tokens.adapter,
@@ -276,7 +276,7 @@ def test_prompts_with_different_numbers_of_tokens_run_in_one_call(
 
 
 def test_a_group_a_latent(pack: Pack, unet: Any, easyref: Any, groups: list[Any]) -> None:
-    batch = pack.part("easyref_core.tokens.tokens").stack(groups)
+    batch = pack.part("easyref_core.tokens.reference_tokens").stack_tokens(groups)
     x = latents(3)
     model = apply(pack, unet, easyref, None)
     together = predict(model, CFG, x, positive=carry(pack, text(), batch))
