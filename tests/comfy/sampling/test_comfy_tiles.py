@@ -86,7 +86,7 @@ def test_tiles_that_lie_row_by_row_are_left_alone_with_one_warning(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The texts tell that the rows have another order."""
-    pack.part("nodes.sampling.model_call").warn_of_rows.cache_clear()
+    pack.part("nodes.sampling.batch_rows").warn_of_rows.cache_clear()
     model = apply(pack, unet, easyref, tokens, lora_strength=0.0)
     x = latents(1, 16, 2 * TILE)
     with caplog.at_level(logging.WARNING):
