@@ -26,7 +26,7 @@ class Seen:
         layer: diffusers' name.
         context: [rows, L, W] text states.
         q, text: [rows, T, D], the query and the text's attention before `to_out`.
-        out: [rows, T, D] behind `to_out`.
+        out: [rows, T, D] after `to_out`.
         grid: (height, width) of the T positions.
     """
 
@@ -119,7 +119,7 @@ class Spy:
         path = f"{blocks[block]}.{place}.transformer_blocks.{index}.attn2.to_out"
         return self._unet.get_submodule(path)(hidden)
 
-    def wrong_by(
+    def max_error(
         self,
         truth: Sequence[tuple[torch.Tensor, torch.Tensor]],
         scale: Scale | Callable[[Seen], Scale] = 1.0,

@@ -82,9 +82,7 @@ def test_parity_passes_in_every_precision(rows: Rows) -> None:
     assert [row.verdict for row in found] == [PASS] * 9 + [MEASURED]
 
 
-def test_parity_fails_where_a_number_is_another(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parity_fails_for_a_different_number(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     core = bench.pack.part("easyref_core.encode.encoder").EasyRefEncoder
     project = core.project
     monkeypatch.setattr(core, "project", lambda self, states: project(self, states) + 0.5)
@@ -94,7 +92,7 @@ def test_parity_fails_where_a_number_is_another(
         assert found[f"noise prediction, {precision}"].verdict == PASS
 
 
-def test_a_wait_in_later_calls_is_found(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_in_later_calls_is_detected(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from comfy.patcher_extension import WrappersMP
 
     def waits(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +112,7 @@ def test_a_wait_in_later_calls_is_found(bench: Any, monkeypatch: pytest.MonkeyPa
     assert found["bad"].value == 3  # of four steps
 
 
-def test_new_tokens_that_take_long_are_found(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_new_tokens_are_detected(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.gpu_check import sampling
 
     store = bench.pack.part("nodes.host.key_value_cache")
@@ -130,9 +128,7 @@ def test_new_tokens_that_take_long_are_found(bench: Any, monkeypatch: pytest.Mon
     assert found["new tokens add"].verdict == FAIL
 
 
-def test_a_peak_over_what_the_host_was_told_is_found(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_peak_above_the_estimate_is_detected(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "peak", lambda: 10**9)
     found = bare(bench, "encoding:encode")
     assert found["2 references, peak / told"].verdict == FAIL
@@ -141,7 +137,7 @@ def test_a_peak_over_what_the_host_was_told_is_found(
     assert found["2 references, peak / told"].verdict == PASS
 
 
-def test_memory_that_grows_with_prompts_is_found(
+def test_memory_that_grows_with_prompts_is_detected(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
@@ -158,9 +154,7 @@ def test_memory_that_grows_with_prompts_is_found(
     assert found["more after 20 prompts"].verdict == FAIL
 
 
-def test_memory_that_is_not_given_back_is_found(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_is_not_freed_is_detected(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     encode = bench.encode
 
@@ -176,7 +170,7 @@ def test_memory_that_is_not_given_back_is_found(
     assert found["left with outputs in the caches"].verdict == PASS
 
 
-def test_latents_of_both_ways_to_keep_memory_are_compared(bench: Any) -> None:
+def test_latents_with_and_without_dynamic_vram_are_compared(bench: Any) -> None:
     from safetensors.torch import load_file, save_file
 
     bare(bench, "dynamic:with_dynamic_vram")
@@ -210,7 +204,7 @@ def test_quantised_checkpoints_keep_lora_and_references(rows: Rows) -> None:
     assert int8 == {PASS if known else NOT_HERE}
 
 
-def test_a_quantised_checkpoint_without_lora_is_found(
+def test_a_quantised_checkpoint_without_lora_is_detected(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmarks.gpu_check import quantised
@@ -242,7 +236,7 @@ def few_variants(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_variants")
-def test_a_trace_that_keeps_old_references_is_found(
+def test_a_trace_with_old_references_is_detected(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patch = bench.pack.part("nodes.sampling.patch")
@@ -316,7 +310,7 @@ def test_waits_are_pytorchs_warnings_with_their_places(
     assert modes == ["warn", 0] * 6  # later calls of both samplings, each mode taken back
 
 
-def test_the_small_card_is_a_part_of_the_big_one(
+def test_the_small_gpu_is_a_part_of_the_big_one(
     bench: Any, as_on_a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "require_counting", lambda: None)
@@ -328,7 +322,9 @@ def test_the_small_card_is_a_part_of_the_big_one(
     assert bare(bench, "memory:small_card")["tensors, at most"].verdict == FAIL
 
 
-def test_an_allocator_that_does_not_count_is_found(bench: Any, as_on_a_gpu: dict[str, Any]) -> None:
+def test_an_allocator_that_does_not_count_is_detected(
+    bench: Any, as_on_a_gpu: dict[str, Any]
+) -> None:
     with pytest.raises(RuntimeError, match="PyTorch counts 0 bytes"):
         bench.require_counting()
 

@@ -104,7 +104,7 @@ def test_the_vision_tower_uses_the_hosts_exact_kernel(
     assert len(asked) == 1, "no host's kernel takes these"
 
 
-def test_a_kernel_for_half_precision_is_not_asked_in_full(
+def test_a_kernel_for_half_precision_is_not_used_in_float32(
     own: ModuleType, host: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host, "attention_flash", quantised)
@@ -125,7 +125,7 @@ def test_the_mllm_never_goes_to_quantised_attention(
     torch.testing.assert_close(own.MllmOperations.attend(q, k, v, causal=causal), wanted)
 
 
-def test_where_the_host_trusts_no_fused_kernel_queries_go_in_chunks(
+def test_without_a_trusted_fused_kernel_queries_are_chunked(
     pack: Pack, own: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on MPS, DirectML and some AMD cards."""
@@ -154,7 +154,7 @@ def test_the_encoder_computes_with_the_hosts_attention(
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_an_mllm_on_the_cpu_asks_no_kernel_for_gpus(
+def test_an_mllm_on_the_cpu_uses_no_kernel_for_gpus(
     own: ModuleType, host: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """ComfyUI leaves text encoders there with --lowvram and on cards without half precision."""

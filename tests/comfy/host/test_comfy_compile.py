@@ -155,7 +155,7 @@ def test_a_model_compiled_in_parts_is_exact_too(
 @pytest.mark.parametrize(
     "part", ["diffusion_model", "diffusion_model.middle_block.1.transformer_blocks.0"]
 )
-def test_a_compiled_module_put_into_the_model_by_another_node_is_exact_too(
+def test_a_compiled_module_that_another_node_inserts_is_exact_too(
     pack: Pack, easyref: Any, tokens: Any, unet: Any, part: str
 ) -> None:
     from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
@@ -217,7 +217,7 @@ def test_threads_leave_the_stance_as_it_was(pack: Pack) -> None:
     assert compiles()
 
 
-def test_it_is_said_once_that_references_run_uncompiled(
+def test_one_warning_says_that_references_run_uncompiled(
     pack: Pack,
     variants: dict[str, Variant],
     unet: Any,

@@ -84,7 +84,7 @@ def test_a_weight_that_does_not_fit_is_named_under_dynamic_vram(
     check_wrong_shape(pack, load, copied(kind), kind, part, weight)
 
 
-def test_every_model_can_be_made_anew(pack: Pack, gpu: Gpu, load: Any, demo: Any) -> None:
+def test_every_model_can_be_built_again(pack: Pack, gpu: Gpu, load: Any, demo: Any) -> None:
     """As ComfyUI does it to compile a model, to put hooks on it, and for another GPU."""
     for kind in ("unet", "text_encoders", "vae"):
         made = load(kind, demo.directory / kind)

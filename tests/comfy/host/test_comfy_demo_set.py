@@ -95,7 +95,7 @@ def test_the_mllm_comes_from_the_adapter_and_its_tokenizer_from_the_folder(
     assert torch.equal(found, encode(pack, other, SIZE))
 
 
-def test_references_are_read_at_the_size_that_the_adapter_names(
+def test_references_are_encoded_at_the_size_in_the_adapter(
     pack: Pack, trained: Any, demo_easyref: Any
 ) -> None:
     easyref = trained[3]
@@ -107,9 +107,7 @@ def test_references_are_read_at_the_size_that_the_adapter_names(
 
 
 @pytest.mark.parametrize("size", [28, 55])
-def test_a_size_at_which_nothing_would_be_left_is_refused(
-    pack: Pack, trained: Any, size: int
-) -> None:
+def test_a_size_that_leaves_no_pixels_is_refused(pack: Pack, trained: Any, size: int) -> None:
     with pack.refused(f"image_size is {size}", "56", "or 0", f"({SIZE})"):
         encode(pack, trained[3], size)
     assert trained[3].encoder.patcher is None

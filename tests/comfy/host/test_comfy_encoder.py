@@ -50,7 +50,7 @@ def test_nothing_is_loaded_before_the_first_encoding(
     assert fresh_easyref.encoder.patcher is not None
 
 
-def test_the_encoder_is_thrown_out_and_comes_back(
+def test_the_encoder_is_unloaded_and_loaded_again(
     fresh_easyref: Any, encode: Callable[..., Any]
 ) -> None:
     import comfy.model_management as mm
@@ -129,7 +129,7 @@ def test_each_precision_is_stored_and_computed_in(
     assert (off(tokens) > 1e-4) == (precision != "fp32")
 
 
-def test_a_half_precision_file_is_kept_small_and_widened_when_used(
+def test_a_half_precision_file_stays_small_and_is_converted_when_used(
     pack: Pack, encode: Callable[..., Any]
 ) -> None:
     half = {n: t.half() for n, t in adapter_tensors().items()}
@@ -170,7 +170,7 @@ def told(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         ("bf16_text_enc", torch.bfloat16),
     ],
 )
-def test_auto_heeds_how_comfyui_stores_text_encoders(
+def test_auto_follows_comfyuis_dtype_of_text_encoders(
     pack: Pack,
     encode: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -196,7 +196,7 @@ def test_auto_heeds_how_comfyui_stores_text_encoders(
     assert off(encode(chosen)) < TOKENS, "what the graph says comes first"
 
 
-def test_auto_widens_weights_where_comfyui_stores_text_encoders_so(
+def test_auto_converts_weights_to_comfyuis_dtype_of_text_encoders(
     pack: Pack, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from comfy.cli_args import args
@@ -210,7 +210,7 @@ def test_auto_widens_weights_where_comfyui_stores_text_encoders_so(
     assert {p.dtype for p in easyref.encoder.patcher.model.parameters()} == {torch.float32}
 
 
-def test_without_mapped_files_no_weight_keeps_its_file_open(
+def test_without_memory_mapping_no_weight_leaves_its_file_open(
     pack: Pack, fresh_easyref: Any, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import comfy.utils
@@ -242,7 +242,7 @@ def test_without_mapped_files_no_weight_keeps_its_file_open(
     assert not {t.data_ptr() for t in mapped} & {t.data_ptr() for t in weights.values()}
 
 
-def test_comfyui_sees_the_encoder_behind_the_loaders_value(
+def test_comfyui_finds_the_encoder_of_the_loaders_value(
     pack: Pack, fresh_easyref: Any, encode: Callable[..., Any]
 ) -> None:
     assert fresh_easyref.patcher is None
@@ -284,7 +284,7 @@ def test_progress_counts_every_picture_and_layer_up_to_the_end(
     assert set(shown) <= set(told)
 
 
-def test_a_changed_prompt_does_not_look_at_the_pictures_again(
+def test_a_changed_prompt_does_not_encode_the_pictures_again(
     fresh_easyref: Any, encode: Callable[..., Any]
 ) -> None:
     encode(prompt="something else")
@@ -343,7 +343,7 @@ def test_out_of_memory_frees_everything_and_the_next_run_works(
     assert off(encode()) < TOKENS
 
 
-def test_another_error_is_not_taken_for_lack_of_memory(
+def test_another_error_is_not_reported_as_out_of_memory(
     pack: Pack, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
@@ -370,7 +370,7 @@ def test_two_adapters_are_two_encoders(pack: Pack, encode: Callable[..., Any]) -
         ("meta", None, True, torch.float32),
     ],
 )
-def test_macos_and_directml_are_asked_what_they_can_hold(
+def test_macos_and_directml_are_checked_for_their_dtypes(
     pack: Pack,
     monkeypatch: pytest.MonkeyPatch,
     device: str,

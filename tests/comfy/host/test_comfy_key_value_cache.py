@@ -75,7 +75,7 @@ def loaded_sets() -> list[Any]:
     return [model for model in models if type(model.model).__name__ == "EasyRefKeyValues"]
 
 
-def test_the_newest_sets_are_kept_within_the_budget(
+def test_the_latest_sets_are_cached_within_the_budget(
     pack: Pack, limited: Callable[[float], Any], projected: list[Any]
 ) -> None:
     easyref = limited(2.5)
@@ -88,7 +88,7 @@ def test_the_newest_sets_are_kept_within_the_budget(
     assert projected[1:] == [*groups, groups[0]]
 
 
-def test_the_newest_set_is_kept_however_large(
+def test_the_latest_set_is_cached_however_large(
     pack: Pack, limited: Callable[[float], Any], projected: list[Any]
 ) -> None:
     easyref = limited(0.5)
@@ -223,7 +223,7 @@ def test_other_models_of_a_conditioning_are_loaded_too_and_nothing_stays_on_it(
 
 
 @pytest.mark.parametrize("kind", ["ComfyUI's", "aimdo's"])
-def test_without_room_on_the_gpu_they_are_computed_on_the_cpu(
+def test_without_memory_on_the_gpu_they_are_computed_on_the_cpu(
     pack: Pack,
     fresh_easyref: Any,
     store_module: ModuleType,
@@ -265,7 +265,7 @@ def test_a_device_has_one_set_however_it_is_called(
     assert projected == [tokens]
 
 
-def test_another_failure_of_the_projection_is_not_taken_for_lack_of_memory(
+def test_another_error_of_the_projection_is_not_reported_as_out_of_memory(
     pack: Pack, fresh_easyref: Any, store_module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> Any:
@@ -320,7 +320,7 @@ def on_gpu(held: Any) -> bool:
     return found.pop()
 
 
-def test_the_newest_sets_stay_on_the_gpu_and_older_ones_wait_on_the_cpu(
+def test_the_latest_sets_stay_on_the_gpu_and_older_ones_are_on_the_cpu(
     pack: Pack, gpu: Gpu, steered: tuple[Any, Any, Any], projected: list[Any]
 ) -> None:
     model, easyref, tokens = steered
@@ -395,7 +395,7 @@ def test_the_same_holds_without_dynamic_vram(
     assert projected == [tokens]
 
 
-def test_sets_that_found_no_room_are_moved_when_used(
+def test_sets_without_memory_on_the_gpu_are_copied_when_used(
     gpu: Gpu, steered: tuple[Any, Any, Any]
 ) -> None:
     _, easyref, tokens = steered
@@ -406,7 +406,7 @@ def test_sets_that_found_no_room_are_moved_when_used(
         assert value.is_meta
 
 
-def test_projections_travel_as_they_are_in_the_file(
+def test_projections_are_moved_in_the_files_dtype(
     pack: Pack, gpu: Gpu, steered: tuple[Any, Any, Any]
 ) -> None:
     _, easyref, tokens = steered

@@ -104,7 +104,7 @@ def test_another_adapters_lora_is_merged(
     assert torch.equal(found, predict(apply(pack, golden_unet(pack), other, tokens), CFG))
 
 
-def test_a_file_that_differs_where_its_identity_does_not_look_is_merged(
+def test_a_file_that_differs_outside_what_its_identity_hashes_is_merged(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, merges: Merges
 ) -> None:
     merges.of(apply(pack, unet, easyref, tokens))
@@ -120,7 +120,7 @@ def test_a_file_that_differs_where_its_identity_does_not_look_is_merged(
     assert torch.equal(found, predict(apply(pack, golden_unet(pack), other, tokens), CFG))
 
 
-def test_behind_load_lora_another_weight_merges_nothing(
+def test_after_load_lora_another_weight_merges_nothing(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, merges: Merges
 ) -> None:
     loaded = stock_lora(unet)
@@ -146,7 +146,7 @@ def test_before_load_lora_every_change_is_still_merged(
 
 
 @pytest.mark.parametrize("strengths", [(1.0, 1.0), (1.0, 0.4)])
-def test_two_applications_merge_once_whatever_their_weights(
+def test_two_apply_nodes_merge_once_whatever_their_weights(
     pack: Pack,
     unet: Any,
     easyref: Any,
@@ -198,7 +198,7 @@ def test_removed_again_it_leaves_the_weights_of_the_model_before(
     assert merges.of(loaded)[0] == 0
 
 
-def test_removed_from_behind_another_lora_it_leaves_that_one(
+def test_removed_after_another_lora_it_leaves_that_one(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, merges: Merges
 ) -> None:
     model = stock_lora(apply(pack, unet, easyref, tokens, weight=0.0))

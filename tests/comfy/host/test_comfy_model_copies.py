@@ -135,7 +135,7 @@ def curve(pack: Pack) -> Any:
     return pack.run("EasyRefWeightCurve", **({i.id: i.default for i in inputs} | settings))
 
 
-def test_a_model_made_anew_for_another_device_has_the_lora_once(
+def test_a_model_built_again_for_another_device_has_the_lora_once(
     pack: Pack, gpu: Gpu, fresh_easyref: Any
 ) -> None:
     tokens = random_tokens(pack, fresh_easyref, seed=1)

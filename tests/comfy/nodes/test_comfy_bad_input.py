@@ -84,7 +84,7 @@ def test_a_picture_that_is_too_elongated_is_named(
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 1, 100, 3), (1, 300, 2, 3), (2, 8, 8, 3)])
-def test_a_tiny_picture_is_read(encode: Callable[..., Any], shape: tuple[int, ...]) -> None:
+def test_a_tiny_picture_is_encoded(encode: Callable[..., Any], shape: tuple[int, ...]) -> None:
     assert encode(images=picture(*shape)).cond.isfinite().all()
 
 
@@ -178,7 +178,7 @@ def test_an_mllm_of_only_config_and_tokenizer_is_enough_for_an_adapter_that_carr
         pack.run("EasyRefLoader", ADAPTER_ONLY, "light", "auto")
 
 
-def test_an_adapter_without_the_mllm_says_so_when_it_shall_encode(
+def test_encoding_with_an_adapter_without_the_mllm_is_refused(
     pack: Pack, encode: Callable[..., Any]
 ) -> None:
     easyref = pack.run("EasyRefLoader", ADAPTER_ONLY, FROM_ADAPTER, "auto")
@@ -187,7 +187,7 @@ def test_an_adapter_without_the_mllm_says_so_when_it_shall_encode(
     assert easyref.encoder.patcher is None
 
 
-def test_an_adapter_whose_heads_cannot_be_told_wants_the_directory(pack: Pack) -> None:
+def test_an_adapter_of_unknown_head_count_needs_the_directory(pack: Pack) -> None:
     with pack.refused(GOLDEN, "width 64", "config.json"):
         pack.run("EasyRefLoader", GOLDEN, FROM_ADAPTER, "auto")
 
@@ -206,7 +206,7 @@ def test_comfyuis_tokenizer_with_an_mllm_of_a_smaller_vocabulary(
         encode(easyref, images=golden_picture())
 
 
-def test_comfyuis_tokenizer_reads_what_an_adapter_that_carries_its_mllm_needs(
+def test_comfyuis_tokenizer_serves_an_adapter_that_carries_its_mllm(
     pack: Pack, encode: Callable[..., Any]
 ) -> None:
     easyref = random_adapter(pack, "whole.safetensors", vocab_size=151936)

@@ -27,7 +27,7 @@ def groups(pack: Pack, easyref: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_combined_tokens_act_as_written(
+def test_combined_tokens_act_as_their_formula_says(
     pack: Pack, spy: Spy, unet: Any, easyref: Any, groups: list[Any], method: str
 ) -> None:
     combined = combine(pack, method, *groups)
@@ -42,7 +42,7 @@ def test_combined_tokens_act_as_written(
         "avoid": (a.cond, b.cond),
     }[method]
     texts = [text()[0][0], text("negative")[0][0]]
-    assert spy.wrong_by(list(zip(texts, truth, strict=True))) < 1e-4
+    assert spy.max_error(list(zip(texts, truth, strict=True))) < 1e-4
 
 
 def test_a_batch_gives_each_latent_its_own_tokens(pack: Pack, unet: Any, easyref: Any) -> None:
@@ -69,7 +69,7 @@ def test_a_batch_of_another_size_than_the_latents_is_refused(
         combine(pack, "batch", groups[0], combine(pack, "concatenate", *groups))
 
 
-def test_a_group_combined_with_itself_stays_what_it_is(
+def test_a_group_combined_with_itself_is_unchanged(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
     """Twice the same keys share the attention that one had."""
@@ -126,14 +126,14 @@ def test_mistakes_name_the_inputs(pack: Pack, easyref: Any, groups: list[Any]) -
         pack.run("EasyRefCombineTokens", method="add", weights="", tokens=a)
 
 
-def test_weights_that_are_left_out_count_one(pack: Pack, easyref: Any) -> None:
+def test_missing_weights_are_one(pack: Pack, easyref: Any) -> None:
     groups = [random_tokens(pack, easyref, seed) for seed in range(3)]
     for weights in ("", " ", "1", "1, 1", "1,1,1"):
         found = combine(pack, "add", *groups, weights=weights)
         assert torch.equal(found.cond, combine(pack, "add", *groups).cond)
 
 
-def test_weights_are_checked_before_the_run_and_used_by_the_methods_that_weigh(
+def test_weights_are_checked_before_the_run_and_used_by_some_methods(
     pack: Pack, groups: list[Any]
 ) -> None:
     validate = pack.nodes["EasyRefCombineTokens"].validate_inputs

@@ -34,7 +34,7 @@ def test_not_connected_it_is_the_official_black_picture(
         assert torch.equal(found.uncond, plain.uncond)
 
 
-def test_they_take_the_place_of_the_black_picture(pack: Pack, easyref: Any, group: Any) -> None:
+def test_they_replace_the_black_picture(pack: Pack, easyref: Any, group: Any) -> None:
     plain = encode(pack, easyref, group[:2], user_prompt(CASE))
     found = encode(pack, easyref, group[:2], user_prompt(CASE), negative_references=group[2:])
     assert torch.equal(found.cond, plain.cond)
@@ -47,7 +47,7 @@ def test_they_act_on_the_negative_text(
     tokens = encode(pack, easyref, group[:2], "a cat", negative_references=group[2:])
     predict(spy.watch(apply(pack, unet, easyref, tokens)), cfg=5.0)
     truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
-    assert spy.wrong_by(truth) < 1e-4
+    assert spy.max_error(truth) < 1e-4
 
 
 def test_a_picture_that_cannot_be_read_is_named_as_one_of_them(

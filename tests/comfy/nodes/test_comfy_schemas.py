@@ -256,7 +256,7 @@ def test_errors_are_shown_without_the_packs_folder(pack: Pack) -> None:
     assert errors.EasyRefError.__module__ == "easyref"
 
 
-def test_nodes_are_found_by_what_people_type(nodes: dict[str, Any]) -> None:
+def test_nodes_have_search_words(nodes: dict[str, Any]) -> None:
     from comfy_api.latest import io
 
     told = {name: node.GET_NODE_INFO_V1().get("search_aliases") for name, node in nodes.items()}
@@ -271,7 +271,7 @@ def test_nodes_are_found_by_what_people_type(nodes: dict[str, Any]) -> None:
         assert word in told["EasyRefApply"]
 
 
-def test_what_is_folded_away_has_a_default(nodes: dict[str, Any]) -> None:
+def test_advanced_inputs_have_a_default(nodes: dict[str, Any]) -> None:
     from comfy_api.latest import io
 
     folded = {

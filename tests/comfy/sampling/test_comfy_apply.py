@@ -1,4 +1,4 @@
-"""EasyRef Apply: weight, LoRA, several applications, and the model it was given."""
+"""EasyRef Apply: weight, LoRA, several Apply nodes, and the model it was given."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def test_a_negative_weight_takes_the_references_away(
     predict(spy.watch(apply(pack, unet, easyref, tokens, weight=-0.7)), CFG)
     truth = [(golden("unet.text_states"), tokens.cond)]
     truth += [(golden("unet.negative_text_states"), tokens.uncond)]
-    assert spy.wrong_by(truth, -0.7) < 1e-5
-    assert spy.wrong_by(truth, 0.7) > 0.1
+    assert spy.max_error(truth, -0.7) < 1e-5
+    assert spy.max_error(truth, 0.7) > 0.1
 
 
-def test_applications_with_different_tokens_add_up(
+def test_apply_nodes_with_different_tokens_add_up(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
     """At every layer the result is the text's plus each application's own share."""
@@ -225,9 +225,7 @@ def test_the_window_is_a_switch_step_by_step(
     assert difference(found, everywhere) > 0.1
 
 
-def test_a_start_behind_the_end_is_refused(
-    pack: Pack, unet: Any, easyref: Any, tokens: Any
-) -> None:
+def test_a_start_after_the_end_is_refused(pack: Pack, unet: Any, easyref: Any, tokens: Any) -> None:
     with pack.refused("start_percent (0.8)", "end_percent (0.3)"):
         apply(pack, unet, easyref, tokens, start_percent=0.8, end_percent=0.3)
 
@@ -263,4 +261,4 @@ def test_settings_of_the_texts_do_not_reach_the_tokens(
     negative = text("negative", start_percent=0.9, end_percent=1.0)
     predict(model, CFG, negative=negative, timestep=601.0)
     assert spy.texts(golden("unet.text_states"), golden("unet.negative_text_states")) == [(0,)]
-    assert spy.wrong_by([(golden("unet.text_states"), tokens.cond)]) < 1e-5
+    assert spy.max_error([(golden("unet.text_states"), tokens.cond)]) < 1e-5

@@ -68,7 +68,7 @@ def test_areas_and_the_counterparts_that_comfyui_copies(
     found = {n for call in spy.texts(*(t for t, _ in truth)) for n in call}
     assert found >= {0, 1}
     assert len({seen.grid for seen in spy.seen}) > 1, "no area was cut"
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_masked_texts(spy: Spy, model: Any, truth: Truth, tokens: Any) -> None:
@@ -80,7 +80,7 @@ def test_masked_texts(spy: Spy, model: Any, truth: Truth, tokens: Any) -> None:
         predict(model, CFG, latents(1, 24, 24), positive=combine(text(), masked))
     truth = [*truth, (more[0][0], tokens.cond)]
     assert len({seen.grid for seen in spy.seen}) > 1, "no area was cut"
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 HEIGHT, WIDTH = 24, 48  # of the latent; the golden UNet's attention sees half as many cells
@@ -119,7 +119,7 @@ def test_a_reference_mask_is_cut_to_the_area_where_it_lies(
     predict(model, x=latents(1, HEIGHT, WIDTH), positive=positive)
     assert len({seen.grid for seen in spy.seen}) == 2
     truth = [(text()[0][0], tokens.cond), (more[0][0], tokens.cond)]
-    assert spy.wrong_by(truth, right_third([(more[0][0], part)])) < EXACT
+    assert spy.max_error(truth, right_third([(more[0][0], part)])) < EXACT
 
 
 def test_two_areas_of_one_size_get_their_own_parts_of_a_mask(
@@ -134,7 +134,7 @@ def test_two_areas_of_one_size_get_their_own_parts_of_a_mask(
     predict(model, x=latents(1, HEIGHT, WIDTH), positive=positive)
     truth = [(left[0][0], tokens.cond), (right[0][0], tokens.cond)]
     parts = [(left[0][0], LEFT), (right[0][0], RIGHT)]
-    assert spy.wrong_by(truth, right_third(parts)) < EXACT
+    assert spy.max_error(truth, right_third(parts)) < EXACT
 
 
 def test_the_same_area_of_a_larger_picture_gets_another_part_of_a_mask(

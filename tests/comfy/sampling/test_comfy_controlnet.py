@@ -1,4 +1,4 @@
-"""A ControlNet in the same graph: it sees the text only, and both act."""
+"""A ControlNet in the same graph: it gets the text only, and both act."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def texts(demo: Any) -> tuple[Any, Any]:
     return positive, negative
 
 
-def test_both_act_and_the_controlnet_sees_only_the_text(
+def test_both_act_and_the_controlnet_gets_only_the_text(
     pack: Pack, demo: Any, demo_easyref: Any, texts: tuple[Any, Any]
 ) -> None:
     positive, negative = texts
@@ -68,7 +68,7 @@ def test_both_act_and_the_controlnet_sees_only_the_text(
     model = apply(pack, demo.model, demo_easyref, tokens)
     with ControlSpy(demo.control_net) as with_references:
         both = predict(spy.watch(model), CFG, x, positive=positive, negative=negative)
-    assert spy.wrong_by([(positive[0][0], tokens.cond), (negative[0][0], tokens.uncond)]) < EXACT
+    assert spy.max_error([(positive[0][0], tokens.cond), (negative[0][0], tokens.uncond)]) < EXACT
     with ControlSpy(demo.control_net) as without:
         control = predict(demo.model, CFG, x, positive=positive, negative=negative)
     for (given, out), (given_before, out_before) in zip(
@@ -154,7 +154,7 @@ def test_two_controlnets_in_windows_of_their_own_one_of_union_kind(
     steered = apply(pack, demo.model, demo_easyref, tokens)
     both, *calls = run(spy.watch(steered))
     truth = [(sides[0][0][0], tokens.cond), (sides[1][0][0], tokens.uncond)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
     control, *before = run(demo.model)
     assert [len(of_net) for of_net in calls] == [len(of_net) for of_net in before] == [2, 3]
     for of_net, of_net_before in zip(calls, before, strict=True):

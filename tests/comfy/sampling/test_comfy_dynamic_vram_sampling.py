@@ -99,9 +99,7 @@ def test_two_applies_and_a_conditioning_with_its_own_references(
     assert sample(gpu, model)[1] == plain[1]
 
 
-def test_projections_travel_as_they_are_in_the_file(
-    pack: Pack, gpu: Gpu, half_easyref: Any
-) -> None:
+def test_projections_are_moved_in_the_files_dtype(pack: Pack, gpu: Gpu, half_easyref: Any) -> None:
     """torch would widen them on the CPU and move twice the bytes."""
     tokens = random_tokens(pack, half_easyref, seed=1)
     with gpu.waiting_allowed(), gpu.watch() as seen:

@@ -58,7 +58,7 @@ def test_tokens_at_the_real_image_size_are_the_official_ones(pack: Pack, easyref
     assert difference(tokens.uncond, golden("full_336.uncond_black.tokens")) < TOKENS
 
 
-def test_a_batch_at_images_is_read_like_references(pack: Pack, easyref: Any) -> None:
+def test_a_batch_at_images_is_encoded_like_references(pack: Pack, easyref: Any) -> None:
     (picture,) = pictures("one_ref_prompt")
     tokens = pack.run(
         "EasyRefEncode",

@@ -90,7 +90,7 @@ def test_all_at_one_is_as_without(
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_group_at_zero_is_left_alone_and_the_others_are_as_they_were(
+def test_a_group_at_zero_gets_nothing_and_the_others_are_unchanged(
     pack: Pack,
     demo: Any,
     demo_easyref: Any,
@@ -114,7 +114,7 @@ def test_a_group_at_zero_is_left_alone_and_the_others_are_as_they_were(
     assert own
     assert all(torch.equal(seen.out, spy.to_out(seen, seen.text)) for seen in own)
     truth = [(texts["positive"][0][0], demo_tokens.cond)]
-    assert spy.wrong_by(truth, lambda seen: float(group_of(seen) != group)) < EXACT
+    assert spy.max_error(truth, lambda seen: float(group_of(seen) != group)) < EXACT
 
 
 def test_weights_multiply_in_each_group_with_mask_and_weight(
@@ -137,10 +137,10 @@ def test_weights_multiply_in_each_group_with_mask_and_weight(
         (texts["positive"][0][0], demo_tokens.cond),
         (texts["negative"][0][0], demo_tokens.uncond),
     ]
-    assert spy.wrong_by(truth, lambda seen: 0.75 * values[group_of(seen)]) < EXACT
+    assert spy.max_error(truth, lambda seen: 0.75 * values[group_of(seen)]) < EXACT
 
 
-def test_two_profiles_on_two_applications_add_up(
+def test_two_profiles_on_two_apply_nodes_add_up(
     pack: Pack, demo: Any, demo_easyref: Any, demo_tokens: Any, texts: dict[str, Any]
 ) -> None:
     model = demo.model

@@ -109,7 +109,7 @@ def test_a_grey_mask_scales_the_references(
     mask = torch.full((1, 64, 64), 0.25)
     model = apply(pack, demo.model, demo_easyref, demo_tokens, mask=mask, weight=2.0)
     predict(spy.watch(model), positive=text)
-    assert spy.wrong_by([(text[0][0], demo_tokens.cond)], 0.5) < EXACT
+    assert spy.max_error([(text[0][0], demo_tokens.cond)], 0.5) < EXACT
 
 
 def test_values_beyond_black_and_white_are_black_and_white(
@@ -137,7 +137,7 @@ def test_a_line_thinner_than_a_cell_is_not_lost(
         rows[77 * height // 128] = height / 128
         return rows[:, None].expand(seen.grid).reshape(1, -1, 1)
 
-    assert spy.wrong_by([(text[0][0], demo_tokens.cond)], share_of_the_cell) < EXACT
+    assert spy.max_error([(text[0][0], demo_tokens.cond)], share_of_the_cell) < EXACT
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
@@ -153,7 +153,7 @@ def test_a_white_mask_is_none_and_a_black_one_is_weight_zero(
     assert difference(everywhere, nowhere) > 0.1
 
 
-def test_masks_of_two_applications_share_the_picture(
+def test_masks_of_two_apply_nodes_divide_the_picture(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
     """Complementary masks with the same tokens are those tokens everywhere."""

@@ -30,7 +30,7 @@ class HalfText(Spy):
         return 0.5 * super().attend(q, k, v, options)
 
 
-@pytest.mark.parametrize("order", ["before Apply", "behind Apply"])
+@pytest.mark.parametrize("order", ["before Apply", "after Apply"])
 def test_a_plain_function_on_the_slot_is_called_and_its_result_kept(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, truth: Any, order: str
 ) -> None:
@@ -41,7 +41,7 @@ def test_a_plain_function_on_the_slot_is_called_and_its_result_kept(
         model = other.watch(apply(pack, unet, easyref, tokens))
     predict(model, CFG)
     assert len(other.seen) == len(easyref.checkpoint.cross_attention)
-    assert other.wrong_by(truth) < EXACT
+    assert other.max_error(truth) < EXACT
 
 
 def test_a_function_for_a_whole_block_is_called_and_its_result_kept(
@@ -56,7 +56,7 @@ def test_a_function_for_a_whole_block_is_called_and_its_result_kept(
         model.set_model_attn2_replace(other._note_attention, *block)
     predict(apply(pack, model, easyref, tokens), CFG)
     assert len(other.seen) == len(easyref.checkpoint.cross_attention)
-    assert other.wrong_by(truth) < EXACT
+    assert other.max_error(truth) < EXACT
 
 
 class Stack:
@@ -109,7 +109,7 @@ def test_objects_with_an_add_method_compose_in_every_order(
     assert difference(results[0], predict(apply(pack, unet, easyref, tokens), CFG)) > 0.1
 
 
-def test_apply_leaves_no_slot_taken_for_others_to_trip_over(
+def test_apply_leaves_the_attention_slots_free(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
     model = apply(pack, unet, easyref, tokens, mask=torch.ones(1, 8, 8))
@@ -135,7 +135,7 @@ def couple(model: Any) -> Any:
     return model
 
 
-def test_a_patch_that_changes_the_batch_is_left_alone_with_one_warning(
+def test_rows_of_a_changed_batch_get_no_references_and_one_warning(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     pack.part("nodes.sampling.batch_rows").warn_of_rows.cache_clear()
@@ -164,7 +164,7 @@ def test_a_replaced_forward_of_the_unet_still_gets_the_references(
     model.add_object_patch("diffusion_model.forward", forward)
     predict(model, CFG)
     assert calls == [(2, 4, 16, 16)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def split(details: Any, row: int, **told: Any) -> dict[str, Any]:
@@ -195,11 +195,11 @@ def test_a_wrapper_that_runs_each_side_alone_still_gets_its_references(
     model.set_model_unet_function_wrapper(each_alone)
     found = predict(model, CFG)
     assert sorted(spy.texts(*(t for t, _ in truth))) == [(0,), (1,)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
     assert difference(found, predict(apply(pack, unet, easyref, tokens), CFG)) < 5e-5
 
 
-def test_a_wrapper_that_runs_rows_alone_and_tells_nothing_is_left_alone_with_one_warning(
+def test_rows_that_a_wrapper_runs_alone_without_a_note_get_no_references_and_one_warning(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     pack.part("nodes.sampling.batch_rows").warn_of_rows.cache_clear()
@@ -218,7 +218,7 @@ def test_a_wrapper_that_runs_rows_alone_and_tells_nothing_is_left_alone_with_one
 
 
 @pytest.mark.parametrize("positionally", [True, False])
-@pytest.mark.parametrize("order", ["before Apply", "behind Apply"])
+@pytest.mark.parametrize("order", ["before Apply", "after Apply"])
 def test_another_wrapper_around_the_model_call(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, truth: Any, order: str, positionally: bool
 ) -> None:
@@ -246,17 +246,17 @@ def test_another_wrapper_around_the_model_call(
     if order == "before Apply":
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "other", wrapper)
     model = spy.watch(apply(pack, model, easyref, tokens))
-    if order == "behind Apply":
+    if order == "after Apply":
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "other", wrapper)
     predict(model, CFG)
     assert seen == [True]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_a_second_unet_in_the_same_run_is_not_steered(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    """A model that another pack calls in a step (a refiner, a guide) is none of ours."""
+    """A model that another pack calls in a step (a refiner, a guide) is not steered."""
     guide = golden_unet(pack)
     plain = predict(guide)
     model = apply(pack, unet, easyref, tokens)

@@ -48,7 +48,7 @@ def tiles(pack: Pack, easyref: Any) -> list[tuple[Any, torch.Tensor, dict[str, A
     ]
 
 
-def test_a_region_asks_only_for_the_queries_under_its_mask(
+def test_a_region_attends_only_with_the_queries_under_its_mask(
     pack: Pack,
     demo: Any,
     demo_easyref: Any,
@@ -71,7 +71,7 @@ def test_a_region_asks_only_for_the_queries_under_its_mask(
         assert sum(queries for queries, _ in asked) == whole * share
 
 
-def test_sixteen_small_regions_are_the_work_of_one_application(
+def test_sixteen_small_regions_cost_as_much_as_one_apply_node(
     pack: Pack, demo: Any, demo_easyref: Any, texts: dict[str, Any], asked: list[tuple[int, int]]
 ) -> None:
     given = tiles(pack, demo_easyref)
@@ -90,7 +90,7 @@ def test_sixteen_small_regions_are_the_work_of_one_application(
     assert work["regions"] * 16 == work["applications"]
 
 
-def test_sixteen_small_regions_take_less_time_than_sixteen_applications(pack: Pack) -> None:
+def test_sixteen_small_regions_take_less_time_than_sixteen_apply_nodes(pack: Pack) -> None:
     """Measured in one layer of SDXL's width, since a tiny model spends its time elsewhere."""
     core = pack.part("easyref_core.adapter.attention")
     heads, positions, width = 10, 1024, 640
@@ -146,7 +146,7 @@ def test_an_empty_region_costs_nothing(
     assert asked == []
 
 
-def test_keys_and_values_of_regions_are_made_once_for_each_tokens(
+def test_keys_and_values_of_regions_are_computed_once_for_each_tokens(
     pack: Pack,
     demo: Any,
     demo_easyref: Any,

@@ -69,7 +69,7 @@ def truth_of(texts: dict[str, Any], tokens: Any) -> list[tuple[torch.Tensor, tor
     return [(texts["positive"][0][0], tokens.cond), (texts["negative"][0][0], tokens.uncond)]
 
 
-def wrong_by(
+def max_error(
     spy: Spy,
     texts: dict[str, Any],
     shares: Sequence[tuple[Any, Callable[[Seen], Any]]],
@@ -98,7 +98,7 @@ def cells(mask: torch.Tensor) -> Callable[[Seen], torch.Tensor]:
     return at
 
 
-def test_two_regions_with_complementary_masks_are_the_two_single_applications(
+def test_two_regions_with_complementary_masks_equal_two_apply_nodes(
     pack: Pack, demo: Any, demo_easyref: Any, groups: list[Any], texts: dict[str, Any]
 ) -> None:
     both = regions(pack, (groups[0], LEFT, {}), (groups[1], RIGHT, {"weight": 0.6}))
@@ -106,13 +106,13 @@ def test_two_regions_with_complementary_masks_are_the_two_single_applications(
     model = apply(pack, demo.model, demo_easyref, None, regions=both)
     found = predict(spy.watch(model), CFG, latents(2), **texts)
     shares = [(groups[0], cells(LEFT)), (groups[1], lambda seen: 0.6 * cells(RIGHT)(seen))]
-    assert wrong_by(spy, texts, shares) < EXACT
+    assert max_error(spy, texts, shares) < EXACT
     chain = apply(pack, demo.model, demo_easyref, groups[0], mask=LEFT)
     chain = apply(pack, chain, demo_easyref, groups[1], mask=RIGHT, weight=0.6)
     assert difference(found, predict(chain, CFG, latents(2), **texts)) < CLOSE
 
 
-def test_regions_act_beside_the_tokens_and_overlaps_add_up(
+def test_regions_add_to_the_tokens_and_overlaps_add_up(
     pack: Pack, demo: Any, demo_easyref: Any, groups: list[Any], texts: dict[str, Any]
 ) -> None:
     middle = box(0, 1, 0.25, 0.75)
@@ -125,7 +125,7 @@ def test_regions_act_beside_the_tokens_and_overlaps_add_up(
         (groups[1], cells(LEFT)),
         (groups[2], lambda seen: -0.5 * cells(middle)(seen)),
     ]
-    assert wrong_by(spy, texts, shares) < EXACT
+    assert max_error(spy, texts, shares) < EXACT
 
 
 def test_normalise_shares_the_weight_where_regions_overlap(
@@ -145,7 +145,7 @@ def test_normalise_shares_the_weight_where_regions_overlap(
         return [scale / total.clamp(min=1) for scale in own]
 
     shares = [(group, lambda seen, i=i: scales(seen)[i]) for i, group in enumerate(groups)]
-    assert wrong_by(spy, texts, shares) < EXACT
+    assert max_error(spy, texts, shares) < EXACT
 
 
 def test_normalise_changes_nothing_where_the_weights_stay_below_one(
@@ -256,7 +256,7 @@ def test_layer_weights_and_curve_of_a_region_are_its_own(
         module = seen.layer.partition(".transformer_blocks")[0]
         return 0.4 * factor.get(module, 1.0) * cells(LEFT)(seen)
 
-    assert wrong_by(spy, texts, [(groups[0], scale), (groups[1], cells(RIGHT))]) < EXACT
+    assert max_error(spy, texts, [(groups[0], scale), (groups[1], cells(RIGHT))]) < EXACT
 
 
 def test_regions_compose_with_another_packs_patch_and_with_copies(
@@ -275,7 +275,9 @@ def test_regions_compose_with_another_packs_patch_and_with_copies(
         else:
             model = other.watch(steered)
         predict(model, CFG, **texts)
-        assert wrong_by(other, texts, [(groups[0], cells(LEFT)), (groups[1], cells(RIGHT))]) < EXACT
+        assert (
+            max_error(other, texts, [(groups[0], cells(LEFT)), (groups[1], cells(RIGHT))]) < EXACT
+        )
 
 
 # Bad input

@@ -132,7 +132,7 @@ def test_two_threads_give_what_one_after_the_other_gives(
             assert torch.equal(found, wanted)
 
 
-def test_keys_and_values_asked_for_by_many_threads_are_made_once(
+def test_keys_and_values_requested_by_many_threads_are_computed_once(
     pack: Pack, fresh_easyref: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = pack.part("nodes.host.key_value_cache")
@@ -151,7 +151,7 @@ def test_keys_and_values_asked_for_by_many_threads_are_made_once(
     assert all(f is found[0] for f in found)
 
 
-def test_a_model_in_training_can_use_the_keys_that_a_run_made(pack: Pack, easyref: Any) -> None:
+def test_a_model_in_training_can_use_the_keys_that_a_run_computed(pack: Pack, easyref: Any) -> None:
     """Tensors made in inference mode cannot be saved for a backward pass."""
     with torch.inference_mode(False):
         unet = golden_unet(pack)
@@ -171,7 +171,7 @@ def test_a_model_in_training_can_use_the_keys_that_a_run_made(pack: Pack, easyre
     assert float(x.grad.abs().max()) > 0
 
 
-def test_a_forgotten_prompt_takes_its_keys_and_values_with_it(
+def test_keys_and_values_are_freed_with_their_tokens(
     pack: Pack, unet: Any, fresh_easyref: Any
 ) -> None:
     tokens = random_tokens(pack, fresh_easyref, seed=1)
@@ -184,7 +184,7 @@ def test_a_forgotten_prompt_takes_its_keys_and_values_with_it(
     assert gone() is None
 
 
-def test_a_file_that_changed_under_a_run_is_said(pack: Pack, unet: Any, tokens: Any) -> None:
+def test_a_file_that_changes_during_a_run_is_reported(pack: Pack, unet: Any, tokens: Any) -> None:
     name = put_adapter(pack, "changing.safetensors", adapter_tensors())
     easyref = pack.run("EasyRefLoader", name, GOLDEN_MLLM, "auto")
     model = apply(pack, unet, easyref, tokens)

@@ -68,7 +68,7 @@ def test_a_prompts_tokens_take_the_place_of_the_nodes_own(
     positive = combine(carry(pack, text(), groups[0]), plain)
     predict(model, CFG, latents(2), positive=positive)
     truth = [(POSITIVE, groups[0].cond), (plain[0][0], tokens.cond), (NEGATIVE, tokens.uncond)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
     assert {len(call) for call in spy.texts(*(t for t, _ in truth))} == {6}, "an extra model pass"
 
 
@@ -78,7 +78,7 @@ def test_without_tokens_of_the_node_the_negative_gets_the_prompts_unconditional_
     model = steered(pack, spy, unet, easyref, None)
     found = predict(model, CFG, positive=carry(pack, text(), groups[0]))
     truth = [(POSITIVE, groups[0].cond), (NEGATIVE, groups[0].uncond)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
     assert difference(found, predict(apply(pack, unet, easyref, groups[0]), CFG)) < CLOSE
 
 
@@ -98,7 +98,7 @@ def test_a_negative_prompts_tokens_are_references_to_avoid(
 ) -> None:
     model = steered(pack, spy, unet, easyref, tokens)
     predict(model, CFG, negative=carry(pack, text("negative"), groups[0]))
-    assert spy.wrong_by([(POSITIVE, tokens.cond), (NEGATIVE, groups[0].cond)]) < EXACT
+    assert spy.max_error([(POSITIVE, tokens.cond), (NEGATIVE, groups[0].cond)]) < EXACT
 
 
 @pytest.mark.parametrize("style", ["regular", "nested"])
@@ -123,7 +123,7 @@ def test_dual_guider(
         (middle[0][0], groups[1].cond),
         (NEGATIVE, groups[2].cond),
     ]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 @pytest.mark.parametrize("order", ["area, then tokens", "tokens, then area"])
@@ -208,7 +208,7 @@ def test_an_area_of_the_negative_does_not_bring_its_tokens_to_the_positive(
         (less[0][0], tokens.uncond),
     ]
     assert len({seen.grid for seen in spy.seen}) > 1, "no area was cut"
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_masked_prompts(
@@ -221,7 +221,7 @@ def test_masked_prompts(
     masked = carry(pack, stock("nodes.ConditioningSetMask", more, mask, "default", 0.7), groups[0])
     predict(model, CFG, latents(1, 24, 24), positive=combine(text(), masked))
     truth = [(POSITIVE, tokens.cond), (more[0][0], groups[0].cond), (NEGATIVE, tokens.uncond)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_concatenated_prompts_keep_the_first_ones_tokens(
@@ -231,7 +231,7 @@ def test_concatenated_prompts_keep_the_first_ones_tokens(
     longer = stock("nodes.ConditioningConcat", carry(pack, text(), groups[0]), random_text(1))
     predict(model, CFG, positive=longer)
     truth = [(longer[0][0], groups[0].cond), (NEGATIVE.repeat(1, 2, 1), tokens.uncond)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_prompts_for_parts_of_the_sampling(
@@ -247,7 +247,7 @@ def test_prompts_for_parts_of_the_sampling(
     steps = sigmas(unet, 901.0, 301.0)
     euler(guider(model, 1.0, scheduled), latents() * 14, steps)
     assert spy.texts(POSITIVE, late[0][0]) == [(0,), (1,)]
-    assert spy.wrong_by([(POSITIVE, groups[0].cond), (late[0][0], groups[1].cond)]) < CLOSE
+    assert spy.max_error([(POSITIVE, groups[0].cond), (late[0][0], groups[1].cond)]) < CLOSE
 
 
 def test_prompts_with_different_numbers_of_tokens_run_in_one_call(
@@ -322,10 +322,10 @@ def test_layer_weights_of_a_prompt(pack: Pack, demo: Any, demo_easyref: Any) -> 
         module = seen.layer.partition(".transformer_blocks")[0]
         return {"up_blocks.0.attentions.1": 0.0, "mid_block.attentions.0": 2.0}.get(module, 1.0)
 
-    assert spy.wrong_by([(prompt[0][0], second.cond)], scale) < EXACT
+    assert spy.max_error([(prompt[0][0], second.cond)], scale) < EXACT
 
 
-def test_several_applications_with_one_adapter_use_them_once(
+def test_several_apply_nodes_with_one_adapter_add_them_once(
     pack: Pack, spy: Spy, unet: Any, easyref: Any, tokens: Any, groups: list[Any]
 ) -> None:
     """The last one's settings count, as for the LoRA; the others step back for these rows."""

@@ -40,7 +40,7 @@ WAITING_METHODS = (
 WAITING_OPERATIONS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique")
 
 
-def asked_by_us(comfyui: Path) -> str | None:
+def called_by_the_pack(comfyui: Path) -> str | None:
     """The line of the pack that is nearest on the stack, if none of ComfyUI's is nearer."""
     frame = sys._getframe(2)
     while frame is not None:
@@ -62,7 +62,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        line = asked_by_us(self._comfyui) if name in WAITING_OPERATIONS else None
+        line = called_by_the_pack(self._comfyui) if name in WAITING_OPERATIONS else None
         if line:
             self._found.append(f"{name} at {line}")
         return func(*args, **(kwargs or {}))
@@ -78,7 +78,7 @@ def waits(comfyui: Path) -> Iterator[list[str]]:
 
         def noted(*args: Any, **kwargs: Any) -> Any:
             moves = any(isinstance(a, (str, torch.device)) for a in (*args[1:], *kwargs.values()))
-            line = asked_by_us(comfyui) if moves or name != "to" else None
+            line = called_by_the_pack(comfyui) if moves or name != "to" else None
             if line:
                 found.append(f"{name} at {line}")
             return own(*args, **kwargs)
@@ -111,7 +111,7 @@ def test_a_step_never_waits_for_the_device(comfyui: Path, full: Any) -> None:
     assert not found
 
 
-def test_waiting_would_be_seen(
+def test_a_wait_is_detected(
     comfyui: Path, pack: Pack, unet: Any, fresh_easyref: Any, tokens: Any
 ) -> None:
     """The watch itself works: the first call checks the keys and values, and waits for that."""
@@ -138,7 +138,7 @@ def projections(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
-def test_keys_and_values_are_made_once_for_all_steps_texts_and_sizes(
+def test_keys_and_values_are_computed_once_for_all_steps_texts_and_sizes(
     pack: Pack, unet: Any, fresh_easyref: Any, projections: list[Any]
 ) -> None:
     tokens = random_tokens(pack, fresh_easyref, seed=1)
@@ -148,7 +148,7 @@ def test_keys_and_values_are_made_once_for_all_steps_texts_and_sizes(
     assert [made[0] for made in projections] == [tokens]
 
 
-def test_another_apply_with_the_same_tokens_makes_none_again(
+def test_another_apply_with_the_same_tokens_computes_none_again(
     pack: Pack, unet: Any, fresh_easyref: Any, projections: list[Any]
 ) -> None:
     tokens = random_tokens(pack, fresh_easyref, seed=1)
@@ -158,7 +158,7 @@ def test_another_apply_with_the_same_tokens_makes_none_again(
     assert [made[0] for made in projections] == [tokens]
 
 
-def test_other_tokens_and_other_precisions_are_made_by_themselves(
+def test_other_tokens_and_other_precisions_are_computed_separately(
     pack: Pack, unet: Any, fresh_easyref: Any, projections: list[Any]
 ) -> None:
     tokens = [random_tokens(pack, fresh_easyref, seed) for seed in (1, 2)]
@@ -173,7 +173,7 @@ def test_other_tokens_and_other_precisions_are_made_by_themselves(
     ]
 
 
-def test_weight_zero_makes_none(
+def test_weight_zero_computes_none(
     pack: Pack, unet: Any, fresh_easyref: Any, projections: list[Any]
 ) -> None:
     tokens = random_tokens(pack, fresh_easyref, seed=1)
@@ -181,7 +181,7 @@ def test_weight_zero_makes_none(
     assert projections == []
 
 
-def test_a_mask_is_shrunk_once_for_each_resolution(
+def test_a_mask_is_resized_once_for_each_resolution(
     pack: Pack, demo: Any, demo_easyref: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks = pack.part("nodes.sampling.masks")

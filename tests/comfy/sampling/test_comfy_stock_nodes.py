@@ -1,4 +1,4 @@
-"""ComfyUI's own model nodes before and behind Apply: they act, and the references act too."""
+"""ComfyUI's own model nodes before and after Apply: they act, and the references act too."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_both_act_in_either_order(
     assert difference(predict(wrap(unet), CFG, x), behind) > 0.01
     spy = Spy(pack, easyref, unet)
     predict(spy.watch(wrap(apply(pack, unet, easyref, tokens))), CFG, x)
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_a_merged_model_is_steered_in_either_order(
@@ -138,7 +138,7 @@ def test_samplers_of_few_steps_without_guidance(
     spy = Spy(pack, easyref, unet)
     found = sample(spy.watch(apply(pack, unet, easyref, tokens)))
     assert found.isfinite().all()
-    assert spy.wrong_by([(text()[0][0], tokens.cond)]) < EXACT
+    assert spy.max_error([(text()[0][0], tokens.cond)]) < EXACT
     assert difference(found, sample(unet)) > 0.01
 
 
@@ -159,7 +159,7 @@ def test_guidance_nodes_call_the_model_again_with_the_right_side(
     both, again = spy.texts(*(t for t, _ in truth))
     assert sorted(both) == [0, 1]
     assert again == ((0,) if wrap is perturbed_attention else (1,))
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 @pytest.mark.parametrize(("factor", "grid"), [(2.0, (4, 12)), (1.5, (5, 16))])
@@ -178,7 +178,7 @@ def test_a_mask_acts_at_the_right_place_where_deep_shrink_changes_the_resolution
         white = (torch.arange(width) < width // 2).float()
         return white.expand(height, width).reshape(1, -1, 1)
 
-    assert spy.wrong_by([(text()[0][0], tokens.cond)], left_half) < EXACT
+    assert spy.max_error([(text()[0][0], tokens.cond)], left_half) < EXACT
 
 
 def test_the_window_follows_a_replaced_noise_schedule(
@@ -194,7 +194,7 @@ def test_the_window_follows_a_replaced_noise_schedule(
         steps = torch.tensor([sigma, 0.0])
         euler(guider(spy.watch(model), CFG), latents() * sigma, steps)
         truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
-        assert spy.wrong_by(truth, scale) < EXACT
+        assert spy.max_error(truth, scale) < EXACT
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5, 0.0])
@@ -210,7 +210,7 @@ def test_references_act_on_a_merged_model(
     spy = Spy(pack, easyref, unet)
     found = predict(spy.watch(steered), CFG)
     truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
     alone = {1.0: unet, 0.0: other}.get(ratio)
     if alone is not None:
         assert difference(found, predict(apply(pack, alone, easyref, tokens), CFG)) < CLOSE
@@ -232,7 +232,7 @@ def test_a_lora_hook_on_one_text_only(pack: Pack, unet: Any, easyref: Any, token
     assert difference(hooked, predict(model, CFG)) > 0.01
     # Behind the run the hook's weights are gone, so layers whose to_out it changed are left out.
     spy.seen = [seen for seen in spy.seen if not seen.layer.startswith("mid_block")]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_several_samplers_and_schedules_run_with_window_and_mask(

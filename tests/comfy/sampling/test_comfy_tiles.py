@@ -72,7 +72,7 @@ def test_each_row_of_a_tile_gets_the_tokens_of_its_text(
 ) -> None:
     predict(tiled(model, 2), CFG, latents(1, 16, 2 * TILE))
     assert sorted(spy.texts(*(states for states, _ in truth))[0]) == [0, 0, 1, 1]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_tiles_of_a_batch_keep_each_latents_own_tokens(pack: Pack, unet: Any, easyref: Any) -> None:
@@ -82,7 +82,7 @@ def test_tiles_of_a_batch_keep_each_latents_own_tokens(pack: Pack, unet: Any, ea
     assert difference(predict(tiled(model, 1), CFG, x), predict(tiled(model, 2), CFG, x)) < EXACT
 
 
-def test_tiles_that_lie_row_by_row_are_left_alone_with_one_warning(
+def test_tiles_in_another_row_order_get_no_references_and_one_warning(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The texts tell that the rows have another order."""

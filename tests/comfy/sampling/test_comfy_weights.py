@@ -43,10 +43,10 @@ def first_step_only(weights: Any, limit: float) -> Any:
 
 def expected(spy: Spy, tokens: Any, scale: Any) -> float:
     truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
-    return spy.wrong_by(truth, scale)
+    return spy.max_error(truth, scale)
 
 
-def rows_fading_down(seen: Seen) -> torch.Tensor:
+def fading_down(seen: Seen) -> torch.Tensor:
     height, width = seen.grid
     return torch.linspace(1, 0, height).repeat_interleave(width)[None, :, None]
 
@@ -56,7 +56,7 @@ def test_a_new_weight_by_position(
 ) -> None:
     model = apply(pack, unet, easyref, tokens, weight=0.8, curve=vignette(weights))
     predict(spy.watch(model), CFG)
-    assert expected(spy, tokens, lambda seen: 0.8 * rows_fading_down(seen)) < EXACT
+    assert expected(spy, tokens, lambda seen: 0.8 * fading_down(seen)) < EXACT
 
 
 def test_a_new_weight_by_position_multiplies_with_a_mask_in_either_order(
@@ -73,7 +73,7 @@ def test_a_new_weight_by_position_multiplies_with_a_mask_in_either_order(
     def scale(seen: Seen) -> torch.Tensor:
         height, width = seen.grid
         columns = (torch.arange(width) < width // 2).float().repeat(height)[None, :, None]
-        return rows_fading_down(seen) * columns
+        return fading_down(seen) * columns
 
     for model in (first, second):
         spy.seen.clear()
