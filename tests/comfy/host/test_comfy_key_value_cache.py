@@ -28,7 +28,7 @@ from comfyhost import (
 )
 from dynamic_vram import META, Gpu
 from goldens import adapter_tensors
-from test_comfy_regions import regions
+from region_nodes import regions
 
 CPU = torch.device("cpu")
 CFG = 7.5

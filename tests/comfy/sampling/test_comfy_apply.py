@@ -76,10 +76,12 @@ def test_apply_nodes_with_different_tokens_add_up(
     model = apply(pack, model, easyref, other, weight=-0.3)
     spy = Spy(pack, easyref, unet)
     predict(spy.watch(model))
-    assert {seen.layer for seen in spy.seen} == set(easyref.checkpoint.cross_attention)
-    for seen in spy.seen:
-        shares = 0.8 * spy.references(seen, tokens.cond) - 0.3 * spy.references(seen, other.cond)
-        assert difference(seen.out, spy.to_out(seen, seen.text + shares)) < 1e-5
+    assert {record.layer for record in spy.records} == set(easyref.checkpoint.cross_attention)
+    for record in spy.records:
+        shares = 0.8 * spy.references(record, tokens.cond) - 0.3 * spy.references(
+            record, other.cond
+        )
+        assert difference(record.out, spy.to_out(record, record.text + shares)) < 1e-5
 
 
 def test_lora_is_merged_once_however_often_it_is_applied(
@@ -158,10 +160,13 @@ def test_references_of_two_adapters_add_up(
     model = apply(pack, model, second_adapter, other, weight=0.6)
     spy, second = (Spy(pack, adapter, unet) for adapter in (easyref, second_adapter))
     predict(spy.watch(model))
-    for seen in spy.seen:
-        own, others = spy.references(seen, tokens.cond), second.references(seen, other.cond)
-        wanted = spy.to_out(seen, seen.text + 0.8 * own + 0.6 * others)
-        assert difference(seen.out, wanted) < 1e-5
+    for record in spy.records:
+        own, others = (
+            spy.references(record, tokens.cond),
+            second.references(record, other.cond),
+        )
+        wanted = spy.to_out(record, record.text + 0.8 * own + 0.6 * others)
+        assert difference(record.out, wanted) < 1e-5
         assert difference(own, others) > 0.01
 
 

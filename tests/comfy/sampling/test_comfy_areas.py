@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_spy import Seen, Spy
+from attention_spy import LayerRecord, Spy
 from comfyhost import (
     Pack,
     apply,
@@ -67,7 +67,7 @@ def test_areas_and_the_counterparts_that_comfyui_copies(
     truth = [*truth, (more[0][0], tokens.cond), (less[0][0], tokens.uncond)]
     found = {n for call in spy.texts(*(t for t, _ in truth)) for n in call}
     assert found >= {0, 1}
-    assert len({seen.grid for seen in spy.seen}) > 1, "no area was cut"
+    assert len({record.grid for record in spy.records}) > 1, "no area was cut"
     assert spy.max_error(truth) < EXACT
 
 
@@ -79,7 +79,7 @@ def test_masked_texts(spy: Spy, model: Any, truth: Truth, tokens: Any) -> None:
         masked = stock("nodes.ConditioningSetMask", more, mask, bounds, 0.7)
         predict(model, CFG, latents(1, 24, 24), positive=combine(text(), masked))
     truth = [*truth, (more[0][0], tokens.cond)]
-    assert len({seen.grid for seen in spy.seen}) > 1, "no area was cut"
+    assert len({record.grid for record in spy.records}) > 1, "no area was cut"
     assert spy.max_error(truth) < EXACT
 
 
@@ -92,10 +92,10 @@ def right_third(parts: list[tuple[torch.Tensor, tuple[float, ...]]]) -> Any:
     All sizes here are multiples of what the UNet shrinks by, so every cell is 0 or 1.
     """
 
-    def scale(seen: Seen) -> torch.Tensor:
-        height, width = seen.grid
+    def scale(record: LayerRecord) -> torch.Tensor:
+        height, width = record.grid
         rows = []
-        for context in seen.context:
+        for context in record.context:
             own = [part for states, part in parts if torch.equal(states[0], context)]
             left = round(own[0][2] * WIDTH / 2) if own else 0
             columns = (torch.arange(width) + left >= WIDTH // 3).float()
@@ -117,7 +117,7 @@ def test_a_reference_mask_is_cut_to_the_area_where_it_lies(
     model = spy.watch(apply(pack, unet, easyref, tokens, mask=mask))
     positive = combine(text(), area(more, part))
     predict(model, x=latents(1, HEIGHT, WIDTH), positive=positive)
-    assert len({seen.grid for seen in spy.seen}) == 2
+    assert len({record.grid for record in spy.records}) == 2
     truth = [(text()[0][0], tokens.cond), (more[0][0], tokens.cond)]
     assert spy.max_error(truth, right_third([(more[0][0], part)])) < EXACT
 

@@ -17,8 +17,8 @@ from comfyhost import (
     random_tokens,
     sigmas,
 )
+from device_waits import waits
 from goldens import difference
-from test_comfy_steps import waits
 
 CFG = 5.0
 CLOSE = 5e-5

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_spy import Seen, Spy
+from attention_spy import LayerRecord, Spy
 from comfyhost import Pack, apply, latents, predict, random_text, random_tokens
 from goldens import difference
 
@@ -42,8 +42,8 @@ def made(pack: Pack, profile: str = "all", **factors: float) -> Any:
     return pack.run("EasyRefLayerWeights", profile, **(dict.fromkeys(GROUPS, 1.0) | factors))
 
 
-def group_of(seen: Seen) -> str:
-    return next(g for g, module in MODULES.items() if seen.layer.startswith(module + "."))
+def group_of(record: LayerRecord) -> str:
+    return next(g for g, module in MODULES.items() if record.layer.startswith(module + "."))
 
 
 def test_the_node_multiplies_the_profile_and_shows_the_result(pack: Pack) -> None:
@@ -110,11 +110,11 @@ def test_a_group_at_zero_gets_nothing_and_the_others_are_unchanged(
     predict(spy.watch(model), positive=texts["positive"])
     assert taken
     assert not any(layer.startswith(MODULES[group] + ".") for layer in taken)
-    own = [seen for seen in spy.seen if group_of(seen) == group]
+    own = [record for record in spy.records if group_of(record) == group]
     assert own
-    assert all(torch.equal(seen.out, spy.to_out(seen, seen.text)) for seen in own)
+    assert all(torch.equal(record.out, spy.to_out(record, record.text)) for record in own)
     truth = [(texts["positive"][0][0], demo_tokens.cond)]
-    assert spy.max_error(truth, lambda seen: float(group_of(seen) != group)) < EXACT
+    assert spy.max_error(truth, lambda record: float(group_of(record) != group)) < EXACT
 
 
 def test_weights_multiply_in_each_group_with_mask_and_weight(
@@ -137,7 +137,7 @@ def test_weights_multiply_in_each_group_with_mask_and_weight(
         (texts["positive"][0][0], demo_tokens.cond),
         (texts["negative"][0][0], demo_tokens.uncond),
     ]
-    assert spy.max_error(truth, lambda seen: 0.75 * values[group_of(seen)]) < EXACT
+    assert spy.max_error(truth, lambda record: 0.75 * values[group_of(record)]) < EXACT
 
 
 def test_two_profiles_on_two_apply_nodes_add_up(

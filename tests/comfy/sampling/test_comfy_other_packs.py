@@ -40,7 +40,7 @@ def test_a_plain_function_on_the_slot_is_called_and_its_result_kept(
     else:
         model = other.watch(apply(pack, unet, easyref, tokens))
     predict(model, CFG)
-    assert len(other.seen) == len(easyref.checkpoint.cross_attention)
+    assert len(other.records) == len(easyref.checkpoint.cross_attention)
     assert other.max_error(truth) < EXACT
 
 
@@ -55,7 +55,7 @@ def test_a_function_for_a_whole_block_is_called_and_its_result_kept(
     for block in {block[:2] for block in other.blocks}:
         model.set_model_attn2_replace(other._note_attention, *block)
     predict(apply(pack, model, easyref, tokens), CFG)
-    assert len(other.seen) == len(easyref.checkpoint.cross_attention)
+    assert len(other.records) == len(easyref.checkpoint.cross_attention)
     assert other.max_error(truth) < EXACT
 
 
@@ -225,7 +225,7 @@ def test_another_wrapper_around_the_model_call(
     """It may hand the options on by position or by name, and sees none of our patches leak."""
     from comfy.patcher_extension import WrappersMP
 
-    seen = []
+    unchanged = []
 
     def wrapper(executor: Any, x: Any, t: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         names = ("c_concat", "c_crossattn", "control", "transformer_options")
@@ -238,7 +238,7 @@ def test_another_wrapper_around_the_model_call(
         else:
             out = executor(x, t, **given)
             options = given["transformer_options"]
-        seen.append(options.get("patches_replace", {}) == before)
+        unchanged.append(options.get("patches_replace", {}) == before)
         return out
 
     spy = Spy(pack, easyref, unet)
@@ -249,7 +249,7 @@ def test_another_wrapper_around_the_model_call(
     if order == "after Apply":
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "other", wrapper)
     predict(model, CFG)
-    assert seen == [True]
+    assert unchanged == [True]
     assert spy.max_error(truth) < EXACT
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from comfyhost import Pack, apply, latents, predict, random_text, random_tokens
 from goldens import difference
-from test_comfy_regions import CFG, LEFT, RIGHT, box, regions
+from region_nodes import LEFT, RIGHT, box, regions
+
+CFG = 5.0
 
 
 @pytest.fixture

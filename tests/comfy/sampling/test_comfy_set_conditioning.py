@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_spy import Seen, Spy
+from attention_spy import LayerRecord, Spy
 from comfyhost import (
     GOLDEN_MLLM,
     Pack,
@@ -141,22 +141,22 @@ def test_areas_and_their_counterparts(
     model = steered(pack, spy, unet, easyref, None)
     positive = combine(part(text(), groups[0], LEFT), part(other, groups[1], RIGHT))
     predict(model, CFG, latents(1, 24, 24), positive=positive)
-    assert spy.seen
+    assert spy.records
     truth = [(POSITIVE, [groups[0].cond]), (other[0][0], [groups[1].cond])]
     # A negative row belongs to one of the areas; which one, the next test says.
     truth += [(NEGATIVE, [groups[0].uncond, groups[1].uncond])]
-    for seen in spy.seen:
-        for row, context in enumerate(seen.context):
-            one = one_row(seen, row)
+    for record in spy.records:
+        for row, context in enumerate(record.context):
+            one = one_row(record, row)
             (known,) = (own for states, own in truth if torch.equal(states[0], context))
             wanted = [spy.to_out(one, one.text + spy.references(one, c)) for c in known]
             assert min(difference(one.out, w) for w in wanted) < EXACT
 
 
-def one_row(seen: Seen, row: int) -> Seen:
+def one_row(record: LayerRecord, row: int) -> LayerRecord:
     own = slice(row, row + 1)
-    parts = (t[own] for t in (seen.context, seen.q, seen.text))
-    return Seen(seen.layer, *parts, seen.heads, seen.options, seen.out[own])
+    parts = (t[own] for t in (record.context, record.q, record.text))
+    return LayerRecord(record.layer, *parts, record.heads, record.options, record.out[own])
 
 
 def test_each_areas_counterpart_has_that_areas_unconditional_half(
@@ -207,7 +207,7 @@ def test_an_area_of_the_negative_does_not_bring_its_tokens_to_the_positive(
         (NEGATIVE, groups[1].cond),
         (less[0][0], tokens.uncond),
     ]
-    assert len({seen.grid for seen in spy.seen}) > 1, "no area was cut"
+    assert len({record.grid for record in spy.records}) > 1, "no area was cut"
     assert spy.max_error(truth) < EXACT
 
 
@@ -263,9 +263,9 @@ def test_prompts_with_different_numbers_of_tokens_run_in_one_call(
     predict(steered(pack, spy, unet, easyref, tokens), CFG, latents(2), positive=positive)
     (call,) = spy.texts(POSITIVE, other[0][0], NEGATIVE)
     assert sorted(call) == [0, 0, 1, 1, 2, 2]
-    for seen in spy.seen:
-        for row, context in enumerate(seen.context):
-            one = one_row(seen, row)
+    for record in spy.records:
+        for row, context in enumerate(record.context):
+            one = one_row(record, row)
             if torch.equal(context, POSITIVE[0]):
                 share = 0.5 * spy.references(one, long.cond)
             elif torch.equal(context, NEGATIVE[0]):
@@ -294,10 +294,10 @@ def test_settings_of_apply_multiply_and_regions_still_add(
     region = pack.run("EasyRefRegion", groups[1], torch.ones(1, 8, 8), 0.3)
     model = steered(pack, spy, unet, easyref, tokens, weight=0.5, regions=region)
     predict(model, positive=carry(pack, text(), groups[0], 0.8))
-    for seen in spy.seen:
-        shares = 0.4 * spy.references(seen, groups[0].cond)
-        shares = shares + 0.15 * spy.references(seen, groups[1].cond)
-        assert difference(seen.out, spy.to_out(seen, seen.text + shares)) < EXACT
+    for record in spy.records:
+        shares = 0.4 * spy.references(record, groups[0].cond)
+        shares = shares + 0.15 * spy.references(record, groups[1].cond)
+        assert difference(record.out, spy.to_out(record, record.text + shares)) < EXACT
 
 
 def test_weight_zero_leaves_a_prompt_without_references(
@@ -305,7 +305,7 @@ def test_weight_zero_leaves_a_prompt_without_references(
 ) -> None:
     model = steered(pack, spy, unet, easyref, tokens)
     predict(model, positive=carry(pack, text(), groups[0], 0.0))
-    assert all(torch.equal(seen.out, spy.to_out(seen, seen.text)) for seen in spy.seen)
+    assert all(torch.equal(record.out, spy.to_out(record, record.text)) for record in spy.records)
 
 
 def test_layer_weights_of_a_prompt(pack: Pack, demo: Any, demo_easyref: Any) -> None:
@@ -318,8 +318,8 @@ def test_layer_weights_of_a_prompt(pack: Pack, demo: Any, demo_easyref: Any) -> 
     model = spy.watch(apply(pack, demo.model, demo_easyref, first))
     predict(model, positive=carry(pack, prompt, second, layer_weights=weights))
 
-    def scale(seen: Seen) -> float:
-        module = seen.layer.partition(".transformer_blocks")[0]
+    def scale(record: LayerRecord) -> float:
+        module = record.layer.partition(".transformer_blocks")[0]
         return {"up_blocks.0.attentions.1": 0.0, "mid_block.attentions.0": 2.0}.get(module, 1.0)
 
     assert spy.max_error([(prompt[0][0], second.cond)], scale) < EXACT
@@ -332,9 +332,9 @@ def test_several_apply_nodes_with_one_adapter_add_them_once(
     model = apply(pack, unet, easyref, tokens, weight=0.9)
     model = steered(pack, spy, model, easyref, groups[1], weight=0.5)
     predict(model, CFG, positive=carry(pack, text(), groups[0]))
-    for seen in spy.seen:
-        for row, context in enumerate(seen.context):
-            one = one_row(seen, row)
+    for record in spy.records:
+        for row, context in enumerate(record.context):
+            one = one_row(record, row)
             if torch.equal(context, POSITIVE[0]):
                 shares = 0.5 * spy.references(one, groups[0].cond)
             else:
@@ -353,10 +353,10 @@ def test_tokens_of_two_adapters_on_one_prompt(
     prompt = carry(pack, carry(pack, text(), groups[0]), foreign, 0.5)
     prompt = carry(pack, prompt, groups[1])  # takes the place of the first
     predict(spy.watch(model), positive=prompt)
-    for seen in spy.seen:
-        shares = spy.references(seen, groups[1].cond)
-        shares = shares + 0.5 * second.references(seen, foreign.cond)
-        assert difference(seen.out, spy.to_out(seen, seen.text + shares)) < EXACT
+    for record in spy.records:
+        shares = spy.references(record, groups[1].cond)
+        shares = shares + 0.5 * second.references(record, foreign.cond)
+        assert difference(record.out, spy.to_out(record, record.text + shares)) < EXACT
 
 
 def test_the_given_conditioning_stays_and_copies_share_the_tokens(

@@ -171,10 +171,10 @@ def test_a_mask_acts_at_the_right_place_where_deep_shrink_changes_the_resolution
     spy = Spy(pack, easyref, unet)
     model = spy.watch(deep_shrink(apply(pack, unet, easyref, tokens, mask=mask), factor))
     predict(model, x=latents(1, 16, 48))
-    assert {seen.grid for seen in spy.seen} == {grid, (8, 24)}
+    assert {record.grid for record in spy.records} == {grid, (8, 24)}
 
-    def left_half(seen: Any) -> torch.Tensor:
-        height, width = seen.grid
+    def left_half(record: Any) -> torch.Tensor:
+        height, width = record.grid
         white = (torch.arange(width) < width // 2).float()
         return white.expand(height, width).reshape(1, -1, 1)
 
@@ -231,7 +231,7 @@ def test_a_lora_hook_on_one_text_only(pack: Pack, unet: Any, easyref: Any, token
     assert sorted(spy.texts(*(t for t, _ in truth))) == [(0,), (1,)]
     assert difference(hooked, predict(model, CFG)) > 0.01
     # Behind the run the hook's weights are gone, so layers whose to_out it changed are left out.
-    spy.seen = [seen for seen in spy.seen if not seen.layer.startswith("mid_block")]
+    spy.records = [record for record in spy.records if not record.layer.startswith("mid_block")]
     assert spy.max_error(truth) < EXACT
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_spy import Seen, Spy
+from attention_spy import LayerRecord, Spy
 from comfyhost import Pack, apply, golden, latents, predict, random_tokens, text
 from goldens import difference
 
@@ -46,8 +46,8 @@ def expected(spy: Spy, tokens: Any, scale: Any) -> float:
     return spy.max_error(truth, scale)
 
 
-def fading_down(seen: Seen) -> torch.Tensor:
-    height, width = seen.grid
+def fading_down(record: LayerRecord) -> torch.Tensor:
+    height, width = record.grid
     return torch.linspace(1, 0, height).repeat_interleave(width)[None, :, None]
 
 
@@ -56,7 +56,7 @@ def test_a_new_weight_by_position(
 ) -> None:
     model = apply(pack, unet, easyref, tokens, weight=0.8, curve=vignette(weights))
     predict(spy.watch(model), CFG)
-    assert expected(spy, tokens, lambda seen: 0.8 * fading_down(seen)) < EXACT
+    assert expected(spy, tokens, lambda record: 0.8 * fading_down(record)) < EXACT
 
 
 def test_a_new_weight_by_position_multiplies_with_a_mask_in_either_order(
@@ -70,13 +70,13 @@ def test_a_new_weight_by_position_multiplies_with_a_mask_in_either_order(
     masked = pack.run("EasyRefRegion", tokens, left, 1.0)
     second = apply(pack, unet, easyref, None, regions=masked, curve=faded)
 
-    def scale(seen: Seen) -> torch.Tensor:
-        height, width = seen.grid
+    def scale(record: LayerRecord) -> torch.Tensor:
+        height, width = record.grid
         columns = (torch.arange(width) < width // 2).float().repeat(height)[None, :, None]
-        return fading_down(seen) * columns
+        return fading_down(record) * columns
 
     for model in (first, second):
-        spy.seen.clear()
+        spy.records.clear()
         predict(spy.watch(model), CFG)
         assert expected(spy, tokens, scale) < EXACT
 
