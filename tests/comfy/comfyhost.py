@@ -57,7 +57,7 @@ class Pack:
 
     @contextmanager
     def refused(self, *parts: object) -> Iterator[None]:
-        """The code inside must refuse with a sentence or two that name all of `parts`."""
+        """The code inside must raise an EasyRefError that names all of `parts`."""
         with pytest.raises(self.error) as raised:
             yield
         text = str(raised.value)
@@ -122,7 +122,7 @@ def golden_unet(pack: Pack) -> Any:
 
 
 def random_tokens(pack: Pack, easyref: Any, seed: int, batch: int = 1) -> Any:
-    """Reference tokens that this adapter could have made, cond and uncond far apart."""
+    """Random reference tokens of this adapter, cond and uncond far apart."""
     checkpoint = easyref.checkpoint
     noise = torch.Generator().manual_seed(seed)
     shape = (batch, checkpoint.num_tokens, checkpoint.token_width)
@@ -259,6 +259,6 @@ def stock_lora(model: Any, strength: float = 0.8) -> Any:
 
 
 def put_adapter(pack: Pack, name: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Write an adapter where ComfyUI looks for them; its name in the graph."""
+    """Write an adapter to models/easyref; returns its name in the graph."""
     write(pack.base / "models" / "easyref" / name, tensors)
     return name

@@ -57,7 +57,7 @@ def pack(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 @pytest.fixture(autouse=True)
 def _as_in_a_run(pack: Pack) -> Iterator[None]:
-    """Every test runs in inference mode, as ComfyUI runs nodes, and leaves no interrupt behind.
+    """Every test runs in inference mode, as ComfyUI runs nodes, and clears interrupts.
 
     One thread, because models this small only wait for each other's threads on a busy computer.
     """

@@ -80,7 +80,7 @@ def load_pack(folder: str, pretended: Sequence[str] = ()) -> ModuleType:
     before = set(sys.modules)
     finder = _Pretend(pretended)
     sys.modules[name] = module
-    sys.meta_path.append(finder)  # behind the others: what is installed is taken
+    sys.meta_path.append(finder)  # last: installed packages come first
     try:
         spec.loader.exec_module(module)
     except BaseException:

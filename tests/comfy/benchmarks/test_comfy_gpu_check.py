@@ -307,7 +307,7 @@ def test_waits_are_pytorchs_warnings_with_their_places(
     assert found["bad"].value == 3
     assert "comfy/test_comfy_gpu_check.py:" in found["bad"].note
     modes = [call.args[0] for call in as_on_a_gpu["set_sync_debug_mode"].call_args_list]
-    assert modes == ["warn", 0] * 6  # later calls of both samplings, each mode taken back
+    assert modes == ["warn", 0] * 6  # later calls of both samplings, each mode restored
 
 
 def test_the_small_gpu_is_a_part_of_the_big_one(

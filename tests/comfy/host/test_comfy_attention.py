@@ -1,4 +1,4 @@
-"""Attention to reference tokens and inside the MLLM: the host's own, and never a quantised one."""
+"""Attention to reference tokens and inside the MLLM: the host's kernels, never quantised ones."""
 
 from __future__ import annotations
 

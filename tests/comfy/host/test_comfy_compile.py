@@ -1,4 +1,4 @@
-"""Models behind TorchCompileModel: whatever was sampled before, every result is the uncompiled one.
+"""Compiled models: whatever was sampled before, every result equals the uncompiled one.
 
 Backend "eager" traces as every backend does and compiles nothing; the node's own guard filter is
 what makes traces keep values.
@@ -97,7 +97,7 @@ def prompts(pack: Pack, easyref: Any) -> dict[str, Any]:
 def wanted(
     variants: dict[str, Variant], prompts: dict[str, Any], unet: Any
 ) -> dict[str, torch.Tensor]:
-    """What each predicts uncompiled; no two are alike but those that are off."""
+    """Each one's uncompiled prediction; all differ, except those that are off."""
     found = {
         name: predict(variant(unet), 5.0, positive=prompts.get(name))
         for name, variant in variants.items()
@@ -177,7 +177,7 @@ def test_a_compiled_module_that_another_node_inserts_is_exact_too(
 def test_a_model_compiled_in_place_is_not_traced_with_references(
     pack: Pack, easyref: Any, tokens: Any, unet: Any
 ) -> None:
-    """With all guards on it would be traced anew for each change, until PyTorch gives up on it."""
+    """With all guards on it would be traced again for each change, up to PyTorch's limit."""
     wanted = predict(apply(pack, unet, easyref, tokens), 5.0)
     model = golden_unet(pack)
     model.model.diffusion_model.compile(backend="eager")

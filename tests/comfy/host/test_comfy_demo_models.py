@@ -102,7 +102,7 @@ def test_every_model_can_be_built_again(pack: Pack, gpu: Gpu, load: Any, demo: A
 
 
 def test_the_demo_model_can_be_compiled(pack: Pack, gpu: Gpu, load: Any, demo: Any) -> None:
-    """ComfyUI compiles plain models only; it makes one anew."""
+    """ComfyUI compiles plain models only, so it builds one again."""
     compiled = stock(
         "comfy_extras.nodes_torch_compile.TorchCompileModel",
         load("unet", demo.directory / "unet"),

@@ -1,4 +1,4 @@
-"""The stand-in for a GPU itself: what fails on a card fails here, and nothing stays behind."""
+"""The stand-in for a GPU itself: what fails on a GPU fails here, and everything is restored."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_an_encoder_is_loaded_used_unloaded_and_loaded_again(
     precision: str,
     wanted: torch.dtype,
 ) -> None:
-    """Weights travel as they are in the file and are converted on the GPU."""
+    """Weights are moved in the file's dtype and converted on the GPU."""
     import comfy.model_management as mm
 
     easyref = pack.run("EasyRefLoader", half_file, GOLDEN_MLLM, precision)

@@ -1,4 +1,4 @@
-"""The encoder under ComfyUI's memory management: loaded, split, thrown out, out of memory."""
+"""The encoder under ComfyUI's memory management: loaded, split, unloaded, out of memory."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_half_precision_file_stays_small_and_is_converted_when_used(
 
 @pytest.fixture
 def told(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(done, total) of every step that ComfyUI's progress bar is told of.
+    """(done, total) of every step that ComfyUI's progress bar shows.
 
     Newer ComfyUIs do not show every one of them: always the first and the last, and between them
     what does not follow too soon.

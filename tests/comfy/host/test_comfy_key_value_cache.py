@@ -1,4 +1,4 @@
-"""Keys and values of reference tokens: a budget, and an owner that may unload them."""
+"""Keys and values of reference tokens: a budget, and ComfyUI may unload them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def projected(store_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list
 
 @pytest.fixture
 def limited(pack: Pack, store_module: ModuleType, fresh_easyref: Any) -> Callable[[float], Any]:
-    """The golden adapter with room for so many sets."""
+    """The golden adapter with a budget of so many sets."""
 
     def of(sets: float) -> Any:
         checkpoint = fresh_easyref.checkpoint

@@ -177,7 +177,7 @@ def test_loras_of_two_adapters_are_merged_once_together(
 
     assert merges.of(both(unet, 0.5))[0] > 0
     assert merges.of(both(unet, 0.3))[0] == 0
-    # The first one's strength changes although another LoRA was added behind it.
+    # The first one's strength changes although another LoRA was added after it.
     assert merges.of(both(unet, 0.5, 0.5))[0] > 0
     count, found = merges.of(both(unet, 0.3, 0.5))
     assert count == 0

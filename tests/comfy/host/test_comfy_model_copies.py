@@ -1,4 +1,4 @@
-"""References on models that ComfyUI makes anew: for hooks on conditionings, for several GPUs."""
+"""References on models that ComfyUI builds again: for hooks on conditionings, for several GPUs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def split(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any
 def test_work_split_over_two_gpus_gives_the_same_picture(
     pack: Pack, unet: Any, easyref: Any, split: Callable[[Any], Any]
 ) -> None:
-    """The node may stand before or behind EasyRef Apply."""
+    """The node may stand before or after EasyRef Apply."""
     steps, x = sigmas(unet, 901.0, 601.0, 301.0), latents(2) * 14
     one, other = random_tokens(pack, easyref, seed=1, batch=2), random_tokens(pack, easyref, seed=2)
     carrying = pack.run("EasyRefSetConditioning", text(), other, 0.5)

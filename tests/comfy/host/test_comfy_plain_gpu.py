@@ -59,7 +59,7 @@ def test_after_the_first_call_sampling_moves_and_waits_for_nothing(
     found, plain = later(model), later(unet)
     assert found.waits == plain.waits
     more = Counter(found.uploads) - Counter(plain.uploads)
-    # Where nothing finds room, keys and values are moved for each use as weights are: two Applies,
+    # Without any memory, keys and values are moved for each use as weights are: two Apply nodes,
     # positive and negative in a call each.
     layers = len(fresh_easyref.checkpoint.cross_attention)
     assert {one.shape for one in more} == ({(2, first.num_tokens, 64)} if full else set())

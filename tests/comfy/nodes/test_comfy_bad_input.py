@@ -1,4 +1,4 @@
-"""Wrong input at the nodes ends in a sentence, and leaves everything as it was."""
+"""Wrong input at the nodes gives a clear error and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be chosen at the Loader, what is refused before a run, and what is looked at anew."""
+"""What can be chosen at the Loader, what is refused before a run, and what is loaded again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EasyRef Inspect: pictures, report and preview of what encoding the same group looks at."""
+"""EasyRef Inspect: heat maps, report and preview of the attention while encoding a group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saved tokens: the round trip without the MLLM, whose they are, and where files may go."""
+"""Saved tokens: the round trip without the MLLM, their adapter, and where files may go."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def name_of(pack: Pack, path: Path, folder: str) -> str:
 
 
 def files(pack: Pack) -> set[Path]:
-    """Every file around ComfyUI's folders, to see what was written where."""
+    """All files around ComfyUI's folders, to check what was written where."""
     return {p for p in pack.base.parent.rglob("*") if p.is_file()}
 
 

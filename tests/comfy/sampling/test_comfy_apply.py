@@ -70,7 +70,7 @@ def test_a_negative_weight_takes_the_references_away(
 def test_apply_nodes_with_different_tokens_add_up(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    """At every layer the result is the text's plus each application's own share."""
+    """In every layer each node's references are added to the text's attention."""
     other = random_tokens(pack, easyref, seed=5)
     model = apply(pack, unet, easyref, tokens, weight=0.8)
     model = apply(pack, model, easyref, other, weight=-0.3)

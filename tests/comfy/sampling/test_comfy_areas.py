@@ -83,7 +83,7 @@ def test_masked_texts(spy: Spy, model: Any, truth: Truth, tokens: Any) -> None:
     assert spy.max_error(truth) < EXACT
 
 
-HEIGHT, WIDTH = 24, 48  # of the latent; the golden UNet's attention sees half as many cells
+HEIGHT, WIDTH = 24, 48  # of the latent; the golden UNet's attention has half as many
 
 
 def right_third(parts: list[tuple[torch.Tensor, tuple[float, ...]]]) -> Any:

@@ -1,4 +1,4 @@
-"""What ComfyUI runs again when something changes in a template, told by its own cache keys."""
+"""What ComfyUI runs again when a template changes, by its own cache keys."""
 
 from __future__ import annotations
 

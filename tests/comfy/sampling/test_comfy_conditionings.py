@@ -1,4 +1,4 @@
-"""Which reference tokens each conditioning gets, however many there are and whoever calls."""
+"""Which reference tokens each conditioning gets, for any number of them and any caller."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_two_controlnets_in_windows_of_their_own_one_of_union_kind(
     for of_net, of_net_before in zip(calls, before, strict=True):
         for (given, _), (given_before, _) in zip(of_net, of_net_before, strict=True):
             assert torch.equal(given["context"], given_before["context"])
-    # In the first step the latents are still the same, so must be what the net makes of them.
+    # In the first step the latents are still the same, so must be the ControlNet's output.
     assert all(torch.equal(*pair) for pair in zip(calls[0][0][1], before[0][0][1], strict=True))
     references = euler(
         guider(steered, CFG, random_text(1, pooled=64), random_text(2, pooled=64)),

@@ -68,7 +68,7 @@ SETTINGS: dict[str, Callable[[Pack, Any], dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def plain(pack: Pack) -> list[dynamic_vram.Record]:
-    """What ComfyUI itself does in each model call of the same run: it moves the texts anew."""
+    """What ComfyUI itself does in each model call of the same run: it moves the texts again."""
     if not dynamic_vram.is_supported():
         pytest.skip(dynamic_vram.TOO_OLD)
     with torch.inference_mode(), dynamic_vram.dynamic_vram() as gpu:
@@ -113,7 +113,7 @@ def test_projections_are_moved_in_the_files_dtype(pack: Pack, gpu: Gpu, half_eas
 def test_the_lora_is_merged_as_weights_are_moved_and_only_once(
     pack: Pack, gpu: Gpu, half_easyref: Any, plain: list[dynamic_vram.Record]
 ) -> None:
-    """A changed weight of the references merges and moves nothing anew."""
+    """A changed weight of the references merges and moves nothing again."""
     unet = comfyhost.golden_unet(pack)
     tokens = random_tokens(pack, half_easyref, seed=1)
     sample(gpu, apply(pack, unet, half_easyref, tokens))

@@ -1,4 +1,4 @@
-"""Layer weights: what the node says, and in which layers references act."""
+"""Layer weights: the node's output, and in which layers references act."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def test_what_is_no_mask_is_refused_at_the_node(
 def test_one_mask_serves_several_sizes_and_runs(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    """What a mask keeps of one run must not leak into the next one's sizes."""
+    """A mask's cache of one run must not leak into the sizes of the next."""
     mask = half("left", 96, 96)
     model = apply(pack, unet, easyref, tokens, mask=mask)
     for size in [(16, 16), (8, 32), (32, 8), (16, 16)]:

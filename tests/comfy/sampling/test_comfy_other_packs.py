@@ -1,4 +1,4 @@
-"""What other packs put on a model: nothing of theirs is lost, nothing of ours stands in their way.
+"""Other packs' patches on a model: theirs and ours both work.
 
 The stand-ins here follow what the packs do, not their code.
 """
@@ -120,7 +120,7 @@ def test_apply_leaves_the_attention_slots_free(
 
 
 def couple(model: Any) -> Any:
-    """Attention couple: every row is asked about two texts, then the two are blended."""
+    """Attention couple: every row attends to two texts, then the results are blended."""
     model = model.clone()
 
     def double(n: Any, context: Any, value: Any, options: Any) -> tuple[Any, ...]:
@@ -168,7 +168,7 @@ def test_a_replaced_forward_of_the_unet_still_gets_the_references(
 
 
 def split(details: Any, row: int, **told: Any) -> dict[str, Any]:
-    """The arguments of one row of a model call, as a pack that runs rows one by one makes them."""
+    """The arguments of one row of a model call, as passed by a pack that runs rows one by one."""
     own = {n: v[row : row + 1] if torch.is_tensor(v) else v for n, v in details.items()}
     own["transformer_options"] = {**details["transformer_options"], **told}
     return own
@@ -222,7 +222,7 @@ def test_rows_that_a_wrapper_runs_alone_without_a_note_get_no_references_and_one
 def test_another_wrapper_around_the_model_call(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, truth: Any, order: str, positionally: bool
 ) -> None:
-    """It may hand the options on by position or by name, and sees none of our patches leak."""
+    """It may pass the options on by position or by name; they never contain our patches."""
     from comfy.patcher_extension import WrappersMP
 
     unchanged = []

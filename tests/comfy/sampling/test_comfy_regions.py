@@ -52,7 +52,7 @@ def max_error(
     texts: dict[str, Any],
     shares: Sequence[tuple[Any, Callable[[LayerRecord], Any]]],
 ) -> float:
-    """How far layers are from the text plus each of (tokens, scale) at most."""
+    """The layers' largest difference from the text plus each of (tokens, scale)."""
     from attention_spy import _rows
 
     worst = 0.0
@@ -210,7 +210,7 @@ def test_a_region_is_cut_where_a_texts_area_lies(
     wanted = apply(pack, demo.model, demo_easyref, groups[0], mask=batched)
     wanted = predict(wanted, CFG, x, positive=positive, negative=texts["negative"])
     assert difference(found, wanted) < CLOSE
-    # Against the path that gathers nothing: a mask for each of two equal latents.
+    # Against the path without gathered positions: a mask for each of two equal latents.
     twice = x.expand(2, -1, -1, -1)
     full = apply(pack, demo.model, demo_easyref, groups[0], mask=torch.cat([mask, mask]))
     full = predict(full, CFG, twice, positive=positive, negative=texts["negative"])

@@ -115,7 +115,7 @@ def test_two_threads_give_what_one_after_the_other_gives(
             start.wait()
             return [sample(model, seed=number * 10 + i) for i in range(3)]
 
-    # ComfyUI's own list of loaded models is not made for threads.
+    # ComfyUI's own list of loaded models is not thread-safe.
     lock, load = threading.Lock(), mm.load_models_gpu
 
     def load_alone(*args: Any, **kwargs: Any) -> None:
@@ -152,7 +152,7 @@ def test_keys_and_values_requested_by_many_threads_are_computed_once(
 
 
 def test_a_model_in_training_can_use_the_keys_that_a_run_computed(pack: Pack, easyref: Any) -> None:
-    """Tensors made in inference mode cannot be saved for a backward pass."""
+    """Tensors of inference mode cannot be saved for a backward pass."""
     with torch.inference_mode(False):
         unet = golden_unet(pack)
     model = apply(pack, unet, easyref, random_tokens(pack, easyref, seed=1), lora_strength=0.0)

@@ -1,4 +1,4 @@
-"""Prompts that carry reference tokens of their own, and which rows get them."""
+"""EasyRef Set Conditioning: which rows get the tokens that a prompt carries."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def one_row(record: LayerRecord, row: int) -> LayerRecord:
 def test_each_areas_counterpart_has_that_areas_unconditional_half(
     pack: Pack, groups: list[Any]
 ) -> None:
-    """Unless the negative prompt whose text it has brings tokens to avoid."""
+    """Unless the negative prompt whose text it has carries tokens to avoid."""
     conditionings = pack.part("nodes.sampling.conditionings")
     effect = pack.part("nodes.sampling.weights").Effect
     text_of_negative = object()
@@ -328,7 +328,7 @@ def test_layer_weights_of_a_prompt(pack: Pack, demo: Any, demo_easyref: Any) -> 
 def test_several_apply_nodes_with_one_adapter_add_them_once(
     pack: Pack, spy: Spy, unet: Any, easyref: Any, tokens: Any, groups: list[Any]
 ) -> None:
-    """The last one's settings count, as for the LoRA; the others step back for these rows."""
+    """The last one's settings count, as for the LoRA; the others add nothing to these rows."""
     model = apply(pack, unet, easyref, tokens, weight=0.9)
     model = steered(pack, spy, model, easyref, groups[1], weight=0.5)
     predict(model, CFG, positive=carry(pack, text(), groups[0]))

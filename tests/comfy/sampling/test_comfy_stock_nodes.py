@@ -230,7 +230,7 @@ def test_a_lora_hook_on_one_text_only(pack: Pack, unet: Any, easyref: Any, token
     truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
     assert sorted(spy.texts(*(t for t, _ in truth))) == [(0,), (1,)]
     assert difference(hooked, predict(model, CFG)) > 0.01
-    # Behind the run the hook's weights are gone, so layers whose to_out it changed are left out.
+    # After the run the hook's weights are gone, so layers whose to_out it changed are left out.
     spy.records = [record for record in spy.records if not record.layer.startswith("mid_block")]
     assert spy.max_error(truth) < EXACT
 

@@ -27,7 +27,7 @@ def tiled(model: Any, at_once: int, order: str = "tile by tile") -> Any:
     model = model.clone()
 
     def by_row(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-        """Behind each row of a tile the same row of the next tile."""
+        """After each row of a tile the same row of the next tile."""
         return tensor.unflatten(0, (-1, rows)).transpose(0, 1).flatten(0, 1)
 
     def sample(apply_model: Any, args: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A new kind of weight is one class: nothing else of the pack knows of it."""
+"""A new kind of weight is one class; no other code changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches sampled in windows of a few frames: what belongs to a frame stays with it."""
+"""Batches sampled in windows of a few frames: each frame keeps its own tokens and mask."""
 
 from __future__ import annotations
 
