@@ -100,7 +100,7 @@ def test_combined_tokens_are_saved_and_loaded(
     made = combine(pack, method, *groups)
     result = pack.nodes["EasyRefSaveTokens"].execute(made, f"combined/{method}", "output")
     path = Path(result.ui["text"][0]).relative_to(pack.base / "output/easyref_tokens")
-    found = pack.run("EasyRefLoadTokens", f"{path.as_posix()} [output]", easyref)
+    found = pack.run("EasyRefLoadTokens", f"{path.as_posix()} [output]")
     assert torch.equal(found.cond, made.cond)
     assert torch.equal(found.uncond, made.uncond)
 
