@@ -34,10 +34,10 @@ def shared_bench(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     from benchmarks.gpu_check.bench import Bench
     from benchmarks.gpu_check.models import small_unet_recognised
 
-    made = Bench(pack, tmp_path_factory.mktemp("gpu_check"), small=True)
-    made.write_models()
+    bench = Bench(pack, tmp_path_factory.mktemp("gpu_check"), small=True)
+    bench.write_models()
     with small_unet_recognised(pack):
-        yield made
+        yield bench
 
 
 @pytest.fixture
@@ -140,15 +140,15 @@ def test_a_peak_above_the_estimate_is_detected(bench: Any, monkeypatch: pytest.M
 def test_memory_that_grows_with_prompts_is_detected(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Any] = []
+    encoded: list[Any] = []
     encode = bench.encode
 
     def counted(*args: Any) -> Any:
-        made.append(encode(*args))
-        return made[-1]
+        encoded.append(encode(*args))
+        return encoded[-1]
 
     monkeypatch.setattr(bench, "encode", counted)
-    monkeypatch.setattr(bench, "allocated", lambda: len(made) * 43_000_000)
+    monkeypatch.setattr(bench, "allocated", lambda: len(encoded) * 43_000_000)
     found = bare(bench, "memory:growth")
     assert found["more after 20 prompts"].value == pytest.approx(17 * 43)
     assert found["more after 20 prompts"].verdict == FAIL
@@ -270,15 +270,15 @@ def as_on_a_gpu(bench: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "get_sync_debug_mode": 0,
         "set_sync_debug_mode": None,
     }
-    made = {}
+    stand_ins = {}
     for name, answer in answers.items():
-        made[name] = create_autospec(getattr(torch.cuda, name), return_value=answer)
-        monkeypatch.setattr(torch.cuda, name, made[name])
+        stand_ins[name] = create_autospec(getattr(torch.cuda, name), return_value=answer)
+        monkeypatch.setattr(torch.cuda, name, stand_ins[name])
     event = create_autospec(torch.cuda.Event)
     event.return_value.elapsed_time.return_value = 50.0
-    made["Event"] = event
+    stand_ins["Event"] = event
     monkeypatch.setattr(torch.cuda, "Event", event)
-    return made
+    return stand_ins
 
 
 def test_steps_are_timed_by_the_gpu(bench: Any, as_on_a_gpu: dict[str, Any]) -> None:

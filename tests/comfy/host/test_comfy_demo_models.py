@@ -87,8 +87,8 @@ def test_a_weight_that_does_not_fit_is_named_under_dynamic_vram(
 def test_every_model_can_be_built_again(pack: Pack, gpu: Gpu, load: Any, demo: Any) -> None:
     """As ComfyUI does it to compile a model, to put hooks on it, and for another GPU."""
     for kind in ("unet", "text_encoders", "vae"):
-        made = load(kind, demo.directory / kind)
-        patcher = getattr(made, "patcher", made)
+        loaded = load(kind, demo.directory / kind)
+        patcher = getattr(loaded, "patcher", loaded)
         assert patcher.is_dynamic()
         plain = patcher.clone(disable_dynamic=True)
         assert not plain.is_dynamic()

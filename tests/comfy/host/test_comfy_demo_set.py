@@ -90,8 +90,8 @@ def test_the_mllm_comes_from_the_adapter_and_its_tokenizer_from_the_folder(
     easyref = trained[3]
     assert easyref.checkpoint.has_mllm
     found = encode(pack, easyref, SIZE)
-    made = pack.part("nodes.link_types").EasyRefModel
-    other = made.of(whole / "easyref.safetensors", whole / "mllm")
+    easyref_model = pack.part("nodes.link_types").EasyRefModel
+    other = easyref_model.of(whole / "easyref.safetensors", whole / "mllm")
     assert torch.equal(found, encode(pack, other, SIZE))
 
 

@@ -43,14 +43,14 @@ def store_module(pack: Pack) -> ModuleType:
 @pytest.fixture
 def projected(store_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The tokens of every projection."""
-    project, made = store_module.project_tokens, []
+    project, computed = store_module.project_tokens, []
 
     def noted(checkpoint: Any, tokens: Any, *args: Any) -> Any:
-        made.append(tokens)
+        computed.append(tokens)
         return project(checkpoint, tokens, *args)
 
     monkeypatch.setattr(store_module, "project_tokens", noted)
-    return made
+    return computed
 
 
 @pytest.fixture

@@ -59,11 +59,11 @@ def test_hooks_under_dynamic_vram_use_a_plain_model_with_the_same_references(
 ) -> None:
     tokens = random_tokens(pack, fresh_easyref, seed=1)
     model = apply(pack, comfyhost.golden_unet(pack), fresh_easyref, tokens, weight=0.7)
-    made = guider(model, CFG, hooked(text()), hooked(text("negative")))
-    delegate = made.model_patcher
+    cfg_guider = guider(model, CFG, hooked(text()), hooked(text("negative")))
+    delegate = cfg_guider.model_patcher
     assert not delegate.is_dynamic()
     assert delegate.patches.keys() == model.patches.keys()
-    _, later = dynamic_vram.sample(gpu, made, latents(), (10.0, 1.0))
+    _, later = dynamic_vram.sample(gpu, cfg_guider, latents(), (10.0, 1.0))
     assert not later.waits
 
 

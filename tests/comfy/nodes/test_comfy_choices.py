@@ -122,8 +122,8 @@ def test_linked_inputs_are_neither_refused_nor_always_new(
     assert valid, errors
 
     def fingerprint() -> Any:
-        made = execution.IsChangedCache("run", Prompt(copy.deepcopy(graph)), None)
-        return asyncio.run(made.get("node"))
+        cache = execution.IsChangedCache("run", Prompt(copy.deepcopy(graph)), None)
+        return asyncio.run(cache.get("node"))
 
     assert isinstance(fingerprint(), list)  # a number that is none where the node failed
     assert fingerprint() == fingerprint()

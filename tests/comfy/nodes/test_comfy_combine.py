@@ -97,12 +97,12 @@ def test_one_group_a_latent_can_be_combined(pack: Pack, unet: Any, easyref: Any)
 def test_combined_tokens_are_saved_and_loaded(
     pack: Pack, easyref: Any, groups: list[Any], method: str
 ) -> None:
-    made = combine(pack, method, *groups)
-    result = pack.nodes["EasyRefSaveTokens"].execute(made, f"combined/{method}", "output")
+    combined = combine(pack, method, *groups)
+    result = pack.nodes["EasyRefSaveTokens"].execute(combined, f"combined/{method}", "output")
     path = Path(result.ui["text"][0]).relative_to(pack.base / "output/easyref_tokens")
     found = pack.run("EasyRefLoadTokens", f"{path.as_posix()} [output]")
-    assert torch.equal(found.cond, made.cond)
-    assert torch.equal(found.uncond, made.uncond)
+    assert torch.equal(found.cond, combined.cond)
+    assert torch.equal(found.uncond, combined.uncond)
 
 
 def test_mistakes_name_the_inputs(pack: Pack, easyref: Any, groups: list[Any]) -> None:

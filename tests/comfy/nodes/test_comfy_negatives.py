@@ -15,8 +15,8 @@ CASE = "four_refs_prompt"
 
 @pytest.fixture
 def group(pack: Pack) -> Any:
-    made = pack.part("easyref_core.encode.group").Reference
-    return tuple(made(p, name=f"image_{n}") for n, p in enumerate(pictures(CASE), start=1))
+    reference = pack.part("easyref_core.encode.group").Reference
+    return tuple(reference(p, name=f"image_{n}") for n, p in enumerate(pictures(CASE), start=1))
 
 
 def encode(pack: Pack, easyref: Any, references: Any, prompt: str = "", **settings: Any) -> Any:

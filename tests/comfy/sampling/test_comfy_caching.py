@@ -38,9 +38,9 @@ class Stub:
 def keys(graph: Graph) -> dict[str, Any]:
     from comfy_execution.caching import CacheKeySetInputSignature
 
-    made = CacheKeySetInputSignature(Prompt(graph), [], Unchanged())
-    asyncio.run(made.add_keys(list(graph)))
-    return made.keys
+    key_set = CacheKeySetInputSignature(Prompt(graph), [], Unchanged())
+    asyncio.run(key_set.add_keys(list(graph)))
+    return key_set.keys
 
 
 @pytest.fixture

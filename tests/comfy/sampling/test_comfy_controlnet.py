@@ -114,8 +114,8 @@ def as_union(control_net: Any, kinds: int = 6) -> Any:
     """A copy with the parts that make it a union ControlNet, for hints of several kinds."""
     from comfy.cldm.cldm import ResBlockUnionControlnet
 
-    made = control_net.copy()
-    network = made.control_model = copy.deepcopy(control_net.control_model)
+    union = control_net.copy()
+    network = union.control_model = copy.deepcopy(control_net.control_model)
     width = network.model_channels
     with torch.random.fork_rng():
         torch.manual_seed(12)
@@ -125,10 +125,10 @@ def as_union(control_net: Any, kinds: int = 6) -> Any:
         network.transformer_layes = torch.nn.Sequential(block)
         network.spatial_ch_projs = torch.nn.Linear(width, width)
         network.control_add_embedding = TypeEmbedding(kinds, 4 * width)
-    made.control_model_wrapped = type(control_net.control_model_wrapped)(
+    union.control_model_wrapped = type(control_net.control_model_wrapped)(
         network, load_device=control_net.load_device, offload_device=torch.device("cpu")
     )
-    return made
+    return union
 
 
 def test_two_controlnets_in_windows_of_their_own_one_of_union_kind(

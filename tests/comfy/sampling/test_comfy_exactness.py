@@ -141,6 +141,6 @@ def test_sampled_latents_are_the_official_ones(
     model = apply(pack, unet, easyref, tokens, weight=plan["scale"])
     x = golden("generate.latents_in") * plan["init_noise_sigma"]
     texts = text(**picture), text("negative", **picture)
-    made = guider(model, plan["guidance_scale"], *texts)
-    out = euler(made, x, sigmas(model, *plan["timesteps"]))
+    cfg_guider = guider(model, plan["guidance_scale"], *texts)
+    out = euler(cfg_guider, x, sigmas(model, *plan["timesteps"]))
     assert difference(out, golden("generate.latents_out")) < GUIDED

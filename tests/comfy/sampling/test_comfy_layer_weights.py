@@ -38,7 +38,7 @@ def demo_tokens(pack: Pack, demo_easyref: Any) -> Any:
     return random_tokens(pack, demo_easyref, seed=3)
 
 
-def made(pack: Pack, profile: str = "all", **factors: float) -> Any:
+def weights_of(pack: Pack, profile: str = "all", **factors: float) -> Any:
     return pack.run("EasyRefLayerWeights", profile, **(dict.fromkeys(GROUPS, 1.0) | factors))
 
 
@@ -85,7 +85,7 @@ def test_all_at_one_is_as_without(
     pack: Pack, demo: Any, demo_easyref: Any, demo_tokens: Any, texts: dict[str, Any]
 ) -> None:
     plain = apply(pack, demo.model, demo_easyref, demo_tokens)
-    ones = apply(pack, demo.model, demo_easyref, demo_tokens, layer_weights=made(pack))
+    ones = apply(pack, demo.model, demo_easyref, demo_tokens, layer_weights=weights_of(pack))
     assert torch.equal(predict(ones, CFG, **texts), predict(plain, CFG, **texts))
 
 
@@ -104,7 +104,7 @@ def test_a_group_at_zero_gets_nothing_and_the_others_are_unchanged(
     monkeypatch.setattr(
         module, "ReferenceAttention", lambda *args: taken.append(args[1]) or slot(*args)
     )
-    weights = made(pack, **{group: 0.0})
+    weights = weights_of(pack, **{group: 0.0})
     spy = Spy(pack, demo_easyref, demo.model)
     model = apply(pack, demo.model, demo_easyref, demo_tokens, layer_weights=weights)
     predict(spy.watch(model), positive=texts["positive"])
@@ -128,7 +128,7 @@ def test_weights_multiply_in_each_group_with_mask_and_weight(
         demo.model,
         demo_easyref,
         demo_tokens,
-        layer_weights=made(pack, **values),
+        layer_weights=weights_of(pack, **values),
         mask=mask,
         weight=1.5,
     )
@@ -145,9 +145,9 @@ def test_two_profiles_on_two_apply_nodes_add_up(
 ) -> None:
     model = demo.model
     for name in ("style", "composition"):
-        weights = made(pack, name)
+        weights = weights_of(pack, name)
         model = apply(pack, model, demo_easyref, demo_tokens, layer_weights=weights)
-    both = made(pack, "style and composition")
+    both = weights_of(pack, "style and composition")
     once = apply(pack, demo.model, demo_easyref, demo_tokens, layer_weights=both)
     assert difference(predict(model, CFG, **texts), predict(once, CFG, **texts)) < 5e-5
 
@@ -158,11 +158,11 @@ def test_weights_for_layers_that_the_model_lacks_are_refused(
     layers = pack.part("nodes.host.unet_layers")
     present = {layers.group_of(x.block) for x in layers.cross_attention_layers(unet).values()}
     lacking = next(group for group in GROUPS if group not in present)
-    weights = made(pack, **{lacking: 0.5})
+    weights = weights_of(pack, **{lacking: 0.5})
     with pack.refused(lacking, "has no such layers", *sorted(present)):
         apply(pack, unet, easyref, tokens, layer_weights=weights)
     region = pack.run("EasyRefRegion", tokens, torch.ones(1, 8, 8), 1.0, layer_weights=weights)
     with pack.refused(lacking, "has no such layers"):
         apply(pack, unet, easyref, None, regions=region)
     own = next(group for group in GROUPS if group in present)
-    apply(pack, unet, easyref, tokens, layer_weights=made(pack, **{own: 0.5}))
+    apply(pack, unet, easyref, tokens, layer_weights=weights_of(pack, **{own: 0.5}))

@@ -39,8 +39,8 @@ def ip_adapter(**settings: Any) -> Add:
         weights = {"image_proj": image_proj, "ip_adapter": attention_weights(model)}
         given = {"weight": 0.8, "weight_type": "linear", "start_at": 0.0, "end_at": 1.0}
         node = nodes["IPAdapterEmbeds"]()
-        made = node.apply_ipadapter(model, weights, seen, neg_embed=unseen, **(given | settings))
-        return made[0]
+        outputs = node.apply_ipadapter(model, weights, seen, neg_embed=unseen, **(given | settings))
+        return outputs[0]
 
     return add
 

@@ -137,7 +137,7 @@ def test_an_empty_region_costs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = pack.part("nodes.host.key_value_cache")
-    monkeypatch.setattr(store, "project_tokens", lambda *args: pytest.fail("made keys for nothing"))
+    monkeypatch.setattr(store, "project_tokens", lambda *args: pytest.fail("computed"))
     for given in (
         (groups[0], torch.zeros(1, 8, 8), {}),
         (groups[0], LEFT, {"weight": 0.0}),
@@ -157,10 +157,10 @@ def test_keys_and_values_of_regions_are_computed_once_for_each_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = pack.part("nodes.host.key_value_cache")
-    project, made = store.project_tokens, []
+    project, computed = store.project_tokens, []
 
     def noted(checkpoint: Any, tokens: Any, *args: Any) -> Any:
-        made.append(tokens)
+        computed.append(tokens)
         return project(checkpoint, tokens, *args)
 
     monkeypatch.setattr(store, "project_tokens", noted)
@@ -170,4 +170,4 @@ def test_keys_and_values_of_regions_are_computed_once_for_each_tokens(
     model = apply(pack, demo.model, demo_easyref, groups[1], regions=given)
     for seed in (1, 2):
         predict(model, CFG, latents(1, seed=seed), **texts)
-    assert sorted(map(id, made)) == sorted(map(id, groups[:2]))
+    assert sorted(map(id, computed)) == sorted(map(id, groups[:2]))

@@ -136,9 +136,11 @@ def test_keys_and_values_requested_by_many_threads_are_computed_once(
     pack: Pack, fresh_easyref: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = pack.part("nodes.host.key_value_cache")
-    made = []
+    computed = []
     project = store.project_tokens
-    monkeypatch.setattr(store, "project_tokens", lambda *args: made.append(args) or project(*args))
+    monkeypatch.setattr(
+        store, "project_tokens", lambda *args: computed.append(args) or project(*args)
+    )
     barrier = threading.Barrier(8)
 
     def ask(number: int) -> Any:
@@ -147,7 +149,7 @@ def test_keys_and_values_requested_by_many_threads_are_computed_once(
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(ask, range(8)))
-    assert len(made) == 1
+    assert len(computed) == 1
     assert all(f is found[0] for f in found)
 
 
@@ -177,9 +179,9 @@ def test_keys_and_values_are_freed_with_their_tokens(
     tokens = random_tokens(pack, fresh_easyref, seed=1)
     model = apply(pack, unet, fresh_easyref, tokens)
     predict(model, CFG)
-    made = fresh_easyref.key_values.get(tokens, torch.device("cpu"), torch.float32)
-    gone = weakref.ref(made)
-    del made, model, tokens
+    computed = fresh_easyref.key_values.get(tokens, torch.device("cpu"), torch.float32)
+    gone = weakref.ref(computed)
+    del computed, model, tokens
     gc.collect()
     assert gone() is None
 

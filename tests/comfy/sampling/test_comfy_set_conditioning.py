@@ -107,7 +107,7 @@ def test_dual_guider(
 ) -> None:
     model = steered(pack, spy, unet, easyref, None)
     middle = random_text(7)
-    made = stock(
+    dual_guider = stock(
         DUAL,
         model,
         carry(pack, text(), groups[0]),
@@ -117,7 +117,7 @@ def test_dual_guider(
         3.0,
         style,
     )
-    predict_with(made)
+    predict_with(dual_guider)
     truth = [
         (POSITIVE, groups[0].cond),
         (middle[0][0], groups[1].cond),
@@ -364,12 +364,12 @@ def test_the_given_conditioning_stays_and_copies_share_the_tokens(
 ) -> None:
     given = text()
     before = dict(given[0][1])
-    made = carry(pack, given, groups[0])
+    carrying = carry(pack, given, groups[0])
     assert given[0][1] == before
-    assert made[0][0] is given[0][0]
-    assert set(made[0][1]) - set(before) == {"easyref_tokens"}
-    copied = copy.deepcopy(made[0][1]["easyref_tokens"])
-    assert copied == made[0][1]["easyref_tokens"]
+    assert carrying[0][0] is given[0][0]
+    assert set(carrying[0][1]) - set(before) == {"easyref_tokens"}
+    copied = copy.deepcopy(carrying[0][1]["easyref_tokens"])
+    assert copied == carrying[0][1]["easyref_tokens"]
     with pytest.raises(AttributeError):
         copied[0].weight = 2.0
 

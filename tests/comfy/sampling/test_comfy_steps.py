@@ -60,14 +60,14 @@ def test_a_wait_is_detected(
 def projections(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The tokens, device and dtype of every projection to keys and values."""
     store = pack.part("nodes.host.key_value_cache")
-    project, made = store.project_tokens, []
+    project, computed = store.project_tokens, []
 
     def noted(checkpoint: Any, tokens: Any, device: Any, dtype: Any) -> Any:
-        made.append((tokens, device, dtype))
+        computed.append((tokens, device, dtype))
         return project(checkpoint, tokens, device, dtype)
 
     monkeypatch.setattr(store, "project_tokens", noted)
-    return made
+    return computed
 
 
 def test_keys_and_values_are_computed_once_for_all_steps_texts_and_sizes(
@@ -77,7 +77,7 @@ def test_keys_and_values_are_computed_once_for_all_steps_texts_and_sizes(
     model = apply(pack, unet, fresh_easyref, tokens)
     euler(guider(model, CFG), latents(2) * 14, sigmas(model, 901.0, 601.0, 301.0))
     predict(model, CFG, latents(1, 24, 8), positive=random_text(1))
-    assert [made[0] for made in projections] == [tokens]
+    assert [projection[0] for projection in projections] == [tokens]
 
 
 def test_another_apply_with_the_same_tokens_computes_none_again(
@@ -87,7 +87,7 @@ def test_another_apply_with_the_same_tokens_computes_none_again(
     for weight in (1.0, 0.5):
         model = apply(pack, unet, fresh_easyref, tokens, weight=weight)
         predict(apply(pack, model, fresh_easyref, tokens, weight=0.2), CFG)
-    assert [made[0] for made in projections] == [tokens]
+    assert [projection[0] for projection in projections] == [tokens]
 
 
 def test_other_tokens_and_other_precisions_are_computed_separately(
@@ -117,11 +117,11 @@ def test_a_mask_is_resized_once_for_each_resolution(
     pack: Pack, demo: Any, demo_easyref: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks = pack.part("nodes.sampling.masks")
-    shrink, made = masks._resize, []
+    resize, sizes = masks._resize, []
 
     def noted(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        made.append((height, width))
-        return shrink(mask, height, width)
+        sizes.append((height, width))
+        return resize(mask, height, width)
 
     monkeypatch.setattr(masks, "_resize", noted)
     tokens = random_tokens(pack, demo_easyref, seed=1)
@@ -129,7 +129,7 @@ def test_a_mask_is_resized_once_for_each_resolution(
     for _ in range(2):
         predict(model, CFG, latents(2, 16, 16), positive=random_text(1, pooled=64),
                 negative=random_text(2, pooled=64))  # fmt: skip
-    assert sorted(made) == [(4, 4), (8, 8)]
+    assert sorted(sizes) == [(4, 4), (8, 8)]
 
 
 def test_the_projections_do_not_stay_in_memory(

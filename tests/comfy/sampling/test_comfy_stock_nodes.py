@@ -125,15 +125,15 @@ def test_samplers_of_few_steps_without_guidance(
     import comfy.samplers
 
     def sample(model: Any) -> torch.Tensor:
-        made = guider(few_steps(model), 1.0)
+        cfg_guider = guider(few_steps(model), 1.0)
         steps = comfy.samplers.calculate_sigmas(
-            made.model_patcher.get_model_object("model_sampling"), "sgm_uniform", 4
+            cfg_guider.model_patcher.get_model_object("model_sampling"), "sgm_uniform", 4
         )
         picture = torch.zeros(1, 4, 16, 16)
         with torch.random.fork_rng():
             torch.manual_seed(2)
             how = comfy.samplers.ksampler(sampler)
-            return made.sample(latents(), picture, how, steps, disable_pbar=True, seed=2)
+            return cfg_guider.sample(latents(), picture, how, steps, disable_pbar=True, seed=2)
 
     spy = Spy(pack, easyref, unet)
     found = sample(spy.watch(apply(pack, unet, easyref, tokens)))
@@ -262,13 +262,13 @@ def test_keys_and_values_follow_the_precision_the_model_computes_in(
     pack: Pack, unet: Any, fresh_easyref: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = pack.part("nodes.host.key_value_cache")
-    project, made = store.project_tokens, []
+    project, dtypes = store.project_tokens, []
     monkeypatch.setattr(
-        store, "project_tokens", lambda *args: made.append(args[-1]) or project(*args)
+        store, "project_tokens", lambda *args: dtypes.append(args[-1]) or project(*args)
     )
     exact = predict(apply(pack, unet, fresh_easyref, tokens), CFG)
     steered = apply(pack, unet, fresh_easyref, tokens)
     half = stock("comfy_extras.nodes_model_advanced.ModelComputeDtype", steered, "bf16")
     found = predict(half, CFG)
-    assert made == [torch.float32, torch.bfloat16]
+    assert dtypes == [torch.float32, torch.bfloat16]
     assert 1e-4 < difference(found, exact) < 0.1 * float(exact.abs().max())
