@@ -147,9 +147,7 @@ def test_a_model_compiled_in_parts_is_exact_too(
     for name in ("plain", "steered", "other tokens", "plain", "left", "right", "plain"):
         variant = variants[name]
         compiled = compile_model(unet, parts)
-        compiled_model = (
-            variant(compiled) if compiled_first else compile_model(variant(unet), parts)
-        )
+        result = variant(compiled) if compiled_first else compile_model(variant(unet), parts)
         check(name, result, wanted)
     assert traces() > 0
 
