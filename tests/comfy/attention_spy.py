@@ -138,8 +138,8 @@ class Spy:
         for record in self.records:
             refs = self.references(record, _rows(record.context, truth))
             factor = scale(record) if callable(scale) else scale
-            wanted = self.to_out(record, record.text + factor * refs)
-            worst = max(worst, float((record.out - wanted).abs().max()))
+            expected = self.to_out(record, record.text + factor * refs)
+            worst = max(worst, float((record.out - expected).abs().max()))
         return worst
 
     def texts(self, *known: torch.Tensor) -> list[tuple[int, ...]]:
@@ -150,9 +150,9 @@ class Spy:
 
 def _which(context: torch.Tensor, known: Sequence[torch.Tensor]) -> int:
     """Which of the texts a row's context is."""
-    found = [i for i, states in enumerate(known) if torch.equal(context, states[0].to(context))]
-    assert len(found) == 1, f"a row carries {len(found)} of the known texts"
-    return found[0]
+    result = [i for i, states in enumerate(known) if torch.equal(context, states[0].to(context))]
+    assert len(result) == 1, f"a row carries {len(result)} of the known texts"
+    return result[0]
 
 
 def _rows(

@@ -33,9 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     """ComfyUI's source."""
-    found = find_comfyui()
-    assert found is not None
-    return found
+    result = find_comfyui()
+    assert result is not None
+    return result
 
 
 @pytest.fixture(scope="session")

@@ -43,9 +43,9 @@ def called_by_the_pack(comfyui: Path) -> str | None:
 class _Operations(TorchDispatchMode):
     """Notes waits that no method shows, such as indexing with a mask."""
 
-    def __init__(self, comfyui: Path, found: list[str]) -> None:
+    def __init__(self, comfyui: Path, result: list[str]) -> None:
         super().__init__()
-        self._comfyui, self._found = comfyui, found
+        self._comfyui, self._found = comfyui, result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -58,7 +58,7 @@ class _Operations(TorchDispatchMode):
 @contextmanager
 def waits(comfyui: Path) -> Iterator[list[str]]:
     """Every place of the pack that makes the host wait for the device, or moves a tensor."""
-    found: list[str] = []
+    result: list[str] = []
 
     def watched(name: str) -> Any:
         own = getattr(torch.Tensor, name)
@@ -67,7 +67,7 @@ def waits(comfyui: Path) -> Iterator[list[str]]:
             moves = any(isinstance(a, (str, torch.device)) for a in (*args[1:], *kwargs.values()))
             line = called_by_the_pack(comfyui) if moves or name != "to" else None
             if line:
-                found.append(f"{name} at {line}")
+                result.append(f"{name} at {line}")
             return own(*args, **kwargs)
 
         return noted
@@ -75,5 +75,5 @@ def waits(comfyui: Path) -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         for name in (*WAITING_METHODS, "to"):
             patch.setattr(torch.Tensor, name, watched(name))
-        with _Operations(comfyui, found):
-            yield found
+        with _Operations(comfyui, result):
+            yield result

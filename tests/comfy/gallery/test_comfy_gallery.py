@@ -96,8 +96,8 @@ def test_crops_are_shares_of_the_upright_picture(pack: Pack, folder: Path) -> No
     )
     assert whole.picture.size == (40, 80)
     assert part.picture.size == (40, 20)
-    for at, wanted in ((whole.picture.getpixel((20, 5)), 0), (part.picture.getpixel((20, 5)), 2)):
-        assert at.index(max(at)) == wanted
+    for at, expected in ((whole.picture.getpixel((20, 5)), 0), (part.picture.getpixel((20, 5)), 2)):
+        assert at.index(max(at)) == expected
 
 
 def test_alpha_is_dropped_and_other_modes_are_converted(pack: Pack, folder: Path) -> None:
@@ -220,7 +220,7 @@ def test_thumbnails_are_small_and_upright(pack: Pack, folder: Path, ending: str,
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.new("RGB", (1600, 400), "red").save(folder / f"photo.{ending}", exif=exif)
-    found = pack.part("nodes.gallery.gallery").thumbnail(f"photo.{ending}", 128, crop)
-    with Image.open(io.BytesIO(found)) as picture:
+    result = pack.part("nodes.gallery.gallery").thumbnail(f"photo.{ending}", 128, crop)
+    with Image.open(io.BytesIO(result)) as picture:
         assert picture.format == "WEBP"
         assert picture.size == ((32, 128) if crop is None else (16, 128))

@@ -52,9 +52,9 @@ def test_references_are_attended_by_the_path_for_small_inputs(
 
     monkeypatch.setattr(mm, "pytorch_attention_enabled", lambda: pytorch)
     q, k, v = heads_apart(50, 6, 6)
-    found = own.reference_attention(together(q), together(k), together(v), HEADS, precision)
-    wanted = together(F.scaled_dot_product_attention(q, k, v))
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    result = own.reference_attention(together(q), together(k), together(v), HEADS, precision)
+    expected = together(F.scaled_dot_product_attention(q, k, v))
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_references_never_go_to_quantised_attention(
@@ -121,8 +121,8 @@ def test_the_mllm_never_goes_to_quantised_attention(
 ) -> None:
     monkeypatch.setattr(host, "optimized_attention", quantised)
     q, k, v = heads_apart(9, 9, 9)
-    wanted = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    torch.testing.assert_close(own.MllmOperations.attend(q, k, v, causal=causal), wanted)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    torch.testing.assert_close(own.MllmOperations.attend(q, k, v, causal=causal), expected)
 
 
 def test_without_a_trusted_fused_kernel_queries_are_chunked(
@@ -135,10 +135,10 @@ def test_without_a_trusted_fused_kernel_queries_are_chunked(
     assert not own.mllm_is_fused(device, torch.bfloat16, (80, 128))
     monkeypatch.setattr(own, "_pytorch_allowed", lambda _: False)
     whole = heads_apart(23, 23, 23)
-    wanted = F.scaled_dot_product_attention(*whole)
+    expected = F.scaled_dot_product_attention(*whole)
     monkeypatch.setattr(F, "scaled_dot_product_attention", quantised)
     monkeypatch.setattr(kernels, "SCORE_BYTES", 2 * HEADS * 23 * 4 * 5)
-    torch.testing.assert_close(own.MllmOperations.attend(*whole), wanted)
+    torch.testing.assert_close(own.MllmOperations.attend(*whole), expected)
 
 
 def test_the_encoder_computes_with_the_hosts_attention(
@@ -161,5 +161,5 @@ def test_an_mllm_on_the_cpu_uses_no_kernel_for_gpus(
     monkeypatch.setattr(host, name, quantised)
     monkeypatch.setattr(host, "optimized_attention", quantised)
     q, k, v = heads_apart(9, 9, 9, dtype=torch.bfloat16)
-    found = own.MllmOperations.attend(q, k, v)
-    assert torch.equal(found, F.scaled_dot_product_attention(q, k, v))
+    result = own.MllmOperations.attend(q, k, v)
+    assert torch.equal(result, F.scaled_dot_product_attention(q, k, v))

@@ -94,7 +94,7 @@ def prompts(pack: Pack, easyref: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def wanted(
+def expected(
     variants: dict[str, Variant], prompts: dict[str, Any], unet: Any
 ) -> dict[str, torch.Tensor]:
     """Each one's uncompiled prediction; all differ, except those that are off."""
@@ -107,10 +107,10 @@ def wanted(
     return found
 
 
-def check(name: str, model: Any, wanted: dict[str, torch.Tensor], prompt: Any = None) -> None:
+def check(name: str, model: Any, expected: dict[str, torch.Tensor], prompt: Any = None) -> None:
     found = predict(model, 5.0, positive=prompt)
     torch.testing.assert_close(
-        found, wanted[name], rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}"
+        found, expected[name], rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}"
     )
 
 
@@ -119,7 +119,7 @@ def check(name: str, model: Any, wanted: dict[str, torch.Tensor], prompt: Any = 
 def test_a_result_does_not_depend_on_what_a_compiled_model_sampled_before(
     variants: dict[str, Variant],
     prompts: dict[str, Any],
-    wanted: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
     unet: Any,
     order: tuple[str, ...],
     compiled_first: bool,
@@ -132,14 +132,14 @@ def test_a_result_does_not_depend_on_what_a_compiled_model_sampled_before(
         return compile_model(variants[name](unet))
 
     for name in (*order, *order[:1], *order):
-        check(name, make(name), wanted, prompts.get(name))
+        check(name, make(name), expected, prompts.get(name))
     assert traces() > 0, "nothing was compiled, so nothing was tested"
 
 
 @pytest.mark.parametrize("compiled_first", [True, False])
 def test_a_model_compiled_in_parts_is_exact_too(
     variants: dict[str, Variant],
-    wanted: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
     unet: Any,
     compiled_first: bool,
 ) -> None:
@@ -148,7 +148,7 @@ def test_a_model_compiled_in_parts_is_exact_too(
         variant = variants[name]
         compiled = compile_model(unet, parts)
         result = variant(compiled) if compiled_first else compile_model(variant(unet), parts)
-        check(name, result, wanted)
+        check(name, result, expected)
     assert traces() > 0
 
 
@@ -166,11 +166,11 @@ def test_a_compiled_module_that_another_node_inserts_is_exact_too(
     compiled.add_object_patch(part, module)
     for weight in (1.0, 0.4):
         # ComfyUI finds no weights for a LoRA below such a module.
-        found, wanted = (
+        found, expected = (
             predict(apply(pack, model, easyref, tokens, weight=weight, lora_strength=0.0), 5.0)
             for model in (compiled, unet)
         )
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert traces() == 0
 
 
@@ -178,11 +178,11 @@ def test_a_model_compiled_in_place_is_not_traced_with_references(
     pack: Pack, easyref: Any, tokens: Any, unet: Any
 ) -> None:
     """With all guards on it would be traced again for each change, up to PyTorch's limit."""
-    wanted = predict(apply(pack, unet, easyref, tokens), 5.0)
+    expected = predict(apply(pack, unet, easyref, tokens), 5.0)
     model = golden_unet(pack)
     model.model.diffusion_model.compile(backend="eager")
     found = predict(apply(pack, model, easyref, tokens), 5.0)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert traces() == 0
     predict(model)
     assert traces() > 0, "nothing was compiled, so nothing was tested"

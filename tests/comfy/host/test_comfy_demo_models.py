@@ -53,9 +53,9 @@ def check_wrong_shape(
 ) -> None:
     (file,) = (copied / part).glob("*.safetensors")
     state = load_file(file)
-    found, last = state[weight], weight.split(".", 2)[-1]
-    save_file({**state, weight: found.repeat(*[1] * (found.ndim - 1), 2)}, file)
-    with pack.refused(last, list(found.shape), f"{2 * found.shape[-1]}]"):
+    tensor, last = state[weight], weight.split(".", 2)[-1]
+    save_file({**state, weight: tensor.repeat(*[1] * (tensor.ndim - 1), 2)}, file)
+    with pack.refused(last, list(tensor.shape), f"{2 * tensor.shape[-1]}]"):
         load(kind, copied)
     save_file({name: tensor for name, tensor in state.items() if name != weight}, file)
     with pack.refused("missing", last):

@@ -62,9 +62,11 @@ def test_a_cut_down_table_gives_the_conditioning_of_the_whole_one(
     found = {}
     for text in ("on a beach at night", "on a beach by day", "", "unheard of"):
         found[text], pooled = few.encode_from_tokens(few.tokenize(text), return_pooled=True)
-        states, wanted = all_words.encode_from_tokens(all_words.tokenize(text), return_pooled=True)
+        states, expected_pooled = all_words.encode_from_tokens(
+            all_words.tokenize(text), return_pooled=True
+        )
         assert torch.equal(found[text], states)
-        assert torch.equal(pooled, wanted)
+        assert torch.equal(pooled, expected_pooled)
     assert difference(found["on a beach at night"], found["on a beach by day"]) > 0.01
     file = Path("text_encoders", "clip_l", "model.safetensors")
     assert (shipped / file).stat().st_size < (whole / file).stat().st_size / 4

@@ -323,14 +323,14 @@ def test_out_of_memory_frees_everything_and_the_next_run_works(
     }[kind]
     kept: list[Any] = []
 
-    def run_out(found: Any, *args: Any, **kwargs: Any) -> Any:
+    def run_out(result: Any, *args: Any, **kwargs: Any) -> Any:
         big = torch.zeros(1000)
         kept.append(weakref.ref(big))
         raise error
 
     hosted = pack.part("nodes.host.encoder")
     monkeypatch.setattr(hosted, "encode_references", run_out)
-    monkeypatch.setattr(mm, "is_oom", lambda found: "error 2" in str(found), raising=False)
+    monkeypatch.setattr(mm, "is_oom", lambda result: "error 2" in str(result), raising=False)
     with pack.refused("Not enough memory", "4 references", "Use fewer references"):
         encode()
     monkeypatch.undo()

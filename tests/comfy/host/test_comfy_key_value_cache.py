@@ -80,11 +80,11 @@ def test_the_latest_sets_are_cached_within_the_budget(
 ) -> None:
     easyref = limited(2.5)
     groups = [random_tokens(pack, easyref, seed) for seed in range(4)]
-    found = [weakref.ref(easyref.key_values.get(g, CPU, torch.float32)) for g in groups]
-    assert [one() is not None for one in found] == [False, False, True, True]
+    result = [weakref.ref(easyref.key_values.get(g, CPU, torch.float32)) for g in groups]
+    assert [one() is not None for one in result] == [False, False, True, True]
     easyref.key_values.get(groups[2], CPU, torch.float32)
     easyref.key_values.get(groups[0], CPU, torch.float32)
-    assert [one() is not None for one in found] == [False, False, True, False]
+    assert [one() is not None for one in result] == [False, False, True, False]
     assert projected[1:] == [*groups, groups[0]]
 
 
@@ -129,9 +129,9 @@ def test_what_a_run_uses_at_once_stays_whatever_the_budget(
         steps = sigmas(model, 901.0, 601.0, 301.0)
         return euler(guider(model, CFG, **texts), latents() * 14, steps)
 
-    wanted = results(fresh_easyref)
+    expected = results(fresh_easyref)
     projected.clear()
-    assert torch.equal(results(easyref), wanted)
+    assert torch.equal(results(easyref), expected)
     assert sorted(map(id, projected)) == sorted(map(id, groups))
     gc.collect()
     kept = [s for g in groups for s in easyref.key_values._cached.get(g, {}).values()]
@@ -243,10 +243,10 @@ def test_without_memory_on_the_gpu_they_are_computed_on_the_cpu(
 
     monkeypatch.setattr(store_module, "project_tokens", no_room)
     tokens = random_tokens(pack, fresh_easyref, seed=1)
-    wanted = fresh_easyref.key_values.get(tokens, CPU, torch.float32)
+    expected = fresh_easyref.key_values.get(tokens, CPU, torch.float32)
     held = fresh_easyref.key_values.get(tokens, META, torch.float32)
     assert "computed on the CPU" in caplog.text
-    for layer, pair in zip(held.patcher.model.layers, wanted.layers.values(), strict=True):
+    for layer, pair in zip(held.patcher.model.layers, expected.layers.values(), strict=True):
         assert torch.equal(layer.key, pair[0])
         assert torch.equal(layer.value, pair[1])
     full[CPU] = True
@@ -315,9 +315,9 @@ def test_sets_are_on_the_gpu_while_a_run_lasts_and_leave_when_comfyui_unloads(
 
 def on_gpu(held: Any) -> bool:
     layers = held.patcher.model.layers
-    found = {tensor.is_meta for layer in layers for tensor in (layer.key, layer.value)}
-    assert len(found) == 1
-    return found.pop()
+    result = {tensor.is_meta for layer in layers for tensor in (layer.key, layer.value)}
+    assert len(result) == 1
+    return result.pop()
 
 
 def test_the_latest_sets_stay_on_the_gpu_and_older_ones_are_on_the_cpu(
@@ -356,8 +356,8 @@ def test_later_steps_move_nothing_for_references(
     pack: Pack, gpu: Gpu, steered: tuple[Any, Any, Any]
 ) -> None:
     plain = sample(gpu, comfyhost.golden_unet(pack))
-    found = sample(gpu, steered[0])
-    assert [one.moved for one in found[1:]] == [one.moved for one in plain[1:]]
+    result = sample(gpu, steered[0])
+    assert [one.moved for one in result[1:]] == [one.moved for one in plain[1:]]
 
 
 def test_the_same_holds_without_dynamic_vram(

@@ -44,12 +44,12 @@ def test_a_lora_as_hook_is_the_same_as_loaded(
 ) -> None:
     """ComfyUI then merges it during the sampling, on top of the adapter's own."""
     settings = {"weight": 0.7, "mask": torch.ones(1, 8, 8), "end_percent": 0.9}
-    wanted = predict(apply(pack, stock_lora(unet), easyref, tokens, **settings), CFG)
+    expected = predict(apply(pack, stock_lora(unet), easyref, tokens, **settings), CFG)
     model = apply(pack, unet, easyref, tokens, **settings)
     texts = {"positive": hooked(text()), "negative": hooked(text("negative"))}
     for _ in range(2):
-        assert difference(predict(model, CFG, **texts), wanted) < CLOSE
-    assert difference(predict(model, CFG), wanted) > 0.01
+        assert difference(predict(model, CFG, **texts), expected) < CLOSE
+    assert difference(predict(model, CFG), expected) > 0.01
     again = apply(pack, unet, easyref, tokens, **settings)
     assert difference(predict(model, CFG), predict(again, CFG)) < CLOSE
 
@@ -95,13 +95,13 @@ def test_work_split_over_two_gpus_gives_the_same_picture(
         model = apply(pack, model, easyref, one, **settings)
         return apply(pack, model, easyref, other, weight=0.4, mask=torch.ones(1, 8, 8))
 
-    wanted = euler(guider(steer(unet), CFG, carrying), x, steps)
+    expected = euler(guider(steer(unet), CFG, carrying), x, steps)
     plain = euler(guider(unet, CFG), x, steps)
-    assert difference(wanted, plain) > 0.1
+    assert difference(expected, plain) > 0.1
     for model in (split(steer(unet)), steer(split(unet))):
         calls = watch_devices(model)
         # Latents of about 30 after three steps.
-        assert difference(euler(guider(model, CFG, carrying), x, steps), wanted) < 20 * CLOSE
+        assert difference(euler(guider(model, CFG, carrying), x, steps), expected) < 20 * CLOSE
         assert calls == {torch.device("cpu"): 3, torch.device("cpu", 0): 3}
 
 
@@ -123,10 +123,10 @@ def watch_devices(model: Any) -> Counter[torch.device]:
 def test_hooks_on_two_gpus(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, split: Callable[[Any], Any]
 ) -> None:
-    wanted = predict(apply(pack, stock_lora(unet), easyref, tokens), CFG)
+    expected = predict(apply(pack, stock_lora(unet), easyref, tokens), CFG)
     texts = {"positive": hooked(text()), "negative": hooked(text("negative"))}
     model = split(apply(pack, unet, easyref, tokens))
-    assert difference(predict(model, CFG, **texts), wanted) < CLOSE
+    assert difference(predict(model, CFG, **texts), expected) < CLOSE
 
 
 def curve(pack: Pack) -> Any:

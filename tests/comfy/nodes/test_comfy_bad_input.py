@@ -90,11 +90,11 @@ def test_a_tiny_picture_is_encoded(encode: Callable[..., Any], shape: tuple[int,
 
 def test_alpha_is_dropped_and_grey_is_grey(encode: Callable[..., Any]) -> None:
     colours = golden_picture()
-    wanted = encode(images=colours, prompt=user_prompt(CASE))
-    assert difference(wanted.cond, golden(f"full.{CASE}.tokens")) < 1e-4
+    expected = encode(images=colours, prompt=user_prompt(CASE))
+    assert difference(expected.cond, golden(f"full.{CASE}.tokens")) < 1e-4
     for alpha in (0.0, 0.5):
         rgba = torch.cat([colours, torch.full_like(colours[..., :1], alpha)], dim=-1)
-        assert torch.equal(encode(images=rgba, prompt=user_prompt(CASE)).cond, wanted.cond)
+        assert torch.equal(encode(images=rgba, prompt=user_prompt(CASE)).cond, expected.cond)
     grey = colours[..., :1]
     as_colours = encode(images=grey.expand(-1, -1, -1, 3))
     assert torch.equal(encode(images=grey).cond, as_colours.cond)
@@ -162,8 +162,8 @@ def test_an_mllm_without_its_tokenizer(pack: Pack, encode: Callable[..., Any]) -
         encode(easyref, images=golden_picture())
     for name in goldens.TOKENIZER_FILES:
         shutil.copy(MLLM / name, directory / name)
-    found = encode(easyref, images=golden_picture(), prompt=user_prompt(CASE))
-    assert difference(found.cond, golden(f"full.{CASE}.tokens")) < 1e-4
+    result = encode(easyref, images=golden_picture(), prompt=user_prompt(CASE))
+    assert difference(result.cond, golden(f"full.{CASE}.tokens")) < 1e-4
 
 
 def test_an_mllm_of_only_config_and_tokenizer_is_enough_for_an_adapter_that_carries_it(
@@ -172,8 +172,8 @@ def test_an_mllm_of_only_config_and_tokenizer_is_enough_for_an_adapter_that_carr
     directory = mllm(pack, "light")
     shutil.copytree(MLLM, directory, ignore=shutil.ignore_patterns("*.safetensors"))
     easyref = pack.run("EasyRefLoader", GOLDEN, "light", "auto")
-    found = encode(easyref, images=golden_picture(), prompt=user_prompt(CASE))
-    assert difference(found.cond, golden(f"full.{CASE}.tokens")) < 1e-4
+    result = encode(easyref, images=golden_picture(), prompt=user_prompt(CASE))
+    assert difference(result.cond, golden(f"full.{CASE}.tokens")) < 1e-4
     with pack.refused(ADAPTER_ONLY, "weights are missing"):
         pack.run("EasyRefLoader", ADAPTER_ONLY, "light", "auto")
 

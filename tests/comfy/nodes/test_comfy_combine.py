@@ -73,10 +73,10 @@ def test_a_group_combined_with_itself_is_unchanged(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
     """Twice the same keys share the attention that one had."""
-    wanted = predict(apply(pack, unet, easyref, tokens), cfg=5.0)
+    expected = predict(apply(pack, unet, easyref, tokens), cfg=5.0)
     for method in ("concatenate", "average", "weighted average"):
         twice = combine(pack, method, tokens, tokens, weights="0.5")
-        assert difference(predict(apply(pack, unet, easyref, twice), cfg=5.0), wanted) < 1e-4
+        assert difference(predict(apply(pack, unet, easyref, twice), cfg=5.0), expected) < 1e-4
 
 
 def test_weights_belong_to_inputs_and_gaps_are_allowed(pack: Pack, easyref: Any) -> None:

@@ -91,8 +91,8 @@ def test_half_precision_gives_about_the_same_shares(
         inspect(pack, easyref, references=group)[1].splitlines(),
         strict=True,
     )
-    for found, wanted in pairs:
-        assert share(found) == pytest.approx(share(wanted), abs=1.0)
+    for found, expected in pairs:
+        assert share(found) == pytest.approx(share(expected), abs=1.0)
 
 
 def test_out_of_memory_is_reported_and_frees_everything(

@@ -30,15 +30,15 @@ def test_not_connected_it_is_the_official_black_picture(
     plain = encode(pack, easyref, group, user_prompt(CASE))
     assert difference(plain.uncond, golden("full.uncond_black.tokens")) < 1e-4
     for nothing in (None, ()):
-        found = encode(pack, easyref, group, user_prompt(CASE), negative_references=nothing)
-        assert torch.equal(found.uncond, plain.uncond)
+        result = encode(pack, easyref, group, user_prompt(CASE), negative_references=nothing)
+        assert torch.equal(result.uncond, plain.uncond)
 
 
 def test_they_replace_the_black_picture(pack: Pack, easyref: Any, group: Any) -> None:
     plain = encode(pack, easyref, group[:2], user_prompt(CASE))
-    found = encode(pack, easyref, group[:2], user_prompt(CASE), negative_references=group[2:])
-    assert torch.equal(found.cond, plain.cond)
-    assert torch.equal(found.uncond, encode(pack, easyref, group[2:]).cond)
+    result = encode(pack, easyref, group[:2], user_prompt(CASE), negative_references=group[2:])
+    assert torch.equal(result.cond, plain.cond)
+    assert torch.equal(result.uncond, encode(pack, easyref, group[2:]).cond)
 
 
 def test_they_act_on_the_negative_text(

@@ -58,9 +58,9 @@ def test_nodes_are_what_was_released(nodes: dict[str, Any]) -> None:
     released = json.loads(RELEASED.read_text(encoding="utf-8"))
     found = {name: described(node) for name, node in nodes.items()}
     assert sorted(found) == sorted(released), PERMANENT
-    for name, wanted in released.items():
+    for name, expected in released.items():
         # Compared as text, so that the order of the inputs counts: widget values are saved by it.
-        assert json.dumps(found[name], indent=1) == json.dumps(wanted, indent=1), PERMANENT
+        assert json.dumps(found[name], indent=1) == json.dumps(expected, indent=1), PERMANENT
 
 
 def test_every_node_and_input_and_output_is_explained(nodes: dict[str, Any]) -> None:

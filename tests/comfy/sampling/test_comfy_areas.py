@@ -65,8 +65,8 @@ def test_areas_and_the_counterparts_that_comfyui_copies(
     }[layout]
     predict(model, CFG, latents(1, 24, 24), positive=positive, negative=negative)
     truth = [*truth, (more[0][0], tokens.cond), (less[0][0], tokens.uncond)]
-    found = {n for call in spy.texts(*(t for t, _ in truth)) for n in call}
-    assert found >= {0, 1}
+    result = {n for call in spy.texts(*(t for t, _ in truth)) for n in call}
+    assert result >= {0, 1}
     assert len({record.grid for record in spy.records}) > 1, "no area was cut"
     assert spy.max_error(truth) < EXACT
 
@@ -148,5 +148,5 @@ def test_the_same_area_of_a_larger_picture_gets_another_part_of_a_mask(
     for size in ((24, 24), (24, 48), (48, 24)):
         x = latents(1, *size)
         fresh = apply(pack, unet, easyref, tokens, mask=mask.clone())
-        found = predict(model, CFG, x, positive=positive)
-        assert torch.equal(found, predict(fresh, CFG, x, positive=positive))
+        result = predict(model, CFG, x, positive=positive)
+        assert torch.equal(result, predict(fresh, CFG, x, positive=positive))

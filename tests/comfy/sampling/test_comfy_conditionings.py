@@ -144,10 +144,10 @@ def test_a_patch_that_asks_for_one_side_only_gets_that_sides_tokens(
 
     def ask_again(args: Any) -> Any:
         before = dict(args["model_options"]["transformer_options"])
-        for wanted in ("uncond", "cond"):
+        for expected in ("uncond", "cond"):
             comfy.samplers.calc_cond_batch(
                 args["model"],
-                [args[wanted]],
+                [args[expected]],
                 args["input"],
                 args["sigma"],
                 args["model_options"],

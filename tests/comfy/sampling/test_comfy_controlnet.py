@@ -42,8 +42,8 @@ class ControlSpy:
         self._handle.remove()
 
     def _note(self, module: Any, args: Any, kwargs: Any, out: Any) -> None:
-        found = [t.clone() for name in sorted(out) for t in out[name]]
-        self.calls.append((dict(kwargs), found))
+        result = [t.clone() for name in sorted(out) for t in out[name]]
+        self.calls.append((dict(kwargs), result))
 
 
 @pytest.fixture

@@ -207,8 +207,8 @@ def test_a_mask_with_one_channel_is_a_mask(
 ) -> None:
     mask = torch.cat((half("left", 128, 128), half("top", 128, 128)))
     x = latents(2)
-    found = predict(apply(pack, unet, easyref, tokens, mask=mask[:, None]), CFG, x)
-    assert torch.equal(found, predict(apply(pack, unet, easyref, tokens, mask=mask), CFG, x))
+    result = predict(apply(pack, unet, easyref, tokens, mask=mask[:, None]), CFG, x)
+    assert torch.equal(result, predict(apply(pack, unet, easyref, tokens, mask=mask), CFG, x))
 
 
 @pytest.mark.parametrize(

@@ -142,8 +142,8 @@ def test_rows_of_a_changed_batch_get_no_references_and_one_warning(
     coupled = couple(apply(pack, unet, easyref, tokens, lora_strength=0.0))
     steps = sigmas(unet, 801.0, 401.0)
     with caplog.at_level(logging.WARNING):
-        found = euler(guider(coupled, CFG), latents(2), steps)
-    assert difference(found, euler(guider(couple(unet), CFG), latents(2), steps)) < EXACT
+        result = euler(guider(coupled, CFG), latents(2), steps)
+    assert difference(result, euler(guider(couple(unet), CFG), latents(2), steps)) < EXACT
     warnings = [r for r in caplog.records if "EasyRef" in r.getMessage()]
     assert len(warnings) == 1
     assert "left out" in warnings[0].getMessage()
@@ -193,10 +193,10 @@ def test_a_wrapper_that_runs_each_side_alone_still_gets_its_references(
         return torch.cat(outs)
 
     model.set_model_unet_function_wrapper(each_alone)
-    found = predict(model, CFG)
+    result = predict(model, CFG)
     assert sorted(spy.texts(*(t for t, _ in truth))) == [(0,), (1,)]
     assert spy.max_error(truth) < EXACT
-    assert difference(found, predict(apply(pack, unet, easyref, tokens), CFG)) < 5e-5
+    assert difference(result, predict(apply(pack, unet, easyref, tokens), CFG)) < 5e-5
 
 
 def test_rows_that_a_wrapper_runs_alone_without_a_note_get_no_references_and_one_warning(
@@ -212,8 +212,8 @@ def test_rows_that_a_wrapper_runs_alone_without_a_note_get_no_references_and_one
     model = apply(pack, unet, easyref, tokens, lora_strength=0.0)
     model.set_model_unet_function_wrapper(row_by_row)
     with caplog.at_level(logging.WARNING):
-        found = predict(model, CFG)
-    assert difference(found, predict(unet, CFG)) < 5e-5
+        result = predict(model, CFG)
+    assert difference(result, predict(unet, CFG)) < 5e-5
     assert [r.getMessage().count("left out") for r in caplog.records] == [1]
 
 
@@ -260,13 +260,13 @@ def test_a_second_unet_in_the_same_run_is_not_steered(
     guide = golden_unet(pack)
     plain = predict(guide)
     model = apply(pack, unet, easyref, tokens)
-    found = []
+    result = []
 
     def ask_the_guide(args: Any) -> Any:
-        found.append(predict(guide))
+        result.append(predict(guide))
         return args["denoised"]
 
     model.set_model_sampler_post_cfg_function(ask_the_guide)
     predict(model, CFG)
-    assert len(found) == 1
-    assert torch.equal(found[0], plain)
+    assert len(result) == 1
+    assert torch.equal(result[0], plain)

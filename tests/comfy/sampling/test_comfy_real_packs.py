@@ -149,8 +149,8 @@ def test_frames_keep_their_own_in_animatediffs_windows(
         mask[:, 4 * frame : 4 * frame + 4] = 1
     each = random_tokens(pack, easyref, 5, 6)
     steered = apply(pack, unet, easyref, each, mask=masks)
-    wanted = sample(steered)
-    assert difference(sample(unet), wanted) > 0.01
-    assert difference(sample(with_windows(steered)), wanted) < EXACT
+    expected = sample(steered)
+    assert difference(sample(unet), expected) > 0.01
+    assert difference(sample(with_windows(steered)), expected) < EXACT
     before = apply(pack, with_windows(unet), easyref, each, mask=masks)
-    assert difference(sample(before), wanted) < EXACT
+    assert difference(sample(before), expected) < EXACT

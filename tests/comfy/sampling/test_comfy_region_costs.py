@@ -28,14 +28,14 @@ def groups(pack: Pack, demo_easyref: Any) -> list[Any]:
 def asked(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(rows x positions, tokens) of every attention over reference tokens."""
     layer = pack.part("nodes.sampling.layer")
-    attend, found = layer.reference_attention, []
+    attend, result = layer.reference_attention, []
 
     def noted(q: Any, k: Any, *args: Any) -> Any:
-        found.append((q.shape[0] * q.shape[1], k.shape[1]))
+        result.append((q.shape[0] * q.shape[1], k.shape[1]))
         return attend(q, k, *args)
 
     monkeypatch.setattr(layer, "reference_attention", noted)
-    return found
+    return result
 
 
 def tiles(pack: Pack, easyref: Any) -> list[tuple[Any, torch.Tensor, dict[str, Any]]]:

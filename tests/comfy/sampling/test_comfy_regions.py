@@ -57,11 +57,11 @@ def max_error(
 
     worst = 0.0
     for record in spy.records:
-        wanted = record.text
+        expected = record.text
         for tokens, scale in shares:
             rows = _rows(record.context, truth_of(texts, tokens))
-            wanted = wanted + scale(record) * spy.references(record, rows)
-        worst = max(worst, difference(record.out, spy.to_out(record, wanted)))
+            expected = expected + scale(record) * spy.references(record, rows)
+        worst = max(worst, difference(record.out, spy.to_out(record, expected)))
     assert spy.records
     return worst
 
@@ -82,7 +82,7 @@ def test_two_regions_with_complementary_masks_equal_two_apply_nodes(
     both = regions(pack, (groups[0], LEFT, {}), (groups[1], RIGHT, {"weight": 0.6}))
     spy = Spy(pack, demo_easyref, demo.model)
     model = apply(pack, demo.model, demo_easyref, None, regions=both)
-    found = predict(spy.watch(model), CFG, latents(2), **texts)
+    result = predict(spy.watch(model), CFG, latents(2), **texts)
     shares = [
         (groups[0], cells(LEFT)),
         (groups[1], lambda record: 0.6 * cells(RIGHT)(record)),
@@ -90,7 +90,7 @@ def test_two_regions_with_complementary_masks_equal_two_apply_nodes(
     assert max_error(spy, texts, shares) < EXACT
     chain = apply(pack, demo.model, demo_easyref, groups[0], mask=LEFT)
     chain = apply(pack, chain, demo_easyref, groups[1], mask=RIGHT, weight=0.6)
-    assert difference(found, predict(chain, CFG, latents(2), **texts)) < CLOSE
+    assert difference(result, predict(chain, CFG, latents(2), **texts)) < CLOSE
 
 
 def test_regions_add_to_the_tokens_and_overlaps_add_up(
@@ -133,13 +133,13 @@ def test_normalise_changes_nothing_where_the_weights_stay_below_one(
     pack: Pack, demo: Any, demo_easyref: Any, groups: list[Any], texts: dict[str, Any]
 ) -> None:
     both = regions(pack, (groups[0], LEFT, {"weight": 0.7}), (groups[1], RIGHT, {}))
-    found = [
+    result = [
         predict(
             apply(pack, demo.model, demo_easyref, None, regions=both, normalise=on), CFG, **texts
         )
         for on in (False, True)
     ]
-    assert difference(*found) < CLOSE
+    assert difference(*result) < CLOSE
 
 
 def test_the_settings_of_apply_count_for_its_regions_too(
@@ -148,12 +148,12 @@ def test_the_settings_of_apply_count_for_its_regions_too(
     top = box(0, 0.5, 0, 1, cells=96)
     one = regions(pack, (groups[0], LEFT, {"weight": 0.5}))
     settings = {"weight": 1.2, "mask": top, "end_percent": 0.9}
-    found = predict(
+    result = predict(
         apply(pack, demo.model, demo_easyref, None, regions=one, **settings), CFG, **texts
     )
     corner = box(0, 0.5, 0, 0.5)
-    wanted = apply(pack, demo.model, demo_easyref, groups[0], weight=0.6, mask=corner)
-    assert difference(found, predict(wanted, CFG, **texts)) < CLOSE
+    expected = apply(pack, demo.model, demo_easyref, groups[0], weight=0.6, mask=corner)
+    assert difference(result, predict(expected, CFG, **texts)) < CLOSE
     late = apply(pack, demo.model, demo_easyref, None, regions=one, start_percent=0.9)
     nothing = apply(pack, demo.model, demo_easyref, groups[0], weight=0.0)
     assert difference(predict(late, CFG, **texts), predict(nothing, CFG, **texts)) < CLOSE
@@ -205,16 +205,16 @@ def test_a_region_is_cut_where_a_texts_area_lies(
     x = latents(1, 32, 32)
     one = regions(pack, (groups[0], mask, {}))
     model = apply(pack, demo.model, demo_easyref, None, regions=one)
-    found = predict(model, CFG, x, positive=positive, negative=texts["negative"])
+    result = predict(model, CFG, x, positive=positive, negative=texts["negative"])
     batched = torch.cat([mask, mask])[:1].expand(1, -1, -1)
-    wanted = apply(pack, demo.model, demo_easyref, groups[0], mask=batched)
-    wanted = predict(wanted, CFG, x, positive=positive, negative=texts["negative"])
-    assert difference(found, wanted) < CLOSE
+    expected = apply(pack, demo.model, demo_easyref, groups[0], mask=batched)
+    expected = predict(expected, CFG, x, positive=positive, negative=texts["negative"])
+    assert difference(result, expected) < CLOSE
     # Against the path without gathered positions: a mask for each of two equal latents.
     twice = x.expand(2, -1, -1, -1)
     full = apply(pack, demo.model, demo_easyref, groups[0], mask=torch.cat([mask, mask]))
     full = predict(full, CFG, twice, positive=positive, negative=texts["negative"])
-    assert difference(full[:1], found) < 1e-3
+    assert difference(full[:1], result) < 1e-3
 
 
 def test_layer_weights_and_curve_of_a_region_are_its_own(

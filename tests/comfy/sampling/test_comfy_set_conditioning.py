@@ -76,10 +76,10 @@ def test_without_tokens_of_the_node_the_negative_gets_the_prompts_unconditional_
     pack: Pack, spy: Spy, unet: Any, easyref: Any, groups: list[Any]
 ) -> None:
     model = steered(pack, spy, unet, easyref, None)
-    found = predict(model, CFG, positive=carry(pack, text(), groups[0]))
+    result = predict(model, CFG, positive=carry(pack, text(), groups[0]))
     truth = [(POSITIVE, groups[0].cond), (NEGATIVE, groups[0].uncond)]
     assert spy.max_error(truth) < EXACT
-    assert difference(found, predict(apply(pack, unet, easyref, groups[0]), CFG)) < CLOSE
+    assert difference(result, predict(apply(pack, unet, easyref, groups[0]), CFG)) < CLOSE
 
 
 def test_prompts_with_tokens_are_separate_runs_combined(
@@ -87,10 +87,10 @@ def test_prompts_with_tokens_are_separate_runs_combined(
 ) -> None:
     other = random_text(7)
     both = combine(carry(pack, text(), groups[0]), carry(pack, other, groups[1], 0.5))
-    found = predict(apply(pack, unet, easyref, None), positive=both)
+    result = predict(apply(pack, unet, easyref, None), positive=both)
     first = predict(apply(pack, unet, easyref, groups[0]), positive=text())
     second = predict(apply(pack, unet, easyref, groups[1], weight=0.5), positive=other)
-    assert difference(found, (first + second) / 2) < CLOSE
+    assert difference(result, (first + second) / 2) < CLOSE
 
 
 def test_a_negative_prompts_tokens_are_references_to_avoid(
@@ -149,8 +149,8 @@ def test_areas_and_their_counterparts(
         for row, context in enumerate(record.context):
             one = one_row(record, row)
             (known,) = (own for states, own in truth if torch.equal(states[0], context))
-            wanted = [spy.to_out(one, one.text + spy.references(one, c)) for c in known]
-            assert min(difference(one.out, w) for w in wanted) < EXACT
+            expected = [spy.to_out(one, one.text + spy.references(one, c)) for c in known]
+            assert min(difference(one.out, w) for w in expected) < EXACT
 
 
 def one_row(record: LayerRecord, row: int) -> LayerRecord:

@@ -38,9 +38,9 @@ def test_a_step_never_waits_for_the_device(comfyui: Path, full: Any) -> None:
     steps = sigmas(full, 901.0, 601.0, 301.0)
     x = latents(2) * 14
     euler(guider(full, CFG), x, steps)
-    with waits(comfyui) as found:
+    with waits(comfyui) as result:
         euler(guider(full, CFG), x, steps)
-    assert not found
+    assert not result
 
 
 def test_a_wait_is_detected(
@@ -48,10 +48,10 @@ def test_a_wait_is_detected(
 ) -> None:
     """The watch itself works: the first call checks the keys and values, and waits for that."""
     model = apply(pack, unet, fresh_easyref, tokens)
-    with waits(comfyui) as found:
+    with waits(comfyui) as result:
         predict(model, CFG)
-    assert {place.split(" at ")[0] for place in found} >= {"__bool__", "_local_scalar_dense", "to"}
-    assert {place.split(" at ")[1].split(":")[0] for place in found} == {
+    assert {place.split(" at ")[0] for place in result} >= {"__bool__", "_local_scalar_dense", "to"}
+    assert {place.split(" at ")[1].split(":")[0] for place in result} == {
         "easyref_core/adapter/key_values.py"
     }
 
@@ -141,7 +141,7 @@ def test_the_projections_do_not_stay_in_memory(
     weight = fresh_easyref.checkpoint.file.read(parts)["to_k_ip"]
 
     def in_memory() -> int:
-        found = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == weight.shape]
-        return sum(torch.equal(t.to(weight), weight) for t in found)
+        tensors = [t for t in gc.get_objects() if type(t) is torch.Tensor]
+        return sum(t.shape == weight.shape and torch.equal(t.to(weight), weight) for t in tensors)
 
     assert in_memory() == 1, f"{layer} is kept beside the one read here"

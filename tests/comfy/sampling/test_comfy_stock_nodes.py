@@ -136,17 +136,17 @@ def test_samplers_of_few_steps_without_guidance(
             return cfg_guider.sample(latents(), picture, how, steps, disable_pbar=True, seed=2)
 
     spy = Spy(pack, easyref, unet)
-    found = sample(spy.watch(apply(pack, unet, easyref, tokens)))
-    assert found.isfinite().all()
+    result = sample(spy.watch(apply(pack, unet, easyref, tokens)))
+    assert result.isfinite().all()
     assert spy.max_error([(text()[0][0], tokens.cond)]) < EXACT
-    assert difference(found, sample(unet)) > 0.01
+    assert difference(result, sample(unet)) > 0.01
 
 
 def test_token_merging_runs(pack: Pack, unet: Any, easyref: Any, tokens: Any) -> None:
     """It merges only at the full resolution, where SDXL has no attention."""
-    wanted = predict(apply(pack, unet, easyref, tokens), CFG)
+    expected = predict(apply(pack, unet, easyref, tokens), CFG)
     merged = apply(pack, token_merging(unet), easyref, tokens)
-    assert torch.equal(predict(merged, CFG), wanted)
+    assert torch.equal(predict(merged, CFG), expected)
 
 
 @pytest.mark.parametrize("wrap", [perturbed_attention, self_attention_guidance])
@@ -208,14 +208,14 @@ def test_references_act_on_a_merged_model(
     merged = stock("comfy_extras.nodes_model_merging.ModelMergeSimple", unet, other, ratio)
     steered = apply(pack, merged, easyref, tokens)
     spy = Spy(pack, easyref, unet)
-    found = predict(spy.watch(steered), CFG)
+    result = predict(spy.watch(steered), CFG)
     truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
     assert spy.max_error(truth) < EXACT
     alone = {1.0: unet, 0.0: other}.get(ratio)
     if alone is not None:
-        assert difference(found, predict(apply(pack, alone, easyref, tokens), CFG)) < CLOSE
+        assert difference(result, predict(apply(pack, alone, easyref, tokens), CFG)) < CLOSE
     else:
-        assert difference(found, predict(apply(pack, unet, easyref, tokens), CFG)) > 0.01
+        assert difference(result, predict(apply(pack, unet, easyref, tokens), CFG)) > 0.01
 
 
 def test_a_lora_hook_on_one_text_only(pack: Pack, unet: Any, easyref: Any, tokens: Any) -> None:
@@ -269,6 +269,6 @@ def test_keys_and_values_follow_the_precision_the_model_computes_in(
     exact = predict(apply(pack, unet, fresh_easyref, tokens), CFG)
     steered = apply(pack, unet, fresh_easyref, tokens)
     half = stock("comfy_extras.nodes_model_advanced.ModelComputeDtype", steered, "bf16")
-    found = predict(half, CFG)
+    result = predict(half, CFG)
     assert dtypes == [torch.float32, torch.bfloat16]
-    assert 1e-4 < difference(found, exact) < 0.1 * float(exact.abs().max())
+    assert 1e-4 < difference(result, exact) < 0.1 * float(exact.abs().max())

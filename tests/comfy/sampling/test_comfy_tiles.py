@@ -90,8 +90,8 @@ def test_tiles_in_another_row_order_get_no_references_and_one_warning(
     model = apply(pack, unet, easyref, tokens, lora_strength=0.0)
     x = latents(1, 16, 2 * TILE)
     with caplog.at_level(logging.WARNING):
-        found = predict(tiled(model, 2, "row by row"), CFG, x)
-    assert difference(found, predict(tiled(unet, 2), CFG, x)) < EXACT
+        result = predict(tiled(model, 2, "row by row"), CFG, x)
+    assert difference(result, predict(tiled(unet, 2), CFG, x)) < EXACT
     assert [r.getMessage().count("left out") for r in caplog.records] == [1]
 
 
@@ -113,7 +113,7 @@ def test_references_with_a_mask_are_left_out_of_tiles_with_one_warning(
     part = random_tokens(pack, easyref, seed=4)
     both = apply(pack, everywhere, easyref, part, lora_strength=0.0, mask=mask)
     with caplog.at_level(logging.WARNING):
-        found = predict(tiled(both, at_once), CFG, x)
-    assert difference(found, predict(tiled(everywhere, at_once), CFG, x)) < EXACT
+        result = predict(tiled(both, at_once), CFG, x)
+    assert difference(result, predict(tiled(everywhere, at_once), CFG, x)) < EXACT
     assert [r.getMessage().count("in tiles") for r in caplog.records] == [1]
     assert difference(predict(both, CFG, x), predict(everywhere, CFG, x)) > 0.01

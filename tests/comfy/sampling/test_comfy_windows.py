@@ -43,9 +43,9 @@ def test_frames_in_windows_are_steered_as_in_one_batch(
         "mask": {"tokens": tokens, "mask": frame_masks()},
     }[what]
     model = apply(pack, unet, easyref, **each)
-    wanted = sample(model)
-    assert difference(sample(in_windows(model, schedule)), wanted) < CLOSE
-    assert difference(sample(unet), wanted) > 0.01
+    expected = sample(model)
+    assert difference(sample(in_windows(model, schedule)), expected) < CLOSE
+    assert difference(sample(unet), expected) > 0.01
 
 
 def test_as_many_masks_as_a_window_are_not_enough(
