@@ -71,26 +71,26 @@ def test_a_steered_model_attends_to_references_by_that_path(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = pack.part("nodes.sampling.layer")
-    asked: list[int] = []
+    calls: list[int] = []
     attend = layer.reference_attention
 
     def noted(q: Any, k: Any, *args: Any) -> torch.Tensor:
-        asked.append(k.shape[1])
+        calls.append(k.shape[1])
         return attend(q, k, *args)
 
     monkeypatch.setattr(layer, "reference_attention", noted)
     predict(apply(pack, unet, easyref, tokens), 1.0)
-    assert set(asked) == {tokens.num_tokens}
+    assert set(calls) == {tokens.num_tokens}
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_the_vision_tower_uses_the_hosts_exact_kernel(
     own: ModuleType, host: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    asked: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
 
     def chosen(q: Any, k: Any, v: Any, heads: int, **kwargs: Any) -> torch.Tensor:
-        asked.append(kwargs)
+        calls.append(kwargs)
         assert heads == HEADS
         return q
 
@@ -98,10 +98,10 @@ def test_the_vision_tower_uses_the_hosts_exact_kernel(
     monkeypatch.setattr(host, "optimized_attention", chosen)
     q, k, v = (x.to("meta") for x in heads_apart(9, 9, 9, dtype=torch.bfloat16))
     assert own.MllmOperations.attend(q, k, v) is q
-    assert asked == [{"skip_reshape": True, "skip_output_reshape": True}]
+    assert calls == [{"skip_reshape": True, "skip_output_reshape": True}]
     own.MllmOperations.attend(q, k, v, causal=True)
     own.MllmOperations.attend(q, k, v, torch.zeros(9, 9, dtype=torch.bfloat16, device="meta"))
-    assert len(asked) == 1, "no host's kernel takes these"
+    assert len(calls) == 1, "no host's kernel takes these"
 
 
 def test_a_kernel_for_half_precision_is_not_used_in_float32(

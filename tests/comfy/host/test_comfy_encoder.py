@@ -142,7 +142,7 @@ def test_a_half_precision_file_stays_small_and_is_converted_when_used(
 
 
 @pytest.fixture
-def told(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+def progress(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(done, total) of every step that ComfyUI's progress bar shows.
 
     Newer ComfyUIs do not show every one of them: always the first and the last, and between them
@@ -252,7 +252,7 @@ def test_comfyui_finds_the_encoder_of_the_loaders_value(
 
 
 def test_an_interrupt_while_encoding_stops_soon_and_the_next_run_is_clean(
-    encode: Callable[..., Any], told: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    encode: Callable[..., Any], progress: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import comfy.model_management as mm
     import comfy.utils
@@ -263,13 +263,15 @@ def test_an_interrupt_while_encoding_stops_soon_and_the_next_run_is_clean(
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", press_the_button)
     with pytest.raises(mm.InterruptProcessingException):
         encode()
-    assert [done for done, _ in told] == [1], "the step after the button was pressed is the last"
+    assert [done for done, _ in progress] == [1], (
+        "the step after the button was pressed is the last"
+    )
     monkeypatch.undo()
     assert off(encode()) < TOKENS
 
 
 def test_progress_counts_every_picture_and_layer_up_to_the_end(
-    encode: Callable[..., Any], told: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    encode: Callable[..., Any], progress: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import comfy.utils
 
@@ -279,9 +281,9 @@ def test_progress_counts_every_picture_and_layer_up_to_the_end(
     )
     encode()
     total = 5 + 2 * 4  # four pictures and the black one; two chats through four layers
-    assert told == [(done, total) for done in range(1, total + 1)]
-    assert (shown[0], shown[-1]) == (told[0], told[-1])
-    assert set(shown) <= set(told)
+    assert progress == [(done, total) for done in range(1, total + 1)]
+    assert (shown[0], shown[-1]) == (progress[0], progress[-1])
+    assert set(shown) <= set(progress)
 
 
 def test_a_changed_prompt_does_not_encode_the_pictures_again(

@@ -143,17 +143,17 @@ def test_comfyui_counts_the_sets_of_a_run_beside_the_model(
 ) -> None:
     import comfy.model_management as mm
 
-    load, asked = mm.load_models_gpu, []
+    load, loads = mm.load_models_gpu, []
 
     def noted(models: Any, *args: Any, **kwargs: Any) -> Any:
-        asked.append(list(models))
+        loads.append(list(models))
         return load(models, *args, **kwargs)
 
     monkeypatch.setattr(mm, "load_models_gpu", noted)
     groups = [random_tokens(pack, fresh_easyref, seed) for seed in (1, 2)]
     model = apply(pack, apply(pack, unet, fresh_easyref, groups[0]), fresh_easyref, groups[1])
     predict(model, CFG)
-    ((first, *sets),) = asked
+    ((first, *sets),) = loads
     assert first.model is unet.model
     held = [fresh_easyref.key_values.get(g, CPU, torch.float32) for g in groups]
     assert {id(s) for s in sets} == {id(one.patcher) for one in held}
@@ -161,7 +161,7 @@ def test_comfyui_counts_the_sets_of_a_run_beside_the_model(
         shapes = [t.nbytes for pair in one.layers.values() for t in pair]
         assert one.patcher.model_size() == one.nbytes == sum(shapes) > 0
     predict(apply(pack, unet, fresh_easyref, groups[0], weight=0.0), CFG)
-    assert asked[1][1:] == [], "nothing acts, so nothing is to be loaded"
+    assert loads[1][1:] == [], "nothing acts, so nothing is to be loaded"
 
 
 def test_a_set_without_tokens_leaves_comfyuis_list(
@@ -207,15 +207,15 @@ def test_other_models_of_a_conditioning_are_loaded_too_and_nothing_stays_on_it(
     others = [comfyhost.golden_unet(pack) for _ in range(2)]
     tokens = random_tokens(pack, fresh_easyref, seed=1)
     model = apply(pack, unet, fresh_easyref, tokens)
-    load, asked = mm.load_models_gpu, []
+    load, loads = mm.load_models_gpu, []
     monkeypatch.setattr(
-        mm, "load_models_gpu", lambda models, **_: asked.append(list(models)) or load(models)
+        mm, "load_models_gpu", lambda models, **_: loads.append(list(models)) or load(models)
     )
     broken = guider(model, CFG, positive=text(additional_models=others))
     mm.interrupt_current_processing()
     with pytest.raises(mm.InterruptProcessingException):
         comfyhost.predict_with(broken)
-    ((_, *loaded),) = asked
+    ((_, *loaded),) = loads
     assert len(loaded) == 3
     assert loaded[:2] == others
     entries = [entry for entries in broken.conds.values() for entry in entries]

@@ -259,16 +259,16 @@ def test_errors_are_shown_without_the_packs_folder(pack: Pack) -> None:
 def test_nodes_have_search_words(nodes: dict[str, Any]) -> None:
     from comfy_api.latest import io
 
-    told = {name: node.GET_NODE_INFO_V1().get("search_aliases") for name, node in nodes.items()}
+    aliases = {name: node.GET_NODE_INFO_V1().get("search_aliases") for name, node in nodes.items()}
     if not hasattr(io.Schema(node_id="any"), "search_aliases"):  # before 0.11
-        assert set(told.values()) == {None}
+        assert set(aliases.values()) == {None}
         return
-    for name, words in told.items():
+    for name, words in aliases.items():
         assert len(set(words)) == len(words) >= 2, name
         assert all(word == word.lower().strip() for word in words), name
     for word in ("ip-adapter", "ipadapter", "reference", "character", "style", "consistent"):
-        assert word in told["EasyRefQuick"]
-        assert word in told["EasyRefApply"]
+        assert word in aliases["EasyRefQuick"]
+        assert word in aliases["EasyRefApply"]
 
 
 def test_advanced_inputs_have_a_default(nodes: dict[str, Any]) -> None:

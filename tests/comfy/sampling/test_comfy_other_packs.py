@@ -167,10 +167,10 @@ def test_a_replaced_forward_of_the_unet_still_gets_the_references(
     assert spy.max_error(truth) < EXACT
 
 
-def split(details: Any, row: int, **told: Any) -> dict[str, Any]:
+def split(details: Any, row: int, **noted: Any) -> dict[str, Any]:
     """The arguments of one row of a model call, as passed by a pack that runs rows one by one."""
     own = {n: v[row : row + 1] if torch.is_tensor(v) else v for n, v in details.items()}
-    own["transformer_options"] = {**details["transformer_options"], **told}
+    own["transformer_options"] = {**details["transformer_options"], **noted}
     return own
 
 

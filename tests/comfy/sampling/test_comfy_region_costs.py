@@ -25,7 +25,7 @@ def groups(pack: Pack, demo_easyref: Any) -> list[Any]:
 
 
 @pytest.fixture
-def asked(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+def attended(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(rows x positions, tokens) of every attention over reference tokens."""
     layer = pack.part("nodes.sampling.layer")
     attend, result = layer.reference_attention, []
@@ -56,25 +56,25 @@ def test_a_region_attends_only_with_the_queries_under_its_mask(
     demo_easyref: Any,
     groups: list[Any],
     texts: dict[str, Any],
-    asked: list[tuple[int, int]],
+    attended: list[tuple[int, int]],
 ) -> None:
     x = latents(1, 32, 32)
     predict(apply(pack, demo.model, demo_easyref, groups[0]), CFG, x, **texts)
-    whole = sum(queries for queries, _ in asked)
+    whole = sum(queries for queries, _ in attended)
     for given, share in (
         ([(groups[0], box(0, 0.25, 0, 0.25), {})], 1 / 16),
         ([(groups[0], LEFT, {}), (groups[1], RIGHT, {})], 1.0),
         ([(groups[0], box(0, 0.5, 0, 0.5), {}), (groups[1], LEFT, {})], 3 / 4),
         (tiles(pack, demo_easyref), 1.0),
     ):
-        asked.clear()
+        attended.clear()
         model = apply(pack, demo.model, demo_easyref, None, regions=regions(pack, *given))
         predict(model, CFG, x, **texts)
-        assert sum(queries for queries, _ in asked) == whole * share
+        assert sum(queries for queries, _ in attended) == whole * share
 
 
 def test_sixteen_small_regions_cost_as_much_as_one_apply_node(
-    pack: Pack, demo: Any, demo_easyref: Any, texts: dict[str, Any], asked: list[tuple[int, int]]
+    pack: Pack, demo: Any, demo_easyref: Any, texts: dict[str, Any], attended: list[tuple[int, int]]
 ) -> None:
     given = tiles(pack, demo_easyref)
     small = apply(pack, demo.model, demo_easyref, None, regions=regions(pack, *given))
@@ -85,9 +85,9 @@ def test_sixteen_small_regions_cost_as_much_as_one_apply_node(
     x = latents(2, 32, 32)
     work, results = {}, {}
     for name, model in (("regions", small), ("applications", full)):
-        asked.clear()
+        attended.clear()
         results[name] = predict(model, 1.0, x, **texts)
-        work[name] = sum(queries * tokens for queries, tokens in asked)
+        work[name] = sum(queries * tokens for queries, tokens in attended)
     assert difference(results["regions"], results["applications"]) < 5e-4
     assert work["regions"] * 16 == work["applications"]
 
@@ -133,7 +133,7 @@ def test_an_empty_region_costs_nothing(
     demo_easyref: Any,
     groups: list[Any],
     texts: dict[str, Any],
-    asked: list[tuple[int, int]],
+    attended: list[tuple[int, int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = pack.part("nodes.host.key_value_cache")
@@ -145,7 +145,7 @@ def test_an_empty_region_costs_nothing(
         model = apply(pack, demo.model, demo_easyref, None, regions=regions(pack, given))
         nothing = apply(pack, demo.model, demo_easyref, groups[1], weight=0.0)
         assert torch.equal(predict(model, CFG, **texts), predict(nothing, CFG, **texts))
-    assert asked == []
+    assert attended == []
 
 
 def test_keys_and_values_of_regions_are_computed_once_for_each_tokens(
