@@ -143,7 +143,7 @@ def test_a_half_precision_file_stays_small_and_is_converted_when_used(
 
 @pytest.fixture
 def progress(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(done, total) of every step that ComfyUI's progress bar shows.
+    """(done, total) of every step reported to ComfyUI's progress bar.
 
     Newer ComfyUIs do not show every one of them: always the first and the last, and between them
     what does not follow too soon.
