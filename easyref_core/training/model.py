@@ -19,7 +19,7 @@ from ..encode.encoder import EasyRefEncoder
 from ..encode.plan_encoder import Source, plan_encoder, read_sources
 from ..errors import EasyRefError
 from ..pictures.preprocessing import Patches
-from ..qwen2vl.directory import MllmDirectory, look_at_directory
+from ..qwen2vl.directory import MllmDirectory, open_directory
 from ..qwen2vl.prompt import PromptTokenizer
 from ..sdxl_diffusers.adapter import attach_adapter, new_adapter
 from .config import ModelSettings
@@ -195,7 +195,7 @@ def _check_sizes(settings: ModelSettings, checkpoint: AdapterCheckpoint) -> None
 
 
 def _new_encoder(unet: UNet2DConditionModel, settings: ModelSettings) -> EasyRefEncoder:
-    directory = look_at_directory(settings.mllm)
+    directory = open_directory(settings.mllm)
     if settings.final_layers > directory.config.num_layers:
         raise EasyRefError(
             f"model.final_layers is {settings.final_layers}, but the MLLM in {settings.mllm} has "

@@ -19,7 +19,7 @@ from torch import nn
 
 from easyref_core.errors import EasyRefError
 from easyref_core.files import write_atomically
-from easyref_core.weight_file import look
+from easyref_core.weight_file import open_weight_file
 
 from ..dataset.characters import ACCESSORIES, COLOURS, EYES, PATTERNS, SHAPES
 from ..dataset.groups import EVEN_PATTERNS, STYLE_PATTERNS
@@ -233,7 +233,7 @@ def load_judge(path: Path, device: torch.device | str = "cpu") -> Judge:
     Raises:
         EasyRefError: no such file, not a judge, or one for other attributes.
     """
-    file = look(path)
+    file = open_weight_file(path)
     if file.metadata.get("format") != _FORMAT:
         raise EasyRefError(f"{path} does not hold a demo judge. Name a {JUDGE_FILE}.")
     if file.metadata.get("values") != json.dumps(VALUES):

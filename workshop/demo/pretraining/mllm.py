@@ -146,7 +146,7 @@ def _naming_loss(
         said: of each group, in the order in which it is said.
     """
     prompt = tokenizer.tokenize([_PICTURE_TOKENS] * (len(patches) // len(said)), "")
-    end = prompt.ids.new_tensor([tokenizer.special_id(IM_END)])
+    end = prompt.ids.new_tensor([tokenizer.special_ids[IM_END]])
     words = [[tokenizer.text_ids(" " + word) for word in of_group] for of_group in said]
     sequences = [
         torch.cat((prompt.ids, torch.tensor([*chain.from_iterable(of_group)]), end))

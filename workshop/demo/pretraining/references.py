@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from easyref_core.pictures.loading import open_picture
-from easyref_core.pictures.preprocessing import cut, fit, normalise, picture_levels
+from easyref_core.pictures.preprocessing import cut, normalise, picture_levels, resize
 
 IMAGE_SIZE = 112  # 16 tokens a picture
 
@@ -61,4 +61,4 @@ def read_groups(folder: Path) -> DrawnGroups:
 def _read_group(job: tuple[Path, Sequence[str]]) -> torch.Tensor:
     folder, names = job
     pictures = [open_picture(folder / name) for name in names]
-    return torch.stack([picture_levels(fit(picture, IMAGE_SIZE)) for picture in pictures])
+    return torch.stack([picture_levels(resize(picture, IMAGE_SIZE)) for picture in pictures])
