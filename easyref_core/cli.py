@@ -208,7 +208,7 @@ def _encoded(options: argparse.Namespace, device: Any) -> ReferenceTokens:
 
 
 def _train(options: argparse.Namespace) -> int:
-    require_extra("Training", "train", "diffusers", "accelerate", "yaml")
+    require_extra("Training", "train", "diffusers", "accelerate", "pydantic", "yaml")
     from .training.config import load_settings
     from .training.loop import dry_run, train
 

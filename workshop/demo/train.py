@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import torch
 
 from easyref_core.errors import EasyRefError
 from easyref_core.files import writing
-from easyref_core.training.config import make_settings, read_recipe
-from easyref_core.training.processes import started
+from easyref_core.training.config import make_settings
+from easyref_core.training.processes import world_size
+from easyref_core.training.recipe import read_recipe
 
 from .pretraining.recipe import Pretraining, load_pretraining
-from .pretraining.steps import Schedule, leave_processes
+from .pretraining.steps import leave_processes
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "demo"
 WORK = "runs/demo"  # as the recipes write it
@@ -90,6 +91,8 @@ def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECI
         EasyRefError: an unknown part, or one that it needs is missing.
     """
     work = work.resolve()  # spelt in any way, it is the same folder to go on in
+    from easyref_core.training.checkpoints import OtherSettings
+
     recipe = _share(load_pretraining(recipes / "pretraining.yaml"))
     makers: Mapping[str, Callable[[Pretraining, Path, torch.device], object]] = {
         "data": _data,
@@ -108,19 +111,24 @@ def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECI
     if is_done(work, part):
         return
     print(f"training {part}", file=sys.stderr, flush=True)
-    if part in makers:
-        makers[part](recipe, work, device)
-        leave_processes()
-    else:
-        _stage(part, work, recipes, device)
+    try:
+        if part in makers:
+            makers[part](recipe, work, device)
+            leave_processes()
+        else:
+            _stage(part, work, recipes, device)
+    except OtherSettings as error:
+        raise EasyRefError(
+            f"{work / part} was begun with other settings: {'; '.join(error.changed)}. Restore "
+            f"them to continue, or delete {work / part} to train this part again from its start."
+        ) from error
 
 
 def _share(recipe: Pretraining) -> Pretraining:
     """Under torchrun every process takes its share of each batch."""
     shares = {
-        field.name: replace(schedule, batch=max(1, schedule.batch // started()))
-        for field in fields(recipe)
-        if isinstance(schedule := getattr(recipe, field.name), Schedule)
+        part: replace(schedule, batch=max(1, schedule.batch // world_size()))
+        for part, schedule in recipe.schedules().items()
     }
     return replace(recipe, **shares)
 
@@ -225,20 +233,13 @@ def _needed(work: Path, part: str) -> Path:
 
 def _stage(part: str, work: Path, recipes: Path, device: torch.device) -> None:
     from easyref_core.training.loop import train
-    from easyref_core.training.state import OtherSettings
 
     if device.type == "cuda" and device.index is not None:  # the trainer takes the current one
         torch.cuda.set_device(device)
-    settings = make_settings(_moved(read_recipe(recipes / f"{part}.yaml"), work), source=part)
-    share = max(1, settings.optimiser.batch_size // started())
+    settings = make_settings(_moved(read_recipe(recipes / f"{part}.yaml"), work))
+    share = max(1, settings.optimiser.batch_size // world_size())
     optimiser = replace(settings.optimiser, batch_size=share)
-    try:
-        train(replace(settings, optimiser=optimiser), cpu=device.type == "cpu")
-    except OtherSettings as error:
-        raise EasyRefError(
-            f"{work / part} was begun with other settings: {'; '.join(error.changed)}. Restore "
-            f"them to go on, or delete {work / part} to train this part anew."
-        ) from error
+    train(replace(settings, optimiser=optimiser), cpu=device.type == "cpu")
 
 
 def _moved(content: Any, work: Path) -> Any:

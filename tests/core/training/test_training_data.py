@@ -26,9 +26,9 @@ from easyref_core.training.config import DataSettings
 from easyref_core.training.preview import unpatch
 from easyref_core.training.records import PictureSource, read_records
 from easyref_core.training.samples import (
+    PositionSampler,
     SafeSamples,
     TrainingSamples,
-    Walk,
     make_sample,
     noise_generator,
 )
@@ -265,8 +265,11 @@ def test_a_sample_depends_on_seed_and_position_alone(groups: TrainingSamples) ->
 
 
 def test_processes_share_out_the_walk_of_one() -> None:
-    one = [p for batch in Walk(3, 4, 1, 0, 0, 5) for p in batch]
-    many = [[p for batch in Walk(3, 2, 2, process, 0, 5) for p in batch] for process in (0, 1)]
+    one = [p for batch in PositionSampler(3, 4, 1, 0, 0, 5) for p in batch]
+    many = [
+        [p for batch in PositionSampler(3, 2, 2, process, 0, 5) for p in batch]
+        for process in (0, 1)
+    ]
     assert sorted(one) == sorted(many[0] + many[1]) == list(range(60))
     for step in range(5):
         whole = set(one[12 * step : 12 * step + 12])
@@ -274,8 +277,8 @@ def test_processes_share_out_the_walk_of_one() -> None:
 
 
 def test_the_walk_resumes_where_it_stopped() -> None:
-    whole = list(Walk(2, 3, 2, 1, 0, 6))
-    assert list(Walk(2, 3, 2, 1, 4, 6)) == whole[12:]
+    whole = list(PositionSampler(2, 3, 2, 1, 0, 6))
+    assert list(PositionSampler(2, 3, 2, 1, 4, 6)) == whole[12:]
 
 
 @pytest.mark.parametrize("share", ["drop_image", "drop_text", "drop_both"])

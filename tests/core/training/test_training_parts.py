@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.errors import EasyRefError
-from easyref_core.training.base import TensorCache, fingerprint, load_base
+from easyref_core.training.base import fingerprint, load_base
+from easyref_core.training.batches import TensorCache
 from easyref_core.training.config import Settings
 from easyref_core.training.loop import train
 from easyref_core.training.model import build_model

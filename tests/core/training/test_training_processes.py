@@ -14,7 +14,8 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
 from easyref_core.errors import EasyRefError
-from easyref_core.training import processes, state
+from easyref_core.training import processes
+from easyref_core.training.checkpoints import Checkpoints
 from easyref_core.training.config import Settings
 from easyref_core.training.disk import writing
 
@@ -123,7 +124,9 @@ def test_shards_that_cannot_be_read_or_written_are_a_sentence(tmp_path: Path) ->
     found.unwrap_model, found.load_state = lambda model: model, shards_fail
     optimiser = SimpleNamespace(param_groups=[])
     with pytest.raises(EasyRefError, match=r"checkpoint-4 cannot be restored \(OSError: the shard"):
-        state.restore(found, None, optimiser, None, tmp_path / "checkpoint-4")
+        Checkpoints(tmp_path, None, 1, "").restore(
+            found, None, optimiser, None, tmp_path / "checkpoint-4"
+        )
     with (
         pytest.raises(EasyRefError, match="checkpoint-6 could not be written"),
         writing(tmp_path / "checkpoint-6"),

@@ -16,15 +16,15 @@ from PIL import Image
 from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.errors import EasyRefError, OutOfMemoryError
 from easyref_core.training import loop
+from easyref_core.training.checkpoints import Checkpoints, list_checkpoints
 from easyref_core.training.config import Settings
 from easyref_core.training.loop import train
-from easyref_core.training.state import checkpoints
 
 Make = Callable[..., Settings]
 
 
 def steps_on_disk(folder: Path) -> list[int]:
-    return [step for step, _ in checkpoints(folder)]
+    return [step for step, _ in list_checkpoints(folder)]
 
 
 def test_a_restart_forgets_the_run_before(settings: Make, tmp_path: Path) -> None:
@@ -83,7 +83,9 @@ def test_machines_that_find_different_checkpoints_are_told_to_share_a_folder(
     settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "load_base", lambda *_: pytest.fail("loaded models"))
-    monkeypatch.setattr("easyref_core.training.state.gather_object", lambda found: [*found, 40])
+    monkeypatch.setattr(
+        "easyref_core.training.checkpoints.gather_object", lambda found: [*found, 40]
+    )
     with pytest.raises(
         EasyRefError, match=r"\(none, step 40\)\. output\.folder must be on storage"
     ):
@@ -100,13 +102,13 @@ def test_forcing_applies_what_was_changed(
     settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(settings(optimiser_steps=2))
-    decays, restore = [], loop.restore
+    decays, restore = [], Checkpoints.restore
 
-    def spy(accelerator: Any, model: Any, optimiser: Any, *others: Any) -> None:
-        restore(accelerator, model, optimiser, *others)
+    def spy(self: Checkpoints, accelerator: Any, model: Any, optimiser: Any, *others: Any) -> None:
+        restore(self, accelerator, model, optimiser, *others)
         decays.extend(group["weight_decay"] for group in optimiser.param_groups)
 
-    monkeypatch.setattr(loop, "restore", spy)
+    monkeypatch.setattr(Checkpoints, "restore", spy)
     changed = settings(optimiser_steps=4, optimiser_weight_decay=0.5, optimiser_ema=0.9)
     assert list(train(changed, force=True).losses) == [3, 4]
     assert decays == [0.5]
@@ -183,7 +185,7 @@ def test_a_gpu_that_runs_full_is_a_sentence(
     def full(*_: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
 
-    monkeypatch.setattr(loop._Run, "_loop", full)
+    monkeypatch.setattr(loop.TrainingRun, "_optimise", full)
     with pytest.raises(OutOfMemoryError, match=r"Tried to allocate\)\. Lower optimiser"):
         train(settings())
 

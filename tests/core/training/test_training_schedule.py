@@ -15,11 +15,11 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
 from easyref_core.errors import EasyRefError
+from easyref_core.training.checkpoints import list_checkpoints
 from easyref_core.training.config import OptimiserSettings, Settings
 from easyref_core.training.loop import train
 from easyref_core.training.model import Batch, TrainedModel
 from easyref_core.training.schedule import learning_rate, loss_weights, spread_timesteps
-from easyref_core.training.state import checkpoints
 
 Make = Callable[..., Settings]
 
@@ -154,7 +154,7 @@ def test_a_falling_rate_cannot_be_led_to_another_end_unless_forced(settings: Mak
 
 def test_a_checkpoint_from_before_a_setting_existed_resumes(settings: Make, tmp_path: Path) -> None:
     train(settings(optimiser_steps=2))
-    ((_, folder),) = checkpoints(tmp_path / "run")
+    ((_, folder),) = list_checkpoints(tmp_path / "run")
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     later = "learning_rate_schedule warmup_steps loss_weighting snr_gamma noise_levels"
     for name in later.split():

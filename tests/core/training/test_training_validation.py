@@ -14,7 +14,7 @@ from PIL import Image
 
 from easyref_core.errors import EasyRefError
 from easyref_core.training.config import Settings
-from easyref_core.training.loop import _Run, train
+from easyref_core.training.loop import TrainingRun, train
 from easyref_core.training.memory import FACTORS, estimate_bytes
 
 Make = Callable[..., Settings]
@@ -38,9 +38,9 @@ def test_faces_are_shown_and_what_cannot_be_read_is_named(
     said = capsys.readouterr().err
     assert "few.json[2]: There is no picture" in said
     assert "few.json[3]: it has no target." in said
-    run = _Run(settings(output_validation=file, **changes))
-    assert [len(group.pictures) for group in run._validation] == [3, 1]
-    assert run._validation[1].caption == "a face"
+    run = TrainingRun(settings(output_validation=file, **changes))
+    assert [len(group.pictures) for group in run.validation] == [3, 1]
+    assert run.validation[1].caption == "a face"
     with Image.open(tmp_path / "run" / "validation" / "0000001.png") as sheet:
         cell = sheet.height // 2
         generated = sheet.crop((cell, cell + 9, 2 * cell - 9, 2 * cell - 9))  # behind the face
@@ -51,13 +51,13 @@ def test_pictures_are_decoded_in_float32_whatever_is_trained_in(
     settings: Make, training_set: Any, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "few.json", json.loads(training_set.records.read_text())[:1])
-    run = _Run(settings(output_validation=file, optimiser_precision="bf16"))
+    run = TrainingRun(settings(output_validation=file, optimiser_precision="bf16"))
     run.base.to(run.accelerator.device, run.dtype)
     found = set()
     for module in run.base.vae.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda _, __, out: found.add(out.dtype))
-    run._validate(1)
+    run.validate(1)
     assert found == {torch.float32}
 
 
@@ -76,7 +76,7 @@ def test_a_validation_file_is_looked_at_before_anything_is_loaded(
 
 def test_the_memory_estimate_counts_what_the_settings_add(settings: Make) -> None:
     def estimate(shares: tuple[int, int] = (1, 1), **changes: Any) -> dict[str, int]:
-        run = _Run(settings(**changes))
+        run = TrainingRun(settings(**changes))
         assert run.estimate() == estimate_bytes(run.model, run.base, run.settings, 3)
         return estimate_bytes(run.model, run.base, run.settings, 3, shares)
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from easyref_core.demo_set import TRAINED_SET
 from easyref_core.errors import EasyRefError
-from easyref_core.training.config import differences, read_recipe
+from easyref_core.training.recipe import differences, read_recipe
 from workshop.demo import train as demo_train
 from workshop.demo.__main__ import main
 from workshop.demo.dataset.splits import identities
@@ -135,9 +135,9 @@ def test_a_folder_that_was_not_drawn_is_left_alone(recipes: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("vae", "steps"), 0, "vae.steps is 0; it must be more than 0"),
+        (("vae", "steps"), 0, "vae.steps is 0; it must be above 0"),
         (("mllm", "learning_rate"), -1.0, "mllm.learning_rate is -1.0"),
-        (("base", "ema"), 1.0, "base.ema is 1.0; it must be from 0"),
+        (("base", "ema"), 1.0, "base.ema is 1.0; it must be less than 1"),
         (("base", "restart"), 2, "base.restart is 2; it must be 0, or between the warm-up's 1"),
         (("data", "pictures"), 4, "data.pictures is 4; it must be 5 or more"),
         (("data", "side"), 64, "data.side is 64; it must be 128"),

@@ -15,14 +15,15 @@ import json
 import os
 import random
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic.dataclasses import dataclass
 
 from easyref_core.errors import EasyRefError
 from easyref_core.files import check_place, writing
+from easyref_core.training.recipe import STRICT, Int
 
 from .groups import Drawn, Style, identity_group, style_group
 from .splits import identities, styles
@@ -33,7 +34,7 @@ _GAP = 6
 _LARGEST = 1024  # pixels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class DatasetOptions:
     """How much is drawn.
 
@@ -47,12 +48,12 @@ class DatasetOptions:
             turn; the seed decides how.
     """
 
-    groups: int = 1000
-    held_out_groups: int = 400
-    pictures: int = 5
-    side: int = 128
-    seed: int = 0
-    first_held_out: int = 0
+    groups: Int = 1000
+    held_out_groups: Int = 400
+    pictures: Int = 5
+    side: Int = 128
+    seed: Int = 0
+    first_held_out: Int = 0
 
 
 def write_dataset(folder: str | Path, options: DatasetOptions, workers: int | None = None) -> Path:

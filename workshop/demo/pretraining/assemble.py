@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from easyref_core.demo_set import SET_FILE, STORED_IDS, TABLE
 from easyref_core.errors import EasyRefError
-from easyref_core.training.export import write_whole
+from easyref_core.training.disk import save_weights
 
 from ..tiny_weights import write_json, write_tensors
 from .pictures import SIDE
@@ -153,4 +153,4 @@ def _cut_down(source: Path, to: Path) -> None:
     weights[TABLE] = weights[TABLE][torch.cat((ids, torch.tensor([unknown])))]
     halves = {name: weight.half() for name, weight in weights.items()}
     write_json(to / "config.json", config)
-    write_whole(halves | {STORED_IDS: ids.int()}, to / "model.safetensors")
+    save_weights(halves | {STORED_IDS: ids.int()}, to / "model.safetensors")

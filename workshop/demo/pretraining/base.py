@@ -24,7 +24,7 @@ from ..tiny_codecs import CLIP_G_CONFIG, CLIP_L_CONFIG
 from ..tiny_unet import UNET_CONFIG
 from ..tiny_weights import write_json, write_tensors
 from .pictures import SIDE, DrawnPictures
-from .steps import Schedule, in_shares, run_steps
+from .steps import Schedule, run_steps, shared_map
 from .words import END, used_ids, write_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -55,6 +55,10 @@ class TextEncoders(nn.Module):
         small = _cut_down(CLIP_L_CONFIG, len(self.ids), int(self._rows[END]))
         large = _cut_down(CLIP_G_CONFIG, len(self.ids), int(self._rows[END]))
         self.small = CLIPTextModel(small)
+        # SDXL uses the states before the last layer, so what follows them gets no gradients.
+        unused = (f"encoder.layers.{small.num_hidden_layers - 1}.", "final_layer_norm.")
+        for name, parameter in self.small.named_parameters():
+            parameter.requires_grad_(not any(part in name for part in unused))
         self.large = CLIPTextModelWithProjection(large)
 
     def forward(
@@ -251,7 +255,7 @@ def encode_pictures(
         with torch.autocast(device.type, torch.bfloat16):
             return vae.encode(batch.to(device).float() / 127.5 - 1).latents.float().cpu()
 
-    latents = torch.cat(in_shares(encoded, pictures.pixels.split(8), device))
+    latents = torch.cat(shared_map(encoded, pictures.pixels.split(8), device))
     kept = {"source": source, "latents": latents}
     write_atomically(cache, lambda partial: torch.save(kept, partial))
     return latents
