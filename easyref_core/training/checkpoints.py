@@ -258,10 +258,10 @@ class Checkpoints:
                 accelerator.load_state(str(folder / "sharded"))
             else:
                 _load_weights(own, load_file(folder / f"{self.name}.safetensors"), folder)
+                path = folder / "optimiser.pt"
+                state = torch.load(path, map_location="cpu", weights_only=True)
                 try:
-                    optimiser.load_state_dict(
-                        torch.load(folder / "optimiser.pt", map_location="cpu", weights_only=True)
-                    )
+                    optimiser.load_state_dict(state)
                 except (ValueError, KeyError) as error:
                     raise EasyRefError(
                         f"{folder} was made with other parts or sizes than are trained now "

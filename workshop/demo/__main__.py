@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="sample the demo's images into demo/out, with a sheet of them all")
+    run = commands.add_parser("run", help="sample the demo's images into demo/out")
     run.set_defaults(run=_run)
 
     data = commands.add_parser("data", help="draw groups of images to train and evaluate with")
@@ -51,10 +51,13 @@ def _parser() -> argparse.ArgumentParser:
         "--groups", type=int, default=1000, help="training groups; default: %(default)s"
     )
     data.add_argument(
-        "--held-out-groups", type=int, default=400, help="groups to evaluate with; default: %(default)s"
+        "--held-out-groups",
+        type=int,
+        default=400,
+        help="to evaluate with; default: %(default)s",
     )
-    data.add_argument("--pictures", type=int, default=5, help="images per group; default: %(default)s")
-    data.add_argument("--side", type=int, default=128, help="of the images, in pixels; default: %(default)s")
+    data.add_argument("--pictures", type=int, default=5, help="per group; default: %(default)s")
+    data.add_argument("--side", type=int, default=128, help="in pixels; default: %(default)s")
     data.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     data.set_defaults(run=_data)
 
@@ -109,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="groups to evaluate on: held_out (default), or training, to choose settings with",
     )
-    check.add_argument("--judge", type=Path, metavar="FILE", help="classifier; default: the set's own")
+    check.add_argument("--judge", type=Path, metavar="FILE", help="default: the set's classifier")
     check.add_argument("--identities", type=int, default=160, help="default: %(default)s")
     check.add_argument("--steps", type=int, help="sampling steps; default: as in the demo")
     check.add_argument("--cfg", type=float, help="CFG scale; default: as in the demo")
@@ -121,7 +124,10 @@ def _parser() -> argparse.ArgumentParser:
         help="another adapter to report: stage1, stage2, scratch or averaging; repeatable",
     )
     check.add_argument(
-        "--mllm", type=Path, metavar="FOLDER", help="Qwen2-VL directory for a compared adapter without MLLM weights"
+        "--mllm",
+        type=Path,
+        metavar="FOLDER",
+        help="for compared adapters without MLLM weights",
     )
     check.add_argument("--device", help="default: a GPU where there is one")
     check.add_argument("--out", type=Path, metavar="FILE", help="write the table as JSON")
@@ -197,7 +203,7 @@ def _check(options: argparse.Namespace) -> int:
         require_extra("Evaluation", "demo", "diffusers")
         import torch
 
-        from .judging.command import Request, demo_check, parse_compare
+        from .evaluation.command import Request, demo_check, parse_compare
 
         names = ("data", "split", "judge", "identities", "steps", "cfg", "mllm", "out", "scores")
         request = Request(

@@ -1,62 +1,53 @@
-"""What the judge network reads in the demo's results, against what was wanted."""
+"""Attributes that the classifier predicts for the demo's results, against the expected ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from easyref_core.demo_set import TRAINED_SET
+from easyref_core.demo_set import shipped_set
 
-from .parts import Material, Pictures
+from .evaluation.classifier import CLASSIFIER_FILE, Prediction, classify, load_classifier
+from .rows import DemoImages, DemoInputs
 
-if TYPE_CHECKING:
-    from .judging.judge import Reading
-
-JUDGE_FILE = TRAINED_SET / "judge.safetensors"
-
-# Result, by the names of `RowPictures.named` -> the judge's answers, one an attribute.
-RowReadings = Mapping[str, Sequence["Reading"]]
+# Result, by the names of `RowImages.named` -> predictions, one per attribute.
+RowPredictions = Mapping[str, Sequence[Prediction]]
 
 
-def read_results(material: Material, pictures: Pictures) -> list[RowReadings] | None:
-    """Let the judge look at every result; None where its weights are not shipped.
+def classify_results(inputs: DemoInputs, images: DemoImages) -> list[RowPredictions]:
+    """Classify every result.
 
     Raises:
-        EasyRefError: its file cannot be used.
+        EasyRefError: the classifier's file is missing or cannot be used.
     """
-    if not JUDGE_FILE.is_file():
-        return None
-    from .judging.judge import load_judge, read_pictures
-
-    judge = load_judge(JUDGE_FILE)
-    found: list[RowReadings] = []
-    for row, made in zip(material.rows, pictures.rows, strict=True):
-        named = made.named()
-        answers = read_pictures(judge, list(named.values()), row.facts)
-        found.append(dict(zip(named, answers, strict=True)))
-    return found
+    classifier = load_classifier(shipped_set() / CLASSIFIER_FILE)
+    predictions: list[RowPredictions] = []
+    for row, results in zip(inputs.rows, images.rows, strict=True):
+        named = results.named()
+        per_image = classify(classifier, list(named.values()), row.facts)
+        predictions.append(dict(zip(named, per_image, strict=True)))
+    return predictions
 
 
-def summary(readings: Sequence[Reading]) -> str:
-    """One picture's answers in a few words."""
-    missed = [r.attribute for r in readings if not r.right]
-    right = f"{len(readings) - len(missed)} of {len(readings)}"
-    return f"{right}, not {' and '.join(missed)}" if 0 < len(missed) <= 2 else right
+def summary(predictions: Sequence[Prediction]) -> str:
+    """One image's predictions in a few words."""
+    wrong = [p.attribute for p in predictions if not p.correct]
+    correct = f"{len(predictions) - len(wrong)} of {len(predictions)}"
+    return f"{correct}, not {' and '.join(wrong)}" if 0 < len(wrong) <= 2 else correct
 
 
-def attribute_table(material: Material, readings: Sequence[RowReadings]) -> str:
-    """A line for each attribute of each row: wanted, then what each result shows, "=" if wanted."""
-    results = list(readings[0])
-    lines = [("row", "attribute", "wanted", *results)]
-    for row, found in zip(material.rows, readings, strict=True):
-        for answers in zip(*found.values(), strict=True):
-            cells = ("=" if answer.right else answer.seen for answer in answers)
-            lines.append((row.name, answers[0].attribute, answers[0].wanted, *cells))
+def attribute_table(inputs: DemoInputs, predictions: Sequence[RowPredictions]) -> str:
+    """A line per row and attribute: the expected value, then each result's, "=" if correct."""
+    results = list(predictions[0])
+    lines = [("row", "attribute", "expected", *results)]
+    for row, of_row in zip(inputs.rows, predictions, strict=True):
+        for of_attribute in zip(*of_row.values(), strict=True):
+            cells = ("=" if p.correct else p.predicted for p in of_attribute)
+            lines.append((row.name, of_attribute[0].attribute, of_attribute[0].expected, *cells))
     totals = []
     for result in results:
-        every = [answer.right for found in readings for answer in found[result]]
-        totals.append(f"{sum(every)} of {len(every)}")
-    lines.append(("all", "right", "", *totals))
+        correct = [p.correct for of_row in predictions for p in of_row[result]]
+        totals.append(f"{sum(correct)} of {len(correct)}")
+    lines.append(("all", "correct", "", *totals))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -16,12 +16,13 @@ pytest.importorskip("diffusers")
 from easyref_core.demo_set import STORED_IDS, TABLE
 from easyref_core.encode.group import Reference, encode_references
 from easyref_core.errors import EasyRefError
-from workshop.demo.models import DemoAdapter, DemoModels, Steering
-from workshop.demo.parts import Settings
+from workshop.demo.adapter import AppliedReferences, DemoAdapter
+from workshop.demo.models import DemoModels
 from workshop.demo.pretraining.words import used_ids
+from workshop.demo.rows import SamplingSettings
 from workshop.demo.tiny import write_tiny_set
 
-QUICK = Settings(steps=2, side=64)
+QUICK = SamplingSettings(steps=2, side=64)
 PROMPTS = ["in the snow at sunset", "on a beach by day", "a star shape"]
 SEEDS = [3, 4, 5]
 
@@ -86,12 +87,14 @@ def test_a_picture_does_not_depend_on_its_batch(
     groups: list[list[Image.Image]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    steering = Steering(adapter, adapter.encode(groups, PROMPTS))
-    together = models.sample(PROMPTS, SEEDS, QUICK, steering)
+    references = AppliedReferences(adapter, adapter.encode(groups, PROMPTS))
+    together = models.sample(PROMPTS, SEEDS, QUICK, references)
     monkeypatch.setattr("workshop.demo.models._ROWS", 2)
-    assert largest_difference(models.sample(PROMPTS, SEEDS, QUICK, steering), together) <= 1
+    assert largest_difference(models.sample(PROMPTS, SEEDS, QUICK, references), together) <= 1
     for row in range(3):
-        alone = Steering(adapter, adapter.encode(groups[row : row + 1], PROMPTS[row : row + 1]))
+        alone = AppliedReferences(
+            adapter, adapter.encode(groups[row : row + 1], PROMPTS[row : row + 1])
+        )
         made = models.sample(PROMPTS[row : row + 1], SEEDS[row : row + 1], QUICK, alone)
         assert largest_difference(made[0], together[row]) <= 1
     assert largest_difference(together[0], together[1]) > 10
@@ -100,9 +103,9 @@ def test_a_picture_does_not_depend_on_its_batch(
 def test_tokens_of_one_group_serve_all_rows(
     models: DemoModels, adapter: DemoAdapter, groups: list[list[Image.Image]]
 ) -> None:
-    one = Steering(adapter, adapter.encode(groups[:1], PROMPTS[:1]))
+    one = AppliedReferences(adapter, adapter.encode(groups[:1], PROMPTS[:1]))
     prompts = PROMPTS[:1] * 2
-    both = Steering(adapter, adapter.encode(groups[:1] * 2, prompts))
+    both = AppliedReferences(adapter, adapter.encode(groups[:1] * 2, prompts))
     made = models.sample(prompts, SEEDS[:2], QUICK, one)
     assert largest_difference(made, models.sample(prompts, SEEDS[:2], QUICK, both)) <= 1
 
@@ -116,12 +119,12 @@ def test_at_weight_0_only_the_lora_is_left(
     plain = models.sample(PROMPTS, SEEDS, QUICK)
     for file, same in ((None, False), (path, True)):
         adapter = models.adapter(file)
-        steering = Steering(adapter, adapter.encode(groups, PROMPTS))
-        other = Steering(adapter, adapter.encode(groups[::-1], PROMPTS), 0.0)
-        off = models.sample(PROMPTS, SEEDS, QUICK, replace(steering, weight=0.0))
+        references = AppliedReferences(adapter, adapter.encode(groups, PROMPTS))
+        other = AppliedReferences(adapter, adapter.encode(groups[::-1], PROMPTS), 0.0)
+        off = models.sample(PROMPTS, SEEDS, QUICK, replace(references, weight=0.0))
         assert largest_difference(off, models.sample(PROMPTS, SEEDS, QUICK, other)) == 0
         assert (largest_difference(off, plain) <= 1) == same
-        assert largest_difference(models.sample(PROMPTS, SEEDS, QUICK, steering), off) > 10
+        assert largest_difference(models.sample(PROMPTS, SEEDS, QUICK, references), off) > 10
 
 
 def test_prompt_noise_and_outline_each_change_the_picture(models: DemoModels) -> None:
@@ -168,16 +171,16 @@ def test_half_precision_gives_nearly_the_same_pictures(models: DemoModels, direc
     assert away < (full[0].float() - full[1].float()).abs().mean() / 3
 
 
-def test_rebuilt_pictures_went_through_the_autoencoder(models: DemoModels) -> None:
+def test_reconstructed_pictures_went_through_the_autoencoder(models: DemoModels) -> None:
     numbers = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8, generator=numbers)
-    rebuilt = models.rebuild(pixels)
-    assert (rebuilt.shape, rebuilt.dtype) == (pixels.shape, torch.uint8)
-    beside_another = models.rebuild(torch.stack((255 - pixels[0], pixels[1])))
-    assert torch.equal(beside_another[1:], rebuilt[1:])
+    reconstructed = models.reconstruct(pixels)
+    assert (reconstructed.shape, reconstructed.dtype) == (pixels.shape, torch.uint8)
+    beside_another = models.reconstruct(torch.stack((255 - pixels[0], pixels[1])))
+    assert torch.equal(beside_another[1:], reconstructed[1:])
     # a batch of another size may be summed in another order: one level of rounding
-    assert largest_difference(models.rebuild(pixels[1:]), rebuilt[1:]) <= 1
-    assert not torch.equal(rebuilt, pixels)
+    assert largest_difference(models.reconstruct(pixels[1:]), reconstructed[1:]) <= 1
+    assert not torch.equal(reconstructed, pixels)
 
 
 def test_what_cannot_be_sampled_is_refused(
@@ -185,7 +188,7 @@ def test_what_cannot_be_sampled_is_refused(
 ) -> None:
     with pytest.raises(EasyRefError, match="3 prompts but 2 seeds"):
         models.sample(PROMPTS, SEEDS[:2], QUICK)
-    two = Steering(adapter, adapter.encode(groups[:2], PROMPTS[:2]))
+    two = AppliedReferences(adapter, adapter.encode(groups[:2], PROMPTS[:2]))
     with pytest.raises(EasyRefError, match="3 prompts but 2 rows of tokens"):
         models.sample(PROMPTS, SEEDS, QUICK, two)
     with pytest.raises(EasyRefError, match="without pictures"):

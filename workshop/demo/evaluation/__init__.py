@@ -1,1 +1,1 @@
-"""Measures a trained demo set on identities that no training picture shows."""
+"""Evaluation of a trained demo set on held-out identities: sample images, classify, tabulate."""

@@ -1,7 +1,7 @@
-"""The judge: a small CNN that reads what a picture shows, one answer an attribute.
+"""The judge: a small CNN that classifies an image's attributes, with a head per attribute.
 
-It is trained on drawn pictures alone, made worse in passing, so that it also reads generated ones,
-which are softer and less exact.
+It is trained on drawn images only, with augmentations that make them worse, because generated ones
+are softer and less exact.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -19,6 +18,7 @@ from torch import nn
 
 from easyref_core.errors import EasyRefError
 from easyref_core.files import write_atomically
+from easyref_core.pictures.preprocessing import picture_levels
 from easyref_core.weight_file import look
 
 from ..dataset.characters import ACCESSORIES, COLOURS, EYES, PATTERNS, SHAPES
@@ -27,8 +27,8 @@ from ..dataset.scenes import PLACES, TIMES
 from ..pretraining.pictures import SIDE, DrawnPictures
 from ..pretraining.steps import Schedule, run_steps
 
-JUDGE_FILE = "judge.safetensors"
-# Attributes of style pictures have heads of their own: what is asked depends on the kind.
+CLASSIFIER_FILE = "judge.safetensors"
+# Attributes of style images have heads of their own.
 STYLE = "style "
 VALUES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
@@ -44,18 +44,18 @@ VALUES: dict[str, tuple[str, ...]] = {
     STYLE + "second": COLOURS,
     STYLE + "ground": COLOURS,
 }
-# Not a head: the two colours of a figure; where the pattern looks alike with both exchanged,
-# whichever is called the first.
+# Not a head: the two colours of a figure, in any order where the pattern looks alike with both
+# exchanged.
 PALETTE = STYLE + "palette"
 _PAIR = (STYLE + "first", STYLE + "second")
 _FORMAT = "easyref.demo_judge"
-_UNKNOWN = -100
+_IGNORED = -100  # label that cross_entropy ignores
 _SHIFT = 6  # pixels
-_AT_ONCE = 64
+_BATCH = 64
 
 
-class Judge(nn.Module):
-    """Reads pictures; see `VALUES` for its heads."""
+class Classifier(nn.Module):
+    """CNN with the heads of `VALUES`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Judge(nn.Module):
             _block(96, 128, 2),
             _block(128, 128, 1),
         )
-        # Mean and maximum over all places: where the figure stands does not matter.
+        # Mean and maximum over all places, wherever the figure is.
         self.answers = nn.Linear(2 * 128, sum(map(len, VALUES.values())))
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -80,127 +80,126 @@ class Judge(nn.Module):
     def probabilities(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """uint8 [B, 3, H, W] of any size -> head -> [B, values], on the CPU."""
         device = self.answers.weight.device
-        found: dict[str, list[torch.Tensor]] = {head: [] for head in VALUES}
-        for part in pixels.split(_AT_ONCE):
+        batches: dict[str, list[torch.Tensor]] = {head: [] for head in VALUES}
+        for part in pixels.split(_BATCH):
             levels = part.to(device).float() / 127.5 - 1
             if levels.shape[2:] != (SIDE, SIDE):
                 levels = F.interpolate(
                     levels, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True
                 )
             for head, logits in self(levels).items():
-                found[head].append(logits.float().softmax(-1).cpu())
-        return {head: torch.cat(parts) for head, parts in found.items()}
+                batches[head].append(logits.float().softmax(-1).cpu())
+        return {head: torch.cat(parts) for head, parts in batches.items()}
 
-    def right(
+    def scores(
         self, pixels: torch.Tensor, facts: Sequence[Mapping[str, str]]
     ) -> dict[str, list[float]]:
-        """Attribute -> 1 or 0 for each of the pictures that have it, in their order.
+        """Attribute -> 1 (correct) or 0 for each of the images that have it, in order.
 
-        Style pictures have a `PALETTE` too: the share of their figure's two colours that is right.
+        Style images have a `PALETTE` too: the share of their figure's two colours that is correct.
         """
-        found: dict[str, list[float]] = {}
-        sure = self.probabilities(pixels)
-        best = {head: p.argmax(-1).tolist() for head, p in sure.items()}
-        for row, of_picture in enumerate(facts):
-            asked = wanted(of_picture)
-            for head, value in asked.items():
-                found.setdefault(head, []).append(float(VALUES[head][best[head][row]] == value))
-            if asked.keys() >= {*_PAIR, STYLE + "pattern"}:
-                pair = _pair({head: sure[head][row] for head in _PAIR}, asked)
-                hits = sum(VALUES[head][number] == asked[head] for head, number in pair.items())
-                found.setdefault(PALETTE, []).append(hits / len(pair))
-        return found
+        scores: dict[str, list[float]] = {}
+        probabilities = self.probabilities(pixels)
+        best = {head: p.argmax(-1).tolist() for head, p in probabilities.items()}
+        for row, of_image in enumerate(facts):
+            expected = expected_values(of_image)
+            for head, value in expected.items():
+                scores.setdefault(head, []).append(float(VALUES[head][best[head][row]] == value))
+            if expected.keys() >= {*_PAIR, STYLE + "pattern"}:
+                pair = _pair({head: probabilities[head][row] for head in _PAIR}, expected)
+                hits = sum(VALUES[head][index] == expected[head] for head, index in pair.items())
+                scores.setdefault(PALETTE, []).append(hits / len(pair))
+        return scores
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One attribute of one picture."""
+class Prediction:
+    """One attribute of one image."""
 
     attribute: str
-    wanted: str
-    seen: str
+    expected: str
+    predicted: str
 
     @property
-    def right(self) -> bool:
-        return self.seen == self.wanted
+    def correct(self) -> bool:
+        return self.predicted == self.expected
 
 
-def read_pictures(
-    judge: Judge, pictures: Sequence[Image.Image], facts: Mapping[str, str]
-) -> list[list[Reading]]:
-    """What the judge sees in pictures that should all show `facts`, one row a picture.
+def classify(
+    classifier: Classifier, images: Sequence[Image.Image], facts: Mapping[str, str]
+) -> list[list[Prediction]]:
+    """Predictions for images that should all show `facts`, one list per image.
 
     Args:
         facts: attribute -> value, as in a drawn data set's `facts.json`; those with a "ground" are
-            a style's; see `PALETTE` for its two colours. What is not named is not asked.
+            a style's; see `PALETTE` for its two colours. Other attributes are left out.
     """
-    rows: list[list[Reading]] = []
-    for picture in pictures:
-        levels = np.asarray(picture.convert("RGB"))
-        pixels = torch.from_numpy(levels.copy()).permute(2, 0, 1)[None]
-        sure = {head: of_picture[0] for head, of_picture in judge.probabilities(pixels).items()}
-        asked = wanted(facts)
-        best = {head: int(sure[head].argmax()) for head in asked}
-        if asked.keys() >= {*_PAIR, STYLE + "pattern"}:
-            best |= _pair(sure, asked)
+    rows: list[list[Prediction]] = []
+    for image in images:
+        pixels = picture_levels(image.convert("RGB"))[None]
+        probabilities = {head: p[0] for head, p in classifier.probabilities(pixels).items()}
+        expected = expected_values(facts)
+        best = {head: int(probabilities[head].argmax()) for head in expected}
+        if expected.keys() >= {*_PAIR, STYLE + "pattern"}:
+            best |= _pair(probabilities, expected)
         rows.append(
             [
-                Reading(head.removeprefix(STYLE), value, VALUES[head][at])
-                for (head, value), at in zip(asked.items(), best.values(), strict=True)
+                Prediction(head.removeprefix(STYLE), value, VALUES[head][index])
+                for (head, value), index in zip(expected.items(), best.values(), strict=True)
             ]
         )
     return rows
 
 
-def _pair(sure: Mapping[str, torch.Tensor], asked: Mapping[str, str]) -> dict[str, int]:
-    """Head -> number of the colour seen, for both of `_PAIR`; where the asked pattern looks alike
-    either way, what is called the first is decided by what is asked.
+def _pair(probabilities: Mapping[str, torch.Tensor], expected: Mapping[str, str]) -> dict[str, int]:
+    """Head -> index of the predicted colour, for both of `_PAIR`; where the expected pattern looks
+    alike with both exchanged, they are ordered as expected.
 
     Args:
-        sure: head -> [values] of one picture.
+        probabilities: head -> [values] of one image.
     """
-    if asked[STYLE + "pattern"] not in EVEN_PATTERNS:
-        return {head: int(sure[head].argmax()) for head in _PAIR}
-    one, other = sum(sure[head] for head in _PAIR).topk(2).indices.tolist()
+    if expected[STYLE + "pattern"] not in EVEN_PATTERNS:
+        return {head: int(probabilities[head].argmax()) for head in _PAIR}
+    one, other = sum(probabilities[head] for head in _PAIR).topk(2).indices.tolist()
     first, second = _PAIR
-    if asked[first] == COLOURS[other] or asked[second] == COLOURS[one]:
+    if expected[first] == COLOURS[other] or expected[second] == COLOURS[one]:
         one, other = other, one
     return {first: one, second: other}
 
 
-def wanted(facts: Mapping[str, str]) -> dict[str, str]:
-    """Head -> value of a picture's facts."""
+def expected_values(facts: Mapping[str, str]) -> dict[str, str]:
+    """Head -> value of an image's facts."""
     prefix = STYLE if "ground" in facts else ""
     return {prefix + name: value for name, value in facts.items() if prefix + name in VALUES}
 
 
-def train_judge(
+def train_classifier(
     pictures: DrawnPictures, schedule: Schedule, folder: Path, device: torch.device
 ) -> Path:
-    """Train a judge and write it to `folder`/judge.safetensors, which is returned."""
+    """Train a classifier and write it to `folder`/judge.safetensors; returns that path."""
     torch.manual_seed(schedule.seed)
-    judge = Judge().to(device)
+    classifier = Classifier().to(device)
     labels = _labels(pictures.facts)
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
         numbers = torch.randint(len(pictures), (schedule.batch,), generator=generator)
-        seen = judge(worsen(pictures.batch(numbers), generator).to(device))
+        logits = classifier(worsen(pictures.batch(numbers), generator).to(device))
         chosen = labels[numbers].to(device)
         losses = [
-            F.cross_entropy(seen[head].float(), chosen[:, place], reduction="none")
-            for place, head in enumerate(VALUES)
+            F.cross_entropy(logits[head].float(), chosen[:, column], reduction="none")
+            for column, head in enumerate(VALUES)
         ]
-        # Unknown attributes count as 0; each picture has five or seven known ones.
+        # Ignored attributes have loss 0; each image has five or seven others.
         return torch.stack(losses, dim=1).sum(1).mean()
 
-    run_steps(judge, loss, schedule, folder, device)
-    path = folder / JUDGE_FILE
-    save_judge(judge, path)
+    run_steps(classifier, loss, schedule, folder, device)
+    path = folder / CLASSIFIER_FILE
+    save_classifier(classifier, path)
     return path
 
 
 def worsen(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Shift, blur, tint and grain pictures [B, 3, S, S] in -1..1, each by another amount."""
+    """Shift, blur, tint and add grain to images [B, 3, S, S] in -1..1, by random amounts."""
     count, _, side, _ = pixels.shape
     padded = F.pad(pixels, (_SHIFT,) * 4, mode="replicate")
     corners = torch.randint(2 * _SHIFT + 1, (count, 2), generator=generator).tolist()
@@ -218,36 +217,36 @@ def worsen(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return tinted + amounts(0.12) * grain
 
 
-def save_judge(judge: Judge, path: Path) -> None:
-    """Write a judge as float16 safetensors; the metadata says which answers its heads give."""
+def save_classifier(classifier: Classifier, path: Path) -> None:
+    """Write a classifier as float16 safetensors; the metadata lists its heads' values."""
     from safetensors.torch import save_file
 
-    weights = {n: w.detach().cpu().half().contiguous() for n, w in judge.state_dict().items()}
+    weights = {n: w.detach().cpu().half().contiguous() for n, w in classifier.state_dict().items()}
     metadata = {"format": _FORMAT, "values": json.dumps(VALUES)}
     write_atomically(path, lambda partial: save_file(weights, partial, metadata))
 
 
-def load_judge(path: Path, device: torch.device | str = "cpu") -> Judge:
-    """Read a judge back.
+def load_classifier(path: Path, device: torch.device | str = "cpu") -> Classifier:
+    """Load a classifier for inference.
 
     Raises:
-        EasyRefError: no such file, not a judge, or one for other attributes.
+        EasyRefError: no such file, not a classifier, or one for other attributes.
     """
     file = look(path)
     if file.metadata.get("format") != _FORMAT:
-        raise EasyRefError(f"{path} does not hold a demo judge. Name a {JUDGE_FILE}.")
+        raise EasyRefError(f"{path} does not hold a demo judge. Name a {CLASSIFIER_FILE}.")
     if file.metadata.get("values") != json.dumps(VALUES):
         raise EasyRefError(
-            f"{path} was trained on other attributes or values than the pictures drawn here have. "
+            f"{path} was trained on other attributes or values than the images drawn here have. "
             "Train the judge again."
         )
-    judge = Judge()
-    weights = file.read({name: name for name in judge.state_dict() if name in file.tensors})
+    classifier = Classifier()
+    weights = file.read({name: name for name in classifier.state_dict() if name in file.tensors})
     try:
-        judge.load_state_dict(weights)
+        classifier.load_state_dict(weights)
     except RuntimeError as error:
         raise EasyRefError(f"{path} does not fit the judge: {error} Train it again.") from error
-    return judge.to(device).eval()
+    return classifier.to(device).eval()
 
 
 def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -259,9 +258,9 @@ def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 def _labels(facts: Sequence[Mapping[str, str]]) -> torch.Tensor:
-    """[N, heads] numbers of values."""
+    """[N, heads] indices of values."""
     rows = []
-    for of_picture in facts:
-        values = wanted(of_picture)
-        rows.append([VALUES[h].index(values[h]) if h in values else _UNKNOWN for h in VALUES])
+    for of_image in facts:
+        values = expected_values(of_image)
+        rows.append([VALUES[h].index(values[h]) if h in values else _IGNORED for h in VALUES])
     return torch.tensor(rows)

@@ -16,8 +16,8 @@ from easyref_core.errors import EasyRefError
 from easyref_core.pictures.preprocessing import picture_levels
 from workshop.demo.dataset.characters import ATTRIBUTES, Identity
 from workshop.demo.dataset.groups import draw_identity
-from workshop.demo.judging.judge import VALUES
-from workshop.demo.judging.measures import (
+from workshop.demo.evaluation.classifier import VALUES
+from workshop.demo.evaluation.metrics import (
     Row,
     at_chance,
     chance_of,
@@ -26,8 +26,9 @@ from workshop.demo.judging.measures import (
     mean_of,
     rises,
 )
-from workshop.demo.judging.outlines import overlap, silhouette
-from workshop.demo.judging.rows import (
+from workshop.demo.evaluation.outlines import overlap, silhouette
+from workshop.demo.evaluation.table import format_table, missed, write_scores, write_table
+from workshop.demo.evaluation.table_rows import (
     COMPARED,
     FIRST,
     LOOK,
@@ -37,7 +38,6 @@ from workshop.demo.judging.rows import (
     SHAPE,
     all_rows,
 )
-from workshop.demo.judging.table import format_table, missed, write_scores, write_table
 
 Results = dict[str, dict[str, list[float]]]
 rows_of = partial(all_rows, looks=range(100))  # every style group shows another look
