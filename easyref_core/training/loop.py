@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from ..adapter.checkpoint import IMAGE_SIZE
-from ..errors import EasyRefError, OutOfMemoryError
+from ..errors import EasyRefError
 from ..files import check_place
 from ..files import writing as writing_to
 from .base import Base, fingerprint, load_base
@@ -72,7 +72,7 @@ def train(
     try:
         return run.train(on_step)
     except torch.cuda.OutOfMemoryError as error:
-        raise OutOfMemoryError(
+        raise EasyRefError(
             f"The GPU has not enough memory ({str(error).splitlines()[0]}). {SMALLER}"
         ) from error
 

@@ -98,13 +98,12 @@ class TrainedModel(TrainableModule):
     ) -> torch.Tensor:
         """Reference tokens [B, N, W], one MLLM pass per group."""
         device = self.encoder.mllm_final_layer.reference_tokens.device
-        everything = [picture for group in references for picture in group]
-        seen = iter(self.encoder.see_all(everything, device))
+        images = [image for group in references for image in group]
+        features = iter(self.encoder.encode_images(images, device))
         embeds = []
         for group, caption in zip(references, captions, strict=True):
-            pictures = [next(seen) for _ in group]
-            prompt = self._tokenizer.tokenize([p.num_tokens for p in group], caption)
-            embeds.append(self.encoder.embed(prompt, pictures, device))
+            prompt = self._tokenizer.tokenize([image.num_tokens for image in group], caption)
+            embeds.append(self.encoder.embed(prompt, [next(features) for _ in group], device))
         return self.encoder.project(self.encoder.batch_reference_states(embeds))
 
     def forward(self, batch: Batch) -> torch.Tensor:

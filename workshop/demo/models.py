@@ -21,7 +21,7 @@ from transformers.utils import logging
 from easyref_core.demo_set import SET_FILE, read_set_info, whole_table
 from easyref_core.errors import EasyRefError
 from easyref_core.sdxl_diffusers.adapter import set_scale
-from easyref_core.tokens.tokens import ReferenceTokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
 from .adapter import AppliedReferences, DemoAdapter, load_adapter
 from .pretraining.base import NOISE

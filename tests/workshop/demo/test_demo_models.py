@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("diffusers")
 
 from easyref_core.demo_set import STORED_IDS, TABLE
-from easyref_core.encode.group import Reference, encode_references
+from easyref_core.encode.group import Reference, plan_group
+from easyref_core.encode.passes import encode_references
+from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.errors import EasyRefError
 from workshop.demo.adapter import AppliedReferences, DemoAdapter
 from workshop.demo.models import DemoModels
@@ -64,18 +66,21 @@ def largest_difference(one: torch.Tensor, other: torch.Tensor) -> int:
 
 @pytest.mark.parametrize("aggregation", ["easyref", "average"])
 def test_groups_read_together_give_what_each_gives_alone(
-    adapter: DemoAdapter, groups: list[list[Image.Image]], aggregation: str
+    models: DemoModels,
+    adapter: DemoAdapter,
+    groups: list[list[Image.Image]],
+    aggregation: str,
 ) -> None:
     found = adapter.encode(groups, PROMPTS, average=aggregation == "average")
     for row, (group, prompt) in enumerate(zip(groups, PROMPTS, strict=True)):
-        wanted = encode_references(
-            adapter.encoder,
+        plan = plan_group(
+            plan_encoder(adapter.checkpoint, models.directory / "mllm"),
             adapter.tokenizer,
             [Reference(picture) for picture in group],
             prompt,
-            adapter=adapter.checkpoint.identity,
             aggregation=aggregation,
         )
+        wanted = encode_references(adapter.encoder, plan)
         assert (found.cond[row] - wanted.cond[0]).abs().max() < 1e-4
         assert (found.uncond[row] - wanted.uncond[0]).abs().max() < 1e-4
     assert (found.adapter, found.aggregation) == (adapter.checkpoint.identity, aggregation)
@@ -89,7 +94,7 @@ def test_a_picture_does_not_depend_on_its_batch(
 ) -> None:
     references = AppliedReferences(adapter, adapter.encode(groups, PROMPTS))
     together = models.sample(PROMPTS, SEEDS, QUICK, references)
-    monkeypatch.setattr("workshop.demo.models._ROWS", 2)
+    monkeypatch.setattr("workshop.demo.models._BATCH", 2)
     assert largest_difference(models.sample(PROMPTS, SEEDS, QUICK, references), together) <= 1
     for row in range(3):
         alone = AppliedReferences(
@@ -191,7 +196,7 @@ def test_what_cannot_be_sampled_is_refused(
     two = AppliedReferences(adapter, adapter.encode(groups[:2], PROMPTS[:2]))
     with pytest.raises(EasyRefError, match="3 prompts but 2 rows of tokens"):
         models.sample(PROMPTS, SEEDS, QUICK, two)
-    with pytest.raises(EasyRefError, match="without pictures"):
+    with pytest.raises(EasyRefError, match="without images"):
         adapter.encode([[]], PROMPTS[:1])
 
 
