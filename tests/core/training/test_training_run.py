@@ -309,7 +309,7 @@ def test_wandb_gets_losses_and_validation_pictures(
         assert kept.tobytes() == original.tobytes()
 
 
-def test_processes_that_do_not_know_each_other_are_refused(
+def test_processes_that_are_not_joined_are_refused(
     settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")

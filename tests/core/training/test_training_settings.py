@@ -1,4 +1,4 @@
-"""Recipes: what is refused, and with which sentence."""
+"""Recipes: which are refused, and with which sentence."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_tracker_that_is_not_installed_is_named(
         load_settings(recipe(), ["output.trackers=[wandb]"])
 
 
-def test_half_precision_of_gpus_is_refused_on_a_cpu(recipe: Recipe) -> None:
+def test_fp16_is_refused_on_a_cpu(recipe: Recipe) -> None:
     pytest.importorskip("accelerate")
     from easyref_core.training.loop import train
 
@@ -103,7 +103,7 @@ def test_half_precision_of_gpus_is_refused_on_a_cpu(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[1, 2]", b"a: [", b"", b"\xff\xfe"])
-def test_what_is_no_recipe_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_recipes_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     with pytest.raises(EasyRefError, match="recipe"):
@@ -116,7 +116,7 @@ def test_missing_recipe_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
-def test_shipped_recipes_are_sound(
+def test_shipped_recipes_are_valid(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

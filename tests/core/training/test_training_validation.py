@@ -1,4 +1,4 @@
-"""Validation pictures, and the estimate of what a run needs."""
+"""Validation images, and the estimate of the memory that a run needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write(path: Path, content: object) -> str:
     return str(path)
 
 
-def test_faces_are_shown_and_what_cannot_be_read_is_named(
+def test_validation_shows_faces_and_names_unreadable_records(
     settings: Make, training_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     group = json.loads(training_set.records.read_text())[0]
@@ -47,7 +47,7 @@ def test_faces_are_shown_and_what_cannot_be_read_is_named(
         assert all(low < high for low, high in generated.getextrema())
 
 
-def test_pictures_are_decoded_in_float32_whatever_is_trained_in(
+def test_the_vae_decodes_in_float32_whatever_the_precision(
     settings: Make, training_set: Any, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "few.json", json.loads(training_set.records.read_text())[:1])
@@ -64,7 +64,7 @@ def test_pictures_are_decoded_in_float32_whatever_is_trained_in(
 @pytest.mark.parametrize(
     ("content", "sentence"), [({}, "no JSON list"), ([{"text": "a"}], "can be used")]
 )
-def test_a_validation_file_is_looked_at_before_anything_is_loaded(
+def test_a_bad_validation_file_is_refused_before_anything_is_loaded(
     settings: Make, tmp_path: Path, content: object, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -74,7 +74,7 @@ def test_a_validation_file_is_looked_at_before_anything_is_loaded(
         train(settings(output_validation=write(tmp_path / "bad.json", content)))
 
 
-def test_the_memory_estimate_counts_what_the_settings_add(settings: Make) -> None:
+def test_the_memory_estimate_follows_the_settings(settings: Make) -> None:
     def estimate(shares: tuple[int, int] = (1, 1), **changes: Any) -> dict[str, int]:
         run = TrainingRun(settings(**changes))
         assert run.estimate() == estimate_bytes(run.model, run.base, run.settings, 3)
@@ -95,7 +95,7 @@ def test_the_memory_estimate_counts_what_the_settings_add(settings: Make) -> Non
     assert estimate((2, 2))["weights"] < plain["weights"]
 
 
-def test_the_estimates_factors_are_those_that_were_counted() -> None:
+def test_the_estimates_factors_are_the_measured_ones() -> None:
     spec = importlib.util.spec_from_file_location("training_memory", BENCHMARK)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)

@@ -52,7 +52,7 @@ def links(graph: Graph) -> list[list[object]]:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_the_switch_replaces_all_loaders_and_nothing_else(name: str) -> None:
+def test_demo_models_replace_all_loaders_and_nothing_else(name: str) -> None:
     graph = load_workflow(name)
     changed = use_demo_models(graph)
     classes = {node["class_type"] for node in changed.values()}
@@ -153,7 +153,7 @@ def test_the_demos_characters_and_style_are_held_out(group: Group) -> None:
     assert group.shared in held_out
 
 
-def test_the_shipped_references_are_those_that_are_drawn() -> None:
+def test_the_shipped_references_are_the_drawn_ones() -> None:
     shipped = {row.name: row for row in read_rows()}
     assert list(shipped) == [group.name for group in GROUPS]
     for group in (GROUPS[0], GROUPS[3], GROUPS[5]):  # one of each kind
@@ -182,7 +182,7 @@ def test_missing_references_are_named(tmp_path: Path) -> None:
         read_rows(tmp_path)
 
 
-def test_facts_are_put_into_words() -> None:
+def test_facts_are_described_in_words() -> None:
     facts = {a: getattr(ROUND, a) for a in ATTRIBUTES} | {"place": "sea", "time": "day"}
     row = Row("a", "identity", "at sea by day", (), Image.new("RGB", (8, 8)), facts)
     assert fact_words(row) == "teal round, a single eye, crown"

@@ -1,4 +1,4 @@
-"""The command `check` from end to end on untrained models, and what it refuses."""
+"""The command `check` from end to end on untrained models, and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model set in memory: batches are what single runs are, references act by their weight."""
+"""A model set in memory: batches equal single images, and references have their weight."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def largest_difference(one: torch.Tensor, other: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("aggregation", ["easyref", "average"])
-def test_groups_read_together_give_what_each_gives_alone(
+def test_groups_encoded_in_a_batch_equal_each_encoded_alone(
     models: DemoModels,
     adapter: DemoAdapter,
     groups: list[list[Image.Image]],
@@ -86,7 +86,7 @@ def test_groups_read_together_give_what_each_gives_alone(
     assert (found.adapter, found.aggregation) == (adapter.checkpoint.identity, aggregation)
 
 
-def test_a_picture_does_not_depend_on_its_batch(
+def test_an_image_does_not_depend_on_its_batch(
     models: DemoModels,
     adapter: DemoAdapter,
     groups: list[list[Image.Image]],
@@ -105,7 +105,7 @@ def test_a_picture_does_not_depend_on_its_batch(
     assert largest_difference(together[0], together[1]) > 10
 
 
-def test_tokens_of_one_group_serve_all_rows(
+def test_tokens_of_one_group_are_used_for_all_rows(
     models: DemoModels, adapter: DemoAdapter, groups: list[list[Image.Image]]
 ) -> None:
     one = AppliedReferences(adapter, adapter.encode(groups[:1], PROMPTS[:1]))
@@ -115,7 +115,7 @@ def test_tokens_of_one_group_serve_all_rows(
     assert largest_difference(made, models.sample(prompts, SEEDS[:2], QUICK, both)) <= 1
 
 
-def test_at_weight_0_only_the_lora_is_left(
+def test_at_weight_0_only_the_lora_has_an_effect(
     models: DemoModels, directory: Path, groups: list[list[Image.Image]], tmp_path: Path
 ) -> None:
     weights = load_file(directory / "easyref.safetensors")
@@ -132,7 +132,7 @@ def test_at_weight_0_only_the_lora_is_left(
         assert largest_difference(models.sample(PROMPTS, SEEDS, QUICK, references), off) > 10
 
 
-def test_prompt_noise_and_outline_each_change_the_picture(models: DemoModels) -> None:
+def test_prompt_noise_and_outline_each_change_the_image(models: DemoModels) -> None:
     prompts, seeds = PROMPTS[:1], SEEDS[:1]
     plain = models.sample(prompts, seeds, QUICK)
     black = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
@@ -152,7 +152,7 @@ def test_prompt_noise_and_outline_each_change_the_picture(models: DemoModels) ->
     assert largest_difference(models.sample(prompts, seeds, without, outlines=lines), plain) <= 1
 
 
-def test_a_cut_down_word_table_gives_the_same_pictures(
+def test_a_cut_down_embedding_table_gives_the_same_images(
     models: DemoModels, directory: Path, tmp_path: Path
 ) -> None:
     smaller = tmp_path / "set"
@@ -168,7 +168,7 @@ def test_a_cut_down_word_table_gives_the_same_pictures(
     assert largest_difference(made, models.sample(PROMPTS, SEEDS, QUICK)) == 0
 
 
-def test_half_precision_gives_nearly_the_same_pictures(models: DemoModels, directory: Path) -> None:
+def test_half_precision_gives_nearly_the_same_images(models: DemoModels, directory: Path) -> None:
     made = DemoModels(directory, half=True).sample(PROMPTS, SEEDS, QUICK)
     full = models.sample(PROMPTS, SEEDS, QUICK)
     away = (made.float() - full.float()).abs().mean()
@@ -176,7 +176,7 @@ def test_half_precision_gives_nearly_the_same_pictures(models: DemoModels, direc
     assert away < (full[0].float() - full[1].float()).abs().mean() / 3
 
 
-def test_reconstructed_pictures_went_through_the_autoencoder(models: DemoModels) -> None:
+def test_images_are_reconstructed_by_the_autoencoder(models: DemoModels) -> None:
     numbers = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8, generator=numbers)
     reconstructed = models.reconstruct(pixels)
@@ -188,7 +188,7 @@ def test_reconstructed_pictures_went_through_the_autoencoder(models: DemoModels)
     assert not torch.equal(reconstructed, pixels)
 
 
-def test_what_cannot_be_sampled_is_refused(
+def test_inputs_that_do_not_fit_are_refused(
     models: DemoModels, adapter: DemoAdapter, groups: list[list[Image.Image]]
 ) -> None:
     with pytest.raises(EasyRefError, match="3 prompts but 2 seeds"):

@@ -1,4 +1,4 @@
-"""Optimiser steps of the pretraining: resumed, shared by processes, at a rate that falls."""
+"""Optimiser steps of the pretraining: resuming, several processes, the learning rate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workshop.demo.train import RECIPES
 CPU = torch.device("cpu")
 
 
-def test_interrupted_steps_go_on_with_equal_results(tmp_path: Path) -> None:
+def test_interrupted_steps_resume_with_equal_results(tmp_path: Path) -> None:
     def trained(folder: Path, stop_at: int | None) -> torch.Tensor:
         torch.manual_seed(0)
         module = torch.nn.Linear(3, 1)

@@ -1,4 +1,4 @@
-"""All demo models from nothing, a few steps each: every part reads what the one before left."""
+"""All demo models from scratch, a few steps each: each part uses the results of those before."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_two_processes_are_started_with_valid_commands_in_a_valid_order(
     assert order[-3:] == ["1_alignment", "2_single_reference", "3_multi_reference"]
 
 
-def test_drawing_that_was_interrupted_begins_anew(recipes: Path, tmp_path: Path) -> None:
+def test_interrupted_drawing_starts_again(recipes: Path, tmp_path: Path) -> None:
     half = tmp_path / "data.unfinished" / "training" / "00000_0.png"
     half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
@@ -191,7 +191,7 @@ def test_the_set_is_small_and_whole(work: Path, tmp_path: Path) -> None:
         assert config.keys() <= {*VAE_CONFIG, "_diffusers_version"}
 
 
-def test_only_the_stage_before_is_what_the_next_one_starts_from(work: Path) -> None:
+def test_each_stage_starts_from_the_one_before(work: Path) -> None:
     first, second, third = (
         load_file(adapter_of(work, stage))
         for stage in ("1_alignment", "2_single_reference", "3_multi_reference")
@@ -203,7 +203,7 @@ def test_only_the_stage_before_is_what_the_next_one_starts_from(work: Path) -> N
     assert not any(name in first for name in body)  # the first stage leaves the MLLM as it was
 
 
-def test_the_decoder_goes_on_alone_and_is_the_one_shipped(work: Path, tmp_path: Path) -> None:
+def test_only_the_decoder_is_trained_further_and_shipped(work: Path, tmp_path: Path) -> None:
     name = "diffusion_pytorch_model.safetensors"
     before, after = (load_file(work / part / "model" / name) for part in ("vae", "decoder"))
     changed = {key for key in before if not torch.equal(before[key], after[key])}
@@ -280,12 +280,12 @@ def test_stages_train_on_the_chosen_device(
     assert chosen == [torch.device("cuda:1")]
 
 
-def test_a_stage_goes_on_where_its_folder_is_spelt_otherwise_but_not_by_another_recipe(
+def test_a_stage_resumes_if_its_folder_is_spelt_otherwise_but_not_with_another_recipe(
     recipes: Path, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = "1_alignment"
     whole = adapter_of(work, stage)
-    whole.rename(tmp_path / "kept")  # as if it had been interrupted just before its end
+    whole.rename(tmp_path / "kept")  # as if interrupted just before its end
     monkeypatch.chdir(work.parent)
     train_part(stage, Path(work.name), CPU, recipes)
     made, kept = load_file(whole), load_file(tmp_path / "kept")
