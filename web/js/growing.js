@@ -1,4 +1,4 @@
-// Nodes with inputs that grow: copies of them keep their links.
+// Nodes with growing inputs: copies keep their links.
 
 import { app } from "../../../scripts/app.js";
 import { texts } from "./gallery_texts.js";
@@ -8,7 +8,7 @@ const NODES = ["EasyRefReferences", "EasyRefCombineTokens"];
 app.registerExtension({
   name: "EasyRef.Growing",
 
-  // Older pages still make group nodes, which lose such links without a word, ComfyUI's own too.
+  // Older pages have group nodes, which silently lose such links, also for ComfyUI's own nodes.
   beforeRegisterNodeDef(_, { category = "", description = "" }) {
     if (!category.startsWith("group nodes")) return;
     if (!NODES.some((name) => description.includes(name))) return;
@@ -24,9 +24,9 @@ app.registerExtension({
 });
 
 /**
- * ComfyUI puts the inputs of a saved node that a new one has first, then the others. Those that grew
- * thereby come behind the widgets' inputs, while links that are copied (to the clipboard, into a
- * subgraph) name an input by its place. So the inputs grow before the page compares.
+ * When a saved node is configured, ComfyUI lists the inputs of a new node first, then the others.
+ * Grown inputs then come after the widgets' inputs, while copied links (clipboard, subgraph) refer to
+ * inputs by index. So the inputs are grown before the page compares them.
  */
 function keepOrder(node) {
   const configure = node.configure;
@@ -37,8 +37,8 @@ function keepOrder(node) {
 }
 
 /**
- * A node that is made anew announces each of its inputs, those without a link too; the page up to its
- * release 1.37 then takes those for taken off, and moves up what is linked right after.
+ * A new node reports each of its inputs, also unlinked ones; pages up to 1.37 treat these as
+ * disconnected and move the next linked inputs up.
  */
 function ignoreFreeInputs(node) {
   const changed = node.onConnectionsChange;
