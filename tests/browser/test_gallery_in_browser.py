@@ -263,7 +263,7 @@ def test_a_workflow_whose_files_are_missing_says_which(five: ComfyPage, screensh
     ("text", "said"),
     [
         ('{"version": 2, "pictures": [{"file": "a.png", "colour": 1}]}', "saved by a newer EasyRef"),
-        ("{", "cannot be read"),
+        ("{", "cannot be parsed"),
     ],
 )
 def test_a_text_that_cannot_be_shown_is_kept(page: ComfyPage, text: str, said: str) -> None:

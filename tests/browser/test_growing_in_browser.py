@@ -157,4 +157,4 @@ def test_a_group_node_says_that_it_loses_links(grown: ComfyPage) -> None:
     grown.evaluate(f"() => {{ app.extensionManager.command.execute('{GROUP}'); }}")
     grown.tab.keyboard.type("group")
     grown.tab.keyboard.press("Enter")
-    grown.tab.get_by_text("A group node keeps one link").last.wait_for()
+    grown.tab.get_by_text("A group node keeps only one link").last.wait_for()
