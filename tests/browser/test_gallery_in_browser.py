@@ -262,7 +262,10 @@ def test_a_workflow_whose_files_are_missing_says_which(five: ComfyPage, screensh
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"version": 2, "pictures": [{"file": "a.png", "colour": 1}]}', "saved by a newer EasyRef"),
+        (
+            '{"version": 2, "pictures": [{"file": "a.png", "colour": 1}]}',
+            "saved by a newer EasyRef",
+        ),
         ("{", "cannot be parsed"),
     ],
 )
