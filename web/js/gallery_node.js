@@ -167,7 +167,11 @@ export class GalleryNode {
     app.canvas?.emitBeforeChange?.();
     this.widget.value = this.text;
     this.widget.callback?.(this.text);
-    this.#show(); // before the undo step ends, as it may resize the node
+    // Resize the node within this undo step: a later change would be a step of its own, and after an
+    // undo it would clear the redo steps.
+    const height = this.#drawnHeight();
+    this.#show();
+    this.node.size[1] += this.#drawnHeight() - height;
     app.canvas?.emitAfterChange?.();
     if (sentence) this.view.announce(sentence);
   }
@@ -190,6 +194,12 @@ export class GalleryNode {
       this.fittedHeight = height;
     }
     node.graph?.setDirtyCanvas(true, true);
+  }
+
+  /** Height of the node's element in Nodes 2.0; the graph gets it some frames later. */
+  #drawnHeight() {
+    if (!LiteGraph.vueNodesMode) return 0;
+    return this.view.element.closest("[data-node-id]")?.offsetHeight ?? 0;
   }
 
   /** Show the current problem of the gallery, if any. */
