@@ -22,8 +22,7 @@ def plot_weight_curves() -> Figure:
     figure = Figure(figsize=(4.3, 2.5), layout="constrained", facecolor=BACKGROUND)
     axes = figure.subplots()
     axes.set_facecolor(BACKGROUND)
-    shapes = [shape for shape in SHAPES if shape != "constant"]
-    for shape, colour in zip(shapes, COLOURS, strict=False):
+    for shape, colour in zip(SHAPES, COLOURS, strict=True):
         positions, factors = zip(*curve_points(shape, 1.0, 0.0, POINTS), strict=True)
         label = f"{shape}: {POINTS}" if shape == CUSTOM else shape
         axes.plot(positions, factors, color=colour, linewidth=2, label=label)

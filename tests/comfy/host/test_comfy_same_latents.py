@@ -110,8 +110,8 @@ def test_the_shipped_weights_give_the_same_latents(
     pack: Pack, host: Any, models: DemoModels, adapter: DemoAdapter, row: Row, case: Case
 ) -> None:
     found = in_comfyui(pack, host, row, case)
-    wanted = in_diffusers(models, adapter, row, case)
-    assert difference(found, wanted) < ALIKE
+    expected = in_diffusers(models, adapter, row, case)
+    assert difference(found, expected) < ALIKE
     if case != CASES["prompt only"]:
         plain = in_diffusers(models, adapter, row, CASES["prompt only"])
-        assert difference(wanted, plain) > 0.1
+        assert difference(expected, plain) > 0.1

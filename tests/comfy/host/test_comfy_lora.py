@@ -34,8 +34,8 @@ class Merges:
     def of(self, model: Any) -> tuple[int, torch.Tensor]:
         """How many a prediction merges, and the prediction."""
         self._count = 0
-        found = predict(model, CFG)
-        return self._count, found
+        result = predict(model, CFG)
+        return self._count, result
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def test_another_weight_prompt_mask_or_window_merges_nothing(
     ]
     for change in changes:
         given = {"tokens": tokens, **change}
-        count, found = merges.of(apply(pack, unet, easyref, **given))
+        count, result = merges.of(apply(pack, unet, easyref, **given))
         assert count == 0
-        assert torch.equal(found, predict(apply(pack, golden_unet(pack), easyref, **given), CFG))
+        assert torch.equal(result, predict(apply(pack, golden_unet(pack), easyref, **given), CFG))
 
 
 def test_the_same_adapter_loaded_again_merges_nothing(
@@ -88,10 +88,10 @@ def test_another_strength_is_merged(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, merges: Merges
 ) -> None:
     merges.of(apply(pack, unet, easyref, tokens))
-    count, found = merges.of(apply(pack, unet, easyref, tokens, lora_strength=0.5))
+    count, result = merges.of(apply(pack, unet, easyref, tokens, lora_strength=0.5))
     assert count > 0
     fresh = apply(pack, golden_unet(pack), easyref, tokens, lora_strength=0.5)
-    assert torch.equal(found, predict(fresh, CFG))
+    assert torch.equal(result, predict(fresh, CFG))
 
 
 def test_another_adapters_lora_is_merged(
@@ -99,12 +99,12 @@ def test_another_adapters_lora_is_merged(
 ) -> None:
     merges.of(apply(pack, unet, easyref, tokens))
     other = other_lora(pack, "merged_other.safetensors", lambda t: t * 2)
-    count, found = merges.of(apply(pack, unet, other, tokens))
+    count, result = merges.of(apply(pack, unet, other, tokens))
     assert count > 0
-    assert torch.equal(found, predict(apply(pack, golden_unet(pack), other, tokens), CFG))
+    assert torch.equal(result, predict(apply(pack, golden_unet(pack), other, tokens), CFG))
 
 
-def test_a_file_that_differs_where_its_identity_does_not_look_is_merged(
+def test_a_file_that_differs_outside_what_its_identity_hashes_is_merged(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, merges: Merges
 ) -> None:
     merges.of(apply(pack, unet, easyref, tokens))
@@ -115,38 +115,38 @@ def test_a_file_that_differs_where_its_identity_does_not_look_is_merged(
 
     other = other_lora(pack, "same_first_rows.safetensors", lower_rows)
     assert other.checkpoint.lora_identity == easyref.checkpoint.lora_identity
-    count, found = merges.of(apply(pack, unet, other, tokens))
+    count, result = merges.of(apply(pack, unet, other, tokens))
     assert count > 0
-    assert torch.equal(found, predict(apply(pack, golden_unet(pack), other, tokens), CFG))
+    assert torch.equal(result, predict(apply(pack, golden_unet(pack), other, tokens), CFG))
 
 
-def test_behind_load_lora_another_weight_merges_nothing(
+def test_after_load_lora_another_weight_merges_nothing(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, merges: Merges
 ) -> None:
     loaded = stock_lora(unet)
     merges.of(apply(pack, loaded, easyref, tokens))
-    count, found = merges.of(apply(pack, loaded, easyref, tokens, weight=0.6))
+    count, result = merges.of(apply(pack, loaded, easyref, tokens, weight=0.6))
     assert count == 0
     fresh = apply(pack, stock_lora(golden_unet(pack)), easyref, tokens, weight=0.6)
-    assert torch.equal(found, predict(fresh, CFG))
-    count, found = merges.of(apply(pack, stock_lora(unet, 0.2), easyref, tokens))
+    assert torch.equal(result, predict(fresh, CFG))
+    count, result = merges.of(apply(pack, stock_lora(unet, 0.2), easyref, tokens))
     assert count > 0
     fresh = apply(pack, stock_lora(golden_unet(pack), 0.2), easyref, tokens)
-    assert torch.equal(found, predict(fresh, CFG))
+    assert torch.equal(result, predict(fresh, CFG))
 
 
 def test_before_load_lora_every_change_is_still_merged(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, merges: Merges
 ) -> None:
     for strength in (0.7, 0.2):
-        count, found = merges.of(stock_lora(apply(pack, unet, easyref, tokens), strength))
+        count, result = merges.of(stock_lora(apply(pack, unet, easyref, tokens), strength))
         assert count > 0
         fresh = stock_lora(apply(pack, golden_unet(pack), easyref, tokens), strength)
-        assert torch.equal(found, predict(fresh, CFG))
+        assert torch.equal(result, predict(fresh, CFG))
 
 
 @pytest.mark.parametrize("strengths", [(1.0, 1.0), (1.0, 0.4)])
-def test_two_applications_merge_once_whatever_their_weights(
+def test_two_apply_nodes_merge_once_whatever_their_weights(
     pack: Pack,
     unet: Any,
     easyref: Any,
@@ -160,9 +160,9 @@ def test_two_applications_merge_once_whatever_their_weights(
         return model
 
     assert merges.of(both(unet, 0.5))[0] > 0
-    count, found = merges.of(both(unet, 0.3))
+    count, result = merges.of(both(unet, 0.3))
     assert count == 0
-    assert torch.equal(found, predict(both(golden_unet(pack), 0.3), CFG))
+    assert torch.equal(result, predict(both(golden_unet(pack), 0.3), CFG))
 
 
 def test_loras_of_two_adapters_are_merged_once_together(
@@ -177,11 +177,11 @@ def test_loras_of_two_adapters_are_merged_once_together(
 
     assert merges.of(both(unet, 0.5))[0] > 0
     assert merges.of(both(unet, 0.3))[0] == 0
-    # The first one's strength changes although another LoRA was added behind it.
+    # The first one's strength changes although another LoRA was added after it.
     assert merges.of(both(unet, 0.5, 0.5))[0] > 0
-    count, found = merges.of(both(unet, 0.3, 0.5))
+    count, result = merges.of(both(unet, 0.3, 0.5))
     assert count == 0
-    assert torch.equal(found, predict(both(golden_unet(pack), 0.3, 0.5), CFG))
+    assert torch.equal(result, predict(both(golden_unet(pack), 0.3, 0.5), CFG))
 
 
 def test_removed_again_it_leaves_the_weights_of_the_model_before(
@@ -192,21 +192,21 @@ def test_removed_again_it_leaves_the_weights_of_the_model_before(
     merged = apply(pack, loaded, easyref, tokens, weight=0.0)
     assert not torch.equal(merges.of(merged)[1], plain)
     removed = apply(pack, merged, easyref, tokens, weight=0.0, lora_strength=0.0)
-    count, found = merges.of(removed)
+    count, result = merges.of(removed)
     assert count > 0
-    assert torch.equal(found, plain)
+    assert torch.equal(result, plain)
     assert merges.of(loaded)[0] == 0
 
 
-def test_removed_from_behind_another_lora_it_leaves_that_one(
+def test_removed_after_another_lora_it_leaves_that_one(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, merges: Merges
 ) -> None:
     model = stock_lora(apply(pack, unet, easyref, tokens, weight=0.0))
     merges.of(model)
     removed = apply(pack, model, easyref, tokens, weight=0.0, lora_strength=0.0)
-    count, found = merges.of(removed)
+    count, result = merges.of(removed)
     assert count > 0
-    assert torch.equal(found, predict(stock_lora(golden_unet(pack)), CFG))
+    assert torch.equal(result, predict(stock_lora(golden_unet(pack)), CFG))
 
 
 def test_a_lora_is_read_once_for_all_models_of_one_kind(

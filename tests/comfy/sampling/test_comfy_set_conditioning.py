@@ -1,4 +1,4 @@
-"""Prompts that carry reference tokens of their own, and which rows get them."""
+"""EasyRef Set Conditioning: which rows get the tokens that a prompt carries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_spy import Seen, Spy
+from attention_spy import LayerRecord, Spy
 from comfyhost import (
     GOLDEN_MLLM,
     Pack,
@@ -68,7 +68,7 @@ def test_a_prompts_tokens_take_the_place_of_the_nodes_own(
     positive = combine(carry(pack, text(), groups[0]), plain)
     predict(model, CFG, latents(2), positive=positive)
     truth = [(POSITIVE, groups[0].cond), (plain[0][0], tokens.cond), (NEGATIVE, tokens.uncond)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
     assert {len(call) for call in spy.texts(*(t for t, _ in truth))} == {6}, "an extra model pass"
 
 
@@ -76,10 +76,10 @@ def test_without_tokens_of_the_node_the_negative_gets_the_prompts_unconditional_
     pack: Pack, spy: Spy, unet: Any, easyref: Any, groups: list[Any]
 ) -> None:
     model = steered(pack, spy, unet, easyref, None)
-    found = predict(model, CFG, positive=carry(pack, text(), groups[0]))
+    result = predict(model, CFG, positive=carry(pack, text(), groups[0]))
     truth = [(POSITIVE, groups[0].cond), (NEGATIVE, groups[0].uncond)]
-    assert spy.wrong_by(truth) < EXACT
-    assert difference(found, predict(apply(pack, unet, easyref, groups[0]), CFG)) < CLOSE
+    assert spy.max_error(truth) < EXACT
+    assert difference(result, predict(apply(pack, unet, easyref, groups[0]), CFG)) < CLOSE
 
 
 def test_prompts_with_tokens_are_separate_runs_combined(
@@ -87,10 +87,10 @@ def test_prompts_with_tokens_are_separate_runs_combined(
 ) -> None:
     other = random_text(7)
     both = combine(carry(pack, text(), groups[0]), carry(pack, other, groups[1], 0.5))
-    found = predict(apply(pack, unet, easyref, None), positive=both)
+    result = predict(apply(pack, unet, easyref, None), positive=both)
     first = predict(apply(pack, unet, easyref, groups[0]), positive=text())
     second = predict(apply(pack, unet, easyref, groups[1], weight=0.5), positive=other)
-    assert difference(found, (first + second) / 2) < CLOSE
+    assert difference(result, (first + second) / 2) < CLOSE
 
 
 def test_a_negative_prompts_tokens_are_references_to_avoid(
@@ -98,7 +98,7 @@ def test_a_negative_prompts_tokens_are_references_to_avoid(
 ) -> None:
     model = steered(pack, spy, unet, easyref, tokens)
     predict(model, CFG, negative=carry(pack, text("negative"), groups[0]))
-    assert spy.wrong_by([(POSITIVE, tokens.cond), (NEGATIVE, groups[0].cond)]) < EXACT
+    assert spy.max_error([(POSITIVE, tokens.cond), (NEGATIVE, groups[0].cond)]) < EXACT
 
 
 @pytest.mark.parametrize("style", ["regular", "nested"])
@@ -107,7 +107,7 @@ def test_dual_guider(
 ) -> None:
     model = steered(pack, spy, unet, easyref, None)
     middle = random_text(7)
-    made = stock(
+    dual_guider = stock(
         DUAL,
         model,
         carry(pack, text(), groups[0]),
@@ -117,13 +117,13 @@ def test_dual_guider(
         3.0,
         style,
     )
-    predict_with(made)
+    predict_with(dual_guider)
     truth = [
         (POSITIVE, groups[0].cond),
         (middle[0][0], groups[1].cond),
         (NEGATIVE, groups[2].cond),
     ]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 @pytest.mark.parametrize("order", ["area, then tokens", "tokens, then area"])
@@ -141,28 +141,28 @@ def test_areas_and_their_counterparts(
     model = steered(pack, spy, unet, easyref, None)
     positive = combine(part(text(), groups[0], LEFT), part(other, groups[1], RIGHT))
     predict(model, CFG, latents(1, 24, 24), positive=positive)
-    assert spy.seen
+    assert spy.records
     truth = [(POSITIVE, [groups[0].cond]), (other[0][0], [groups[1].cond])]
     # A negative row belongs to one of the areas; which one, the next test says.
     truth += [(NEGATIVE, [groups[0].uncond, groups[1].uncond])]
-    for seen in spy.seen:
-        for row, context in enumerate(seen.context):
-            one = one_row(seen, row)
+    for record in spy.records:
+        for row, context in enumerate(record.context):
+            one = one_row(record, row)
             (known,) = (own for states, own in truth if torch.equal(states[0], context))
-            wanted = [spy.to_out(one, one.text + spy.references(one, c)) for c in known]
-            assert min(difference(one.out, w) for w in wanted) < EXACT
+            expected = [spy.to_out(one, one.text + spy.references(one, c)) for c in known]
+            assert min(difference(one.out, w) for w in expected) < EXACT
 
 
-def one_row(seen: Seen, row: int) -> Seen:
+def one_row(record: LayerRecord, row: int) -> LayerRecord:
     own = slice(row, row + 1)
-    parts = (t[own] for t in (seen.context, seen.q, seen.text))
-    return Seen(seen.layer, *parts, seen.heads, seen.options, seen.out[own])
+    parts = (t[own] for t in (record.context, record.q, record.text))
+    return LayerRecord(record.layer, *parts, record.heads, record.options, record.out[own])
 
 
 def test_each_areas_counterpart_has_that_areas_unconditional_half(
     pack: Pack, groups: list[Any]
 ) -> None:
-    """Unless the negative prompt whose text it has brings tokens to avoid."""
+    """Unless the negative prompt whose text it has carries tokens to avoid."""
     conditionings = pack.part("nodes.sampling.conditionings")
     effect = pack.part("nodes.sampling.weights").Effect
     text_of_negative = object()
@@ -207,8 +207,8 @@ def test_an_area_of_the_negative_does_not_bring_its_tokens_to_the_positive(
         (NEGATIVE, groups[1].cond),
         (less[0][0], tokens.uncond),
     ]
-    assert len({seen.grid for seen in spy.seen}) > 1, "no area was cut"
-    assert spy.wrong_by(truth) < EXACT
+    assert len({record.grid for record in spy.records}) > 1, "no area was cut"
+    assert spy.max_error(truth) < EXACT
 
 
 def test_masked_prompts(
@@ -221,7 +221,7 @@ def test_masked_prompts(
     masked = carry(pack, stock("nodes.ConditioningSetMask", more, mask, "default", 0.7), groups[0])
     predict(model, CFG, latents(1, 24, 24), positive=combine(text(), masked))
     truth = [(POSITIVE, tokens.cond), (more[0][0], groups[0].cond), (NEGATIVE, tokens.uncond)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_concatenated_prompts_keep_the_first_ones_tokens(
@@ -231,7 +231,7 @@ def test_concatenated_prompts_keep_the_first_ones_tokens(
     longer = stock("nodes.ConditioningConcat", carry(pack, text(), groups[0]), random_text(1))
     predict(model, CFG, positive=longer)
     truth = [(longer[0][0], groups[0].cond), (NEGATIVE.repeat(1, 2, 1), tokens.uncond)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_prompts_for_parts_of_the_sampling(
@@ -247,7 +247,7 @@ def test_prompts_for_parts_of_the_sampling(
     steps = sigmas(unet, 901.0, 301.0)
     euler(guider(model, 1.0, scheduled), latents() * 14, steps)
     assert spy.texts(POSITIVE, late[0][0]) == [(0,), (1,)]
-    assert spy.wrong_by([(POSITIVE, groups[0].cond), (late[0][0], groups[1].cond)]) < CLOSE
+    assert spy.max_error([(POSITIVE, groups[0].cond), (late[0][0], groups[1].cond)]) < CLOSE
 
 
 def test_prompts_with_different_numbers_of_tokens_run_in_one_call(
@@ -263,9 +263,9 @@ def test_prompts_with_different_numbers_of_tokens_run_in_one_call(
     predict(steered(pack, spy, unet, easyref, tokens), CFG, latents(2), positive=positive)
     (call,) = spy.texts(POSITIVE, other[0][0], NEGATIVE)
     assert sorted(call) == [0, 0, 1, 1, 2, 2]
-    for seen in spy.seen:
-        for row, context in enumerate(seen.context):
-            one = one_row(seen, row)
+    for record in spy.records:
+        for row, context in enumerate(record.context):
+            one = one_row(record, row)
             if torch.equal(context, POSITIVE[0]):
                 share = 0.5 * spy.references(one, long.cond)
             elif torch.equal(context, NEGATIVE[0]):
@@ -294,10 +294,10 @@ def test_settings_of_apply_multiply_and_regions_still_add(
     region = pack.run("EasyRefRegion", groups[1], torch.ones(1, 8, 8), 0.3)
     model = steered(pack, spy, unet, easyref, tokens, weight=0.5, regions=region)
     predict(model, positive=carry(pack, text(), groups[0], 0.8))
-    for seen in spy.seen:
-        shares = 0.4 * spy.references(seen, groups[0].cond)
-        shares = shares + 0.15 * spy.references(seen, groups[1].cond)
-        assert difference(seen.out, spy.to_out(seen, seen.text + shares)) < EXACT
+    for record in spy.records:
+        shares = 0.4 * spy.references(record, groups[0].cond)
+        shares = shares + 0.15 * spy.references(record, groups[1].cond)
+        assert difference(record.out, spy.to_out(record, record.text + shares)) < EXACT
 
 
 def test_weight_zero_leaves_a_prompt_without_references(
@@ -305,7 +305,7 @@ def test_weight_zero_leaves_a_prompt_without_references(
 ) -> None:
     model = steered(pack, spy, unet, easyref, tokens)
     predict(model, positive=carry(pack, text(), groups[0], 0.0))
-    assert all(torch.equal(seen.out, spy.to_out(seen, seen.text)) for seen in spy.seen)
+    assert all(torch.equal(record.out, spy.to_out(record, record.text)) for record in spy.records)
 
 
 def test_layer_weights_of_a_prompt(pack: Pack, demo: Any, demo_easyref: Any) -> None:
@@ -318,23 +318,23 @@ def test_layer_weights_of_a_prompt(pack: Pack, demo: Any, demo_easyref: Any) -> 
     model = spy.watch(apply(pack, demo.model, demo_easyref, first))
     predict(model, positive=carry(pack, prompt, second, layer_weights=weights))
 
-    def scale(seen: Seen) -> float:
-        module = seen.layer.partition(".transformer_blocks")[0]
+    def scale(record: LayerRecord) -> float:
+        module = record.layer.partition(".transformer_blocks")[0]
         return {"up_blocks.0.attentions.1": 0.0, "mid_block.attentions.0": 2.0}.get(module, 1.0)
 
-    assert spy.wrong_by([(prompt[0][0], second.cond)], scale) < EXACT
+    assert spy.max_error([(prompt[0][0], second.cond)], scale) < EXACT
 
 
-def test_several_applications_with_one_adapter_use_them_once(
+def test_several_apply_nodes_with_one_adapter_add_them_once(
     pack: Pack, spy: Spy, unet: Any, easyref: Any, tokens: Any, groups: list[Any]
 ) -> None:
-    """The last one's settings count, as for the LoRA; the others step back for these rows."""
+    """The last one's settings count, as for the LoRA; the others add nothing to these rows."""
     model = apply(pack, unet, easyref, tokens, weight=0.9)
     model = steered(pack, spy, model, easyref, groups[1], weight=0.5)
     predict(model, CFG, positive=carry(pack, text(), groups[0]))
-    for seen in spy.seen:
-        for row, context in enumerate(seen.context):
-            one = one_row(seen, row)
+    for record in spy.records:
+        for row, context in enumerate(record.context):
+            one = one_row(record, row)
             if torch.equal(context, POSITIVE[0]):
                 shares = 0.5 * spy.references(one, groups[0].cond)
             else:
@@ -353,10 +353,10 @@ def test_tokens_of_two_adapters_on_one_prompt(
     prompt = carry(pack, carry(pack, text(), groups[0]), foreign, 0.5)
     prompt = carry(pack, prompt, groups[1])  # takes the place of the first
     predict(spy.watch(model), positive=prompt)
-    for seen in spy.seen:
-        shares = spy.references(seen, groups[1].cond)
-        shares = shares + 0.5 * second.references(seen, foreign.cond)
-        assert difference(seen.out, spy.to_out(seen, seen.text + shares)) < EXACT
+    for record in spy.records:
+        shares = spy.references(record, groups[1].cond)
+        shares = shares + 0.5 * second.references(record, foreign.cond)
+        assert difference(record.out, spy.to_out(record, record.text + shares)) < EXACT
 
 
 def test_the_given_conditioning_stays_and_copies_share_the_tokens(
@@ -364,12 +364,12 @@ def test_the_given_conditioning_stays_and_copies_share_the_tokens(
 ) -> None:
     given = text()
     before = dict(given[0][1])
-    made = carry(pack, given, groups[0])
+    carrying = carry(pack, given, groups[0])
     assert given[0][1] == before
-    assert made[0][0] is given[0][0]
-    assert set(made[0][1]) - set(before) == {"easyref_tokens"}
-    copied = copy.deepcopy(made[0][1]["easyref_tokens"])
-    assert copied == made[0][1]["easyref_tokens"]
+    assert carrying[0][0] is given[0][0]
+    assert set(carrying[0][1]) - set(before) == {"easyref_tokens"}
+    copied = copy.deepcopy(carrying[0][1]["easyref_tokens"])
+    assert copied == carrying[0][1]["easyref_tokens"]
     with pytest.raises(AttributeError):
         copied[0].weight = 2.0
 

@@ -1,4 +1,4 @@
-"""Keys and values of reference tokens: a budget, and an owner that may unload them."""
+"""Keys and values of reference tokens: a budget, and ComfyUI may unload them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from comfyhost import (
 )
 from dynamic_vram import META, Gpu
 from goldens import adapter_tensors
-from test_comfy_regions import regions
+from region_nodes import regions
 
 CPU = torch.device("cpu")
 CFG = 7.5
@@ -43,19 +43,19 @@ def store_module(pack: Pack) -> ModuleType:
 @pytest.fixture
 def projected(store_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The tokens of every projection."""
-    project, made = store_module.project_tokens, []
+    project, computed = store_module.project_tokens, []
 
     def noted(checkpoint: Any, tokens: Any, *args: Any) -> Any:
-        made.append(tokens)
+        computed.append(tokens)
         return project(checkpoint, tokens, *args)
 
     monkeypatch.setattr(store_module, "project_tokens", noted)
-    return made
+    return computed
 
 
 @pytest.fixture
 def limited(pack: Pack, store_module: ModuleType, fresh_easyref: Any) -> Callable[[float], Any]:
-    """The golden adapter with room for so many sets."""
+    """The golden adapter with a budget of so many sets."""
 
     def of(sets: float) -> Any:
         checkpoint = fresh_easyref.checkpoint
@@ -75,20 +75,20 @@ def loaded_sets() -> list[Any]:
     return [model for model in models if type(model.model).__name__ == "EasyRefKeyValues"]
 
 
-def test_the_newest_sets_are_kept_within_the_budget(
+def test_the_latest_sets_are_cached_within_the_budget(
     pack: Pack, limited: Callable[[float], Any], projected: list[Any]
 ) -> None:
     easyref = limited(2.5)
     groups = [random_tokens(pack, easyref, seed) for seed in range(4)]
-    found = [weakref.ref(easyref.key_values.get(g, CPU, torch.float32)) for g in groups]
-    assert [one() is not None for one in found] == [False, False, True, True]
+    result = [weakref.ref(easyref.key_values.get(g, CPU, torch.float32)) for g in groups]
+    assert [one() is not None for one in result] == [False, False, True, True]
     easyref.key_values.get(groups[2], CPU, torch.float32)
     easyref.key_values.get(groups[0], CPU, torch.float32)
-    assert [one() is not None for one in found] == [False, False, True, False]
+    assert [one() is not None for one in result] == [False, False, True, False]
     assert projected[1:] == [*groups, groups[0]]
 
 
-def test_the_newest_set_is_kept_however_large(
+def test_the_latest_set_is_cached_however_large(
     pack: Pack, limited: Callable[[float], Any], projected: list[Any]
 ) -> None:
     easyref = limited(0.5)
@@ -129,12 +129,12 @@ def test_what_a_run_uses_at_once_stays_whatever_the_budget(
         steps = sigmas(model, 901.0, 601.0, 301.0)
         return euler(guider(model, CFG, **texts), latents() * 14, steps)
 
-    wanted = results(fresh_easyref)
+    expected = results(fresh_easyref)
     projected.clear()
-    assert torch.equal(results(easyref), wanted)
+    assert torch.equal(results(easyref), expected)
     assert sorted(map(id, projected)) == sorted(map(id, groups))
     gc.collect()
-    kept = [s for g in groups for s in easyref.key_values._kept.get(g, {}).values()]
+    kept = [s for g in groups for s in easyref.key_values._cached.get(g, {}).values()]
     assert len(kept) == 1
 
 
@@ -143,17 +143,17 @@ def test_comfyui_counts_the_sets_of_a_run_beside_the_model(
 ) -> None:
     import comfy.model_management as mm
 
-    load, asked = mm.load_models_gpu, []
+    load, loads = mm.load_models_gpu, []
 
     def noted(models: Any, *args: Any, **kwargs: Any) -> Any:
-        asked.append(list(models))
+        loads.append(list(models))
         return load(models, *args, **kwargs)
 
     monkeypatch.setattr(mm, "load_models_gpu", noted)
     groups = [random_tokens(pack, fresh_easyref, seed) for seed in (1, 2)]
     model = apply(pack, apply(pack, unet, fresh_easyref, groups[0]), fresh_easyref, groups[1])
     predict(model, CFG)
-    ((first, *sets),) = asked
+    ((first, *sets),) = loads
     assert first.model is unet.model
     held = [fresh_easyref.key_values.get(g, CPU, torch.float32) for g in groups]
     assert {id(s) for s in sets} == {id(one.patcher) for one in held}
@@ -161,7 +161,7 @@ def test_comfyui_counts_the_sets_of_a_run_beside_the_model(
         shapes = [t.nbytes for pair in one.layers.values() for t in pair]
         assert one.patcher.model_size() == one.nbytes == sum(shapes) > 0
     predict(apply(pack, unet, fresh_easyref, groups[0], weight=0.0), CFG)
-    assert asked[1][1:] == [], "nothing acts, so nothing is to be loaded"
+    assert loads[1][1:] == [], "nothing acts, so nothing is to be loaded"
 
 
 def test_a_set_without_tokens_leaves_comfyuis_list(
@@ -207,15 +207,15 @@ def test_other_models_of_a_conditioning_are_loaded_too_and_nothing_stays_on_it(
     others = [comfyhost.golden_unet(pack) for _ in range(2)]
     tokens = random_tokens(pack, fresh_easyref, seed=1)
     model = apply(pack, unet, fresh_easyref, tokens)
-    load, asked = mm.load_models_gpu, []
+    load, loads = mm.load_models_gpu, []
     monkeypatch.setattr(
-        mm, "load_models_gpu", lambda models, **_: asked.append(list(models)) or load(models)
+        mm, "load_models_gpu", lambda models, **_: loads.append(list(models)) or load(models)
     )
     broken = guider(model, CFG, positive=text(additional_models=others))
     mm.interrupt_current_processing()
     with pytest.raises(mm.InterruptProcessingException):
         comfyhost.predict_with(broken)
-    ((_, *loaded),) = asked
+    ((_, *loaded),) = loads
     assert len(loaded) == 3
     assert loaded[:2] == others
     entries = [entry for entries in broken.conds.values() for entry in entries]
@@ -223,7 +223,7 @@ def test_other_models_of_a_conditioning_are_loaded_too_and_nothing_stays_on_it(
 
 
 @pytest.mark.parametrize("kind", ["ComfyUI's", "aimdo's"])
-def test_without_room_on_the_gpu_they_are_computed_on_the_cpu(
+def test_without_memory_on_the_gpu_they_are_computed_on_the_cpu(
     pack: Pack,
     fresh_easyref: Any,
     store_module: ModuleType,
@@ -243,10 +243,10 @@ def test_without_room_on_the_gpu_they_are_computed_on_the_cpu(
 
     monkeypatch.setattr(store_module, "project_tokens", no_room)
     tokens = random_tokens(pack, fresh_easyref, seed=1)
-    wanted = fresh_easyref.key_values.get(tokens, CPU, torch.float32)
+    expected = fresh_easyref.key_values.get(tokens, CPU, torch.float32)
     held = fresh_easyref.key_values.get(tokens, META, torch.float32)
     assert "computed on the CPU" in caplog.text
-    for layer, pair in zip(held.patcher.model.layers, wanted.layers.values(), strict=True):
+    for layer, pair in zip(held.patcher.model.layers, expected.layers.values(), strict=True):
         assert torch.equal(layer.key, pair[0])
         assert torch.equal(layer.value, pair[1])
     full[CPU] = True
@@ -265,7 +265,7 @@ def test_a_device_has_one_set_however_it_is_called(
     assert projected == [tokens]
 
 
-def test_another_failure_of_the_projection_is_not_taken_for_lack_of_memory(
+def test_another_error_of_the_projection_is_not_reported_as_out_of_memory(
     pack: Pack, fresh_easyref: Any, store_module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> Any:
@@ -298,7 +298,7 @@ def test_sets_are_on_the_gpu_while_a_run_lasts_and_leave_when_comfyui_unloads(
 
     model, easyref, tokens = steered
     sample(gpu, model)
-    (held,) = easyref.key_values._kept[tokens].values()
+    (held,) = easyref.key_values._cached[tokens].values()
     layers = held.patcher.model.layers
     assert held.patcher in loaded_sets()
     assert all(layer.key.is_meta and layer.value.is_meta for layer in layers)
@@ -315,22 +315,22 @@ def test_sets_are_on_the_gpu_while_a_run_lasts_and_leave_when_comfyui_unloads(
 
 def on_gpu(held: Any) -> bool:
     layers = held.patcher.model.layers
-    found = {tensor.is_meta for layer in layers for tensor in (layer.key, layer.value)}
-    assert len(found) == 1
-    return found.pop()
+    result = {tensor.is_meta for layer in layers for tensor in (layer.key, layer.value)}
+    assert len(result) == 1
+    return result.pop()
 
 
-def test_the_newest_sets_stay_on_the_gpu_and_older_ones_wait_on_the_cpu(
+def test_the_latest_sets_stay_on_the_gpu_and_older_ones_are_on_the_cpu(
     pack: Pack, gpu: Gpu, steered: tuple[Any, Any, Any], projected: list[Any]
 ) -> None:
     model, easyref, tokens = steered
     other = random_tokens(pack, easyref, seed=2)
     plain = comfyhost.golden_unet(pack)
     sample(gpu, model)
-    (first,) = easyref.key_values._kept[tokens].values()
+    (first,) = easyref.key_values._cached[tokens].values()
     assert on_gpu(first)
     sample(gpu, apply(pack, plain, easyref, other, lora_strength=0.0))
-    (second,) = easyref.key_values._kept[other].values()
+    (second,) = easyref.key_values._cached[other].values()
     assert on_gpu(second)
     assert not on_gpu(first)
     assert first.patcher.loaded_size() == 0
@@ -344,7 +344,7 @@ def test_a_set_that_another_run_uses_stays_on_the_gpu(
 ) -> None:
     model, easyref, tokens = steered
     sample(gpu, model)
-    (held,) = easyref.key_values._kept[tokens].values()
+    (held,) = easyref.key_values._cached[tokens].values()
     with store_module.in_use([held]):
         easyref.key_values.leave_devices()
         assert on_gpu(held)
@@ -356,8 +356,8 @@ def test_later_steps_move_nothing_for_references(
     pack: Pack, gpu: Gpu, steered: tuple[Any, Any, Any]
 ) -> None:
     plain = sample(gpu, comfyhost.golden_unet(pack))
-    found = sample(gpu, steered[0])
-    assert [one.moved for one in found[1:]] == [one.moved for one in plain[1:]]
+    result = sample(gpu, steered[0])
+    assert [one.moved for one in result[1:]] == [one.moved for one in plain[1:]]
 
 
 def test_the_same_holds_without_dynamic_vram(
@@ -375,7 +375,7 @@ def test_the_same_holds_without_dynamic_vram(
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         _, *later = sample(gpu, model)
-        (held,) = fresh_easyref.key_values._kept[tokens].values()
+        (held,) = fresh_easyref.key_values._cached[tokens].values()
         assert type(held.patcher) is plain
         assert on_gpu(held)
         assert held.patcher.loaded_size() == held.nbytes
@@ -395,7 +395,7 @@ def test_the_same_holds_without_dynamic_vram(
     assert projected == [tokens]
 
 
-def test_sets_that_found_no_room_are_moved_when_used(
+def test_sets_without_memory_on_the_gpu_are_copied_when_used(
     gpu: Gpu, steered: tuple[Any, Any, Any]
 ) -> None:
     _, easyref, tokens = steered
@@ -406,7 +406,7 @@ def test_sets_that_found_no_room_are_moved_when_used(
         assert value.is_meta
 
 
-def test_projections_travel_as_they_are_in_the_file(
+def test_projections_are_moved_in_the_files_dtype(
     pack: Pack, gpu: Gpu, steered: tuple[Any, Any, Any]
 ) -> None:
     _, easyref, tokens = steered
