@@ -175,7 +175,7 @@ def _encode_group(options: argparse.Namespace, device: Any) -> ReferenceTokens:
 
 
 def _train(options: argparse.Namespace) -> int:
-    require_extra("Training", "train", "diffusers", "accelerate", "yaml")
+    require_extra("Training", "train", "diffusers", "accelerate", "pydantic", "yaml")
     from .training.config import load_settings
     from .training.loop import dry_run, train
 

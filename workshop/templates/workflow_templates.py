@@ -317,9 +317,7 @@ def tokens() -> Template:
     models = add_models(graph)
     read = add_reading(graph, models, _HIKING)
     saved = graph.add("EasyRefSaveTokens", tokens=read.tokens, filename_prefix="character")
-    loaded = graph.add(
-        "EasyRefLoadTokens", file="character_00001_.safetensors [output]", easyref=models.easyref
-    )
+    loaded = graph.add("EasyRefLoadTokens", file="character_00001_.safetensors [output]")
     applied = graph.add("EasyRefApply", model=models.model, easyref=models.easyref, tokens=loaded)
     sampling = add_sampling(
         graph, models, applied, read.texts.positive, read.texts.negative, "5. Sampling and result"
