@@ -37,15 +37,12 @@ class EasyRefModel:
         encoder: builds and runs the MLLM when first asked to.
         key_values: what the adapter made of tokens so far, per device.
         lora: the adapter's LoRA for models.
-        picture_side: of the square pictures that the demo models make, in pixels; None for an
-            adapter of the user's own.
     """
 
     checkpoint: AdapterCheckpoint
     encoder: HostedEncoder
     key_values: KeyValueStore
     lora: AdapterLora
-    picture_side: int | None = None
 
     @property
     def patcher(self) -> ModelPatcher | None:
@@ -65,7 +62,6 @@ class EasyRefModel:
         adapter: Path,
         mllm_directory: Path | None,
         precision: str = "auto",
-        picture_side: int | None = None,
     ) -> EasyRefModel:
         """Look at an adapter's file.
 
@@ -82,5 +78,4 @@ class EasyRefModel:
             HostedEncoder(checkpoint, mllm_directory, precision),
             KeyValueStore(checkpoint),
             AdapterLora(checkpoint),
-            picture_side,
         )
