@@ -25,11 +25,11 @@ TRAINED_SET = Path(__file__).resolve().parents[1] / "demo" / "weights"
 REFERENCES = TRAINED_SET.with_name("references")
 _FIRST = "square"
 
-# CLIP's word table has 49,408 rows; a set stores the rows of the words that its captions use, and
-# one more that all other words share.
+# CLIP's token embedding has 49,408 rows; a set stores the rows of its captions' tokens, and one
+# more that all other tokens share.
 VOCABULARY = 49408
 TABLE = "text_model.embeddings.token_embedding.weight"
-STORED_IDS = "token_ids"  # beside a cut-down table: the token id of each row
+STORED_IDS = "token_ids"  # stored beside a reduced table: the token id of each row
 
 
 def shipped_set() -> Path:
@@ -47,7 +47,7 @@ def shipped_set() -> Path:
 
 
 def is_trained(directory: Path) -> bool:
-    """Whether a set's pictures can be expected to show anything."""
+    """Whether a set is trained, so that its pictures show something."""
     return bool((read_set_info(directory) or {}).get("trained"))
 
 
@@ -76,14 +76,14 @@ def read_set_info(directory: Path) -> dict[str, Any] | None:
 
 
 def rows_of_ids(ids: torch.Tensor) -> torch.Tensor:
-    """[49408] row of each token id in a cut-down table; the last row is "unknown"."""
+    """[49408] row of each token id in a reduced table; the last row is for unknown tokens."""
     rows = torch.full((VOCABULARY,), len(ids))
     rows[ids] = torch.arange(len(ids))
     return rows
 
 
 def whole_table(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A text encoder's weights with all 49,408 rows; a table that is whole stays as it is."""
+    """A text encoder's weights with all 49,408 rows; a whole table is left as it is."""
     weights = dict(state)
     ids = weights.pop(STORED_IDS, None)
     if ids is not None:

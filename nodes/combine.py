@@ -1,4 +1,4 @@
-"""EasyRef Combine Tokens: the tokens of several groups made into one set, or one a latent."""
+"""EasyRef Combine Tokens: the tokens of several groups as one set, or one for each latent."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class EasyRefCombineTokens(io.ComfyNode):
     def validate_inputs(
         cls, weights: str | None = None, tokens: Mapping[str, Any] | None = None
     ) -> bool | str:
-        # Beside the inputs that are asked for, ComfyUI gives every one that grows.
-        return accepted(lambda: read_weights(weights or ""))  # None where a node will give it
+        # ComfyUI passes growing inputs too; weights is None if it is linked.
+        return accepted(lambda: read_weights(weights or ""))
 
     @classmethod
     def execute(

@@ -1,4 +1,4 @@
-"""EasyRef Quick: references and prompt into a model in one step."""
+"""EasyRef Quick: EasyRef Encode and EasyRef Apply in one node."""
 
 from __future__ import annotations
 

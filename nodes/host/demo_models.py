@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ...easyref_core.demo_set import reference_files, shipped_set, whole_table
 from ...easyref_core.errors import EasyRefError
-from ...easyref_core.pictures.files import open_picture
-from ...easyref_core.pictures.preprocessing import picture_levels
+from ...easyref_core.pictures.loading import open_picture
 from .diffusers_layout import (
     DIFFUSERS_FILES,
     TRANSFORMERS_FILES,
@@ -86,13 +86,13 @@ def load_demo_set() -> DemoSet:
         EasyRefError: A file is missing or does not fit its configuration.
     """
     directory = shipped_set()
-    pictures = [picture_levels(open_picture(file)) for file in reference_files()]
+    pictures = [np.asarray(open_picture(file), dtype=np.float32) for file in reference_files()]
     return DemoSet(
         model=load_unet_directory(directory / "unet"),
         clip=load_text_encoders(directory / "text_encoders"),
         vae=load_vae(directory / "vae"),
         control_net=load_controlnet(directory / "controlnet"),
-        images=torch.stack(pictures).movedim(1, -1).float() / 255,
+        images=torch.from_numpy(np.stack(pictures) / 255),
         directory=directory,
     )
 

@@ -1,7 +1,7 @@
 """One EasyRef Apply node on a model.
 
-The patch is put together anew for each model call on a copy of the transformer options, so it
-leaves nothing behind.
+Attention is patched on a copy of the transformer options of each model call, so nothing remains on
+the model.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from ...easyref_core.tokens.reference_tokens import ReferenceTokens, describe
 from ..host.compiled import is_compiled, uncompiled
 from ..host.key_value_cache import KeyValueStore
 from ..host.unet_layers import BlockKey, group_of
-from .conditionings import CondRows, cond_rows
+from .batch_rows import divide_rows
+from .conditionings import COND_BATCH, CondRows, cond_rows
 from .layer import add_to_layers
-from .model_call import Assignment, ModelCall, plan_model_call
+from .model_call import Assignment, ModelCall, effects_on_rows
 from .run import KEY, patches_of, watch_runs
 from .weights import Effect, Weight, is_zero
 
@@ -142,17 +143,21 @@ class ReferencePatch:
     ) -> ModelCall | None:
         """What is added in a model call, None for nothing."""
         conditionings = cond_rows(options)
+        assignments = self._assign(conditionings, patches_of({"transformer_options": options}))
+        if not any(any(assigned) for assigned in assignments):
+            return None
+        areas = [rows.area for rows in conditionings]
+        rows = divide_rows(x, text, areas, options, options.get(COND_BATCH))
+        if rows is None:
+            return None
         dtype = model.manual_cast_dtype or model.get_dtype()
-        return plan_model_call(
-            conditionings,
-            self._assign(conditionings, patches_of({"transformer_options": options})),
-            x,
-            text,
-            options,
-            self.normalise,
+        effects = effects_on_rows(
+            assignments,
+            rows,
             lambda effect: effect.at_sigmas(model.model_sampling, t, dtype),
             lambda effect: self.key_values.get(effect.tokens, x.device, dtype),
         )
+        return ModelCall(rows, effects, self.normalise) if effects else None
 
     def _assign(
         self, conditionings: Sequence[CondRows], patches: Sequence[ReferencePatch]

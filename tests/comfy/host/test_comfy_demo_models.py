@@ -53,9 +53,9 @@ def check_wrong_shape(
 ) -> None:
     (file,) = (copied / part).glob("*.safetensors")
     state = load_file(file)
-    found, last = state[weight], weight.split(".", 2)[-1]
-    save_file({**state, weight: found.repeat(*[1] * (found.ndim - 1), 2)}, file)
-    with pack.refused(last, list(found.shape), f"{2 * found.shape[-1]}]"):
+    tensor, last = state[weight], weight.split(".", 2)[-1]
+    save_file({**state, weight: tensor.repeat(*[1] * (tensor.ndim - 1), 2)}, file)
+    with pack.refused(last, list(tensor.shape), f"{2 * tensor.shape[-1]}]"):
         load(kind, copied)
     save_file({name: tensor for name, tensor in state.items() if name != weight}, file)
     with pack.refused("missing", last):
@@ -84,11 +84,11 @@ def test_a_weight_that_does_not_fit_is_named_under_dynamic_vram(
     check_wrong_shape(pack, load, copied(kind), kind, part, weight)
 
 
-def test_every_model_can_be_made_anew(pack: Pack, gpu: Gpu, load: Any, demo: Any) -> None:
+def test_every_model_can_be_built_again(pack: Pack, gpu: Gpu, load: Any, demo: Any) -> None:
     """As ComfyUI does it to compile a model, to put hooks on it, and for another GPU."""
     for kind in ("unet", "text_encoders", "vae"):
-        made = load(kind, demo.directory / kind)
-        patcher = getattr(made, "patcher", made)
+        loaded = load(kind, demo.directory / kind)
+        patcher = getattr(loaded, "patcher", loaded)
         assert patcher.is_dynamic()
         plain = patcher.clone(disable_dynamic=True)
         assert not plain.is_dynamic()
@@ -102,7 +102,7 @@ def test_every_model_can_be_made_anew(pack: Pack, gpu: Gpu, load: Any, demo: Any
 
 
 def test_the_demo_model_can_be_compiled(pack: Pack, gpu: Gpu, load: Any, demo: Any) -> None:
-    """ComfyUI compiles plain models only; it makes one anew."""
+    """ComfyUI compiles plain models only, so it builds one again."""
     compiled = stock(
         "comfy_extras.nodes_torch_compile.TorchCompileModel",
         load("unet", demo.directory / "unet"),

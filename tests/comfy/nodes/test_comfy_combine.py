@@ -27,7 +27,7 @@ def groups(pack: Pack, easyref: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_combined_tokens_act_as_written(
+def test_combined_tokens_act_as_their_formula_says(
     pack: Pack, spy: Spy, unet: Any, easyref: Any, groups: list[Any], method: str
 ) -> None:
     combined = combine(pack, method, *groups)
@@ -42,7 +42,7 @@ def test_combined_tokens_act_as_written(
         "avoid": (a.cond, b.cond),
     }[method]
     texts = [text()[0][0], text("negative")[0][0]]
-    assert spy.wrong_by(list(zip(texts, truth, strict=True))) < 1e-4
+    assert spy.max_error(list(zip(texts, truth, strict=True))) < 1e-4
 
 
 def test_a_batch_gives_each_latent_its_own_tokens(pack: Pack, unet: Any, easyref: Any) -> None:
@@ -69,14 +69,14 @@ def test_a_batch_of_another_size_than_the_latents_is_refused(
         combine(pack, "batch", groups[0], combine(pack, "concatenate", *groups))
 
 
-def test_a_group_combined_with_itself_stays_what_it_is(
+def test_a_group_combined_with_itself_is_unchanged(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
     """Twice the same keys share the attention that one had."""
-    wanted = predict(apply(pack, unet, easyref, tokens), cfg=5.0)
+    expected = predict(apply(pack, unet, easyref, tokens), cfg=5.0)
     for method in ("concatenate", "average", "weighted average"):
         twice = combine(pack, method, tokens, tokens, weights="0.5")
-        assert difference(predict(apply(pack, unet, easyref, twice), cfg=5.0), wanted) < 1e-4
+        assert difference(predict(apply(pack, unet, easyref, twice), cfg=5.0), expected) < 1e-4
 
 
 def test_weights_belong_to_inputs_and_gaps_are_allowed(pack: Pack, easyref: Any) -> None:
@@ -97,12 +97,12 @@ def test_one_group_a_latent_can_be_combined(pack: Pack, unet: Any, easyref: Any)
 def test_combined_tokens_are_saved_and_loaded(
     pack: Pack, easyref: Any, groups: list[Any], method: str
 ) -> None:
-    made = combine(pack, method, *groups)
-    result = pack.nodes["EasyRefSaveTokens"].execute(made, f"combined/{method}", "output")
+    combined = combine(pack, method, *groups)
+    result = pack.nodes["EasyRefSaveTokens"].execute(combined, f"combined/{method}", "output")
     path = Path(result.ui["text"][0]).relative_to(pack.base / "output/easyref_tokens")
-    found = pack.run("EasyRefLoadTokens", f"{path.as_posix()} [output]", easyref)
-    assert torch.equal(found.cond, made.cond)
-    assert torch.equal(found.uncond, made.uncond)
+    found = pack.run("EasyRefLoadTokens", f"{path.as_posix()} [output]")
+    assert torch.equal(found.cond, combined.cond)
+    assert torch.equal(found.uncond, combined.uncond)
 
 
 def test_mistakes_name_the_inputs(pack: Pack, easyref: Any, groups: list[Any]) -> None:
@@ -126,14 +126,14 @@ def test_mistakes_name_the_inputs(pack: Pack, easyref: Any, groups: list[Any]) -
         pack.run("EasyRefCombineTokens", method="add", weights="", tokens=a)
 
 
-def test_weights_that_are_left_out_count_one(pack: Pack, easyref: Any) -> None:
+def test_missing_weights_are_one(pack: Pack, easyref: Any) -> None:
     groups = [random_tokens(pack, easyref, seed) for seed in range(3)]
     for weights in ("", " ", "1", "1, 1", "1,1,1"):
         found = combine(pack, "add", *groups, weights=weights)
         assert torch.equal(found.cond, combine(pack, "add", *groups).cond)
 
 
-def test_weights_are_checked_before_the_run_and_used_by_the_methods_that_weigh(
+def test_weights_are_checked_before_the_run_and_used_by_some_methods(
     pack: Pack, groups: list[Any]
 ) -> None:
     validate = pack.nodes["EasyRefCombineTokens"].validate_inputs
