@@ -58,7 +58,7 @@ class EasyRefCombineTokens(io.ComfyNode):
             outputs=[
                 EasyRefTokens.Output(display_name="tokens", tooltip="One set of tokens to apply.")
             ],
-            **found_by("merge", "average", "concat", "mix styles", "subtract", "batch"),
+            **found_by("merge, average, concat, mix styles, subtract, batch"),
         )
 
     @classmethod
