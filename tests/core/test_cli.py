@@ -160,6 +160,7 @@ def commands() -> list[list[str]]:
     return [[sys.executable, "-m", "easyref_core.cli"], *([[script]] if script else [])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands(), ids=lambda c: Path(c[0]).stem)
 def test_command_from_the_shell(command: list[str], tmp_path: Path) -> None:
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=tmp_path)

@@ -176,6 +176,7 @@ def test_the_command_refuses_before_it_reads_weights(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_the_command_holds_no_full_size_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
