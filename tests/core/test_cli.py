@@ -165,6 +165,7 @@ def commands() -> list[list[str]]:
     return [[sys.executable, "-m", "easyref_core.cli"], *([[script]] if script else [])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands(), ids=lambda c: Path(c[0]).stem)
 def test_command_from_the_shell(command: list[str], tmp_path: Path) -> None:
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=tmp_path)
@@ -209,6 +210,7 @@ def test_the_command_refuses_before_it_reads_weights(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_the_command_holds_no_full_size_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
