@@ -106,7 +106,7 @@ def open_weight_file(path: str | Path) -> WeightFile:
         return WeightFile(path, infos, metadata, _stamp(path), is_safetensors=True)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         tensors = _load_pickle(path)
-        infos = {n: TensorInfo(tuple(t.shape), _name(t.dtype)) for n, t in tensors.items()}
+        infos = {n: TensorInfo(tuple(t.shape), dtype_name(t.dtype)) for n, t in tensors.items()}
         return WeightFile(path, infos, {}, _stamp(path), is_safetensors=False)
     raise EasyRefError(
         f"{path} is neither a safetensors nor a PyTorch file (it starts with {head[:8]!r}). "
@@ -129,7 +129,8 @@ def _stamp(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """PyTorch's name without `torch.`."""
     return str(dtype).removeprefix("torch.")
 
 

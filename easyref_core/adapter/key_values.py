@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens, describe
-from ..weight_file import GetTensor, all_finite
+from ..weight_file import GetTensor, all_finite, dtype_name
 from .checkpoint import KEY_VALUE, AdapterCheckpoint
 
 
@@ -60,9 +60,9 @@ def project_tokens(
         number = int((~finite).nonzero()[0])
         raise EasyRefError(
             f"The reference tokens overflow in {list(layers)[number // 2]} "
-            f"({KEY_VALUE[number % 2]}) of {checkpoint.name} as "
-            f"{str(dtype).removeprefix('torch.')}: the adapter's weights hold "
-            "NaN, or the values are too large. Get the file again, or run the model in bf16."
+            f"({KEY_VALUE[number % 2]}) of {checkpoint.name} as {dtype_name(dtype)}: the adapter's "
+            "weights hold NaN, or the values are too large. Get the file again, or run the model "
+            "in bf16."
         )
     return TokenKeyValues(layers, tokens.batch)
 

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens
-from ..weight_file import all_finite
+from ..weight_file import all_finite, dtype_name
 from .encoder import EasyRefEncoder
 from .group import GroupPlan, MllmPass, PlannedImage
 
@@ -140,8 +140,10 @@ def encode_references(
         are repeated as often, which leaves attention to them unchanged).
 
     Raises:
-        EasyRefError: the MLLM gave values that are not numbers.
+        EasyRefError: the adapter's file has changed; the MLLM gave values that are not numbers.
     """
+    checkpoint = plan.encoder.checkpoint
+    identity = checkpoint.identity  # of the file as it was planned: refused now, not after encoding
     cache = cache or EncodingCache()
     run = EncoderRun(encoder, plan, torch.device(device), cache, progress, plan.steps)
     cond = _aggregated([run.tokens(mllm_pass) for mllm_pass in plan.passes], plan)
@@ -151,8 +153,8 @@ def encode_references(
     return ReferenceTokens(
         cond=cond,
         uncond=uncond.repeat(1, cond.shape[1] // uncond.shape[1], 1),
-        adapter=plan.encoder.checkpoint.identity,
-        adapter_name=plan.encoder.checkpoint.name,
+        adapter=identity,
+        adapter_name=checkpoint.name,
         prompt=plan.prompt,
         num_references=len(plan.references),
         aggregation=plan.aggregation,
@@ -193,6 +195,6 @@ def _check_finite(tokens: torch.Tensor, encoder: EasyRefEncoder) -> None:
                 "infinite). The file is damaged; download it again."
             )
     raise EasyRefError(
-        f"The MLLM overflowed in {str(encoder.compute_dtype).removeprefix('torch.')}. Choose bf16 "
-        "or fp32 as the loader's precision."
+        f"The MLLM overflowed in {dtype_name(encoder.compute_dtype)}. Choose bf16 or fp32 as the "
+        "loader's precision."
     )

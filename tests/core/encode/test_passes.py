@@ -16,7 +16,7 @@ from PIL import Image
 from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import Reference, plan_group
-from easyref_core.encode.passes import EncodingCache
+from easyref_core.encode.passes import EncodingCache, encode_references
 from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from easyref_core.pictures.preprocessing import preprocess
 from easyref_core.qwen2vl.config import MllmConfig
@@ -215,6 +215,19 @@ def test_one_reference_gives_the_same_tokens_with_every_aggregation(encode: Call
     plain = encode(one).cond
     for aggregation in ("average", "concatenate"):
         assert torch.equal(encode(one, aggregation=aggregation).cond, plain)
+
+
+def test_an_adapter_file_that_is_gone_is_refused_before_encoding(
+    tokenizer: PromptTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = goldens.write(tmp_path / "a.safetensors", goldens.adapter_tensors())
+    encoder_plan = plan_encoder(load_checkpoint(path), goldens.MLLM)
+    plan = plan_group(encoder_plan, tokenizer, goldens.references(FOUR), "", image_size=84)
+    encoder = encoder_plan.build()
+    path.rename(tmp_path / "b.safetensors")
+    monkeypatch.setattr(EasyRefEncoder, "encode_image", lambda *_: pytest.fail("encoded"))
+    with goldens.refused(path, "cannot be read any more"):
+        encode_references(encoder, plan)
 
 
 def test_unknown_aggregation_and_empty_group(encode: Callable) -> None:
