@@ -45,11 +45,6 @@ def shipped_set() -> Path:
     return TRAINED_SET
 
 
-def is_trained(directory: Path) -> bool:
-    """Whether a set is trained, so that its pictures show something."""
-    return bool((read_set_info(directory) or {}).get("trained"))
-
-
 def picture_side(directory: Path) -> int:
     """Side of the square pictures of a set, in pixels."""
     return int((read_set_info(directory) or {}).get("side", _SIDE))

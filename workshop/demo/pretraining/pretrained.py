@@ -16,7 +16,7 @@ from diffusers import AutoencoderTiny
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from easyref_core.demo_set import is_trained, whole_table
+from easyref_core.demo_set import read_set_info, whole_table
 from easyref_core.errors import EasyRefError
 
 from ..tiny_weights import write_tensors, write_text
@@ -49,7 +49,7 @@ def offered_parts(source: Path) -> tuple[str, ...]:
     Raises:
         EasyRefError: `source` is neither, or files are missing.
     """
-    if is_trained(source):
+    if (read_set_info(source) or {}).get("trained"):
         parts = tuple(part for part in _FILES if part != "mllm")
     else:
         try:
