@@ -14,7 +14,7 @@ NEEDED = ("model", "clip", "vae", "easyref")
 
 @pytest.fixture
 def yours() -> dict[str, Any]:
-    """What loaders give; the node must not look into it."""
+    """Outputs of loaders, which the node must pass on unread."""
     return {name: object() for name in NEEDED}
 
 
