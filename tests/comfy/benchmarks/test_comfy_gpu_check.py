@@ -62,7 +62,7 @@ def by_name(rows: list[Row]) -> dict[str, Row]:
 
 
 def bare(bench: Any, function: str) -> dict[str, Row]:
-    """A check's rows as they were judged on the spot, without a word about the CPU."""
+    """A check's rows with their own verdicts, not lowered for the CPU."""
     return by_name(list(worker.find(function)(bench)))
 
 
