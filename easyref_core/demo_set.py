@@ -7,6 +7,9 @@ controlnet/     diffusers ControlNetModel
 mllm/           Qwen2-VL directory
 easyref.safetensors
 set.json        {"trained": true, "side": 128, ...}
+
+The large weights of the UNet, the autoencoder and the ControlNet are stored as int8 with one scale
+per output channel; `read_stored_weights` reads them back.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from .errors import EasyRefError
 
@@ -29,6 +33,7 @@ _SIDE = 128  # of sets that do not say
 VOCABULARY = 49408
 TABLE = "text_model.embeddings.token_embedding.weight"
 STORED_IDS = "token_ids"  # beside a cut-down table: the token id of each row
+STORED_SCALE = ".scale"  # suffix of the scales [out, 1, ...] beside an int8 weight [out, ...]
 
 
 def shipped_set() -> Path:
@@ -69,6 +74,28 @@ def rows_of_ids(ids: torch.Tensor) -> torch.Tensor:
     rows = torch.full((VOCABULARY,), len(ids))
     rows[ids] = torch.arange(len(ids))
     return rows
+
+
+def read_stored_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a model's safetensors file of a set, as its model class expects it.
+
+    Files that store nothing in the set's own forms (int8 with scales, a cut-down word table) are
+    returned as they are.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be read.
+        KeyError: an int8 weight without its scales.
+    """
+    return whole_table(dequantised(load_file(path)))
+
+
+def dequantised(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights with every int8 weight times its scales, in float16."""
+    weights = dict(state)
+    for name, weight in state.items():
+        if weight.dtype == torch.int8:
+            weights[name] = (weight.float() * weights.pop(name + STORED_SCALE).float()).half()
+    return weights
 
 
 def whole_table(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

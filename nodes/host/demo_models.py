@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...easyref_core.demo_set import picture_side, shipped_set, whole_table
+from ...easyref_core.demo_set import picture_side, shipped_set
 from ...easyref_core.errors import EasyRefError
 from .diffusers_layout import (
     DIFFUSERS_FILES,
@@ -276,8 +276,7 @@ def _read_text_encoder(directory: Path) -> tuple[dict[str, Any], dict[str, torch
             f"{directory}: SDXL reads the second to last layer, for which ComfyUI needs three "
             f"layers or more; the model has {config['num_hidden_layers']}."
         )
-    # The trained set stores only the words its captions use.
-    weights = whole_table(read_weights(directory, TRANSFORMERS_FILES))
+    weights = read_weights(directory, TRANSFORMERS_FILES)
     # Older files store the numbers 0..76 as if they were a weight.
     weights.pop("text_model.embeddings.position_ids", None)
     return config, weights

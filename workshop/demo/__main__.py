@@ -106,7 +106,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="groups to measure: held_out (default), or training, to choose settings with",
     )
-    check.add_argument("--judge", type=Path, metavar="FILE", help="default: the set's own")
+    check.add_argument(
+        "--judge",
+        type=Path,
+        metavar="FILE",
+        help="default: workshop/demo/weights/judge.safetensors",
+    )
     check.add_argument("--identities", type=int, default=160, help="default: %(default)s")
     check.add_argument("--steps", type=int, help="of the sampling; default: as in the demo")
     check.add_argument("--cfg", type=float, help="default: as in the demo")

@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from transformers.utils import logging
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
-from easyref_core.demo_set import SET_FILE, read_set_info, whole_table
+from easyref_core.demo_set import SET_FILE, read_set_info, read_stored_weights
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.errors import EasyRefError
@@ -34,6 +34,7 @@ from easyref_core.training.model import TrainedModel
 from .parts import Settings
 from .pretraining.base import NOISE, LoadedText, load_tokenizers, write_tokenizers
 from .pretraining.controlnet import control_residuals
+from .stored_weights import load_stored
 
 _ROWS = 32  # pictures sampled at once
 _READ = 16  # groups read at once
@@ -281,7 +282,7 @@ class DemoModels:
 
     def _load(self, kind: Any, name: str) -> Any:
         def load(directory: Path) -> Any:
-            return kind.from_pretrained(directory, torch_dtype=torch.float32)
+            return load_stored(kind, directory)
 
         return self._named(name, load).to(self.device).eval()
 
@@ -328,10 +329,8 @@ def _read_info(directory: Path) -> dict[str, Any]:
 
 
 def _load_clip(kind: Any, directory: Path) -> Any:
-    from safetensors.torch import load_file
-
-    # Handed over rather than read from the folder: the stored word table may be cut down.
-    state = whole_table(load_file(directory / "model.safetensors"))
+    # Passed on rather than read from the folder: the stored word table may be cut down.
+    state = read_stored_weights(directory / "model.safetensors")
     config = CLIPTextConfig.from_pretrained(directory)
     whole = {"state_dict": state, "torch_dtype": torch.float32}
     return kind.from_pretrained(None, config=config, **whole).eval()

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-from easyref_core.demo_set import TRAINED_SET
 
 from .parts import Material, Pictures
 
 if TYPE_CHECKING:
     from .judging.judge import Reading
 
-JUDGE_FILE = TRAINED_SET / "judge.safetensors"
+JUDGE_FILE = Path(__file__).resolve().parent / "weights" / "judge.safetensors"
 
 # Result, by the names of `RowPictures.named` -> the judge's answers, one an attribute.
 RowReadings = Mapping[str, Sequence["Reading"]]
 
 
 def read_results(material: Material, pictures: Pictures) -> list[RowReadings] | None:
-    """Let the judge look at every result; None where its weights are not shipped.
+    """Let the judge read every result; None where its weights are missing.
 
     Raises:
         EasyRefError: its file cannot be used.

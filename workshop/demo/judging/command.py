@@ -22,9 +22,10 @@ from easyref_core.files import check_place
 from ..dataset.files import DatasetOptions, write_dataset
 from ..models import DemoModels
 from ..parts import Settings
+from ..readings import JUDGE_FILE
 from .check import CheckOptions, Conditions, judge_accuracy, run_check
 from .groups import SPLITS, DrawnSplit, groups_for, open_pictures, read_outlines, read_split
-from .judge import JUDGE_FILE, Judge, load_judge
+from .judge import Judge, load_judge
 from .processes import SharedCheck, processes_for
 from .rows import COMPARED, all_rows, judge_rows
 from .table import format_table, missed, write_scores, write_table
@@ -44,7 +45,7 @@ class Request:
         models: the set's folder; the trained set of the pack by default.
         data: a drawn data set; drawn for the purpose by default.
         split: "held_out", or "training" to choose settings with.
-        judge: the set's own by default.
+        judge: `readings.JUDGE_FILE` by default.
         steps, cfg: of the sampling; the demo's own by default.
         compare: name -> adapter file.
         mllm: for adapters that do not carry the MLLM.
@@ -167,7 +168,7 @@ def _look_at_files(models: DemoModels, split: DrawnSplit, options: CheckOptions)
 
 
 def _judge_file(request: Request) -> Path:
-    return request.judge or (request.models or TRAINED_SET) / JUDGE_FILE
+    return request.judge or JUDGE_FILE
 
 
 def _split(request: Request, scratch: Path, side: int) -> DrawnSplit:

@@ -20,6 +20,7 @@ from easyref_core.demo_set import SET_FILE, STORED_IDS, TABLE
 from easyref_core.errors import EasyRefError
 from easyref_core.training.export import write_whole
 
+from ..stored_weights import WEIGHTS, write_stored
 from ..tiny_weights import write_json, write_tensors
 from .pictures import SIDE
 from .references import IMAGE_SIZE
@@ -40,14 +41,15 @@ MLLM_SETTINGS = (
     "vocab.json",
     "merges.txt",
 )
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def assemble_set(work: Path, adapter: Path, to: Path) -> int:
-    """Write the set of all parts under `work` into `to`, in float16.
+    """Write the set of all parts under `work` into `to`.
 
+    UNet, autoencoder and ControlNet are stored in int8 (see `stored_weights`), all else in float16.
     The adapter carries the MLLM, so `mllm/` gets only its settings and tokenizer; the text
-    encoders keep only the words that captions use.
+    encoders keep only the words that captions use. The judge is not part of a set: see
+    `readings.JUDGE_FILE`.
 
     Returns:
         Bytes of all safetensors files.
@@ -56,12 +58,11 @@ def assemble_set(work: Path, adapter: Path, to: Path) -> int:
         EasyRefError: a part is missing.
     """
     base, vae, control = (work / part / "model" for part in ("base", "decoder", "controlnet"))
-    judge = work / "judge" / "judge.safetensors"
-    needed = (base / "unet", vae, control, judge, adapter)
+    needed = (base / "unet", vae, control, adapter)
     for part in needed:
         if not part.exists():
             raise EasyRefError(f"{part} is missing: train all parts first.")
-    _write_parts(work, ("decoder", "base", "controlnet", "judge"), to)
+    _write_parts(work, ("decoder", "base", "controlnet"), to)
     _copy_mllm(work / "mllm" / "model", to / "mllm")
     with safe_open(adapter, "pt") as file:
         metadata = file.metadata() or {}
@@ -72,7 +73,8 @@ def assemble_set(work: Path, adapter: Path, to: Path) -> int:
         "side": SIDE,
         "note": "Small models trained on drawn characters, to try EasyRef out.",
     }
-    (to / "mllm" / MLLM_WEIGHTS).unlink(missing_ok=True)  # of parts that were there before
+    for unused in (to / "mllm" / MLLM_WEIGHTS, to / JUDGE):  # of parts that were there before
+        unused.unlink(missing_ok=True)
     write_json(to / SET_FILE, info)
     return _size(to)
 
@@ -113,14 +115,14 @@ def _write_parts(work: Path, parts: Collection[str], to: Path) -> None:
         (to / name).unlink(missing_ok=True)
     if not {"vae", "decoder"}.isdisjoint(parts):
         vae = "decoder" if "decoder" in parts else "vae"
-        _copy_half(work / vae / "model", to / "vae")
+        _copy_stored(work / vae / "model", to / "vae")
     if "base" in parts:
         base = work / "base" / "model"
-        _copy_half(base / "unet", to / "unet")
+        _copy_stored(base / "unet", to / "unet")
         for source, name in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
             _cut_down(base / source, to / "text_encoders" / name)
     if "controlnet" in parts:
-        _copy_half(work / "controlnet" / "model", to / "controlnet")
+        _copy_stored(work / "controlnet" / "model", to / "controlnet")
     if "judge" in parts:
         shutil.copyfile(work / "judge" / JUDGE, to / JUDGE)
 
@@ -136,13 +138,13 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
-def _copy_half(source: Path, to: Path) -> None:
+def _copy_stored(source: Path, to: Path) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)  # a folder of the computer it was trained on
     if "decoder_block_out_channels" in config:
         config.pop("block_out_channels", None)  # diffusers writes it, and warns on reading it
     write_json(to / "config.json", config)
-    write_tensors(to / _WEIGHTS, load_file(source / _WEIGHTS), torch.float16)
+    write_stored(to / WEIGHTS, load_file(source / WEIGHTS))
 
 
 def _cut_down(source: Path, to: Path) -> None:

@@ -14,18 +14,19 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from easyref_core.demo_set import is_trained, whole_table
+from easyref_core.demo_set import is_trained, read_stored_weights
 from easyref_core.errors import EasyRefError
 
+from ..readings import JUDGE_FILE
+from ..stored_weights import WEIGHTS, load_stored
 from ..tiny_weights import write_tensors, write_text
 from .assemble import JUDGE, MLLM_SETTINGS, MLLM_WEIGHTS, PARTS_FILE
 from .base import write_around, write_tokenizers
 
 _TAKEN = "taken.txt"  # in a part that was taken: from which files
-_UNET = "unet/diffusion_pytorch_model.safetensors"
-_VAE = ("vae/config.json", "vae/diffusion_pytorch_model.safetensors")
+_UNET = f"unet/{WEIGHTS}"
+_VAE = ("vae/config.json", f"vae/{WEIGHTS}")
 _CLIP = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 _FILES: Mapping[str, tuple[str, ...]] = {
     "vae": _VAE,
@@ -34,7 +35,7 @@ _FILES: Mapping[str, tuple[str, ...]] = {
         *("unet/config.json", _UNET, *_VAE),
         *(f"text_encoders/{c}/{f}" for c in _CLIP for f in ("config.json", "model.safetensors")),
     ),
-    "controlnet": ("controlnet/config.json", "controlnet/diffusion_pytorch_model.safetensors"),
+    "controlnet": ("controlnet/config.json", f"controlnet/{WEIGHTS}"),
     "judge": (JUDGE,),
     "decoder": _VAE,
 }
@@ -59,7 +60,7 @@ def offered_parts(source: Path) -> tuple[str, ...]:
                 f"{source} is no trained model set, nor does it list parts of one in {PARTS_FILE} "
                 f"({error}). Name a folder that the command `train --set` wrote."
             ) from error
-    missing = sorted({n for part in parts for n in _FILES[part] if not (source / n).is_file()})
+    missing = sorted({n for part in parts for n in _FILES[part] if not _file(source, n).is_file()})
     if missing:
         raise EasyRefError(f"{source} lacks {', '.join(missing)}. Get it again.")
     return parts
@@ -100,6 +101,12 @@ def take_parts(source: Path, work: Path) -> tuple[str, ...]:
     return parts
 
 
+def _file(source: Path, name: str) -> Path:
+    """A file of a part; the judge of a whole set is the one that the repository keeps beside it."""
+    path = source / name
+    return JUDGE_FILE if name == JUDGE and not path.exists() and is_trained(source) else path
+
+
 def _was_taken(folder: Path, mark: str) -> bool:
     path = folder / _TAKEN
     return path.is_file() and path.read_text(encoding="utf-8") == mark
@@ -108,7 +115,7 @@ def _was_taken(folder: Path, mark: str) -> bool:
 def _digest(source: Path, part: str) -> str:
     digest = hashlib.sha256()
     for name in _FILES[part]:
-        digest.update(hashlib.sha256((source / name).read_bytes()).digest())
+        digest.update(hashlib.sha256(_file(source, name).read_bytes()).digest())
     return digest.hexdigest()
 
 
@@ -125,14 +132,17 @@ def _take_base(source: Path, to: Path) -> None:
     for clip, name in _CLIP.items():
         kept = source / "text_encoders" / clip
         _copy(kept, ("config.json",), to / name)
-        weights = whole_table(load_file(kept / "model.safetensors"))
+        weights = read_stored_weights(kept / "model.safetensors")
         write_tensors(to / name / "model.safetensors", weights, torch.float16)
     write_tokenizers(to)
-    whole = {"torch_dtype": torch.float32}
-    write_around(AutoencoderTiny.from_pretrained(source / "vae", **whole), to)
+    write_around(load_stored(AutoencoderTiny, source / "vae"), to)
 
 
 def _copy(source: Path, names: tuple[str, ...], to: Path) -> None:
     to.mkdir(parents=True, exist_ok=True)
     for name in names:
-        shutil.copyfile(source / name, to / Path(name).name)
+        target = to / Path(name).name
+        if target.name == WEIGHTS:  # diffusers reads them there
+            write_tensors(target, read_stored_weights(source / name), torch.float16)
+        else:
+            shutil.copyfile(_file(source, name), target)
