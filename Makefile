@@ -1,24 +1,6 @@
 # Everything runs in .venv, which the first command makes; only Python 3.10+, git and make are
 # needed beforehand. A ComfyUI is looked for (of several, the newest is taken) and, where there is
 # none, installed by comfy-cli.
-#
-#   make test             code checks and all tests
-#   make test-cores CORES="FOLDER FOLDER"
-#                         the tests that need a ComfyUI, with each of these, each in an environment
-#                         of its own: .venv-<version of the ComfyUI>
-#   make demo             what small models make of references, shown in demo/out/sheet.png
-#   make demo-check       measure the trained demo models; fails where a bar is missed
-#   make gpu-check        what only a GPU shows: exactness, memory and time at real size, eight minutes
-#   make thumbnail        the templates' pictures: each one run on the demo models
-#   make lint | format    code checks only | repair what can be repaired
-#   make clean            remove the environments and what was made; not ComfyUI, nor what was
-#                         trained (runs)
-#
-#   PYTHON=python3.12     the Python that environments are made with
-#   COMFYUI_PATH=FOLDER   the ComfyUI to use; "none" goes without
-#   GPU_CHECK="--only step"
-#                         options of gpu-check; --help lists them
-#   TEST_PROCESSES=1      how many processes share the tests; one a core, four at most, by default
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,16 +10,46 @@ NO_COMFYUI := $(VENV)/no-comfyui.txt
 TEST_PROCESSES ?= auto
 PYTEST = PYTHONPATH=tests $(PY) -m pytest -p skips_summary \
   -n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile
+FAST_TESTS := tests/texts $(filter-out tests/core/training tests/core/conftest.py \
+  tests/core/golden_unet.py,$(wildcard tests/core/*))
 
 # Idle threads shall sleep: spinning ones make a busy computer ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: test test-cores test-core demo demo-check gpu-check thumbnail lint format comfyui clean
+.DEFAULT_GOAL := help
+.PHONY: help test test-fast test-cores test-core demo demo-check gpu-check thumbnail lint format comfyui clean
+
+define HELP
+  make demo             what small models make of shipped references: demo/out/sheet.png
+  make test             code checks and all tests
+  make test-fast        code checks and the tests that need neither ComfyUI nor training, in a minute
+  make test-cores CORES="FOLDER FOLDER"
+                        the tests that need a ComfyUI, with each of these, each in an environment
+                        of its own: .venv-<version of the ComfyUI>
+  make lint | format    code checks only | repair what can be repaired
+  make demo-check       measure the demo models; fails where a bar is missed
+  make gpu-check        exactness, memory and time at real size on a GPU; eight minutes
+  make thumbnail        the pictures of the templates, each one run on the demo models
+  make clean            remove the environments and what was built; neither ComfyUI nor runs/
+
+  PYTHON=python3.12     the Python that environments are made with
+  COMFYUI_PATH=FOLDER   the ComfyUI to use; "none" goes without
+  GPU_CHECK="--only step"
+                        options of gpu-check; --help lists them
+  TEST_PROCESSES=1      how many processes share the tests; by default one a core, four at most
+endef
+export HELP
+
+help:
+	@echo "$$HELP"
 
 # The plugin's summary and the reason for a missing ComfyUI come last, where they are seen.
 test: lint comfyui $(VENV)/.transformers-4.57 $(VENV)/.newest-page $(VENV)/.deepspeed
 	@$(PYTEST) tests; status=$$?; \
 	if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi; exit $$status
+
+test-fast: lint
+	@$(PYTEST) -m "not slow" $(FAST_TESTS)
 
 # Every ComfyUI is tested, also after one has failed; the summaries of all come last.
 test-cores:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,24 +13,9 @@ from urllib.parse import urlparse
 from PIL import Image, ImageDraw
 
 from workshop.comfyui.comfy_server import ComfyServer
+from workshop.comfyui.page import PATIENCE, Page
 
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    # No test depends on another site; asking for one fails at once.
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-)
-# Else the page shows its templates on a first visit and opens the graphs of the last one.
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 MODES = ("classic", "vue")
-READY = """() => !!(window.app && app.graph && app.extensionManager
-    && LiteGraph.registered_node_types["EasyRefReferences"])"""
 # As the menu of a group does it.
 MUTE = """title => {
     const group = app.graph.groups.find((g) => g.title === title);
@@ -55,10 +38,6 @@ LOOK_AT = """kind => {
     app.canvas.ds.offset = [200 - x, 160 - y];
     app.graph.setDirtyCanvas(true, true);
 }"""
-# Newer pages open a graph by themselves, soon; 1.35 does not.
-SETTLED = """() => !!app.extensionManager.workflow?.activeWorkflow?.changeTracker
-    || performance.now() - (window.easyrefAsked ??= performance.now()) > 3000"""
-LOADED = "() => !!app.extensionManager.workflow?.activeWorkflow?.changeTracker"
 NEW_NODE = """type => {
     const node = LiteGraph.createNode(type);
     node.pos = [240, 40];
@@ -68,54 +47,22 @@ NEW_NODE = """type => {
     app.graph.setDirtyCanvas(true, true);
     return node.id;
 }"""
-# Clearing alone leaves the widgets of removed nodes on the page.
-CLEAR = """() => {
-    for (const node of [...app.graph.nodes]) app.graph.remove(node);
-    app.graph.clear();
-}"""
-EMPTY = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
 # ComfyUI's own: one at the start, the others when a node goes whose growing inputs are linked.
 KNOWN_ERRORS = ("reading 'id'", "access LGraph reference that was null", "reading 'min'")
 OWN = "/extensions/easyref/"
 OTHER_SITES = re.compile(r"\b(?:https?|wss?)://(?!127\.0\.0\.1\b)\S+")
-PATIENCE = 60_000  # on a busy computer
 
 
-def find_chromium(playwright: Any) -> str | None:
-    """The browser that is named, else one on the PATH, else the one that playwright installed."""
-    on_path = filter(None, map(shutil.which, BROWSERS))
-    own = playwright.chromium.executable_path
-    found = os.environ.get("EASYREF_CHROMIUM") or next(on_path, own)
-    return found if Path(found).exists() else None
-
-
-def write_user_files(comfyui: Path, base: Path) -> None:
-    """What a server's folders hold before the page is opened: settings, ComfyUI's own picture."""
-    settings = base / "user" / "default" / "comfy.settings.json"
-    settings.parent.mkdir(parents=True)
-    settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
-    (base / "input").mkdir()
-    shutil.copy(comfyui / "input" / "example.png", base / "input")
-
-
-class ComfyPage:
+class ComfyPage(Page):
     """A tab with ComfyUI.
 
     Args:
         release: of the page; for the names of its pictures.
     """
 
-    def __init__(
-        self, browser: Any, server: ComfyServer, release: str = "own", scale: float = 1
-    ) -> None:
-        self.server = server
+    def __init__(self, browser: Any, server: ComfyServer, release: str = "own") -> None:
+        super().__init__(browser, server)
         self.release = release
-        self.mode = "classic"
-        self.context = browser.new_context(
-            viewport={"width": 1280, "height": 900}, locale="en", device_scale_factor=scale
-        )
-        self.tab = self.context.new_page()
-        self.tab.set_default_timeout(PATIENCE)
         self._problems: list[str] = []
         self.tab.on("pageerror", lambda error: self._note(f"error: {error}"))
         self.tab.on("console", self._on_console)
@@ -125,42 +72,13 @@ class ComfyPage:
         network.on("Network.webSocketCreated", self._on_request)
         self.open()
 
-    def open(self) -> None:
-        """Load the page anew, and start with an empty graph."""
-        self.tab.goto(self.server.url, timeout=120_000)
-        self.tab.wait_for_function(READY, timeout=120_000)
-        self.tab.wait_for_function(SETTLED, timeout=120_000)
-        self.evaluate(CLEAR)
-        self.load(EMPTY)
-        self.tab.wait_for_function(LOADED, timeout=120_000)
-
     def start_anew(self, mode: str) -> None:
-        """An empty graph in a way of drawing nodes; faster than loading the page.
-
-        Args:
-            mode: "classic" on the canvas, "vue" for what ComfyUI calls Nodes 2.0.
-        """
+        """An empty graph in a way of drawing nodes; faster than loading the page."""
         self._problems.clear()
         self.close_dialogs()
-        self.evaluate(CLEAR)
-        self.load(EMPTY)  # undo goes no further back than this
+        self.clear()
         self.tab.mouse.move(700, 450)  # nothing there that could be hovered
-        self.mode = mode
-        self.setting("Comfy.VueNodes.Enabled", mode == "vue")
-        self.tab.wait_for_function(
-            f"() => !!LiteGraph.vueNodesMode === {json.dumps(mode == 'vue')}"
-        )
-
-    def close_dialogs(self) -> None:
-        dialogs = self.tab.locator("[role=dialog]:visible")
-        for _ in range(3):
-            if not dialogs.count():
-                return
-            self.tab.keyboard.press("Escape")
-            self.tab.wait_for_timeout(300)
-
-    def close(self) -> None:
-        self.context.close()
+        self.set_mode(mode)
 
     def screenshot(self, folder: Path, name: str) -> None:
         """A picture to look at; its name says in which page and mode it was taken."""
@@ -189,22 +107,13 @@ class ComfyPage:
 
     # The graph
 
-    def evaluate(self, script: str, value: Any = None) -> Any:
-        return self.tab.evaluate(script, value)
-
     def add_node(self, kind: str = "EasyRefReferences") -> Any:
         """Put a node onto the canvas; its id."""
         return self.evaluate(NEW_NODE, kind)
 
-    def setting(self, name: str, value: Any) -> None:
-        self.evaluate("([n, v]) => app.extensionManager.setting.set(n, v)", [name, value])
-
     def workflow(self) -> dict[str, Any]:
         """What saving would write."""
         return json.loads(self.evaluate("() => JSON.stringify(app.graph.serialize())"))
-
-    def load(self, workflow: dict[str, Any]) -> None:
-        self.evaluate("workflow => app.loadGraphData(workflow)", workflow)
 
     def load_template(self, name: str) -> None:
         """A template of the pack, as Browse Templates opens it."""
@@ -220,10 +129,6 @@ class ComfyPage:
     def mute_group(self, title: str) -> list[str]:
         """Mute a group of nodes; their classes."""
         return self.evaluate(MUTE, title)
-
-    def queue(self) -> None:
-        """As the button Run does."""
-        self.evaluate("() => app.queuePrompt(0)")
 
     def look_at(self, kind: str) -> None:
         """Move to a node; the canvas draws only what is seen."""

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_page import FLAGS, ComfyPage, find_chromium, write_user_files
+from comfy_page import ComfyPage
 
 from workshop.comfyui.comfy_server import ComfyServer
 from workshop.comfyui.find_comfyui import find_comfyui
+from workshop.comfyui.page import chromium, write_user_files
 
 NEWEST = Path(sys.prefix, "newest-page", "comfyui_frontend_package", "static")
 
@@ -52,16 +53,13 @@ def server(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Ends with each file: while it is there, an event loop runs in this thread."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: make test")
-    with playwright.sync_playwright() as started:
-        found = find_chromium(started)
-        if found is None:
+    pytest.importorskip("playwright.sync_api", reason="no playwright: make test")
+    with chromium() as running:
+        if running is None:
             pytest.skip(
                 "no Chromium: run tests/browser/install_chromium.sh, or set EASYREF_CHROMIUM"
             )
-        running = started.chromium.launch(executable_path=found, headless=True, args=list(FLAGS))
         yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")

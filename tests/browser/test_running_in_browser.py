@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from comfy_page import MODES, PATIENCE, ComfyPage
+from comfy_page import MODES, ComfyPage
 from goldens import ADAPTER, MLLM
 
 from easyref_core.encode.heat_maps import FOOTER, SIDE
 from workshop.comfyui.comfy_server import ComfyServer
+from workshop.comfyui.page import PATIENCE
 from workshop.demo.references import read_rows
 
 pytestmark = pytest.mark.parametrize("mode", MODES)
