@@ -97,6 +97,7 @@ class ComfyServer(ComfyClient):
             command.append("--cpu")
         # Idle threads must sleep: spinning ones make a busy computer ten times slower.
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        environment.pop("PYTHONPATH", None)  # the pack must run without what is on our own path
         with self._log_file.open("wb") as log:
             # In a session of its own, Ctrl-C reaches only this process, which then stops it.
             self._process = subprocess.Popen(
