@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,13 +30,14 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from easyref_core import attention_kernels as kernels
 from easyref_core.encode.encoder import EasyRefEncoder
-from easyref_core.encode.group import Reference, encode_references, plan_group
+from easyref_core.encode.group import Reference, plan_group
 from easyref_core.encode.inspection import inspect_references
+from easyref_core.encode.passes import encode_references
+from easyref_core.encode.plan_encoder import EncoderPlan
 from easyref_core.pictures.preprocessing import PATCH, Patches, plan_sizes
-from easyref_core.qwen2vl import kernels
 from easyref_core.qwen2vl.config import MllmConfig, VisionConfig
-from easyref_core.qwen2vl.limits import working_bytes
 from easyref_core.qwen2vl.prompt import TokenizedPrompt
 
 META = torch.device("meta")
@@ -144,10 +145,6 @@ def _grey(picture: Image.Image, image_size: int) -> Patches:
     return Patches(number.expand(rows * columns, MllmConfig().vision.patch_dim), rows, columns)
 
 
-def _key(patches: Patches) -> bytes:
-    return f"{patches.rows} {patches.columns} {float(patches.pixels[0, 0])}".encode()
-
-
 def peak_and_estimate(
     encoder: EasyRefEncoder, fused: bool, count: int, size: int, inspect: bool
 ) -> tuple[int, int]:
@@ -158,20 +155,15 @@ def peak_and_estimate(
     pictures = [Image.new("RGB", (size, size), colour) for colour in colours]
     references = [Reference(picture) for picture in pictures]
     tokenizer: Any = Tokenizer()
-    plan = plan_group(encoder, tokenizer, references, "", image_size=size)
-    length = plan.longest + encoder.num_tokens
-    estimate = working_bytes(
-        encoder.config, plan.picture_tokens, length, encoder.compute_dtype, fused
+    checkpoint: Any = SimpleNamespace(
+        identity="none", name="none", num_tokens=NUM_TOKENS, final_layers=1, image_size=size
     )
-    read: Callable[..., Any] = inspect_references if inspect else encode_references
-    more: Mapping[str, Any] = {} if inspect else {"adapter": "a"}
-    with (
-        patch("easyref_core.encode.group.preprocess", _grey),
-        patch("easyref_core.encode.inspection.preprocess", _grey),
-        patch("easyref_core.encode.passes._pixel_key", _key),
-        PeakMemory() as memory,
-    ):
-        read(encoder, tokenizer, references, "", image_size=size, device=META, **more)
+    encoder_plan = EncoderPlan(checkpoint, encoder.config, None, {})
+    plan = plan_group(encoder_plan, tokenizer, references, "")
+    estimate = plan.working_bytes(encoder.compute_dtype, fused)
+    run: Callable[..., Any] = inspect_references if inspect else encode_references
+    with patch("easyref_core.encode.group.preprocess", _grey), PeakMemory() as memory:
+        run(encoder, plan, device=META)
     return memory.peak, estimate
 
 

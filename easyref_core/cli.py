@@ -10,10 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import EasyRefError, OutOfMemoryError
+from .errors import EasyRefError
 
 if TYPE_CHECKING:
-    from .tokens.tokens import ReferenceTokens
+    from .tokens.reference_tokens import ReferenceTokens
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -136,8 +136,8 @@ def _plain(value: Any) -> str:
 
 def _encode(options: argparse.Namespace) -> int:
     from .files import check_place
-    from .qwen2vl.limits import lack_of_memory
-    from .tokens.tokens import save_tokens
+    from .out_of_memory import lack_of_memory
+    from .tokens.reference_tokens import save_tokens
 
     if options.mllm is None:
         raise EasyRefError(
@@ -147,12 +147,12 @@ def _encode(options: argparse.Namespace) -> int:
     check_place(options.out)
     device = usable_device(options.device)
     try:
-        tokens = _encoded(options, device)
+        tokens = _encode_group(options, device)
     except Exception as error:
         reason = lack_of_memory(error)
         if reason is None:
             raise
-        raise OutOfMemoryError(
+        raise EasyRefError(
             f"{device} has not enough memory ({reason}). Use fewer pictures, a smaller "
             "--image-size or --dtype bfloat16."
         ) from error
@@ -160,49 +160,43 @@ def _encode(options: argparse.Namespace) -> int:
     return 0
 
 
-def _encoded(options: argparse.Namespace, device: Any) -> ReferenceTokens:
+def _encode_group(options: argparse.Namespace, device: Any) -> ReferenceTokens:
     """What can be refused is refused before weights are read."""
     import torch
 
     from .adapter.checkpoint import load_checkpoint
-    from .encode.group import Reference, chosen_size, encode_references, plan_group
+    from .encode.group import Reference, chosen_size, plan_group
+    from .encode.passes import encode_references
     from .encode.plan_encoder import plan_encoder
-    from .pictures.files import named, open_picture
+    from .pictures.loading import named, open_picture
     from .pictures.preprocessing import reduced
     from .qwen2vl.prompt import PromptTokenizer
 
-    checkpoint = load_checkpoint(options.adapter)
-    plan = plan_encoder(checkpoint, options.mllm)
+    encoder_plan = plan_encoder(load_checkpoint(options.adapter), options.mllm)
     tokenizer = PromptTokenizer.from_directory(options.mllm)
-    size = chosen_size(options.image_size, plan)
+    size = chosen_size(options.image_size, encoder_plan)
     references = []
     for path in options.images:
         picture = open_picture(path)
         with named(str(path)):  # photographs at full size would fill the memory
             references.append(Reference(reduced(picture, size), name=str(path)))
-    group = (tokenizer, references, options.prompt)
-    settings = {
-        "aggregation": options.aggregation,
-        "image_size": size,
-        "insert_before": options.insert_before,
-    }
-    plan_group(plan, *group, **settings)
+    plan = plan_group(
+        encoder_plan,
+        tokenizer,
+        references,
+        options.prompt,
+        aggregation=options.aggregation,
+        image_size=size,
+        insert_before=options.insert_before,
+    )
     dtype = getattr(torch, options.dtype)
-    encoder = plan.build(dtype=dtype, compute_dtype=dtype).to(device)
+    encoder = encoder_plan.build(dtype=dtype, compute_dtype=dtype).to(device)
 
     def show(done: int, total: int) -> None:
         print(f"\rencoding {done}/{total}", end="", file=sys.stderr, flush=True)
 
     try:
-        return encode_references(
-            encoder,
-            *group,
-            **settings,
-            adapter=checkpoint.identity,
-            adapter_name=checkpoint.name,
-            device=device,
-            progress=show,
-        )
+        return encode_references(encoder, plan, device=device, progress=show)
     finally:
         print(file=sys.stderr)
 

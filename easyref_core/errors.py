@@ -8,7 +8,3 @@ class EasyRefError(ValueError):
 
     Everything the project refuses on purpose is raised as this type, before anything is changed.
     """
-
-
-class OutOfMemoryError(EasyRefError):
-    """Not enough memory for the encoder; what was held has been freed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..easyref_core.errors import EasyRefError, OutOfMemoryError
+from ..easyref_core.errors import EasyRefError
 from .apply import EasyRefApply
 from .combine import EasyRefCombineTokens
 from .conditioning import EasyRefSetConditioning
@@ -44,7 +44,7 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 # ComfyUI shows an error's class with its module, whose name would begin with this pack's folder.
-EasyRefError.__module__ = OutOfMemoryError.__module__ = "easyref"
+EasyRefError.__module__ = "easyref"
 
 
 class EasyRefExtension(ComfyExtension):

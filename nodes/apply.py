@@ -6,12 +6,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..easyref_core.adapter.curves import WeightCurve
 from ..easyref_core.adapter.key_values import check_model_layers, check_tokens
-from ..easyref_core.adapter.layer_weights import LayerWeights, check_groups
+from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.errors import EasyRefError
-from ..easyref_core.tokens.tokens import ReferenceTokens
-from .inputs import weight_input
+from ..easyref_core.tokens.reference_tokens import ReferenceTokens
+from .host.unet_layers import cross_attention_layers, group_of, model_name
+from .inputs import collect_weights, weight_input
 from .link_types import (
     EasyRef,
     EasyRefCurve,
@@ -20,12 +20,11 @@ from .link_types import (
     EasyRefRegions,
     EasyRefTokens,
     Regions,
+    check_regions,
 )
 from .newer_core import ADVANCED, found_by
-from .sampling.layers import cross_attention_layers, group_of, model_name
-from .sampling.masks import Mask
-from .sampling.parts import Settings, check_regions
-from .sampling.patch import Application
+from .sampling.patch import ReferencePatch
+from .sampling.weights import SamplingRange, Weight
 
 
 class EasyRefApply(io.ComfyNode):
@@ -89,8 +88,7 @@ class EasyRefApply(io.ComfyNode):
                 EasyRefCurve.Input(
                     "curve",
                     optional=True,
-                    tooltip="From EasyRef Weight Curve: multiplies the weight over the sampling "
-                    "and over the frames of a batch.",
+                    tooltip="From EasyRef Weight Curve: multiplies the weight over the sampling.",
                 ),
                 EasyRefRegions.Input(
                     "regions",
@@ -132,7 +130,7 @@ class EasyRefApply(io.ComfyNode):
         lora_strength: float = 1.0,
         mask: torch.Tensor | None = None,
         layer_weights: LayerWeights | None = None,
-        curve: WeightCurve | None = None,
+        curve: Weight | None = None,
         regions: Regions | None = None,
         normalise: bool = False,
     ) -> io.NodeOutput:
@@ -152,21 +150,19 @@ class EasyRefApply(io.ComfyNode):
         kind = model_name(model)
         check_model_layers(checkpoint, {n: layer.widths for n, layer in layers.items()}, kind)
         blocks = {layer: layers[layer].block for layer in checkpoint.cross_attention}
-        settings = Settings(
-            weight,
-            Mask(mask) if mask is not None else None,
-            layer_weights or LayerWeights(),
-            (curve,) if curve is not None else (),
-            (start_percent, end_percent),
+        weights = (
+            *collect_weights(weight, mask, layer_weights, curve),
+            SamplingRange(start_percent, end_percent),
         )
-        inner = tuple(region.within(settings) for region in regions or ())
         groups = {group_of(block) for block in blocks.values()}
-        for each in (settings, *(region.settings for region in regions or ())):
-            check_groups(each.layer_weights, groups, kind)
-        application = Application(
-            checkpoint, easyref.key_values, blocks, settings, tokens, inner, normalise
+        for used in (weights, *(region.weights for region in regions or ())):
+            for one in used:
+                one.check_layers(groups, kind)
+        inner = tuple(region.within(weights) for region in regions or ())
+        patch = ReferencePatch(
+            checkpoint, easyref.key_values, blocks, weights, tokens, inner, normalise
         )
         steered = model.clone()
         easyref.lora.apply(steered, lora_strength)
-        application.add_to(steered)
+        patch.add_to(steered)
         return io.NodeOutput(steered)

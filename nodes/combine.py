@@ -7,8 +7,14 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..easyref_core.tokens.combine import METHODS, WEIGHING, Part, combine_tokens, read_weights
-from ..easyref_core.tokens.tokens import ReferenceTokens, stack
+from ..easyref_core.tokens.combine import (
+    METHODS,
+    WEIGHING,
+    WeightedTokens,
+    combine_tokens,
+    read_weights,
+)
+from ..easyref_core.tokens.reference_tokens import ReferenceTokens, stack_tokens
 from .inputs import Numbered, accepted, connected
 from .link_types import EasyRefTokens
 from .newer_core import found_by
@@ -68,11 +74,13 @@ class EasyRefCombineTokens(io.ComfyNode):
     ) -> io.NodeOutput:
         given = list(connected(tokens, "tokens", "tokens"))
         if method == _BATCH:
-            return io.NodeOutput(stack([value for _, value in given]))
+            return io.NodeOutput(stack_tokens([value for _, value in given]))
         last = max([2, *(number for number, _ in given)])
         numbers = read_weights(weights, last) if method in WEIGHING else ()
         parts = [
-            Part(value, numbers[number - 1] if number <= len(numbers) else 1.0, f"tokens_{number}")
+            WeightedTokens(
+                value, numbers[number - 1] if number <= len(numbers) else 1.0, f"tokens_{number}"
+            )
             for number, value in given
         ]
         return io.NodeOutput(combine_tokens(parts, method))

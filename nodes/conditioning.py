@@ -8,11 +8,12 @@ from comfy_api.latest import io
 
 from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.errors import EasyRefError
-from ..easyref_core.tokens.tokens import ReferenceTokens
-from .inputs import weight_input
+from ..easyref_core.tokens.reference_tokens import ReferenceTokens
+from .inputs import collect_weights, weight_input
 from .link_types import EasyRefLayerWeightsLink, EasyRefTokens
 from .newer_core import found_by
-from .sampling.carried import CarriedTokens, carry
+from .sampling.conditionings import carry
+from .sampling.weights import Effect
 
 
 class EasyRefSetConditioning(io.ComfyNode):
@@ -64,5 +65,5 @@ class EasyRefSetConditioning(io.ComfyNode):
                 "The conditioning is empty, so there is no prompt to carry the tokens. Connect a "
                 "CLIP Text Encode."
             )
-        carried = CarriedTokens(tokens, weight, layer_weights or LayerWeights())
-        return io.NodeOutput(carry(conditioning, carried))
+        effect = Effect(tokens, collect_weights(weight, layer_weights=layer_weights))
+        return io.NodeOutput(carry(conditioning, effect))

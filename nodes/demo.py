@@ -8,10 +8,10 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..easyref_core.errors import EasyRefError
+from .host.demo_latents import empty_latent, shrink_latent
 from .host.demo_models import load_demo_set
 from .link_types import EasyRef, EasyRefModel
 from .newer_core import found_by
-from .sampling.latents import empty_latent, shrink_latent
 
 _NEEDED = ("model", "clip", "vae", "easyref")
 _NO_CONTROL_NET = (

@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .host.demo_latents import shrink_latent
 from .link_types import EasyRef, EasyRefModel
 from .newer_core import found_by
-from .sampling.latents import shrink_latent
 
 
 class EasyRefDemoLatent(io.ComfyNode):

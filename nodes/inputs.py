@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.encode.group import Reference
 from ..easyref_core.errors import EasyRefError
-from ..easyref_core.pictures.files import tensor_to_picture
+from ..easyref_core.pictures.loading import tensor_to_picture
 from .link_types import References
 from .newer_core import ADVANCED
+from .sampling.masks import Mask
+from .sampling.weights import ByLayer, Constant, Weight
 
 MAX_SOCKETS = 100  # the most that ComfyUI allows
 _PROMPT = "What the picture shall show; usually the same text as the positive prompt. May be empty."
@@ -45,6 +48,26 @@ def weight_input(
     return io.Float.Input(
         name, default=default, min=-1.0, max=3.0, step=0.05, tooltip=tooltip, **more
     )
+
+
+def collect_weights(
+    weight: float,
+    mask: torch.Tensor | None = None,
+    layer_weights: LayerWeights | None = None,
+    curve: Weight | None = None,
+) -> tuple[Weight, ...]:
+    """A node's weights; those that are not connected are left out.
+
+    Raises:
+        EasyRefError: the mask cannot be used, see `Mask`.
+    """
+    found = (
+        Constant(weight),
+        Mask(mask) if mask is not None else None,
+        ByLayer(layer_weights) if layer_weights is not None else None,
+        curve,
+    )
+    return tuple(weight for weight in found if weight is not None)
 
 
 def accepted(check: Callable[[], object]) -> bool | str:

@@ -10,12 +10,14 @@ from comfy_api.latest import io
 
 from ..easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
 from ..easyref_core.encode.group import Reference
+from ..easyref_core.errors import EasyRefError
+from ..easyref_core.tokens.reference_tokens import describe
 from .host.encoder import HostedEncoder
+from .host.key_value_cache import KeyValueStore
+from .host.lora import AdapterLora
 from .host.patcher import is_dynamic
 from .host.weight_files import HostWeightFile
-from .sampling.key_values import KeyValueStore
-from .sampling.lora import AdapterLora
-from .sampling.parts import Part
+from .sampling.weights import Effect
 
 EasyRef = io.Custom("EASYREF")
 EasyRefReferenceGroup = io.Custom("EASYREF_REFERENCES")
@@ -25,7 +27,9 @@ EasyRefCurve = io.Custom("EASYREF_CURVE")
 EasyRefRegions = io.Custom("EASYREF_REGIONS")
 
 References = tuple[Reference, ...]
-Regions = tuple[Part, ...]
+Regions = tuple[Effect, ...]
+
+MAX_REGIONS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,3 +88,24 @@ class EasyRefModel:
             AdapterLora(checkpoint),
             picture_side,
         )
+
+
+def check_regions(regions: Regions) -> None:
+    """Raise EasyRefError unless one Apply node can take these regions."""
+    if not regions:
+        raise EasyRefError(
+            "The list of regions is empty. Connect EasyRef Region, or disconnect regions."
+        )
+    if len(regions) > MAX_REGIONS:
+        raise EasyRefError(
+            f"There are {len(regions)} regions; one EasyRef Apply takes up to {MAX_REGIONS}. Give "
+            "the others to a second EasyRef Apply."
+        )
+    first = regions[0].tokens
+    for number, region in enumerate(regions[1:], 2):
+        if region.tokens.adapter != first.adapter:
+            raise EasyRefError(
+                f"Region {number} has tokens of {describe(region.tokens)}, region 1 of "
+                f"{describe(first)}. The regions of one EasyRef Apply need one adapter; give each "
+                "adapter an EasyRef Apply of its own."
+            )

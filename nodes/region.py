@@ -5,20 +5,19 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..easyref_core.adapter.curves import WeightCurve
 from ..easyref_core.adapter.layer_weights import LayerWeights
-from ..easyref_core.tokens.tokens import ReferenceTokens
-from .inputs import weight_input
+from ..easyref_core.tokens.reference_tokens import ReferenceTokens
+from .inputs import collect_weights, weight_input
 from .link_types import (
     EasyRefCurve,
     EasyRefLayerWeightsLink,
     EasyRefRegions,
     EasyRefTokens,
     Regions,
+    check_regions,
 )
 from .newer_core import found_by
-from .sampling.masks import Mask
-from .sampling.parts import Part, Settings, add_region
+from .sampling.weights import Effect, Weight
 
 
 class EasyRefRegion(io.ComfyNode):
@@ -52,7 +51,7 @@ class EasyRefRegion(io.ComfyNode):
                     "curve",
                     optional=True,
                     tooltip="From EasyRef Weight Curve: multiplies this region's weight over the "
-                    "sampling and over the frames of a batch.",
+                    "sampling.",
                 ),
                 EasyRefRegions.Input(
                     "previous",
@@ -76,13 +75,10 @@ class EasyRefRegion(io.ComfyNode):
         mask: torch.Tensor,
         weight: float,
         layer_weights: LayerWeights | None = None,
-        curve: WeightCurve | None = None,
+        curve: Weight | None = None,
         previous: Regions | None = None,
     ) -> io.NodeOutput:
-        settings = Settings(
-            weight,
-            Mask(mask),
-            layer_weights or LayerWeights(),
-            (curve,) if curve is not None else (),
-        )
-        return io.NodeOutput(add_region(previous or (), Part(tokens, settings)))
+        effect = Effect(tokens, collect_weights(weight, mask, layer_weights, curve))
+        regions = (*(previous or ()), effect)
+        check_regions(regions)
+        return io.NodeOutput(regions)

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..easyref_core.adapter.key_values import check_tokens
-from ..easyref_core.tokens.tokens import ReferenceTokens, load_tokens, save_tokens
+from ..easyref_core.tokens.reference_tokens import ReferenceTokens, load_tokens, save_tokens
 from .host.folders import TOKENS, file_stamps, new_tokens_path, token_names, tokens_path
 from .inputs import accepted
 from .link_types import EasyRef, EasyRefModel, EasyRefTokens

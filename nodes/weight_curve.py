@@ -1,13 +1,14 @@
-"""EasyRef Weight Curve: a weight that changes over the sampling and over frames."""
+"""EasyRef Weight Curve: a weight that changes over the sampling."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..easyref_core.adapter.curves import SHAPES, WeightCurve, curve_points
+from ..easyref_core.adapter.curves import SHAPES, curve_points
 from .inputs import weight_input
 from .link_types import EasyRefCurve
-from .newer_core import ADVANCED, found_by
+from .newer_core import found_by
+from .sampling.weights import Curve
 
 
 class EasyRefWeightCurve(io.ComfyNode):
@@ -17,8 +18,8 @@ class EasyRefWeightCurve(io.ComfyNode):
             node_id="EasyRefWeightCurve",
             display_name="EasyRef Weight Curve",
             category="EasyRef",
-            description="Lets the weight of references change over the sampling, and over the "
-            "frames of a batch. Both factors multiply the weight.",
+            description="Lets the weight of references change over the sampling; the factor "
+            "multiplies the weight.",
             inputs=[
                 io.Combo.Input(
                     "shape",
@@ -42,57 +43,17 @@ class EasyRefWeightCurve(io.ComfyNode):
                     tooltip="For custom points: place:factor, separated by commas, places from 0 "
                     "(start) to 1 (end) in rising order.",
                 ),
-                io.Combo.Input(
-                    "frames_shape",
-                    options=list(SHAPES),
-                    default="constant",
-                    tooltip="How the factor goes from the first latent of a batch to its last. "
-                    "constant keeps frames_start_value.",
-                    **ADVANCED,
-                ),
-                weight_input(
-                    "Factor of the first latent of the batch.", "frames_start_value", **ADVANCED
-                ),
-                weight_input(
-                    "Factor of the last latent of the batch.", "frames_end_value", **ADVANCED
-                ),
-                io.String.Input(
-                    "frames_points",
-                    default="0:1, 1:1",
-                    tooltip="For frames_shape custom points: place:factor, places from 0 (first "
-                    "latent) to 1 (last).",
-                    **ADVANCED,
-                ),
             ],
             outputs=[
                 EasyRefCurve.Output(
                     display_name="curve", tooltip="For EasyRef Apply or EasyRef Region."
                 )
             ],
-            **found_by("schedule", "weight schedule", "keyframes", "fade"),
+            **found_by("schedule", "weight schedule", "fade"),
         )
 
     @classmethod
     def execute(
-        cls,
-        shape: str,
-        start_value: float,
-        end_value: float,
-        points: str,
-        frames_shape: str,
-        frames_start_value: float,
-        frames_end_value: float,
-        frames_points: str,
+        cls, shape: str, start_value: float, end_value: float, points: str
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            WeightCurve(
-                curve_points(shape, start_value, end_value, points),
-                curve_points(
-                    frames_shape,
-                    frames_start_value,
-                    frames_end_value,
-                    frames_points,
-                    "frames_points",
-                ),
-            )
-        )
+        return io.NodeOutput(Curve(curve_points(shape, start_value, end_value, points)))

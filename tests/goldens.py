@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +21,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from easyref_core.encode.encoder import EasyRefEncoder
-from easyref_core.encode.group import Reference
+from easyref_core.encode.group import GroupPlan, Reference, plan_group
+from easyref_core.encode.passes import encode_references
+from easyref_core.encode.plan_encoder import EncoderPlan
 from easyref_core.errors import EasyRefError
 from easyref_core.qwen2vl.config import MllmConfig, VisionConfig
+from easyref_core.qwen2vl.prompt import PromptTokenizer
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "official_a"
@@ -84,6 +89,38 @@ def pictures(case: str) -> list[Image.Image]:
 
 def references(case: str, **options: Any) -> list[Reference]:
     return [Reference(picture, **options) for picture in pictures(case)]
+
+
+def plan_of(
+    encoder: EasyRefEncoder,
+    tokenizer: PromptTokenizer,
+    group: Sequence[Reference],
+    prompt: str = "",
+    **settings: Any,
+) -> GroupPlan:
+    """Plan a group for an encoder, which need not have files."""
+    checkpoint: Any = SimpleNamespace(
+        identity="it",
+        name="it.safetensors",
+        num_tokens=encoder.num_tokens,
+        final_layers=len(encoder.mllm_final_layer.layers),
+        image_size=336,
+    )
+    encoder_plan = EncoderPlan(checkpoint, encoder.config, None, {})
+    return plan_group(encoder_plan, tokenizer, group, prompt, **settings)
+
+
+def encode(
+    encoder: EasyRefEncoder,
+    tokenizer: PromptTokenizer,
+    group: Sequence[Reference],
+    prompt: str = "",
+    **options: Any,
+) -> ReferenceTokens:
+    """Plan and encode a group; `options` are those of `plan_group` and `encode_references`."""
+    names = options.keys() & {"device", "progress", "cache"}
+    run = {name: options.pop(name) for name in names}
+    return encode_references(encoder, plan_of(encoder, tokenizer, group, prompt, **options), **run)
 
 
 def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -111,9 +111,7 @@ class Bench:
     def variants(self) -> dict[str, Variant]:
         """What EasyRef Apply can do to a model, one thing each."""
         first, second = self.tokens(1), self.tokens(2)
-        curve = self.pack.run(
-            "EasyRefWeightCurve", "linear", 1.0, 0.2, "", "constant", 1.0, 1.0, ""
-        )
+        curve = self.pack.run("EasyRefWeightCurve", "linear", 1.0, 0.2, "")
         quarters = self.quarters()
 
         def steered(tokens: Any = first, **settings: Any) -> Variant:

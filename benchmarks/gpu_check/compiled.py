@@ -85,7 +85,7 @@ def _variants(bench: Bench) -> dict[str, Variant]:
     left[..., :8] = right[..., 8:] = 1
     regions = pack.run("EasyRefRegion", second, left, 1.0)
     regions = pack.run("EasyRefRegion", first, right, 0.7, previous=regions)
-    curve = pack.run("EasyRefWeightCurve", "linear", 1.0, 0.2, "", "constant", 1.0, 1.0, "")
+    curve = pack.run("EasyRefWeightCurve", "linear", 1.0, 0.2, "")
 
     def steered(tokens: Any = first, **settings: Any) -> Variant:
         return lambda model: comfyhost.apply(pack, model, easyref, tokens, **settings)

@@ -41,7 +41,7 @@ def _in(bench: Bench, precision: str) -> Iterator[Row]:
     farthest = max(_token_difference(bench, easyref, case) for case in CASES)
     yield measured(f"tokens, {precision}", farthest, at_most=of_tokens)
 
-    tokens = bench.pack.part("easyref_core.tokens.tokens").ReferenceTokens(
+    tokens = bench.pack.part("easyref_core.tokens.reference_tokens").ReferenceTokens(
         golden("unet.ref_tokens"),
         golden("unet.uncond_ref_tokens"),
         easyref.checkpoint.identity,

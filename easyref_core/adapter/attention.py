@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..qwen2vl import kernels
+from .. import attention_kernels as kernels
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -1,4 +1,4 @@
-"""Weights that change over the sampling and over the frames of a batch."""
+"""Weights that change over the sampling."""
 
 from __future__ import annotations
 
@@ -19,63 +19,49 @@ _EASES: Mapping[str, Callable[[float], float]] = {
     "ease in-out": lambda p: p * p * (3 - 2 * p),
 }
 SHAPES = ("constant", "linear", *_EASES, CUSTOM)
-_ONE: Points = ((0.0, 1.0),)
 
 
 @dataclass(frozen=True)
 class WeightCurve:
-    """Factors of the weight, in straight lines between points, level before and behind them.
+    """Factors of the weight: straight lines between points, level before the first and after the
+    last.
 
     Attributes:
-        sampling: (part of the sampling done 0..1, factor), in order.
-        frames: (place in the batch 0..1, factor), in order.
+        points: (part of the sampling done 0..1, factor), in rising order.
 
     Raises:
         EasyRefError: no point, places out of order or outside 0..1, or values that are no numbers.
     """
 
-    sampling: Points = _ONE
-    frames: Points = _ONE
+    points: Points
 
     def __post_init__(self) -> None:
-        _check(self.sampling, "points")
-        _check(self.frames, "frames_points")
+        _check(self.points)
 
     def at(self, progress: float) -> float:
         """The factor where this part of the sampling is done."""
-        return _between(self.sampling, progress)
-
-    def of_frames(self, count: int) -> tuple[float, ...]:
-        """The factor of each latent of a batch; the first stands at 0, the last at 1."""
-        return tuple(_between(self.frames, i / max(count - 1, 1)) for i in range(count))
+        return _between(self.points, progress)
 
     @property
-    def sampling_constant(self) -> float | None:
+    def constant(self) -> float | None:
         """The factor if it is the same during the whole sampling."""
-        return _constant(self.sampling)
-
-    @property
-    def frames_constant(self) -> float | None:
-        """The factor if it is the same for all frames."""
-        return _constant(self.frames)
+        value = self.points[0][1]
+        return value if all(other == value for _, other in self.points) else None
 
 
-def curve_points(
-    shape: str, start_value: float, end_value: float, text: str, name: str = "points"
-) -> Points:
+def curve_points(shape: str, start_value: float, end_value: float, text: str) -> Points:
     """The points of a named shape.
 
     Args:
         shape: one of `SHAPES`.
         start_value, end_value: factors at 0 and 1; `constant` takes the first only.
         text: the points of the shape `custom points`, as "0:1, 0.5:0.2, 1:0".
-        name: what the text is called, for messages.
 
     Raises:
         EasyRefError: an unknown shape, or points that cannot be read.
     """
     if shape == CUSTOM:
-        return parse_points(text, name)
+        return _parse_points(text)
     if shape == "constant":
         return ((0.0, start_value),)
     if shape == "linear":
@@ -90,19 +76,13 @@ def curve_points(
     )
 
 
-def parse_points(text: str, name: str = "points") -> Points:
-    """Read "0:1, 0.5:0.2, 1:0".
-
-    Raises:
-        EasyRefError: what was found instead is named.
-    """
+def _parse_points(text: str) -> Points:
+    """Read "0:1, 0.5:0.2, 1:0"."""
     pieces = [piece.strip() for piece in text.replace("\n", ",").split(",")]
-    points = tuple(_parse_point(piece, name) for piece in pieces if piece)
-    _check(points, name)
-    return points
+    return tuple(_parse_point(piece) for piece in pieces if piece)
 
 
-def _parse_point(piece: str, name: str) -> tuple[float, float]:
+def _parse_point(piece: str) -> tuple[float, float]:
     place, colon, value = piece.partition(":")
     try:
         if not colon:
@@ -110,26 +90,26 @@ def _parse_point(piece: str, name: str) -> tuple[float, float]:
         return float(place), float(value)
     except ValueError:
         raise EasyRefError(
-            f"{name}: '{piece}' is not a point. Write place:factor with numbers, points separated "
+            f"points: '{piece}' is not a point. Write place:factor with numbers, points separated "
             "by commas, such as 0:1, 0.5:0.2, 1:0."
         ) from None
 
 
-def _check(points: Points, name: str) -> None:
+def _check(points: Points) -> None:
     if not points:
-        raise EasyRefError(f"{name}: there is no point. Write at least one, such as 0:1.")
+        raise EasyRefError("points: there is no point. Write at least one, such as 0:1.")
     for place, value in points:
         if not math.isfinite(place) or not math.isfinite(value):
-            raise EasyRefError(f"{name}: {place:g}:{value:g} is not a point. Use finite numbers.")
+            raise EasyRefError(f"points: {place:g}:{value:g} is not a point. Use finite numbers.")
         if not 0 <= place <= 1:
             raise EasyRefError(
-                f"{name}: a point stands at {place:g}, outside 0 to 1, where 0 is the start and 1 "
+                f"points: a point stands at {place:g}, outside 0 to 1, where 0 is the start and 1 "
                 "the end. Move it inside."
             )
     for (before, _), (place, _) in pairwise(points):
         if place <= before:
             raise EasyRefError(
-                f"{name}: the point at {place:g} comes after the one at {before:g}. Write the "
+                f"points: the point at {place:g} comes after the one at {before:g}. Write the "
                 "points in rising order, each place once."
             )
 
@@ -141,8 +121,3 @@ def _between(points: Points, place: float) -> float:
         if place <= right:
             return low + (high - low) * (place - left) / (right - left)
     return points[-1][1]
-
-
-def _constant(points: Points) -> float | None:
-    value = points[0][1]
-    return value if all(other == value for _, other in points) else None

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import EasyRefError
-from ..tokens.tokens import ReferenceTokens, describe
+from ..tokens.reference_tokens import ReferenceTokens, describe
 from ..weight_file import Reader, all_finite
 from .checkpoint import AdapterCheckpoint
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from ..pictures.preprocessing import DEFAULT_IMAGE_SIZE, Patches
+from ..pictures.preprocessing import Patches
 from ..qwen2vl.body import MllmBody
 from ..qwen2vl.config import MllmConfig
 from ..qwen2vl.decoder import DecoderLayer, Rope, rope
@@ -71,7 +71,6 @@ class EasyRefEncoder(nn.Module):
         operations: `torch.nn`, or ComfyUI's `comfy.ops` classes that cast weights when used.
         compute_dtype: of the activations; the weights may be stored in another one only if
             `operations` casts them.
-        image_size: at which references were read in training.
         device, dtype: where and how the weights are created.
     """
 
@@ -84,7 +83,6 @@ class EasyRefEncoder(nn.Module):
         *,
         operations: Any = nn,
         compute_dtype: torch.dtype = torch.float32,
-        image_size: int = DEFAULT_IMAGE_SIZE,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -93,7 +91,6 @@ class EasyRefEncoder(nn.Module):
         self.config = config
         self.num_tokens = num_tokens
         self.compute_dtype = compute_dtype
-        self.image_size = image_size
         self.gradient_checkpointing = False
         body_layers = config.num_layers - final_layers
         self.multimodal_llm = MllmBody(config, body_layers, operations, **factory)
@@ -110,23 +107,25 @@ class EasyRefEncoder(nn.Module):
         """Before how many last layers the reference tokens enter when nothing else is said."""
         return len(self.mllm_final_layer.layers)
 
-    def see(self, patches: Patches, device: torch.device) -> torch.Tensor:
-        """One picture's tokens [n, hidden]."""
+    def encode_image(self, patches: Patches, device: torch.device) -> torch.Tensor:
+        """Image features of one picture: [n, hidden], n image tokens."""
         pixels = patches.pixels[None].to(device, self.compute_dtype)
         return self.multimodal_llm.visual(pixels, patches.rows, patches.columns)[0]
 
-    def see_all(self, pictures: Sequence[Patches], device: torch.device) -> list[torch.Tensor]:
-        """Each picture's tokens [n, hidden]; pictures of one grid are seen in one pass."""
+    def encode_images(
+        self, pictures: Sequence[Patches], device: torch.device
+    ) -> list[torch.Tensor]:
+        """Image features of each picture [n, hidden]; pictures of one grid share a pass."""
         grids: dict[tuple[int, int], list[int]] = {}
         for number, picture in enumerate(pictures):
             grids.setdefault((picture.rows, picture.columns), []).append(number)
-        seen: dict[int, torch.Tensor] = {}
+        features: dict[int, torch.Tensor] = {}
         for (rows, columns), numbers in grids.items():
             pixels = torch.stack([pictures[n].pixels for n in numbers])
             pixels = pixels.to(device, self.compute_dtype)
-            tokens = self.multimodal_llm.visual(pixels, rows, columns)
-            seen |= dict(zip(numbers, tokens, strict=True))
-        return [seen[number] for number in range(len(pictures))]
+            encoded = self.multimodal_llm.visual(pixels, rows, columns)
+            features |= dict(zip(numbers, encoded, strict=True))
+        return [features[number] for number in range(len(pictures))]
 
     def embed(
         self, prompt: TokenizedPrompt, pictures: Sequence[torch.Tensor], device: torch.device

@@ -1,27 +1,36 @@
-"""How a group of references becomes reference tokens.
+"""A group of references, and the plan for encoding it.
 
-`easyref` lets the MLLM read all pictures and the prompt together (arXiv 2412.09618, section 3.2);
-`average` and `concatenate` are the paper's baselines, which encode each picture alone.
+`easyref` lets the MLLM encode all images and the prompt together (arXiv 2412.09618, section 3.2);
+`average` and `concatenate` are the paper's baselines, which encode each image alone.
+
+A group is planned once, from sizes alone and before weights are read. Whatever cannot be encoded
+is refused here; encoding, inspection, progress bars and memory estimates read the plan.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from PIL import Image
 
 from ..errors import EasyRefError
-from ..pictures.files import named
-from ..pictures.preprocessing import FACTOR, MIN_IMAGE_SIZE, black_picture, plan_sizes, preprocess
-from ..qwen2vl.limits import MllmSizes, check_length
+from ..pictures.loading import named
+from ..pictures.preprocessing import (
+    FACTOR,
+    MIN_IMAGE_SIZE,
+    Patches,
+    black_picture,
+    plan_sizes,
+    preprocess,
+)
+from ..qwen2vl.memory import decoder_bytes, working_bytes
 from ..qwen2vl.prompt import PromptTokenizer, TokenizedPrompt
-from ..tokens.tokens import ReferenceTokens
-from ..weight_file import all_finite
-from .encoder import EasyRefEncoder
-from .passes import EncodingCache, Progress, Reader, Steps
+from .plan_encoder import EncoderPlan
 
 AGGREGATIONS = ("easyref", "average", "concatenate")
 MAX_INSERTION = 3
@@ -44,86 +53,100 @@ class Reference:
 
 
 @dataclass(frozen=True, eq=False)
-class GroupPlan:
-    """What the MLLM is to read of a group.
+class PlannedImage:
+    """A reference as the vision tower encodes it.
 
     Attributes:
-        image_size: at which pictures are read, in pixels.
-        groups: numbers of the pictures that are read together.
-        chats: one for each of `groups`.
-        negatives: pictures of the unconditional branch.
-        unconditional: their chat.
+        image_size: the official `cond_image_size`, in pixels.
+        rows, columns: grid of its image tokens.
     """
 
+    reference: Reference
     image_size: int
-    groups: tuple[range, ...]
-    chats: tuple[TokenizedPrompt, ...]
-    negatives: tuple[Reference, ...]
-    unconditional: TokenizedPrompt
+    rows: int
+    columns: int
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest chat."""
-        return max(map(len, (*self.chats, self.unconditional)))
+    def num_tokens(self) -> int:
+        return self.rows * self.columns
+
+    @cached_property
+    def key(self) -> bytes:
+        """Cache key of its image features: pixels and size."""
+        picture = self.reference.picture
+        digest = hashlib.sha256(f"{picture.mode} {picture.size} {self.image_size}".encode())
+        digest.update(picture.tobytes())
+        return digest.digest()
+
+    def patches(self) -> Patches:
+        return preprocess(self.reference.picture, self.image_size)
+
+
+@dataclass(frozen=True, eq=False)
+class MllmPass:
+    """One pass of the MLLM.
+
+    Attributes:
+        chat: token ids, and the positions of images and prompt among them.
+        images: in order.
+        weights: of the images in the reference tokens' attention.
+    """
+
+    chat: TokenizedPrompt
+    images: tuple[PlannedImage, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class GroupPlan:
+    """All that is known of a group before weights are read.
+
+    Attributes:
+        encoder: the plan of the encoder.
+        insert_before: the reference tokens enter before this many last layers.
+        passes: over the references; one for `easyref`, one for each picture for the baselines.
+        unconditional: the pass over the negatives.
+    """
+
+    encoder: EncoderPlan
+    references: tuple[Reference, ...]
+    prompt: str
+    aggregation: str
+    insert_before: int
+    passes: tuple[MllmPass, ...]
+    unconditional: MllmPass
 
     @property
-    def picture_tokens(self) -> list[int]:
-        """Tokens of every picture, negatives included."""
-        chats = (*self.chats, self.unconditional)
-        return [end - first for chat in chats for first, end in chat.image_spans]
+    def steps(self) -> int:
+        """Progress steps of encoding: one for each picture, and one for each layer of a pass."""
+        return sum(len(p.images) + self.encoder.config.num_layers for p in self._all_passes)
 
+    @property
+    def unconditional_key(self) -> bytes:
+        """Cache key of the unconditional tokens."""
+        settings = f"{self.insert_before} {[*map(float, self.unconditional.weights)]}".encode()
+        return settings + b"".join(image.key for image in self.unconditional.images)
 
-def chosen_size(image_size: int | None, sizes: MllmSizes) -> int:
-    """The size at which references are read.
-
-    Args:
-        image_size: in pixels; 0 or None for the adapter's own.
-
-    Raises:
-        EasyRefError: below 56 pixels, where no picture would be left, or so large that one picture
-            exceeds the MLLM's context.
-    """
-    size = image_size or sizes.image_size
-    own = f"0 for the size at which the adapter was trained ({sizes.image_size})"
-    if size < MIN_IMAGE_SIZE:
-        raise EasyRefError(
-            f"image_size is {size}; it must be at least {MIN_IMAGE_SIZE} pixels, or {own}."
-        )
-    most = FACTOR * math.isqrt(sizes.config.max_positions)
-    if size > most:
-        raise EasyRefError(
-            f"image_size is {size}; one picture would be more than the "
-            f"{sizes.config.max_positions:,} tokens that the MLLM reads. Choose at most {most} "
-            f"pixels, or {own}."
-        )
-    return size
-
-
-def count_tokens(references: Sequence[Reference], image_size: int) -> list[int]:
-    """How many tokens the MLLM reads for each picture of a group, from its size alone.
-
-    Raises:
-        EasyRefError: no picture, a weight out of range, or a picture too elongated (named).
-    """
-    if not references:
-        raise EasyRefError(
-            "There is no reference picture. Connect at least one to images or references."
-        )
-    counts = []
-    for reference in references:
-        if not (math.isfinite(reference.weight) and reference.weight >= 0):
-            raise EasyRefError(
-                f"{reference.name}: weight {reference.weight} cannot be used; it multiplies the "
-                "picture's attention and must be 0 or more."
+    def working_bytes(self, dtype: torch.dtype, fused: bool) -> int:
+        """The most memory that encoding takes beside the weights; see `memory.working_bytes`."""
+        return max(
+            working_bytes(
+                self.encoder.config,
+                [image.num_tokens for image in p.images],
+                len(p.chat) + self.encoder.checkpoint.num_tokens,
+                dtype,
+                fused,
             )
-        with named(reference.name):
-            _, (width, height) = plan_sizes(*reference.picture.size, image_size)
-        counts.append(width * height // FACTOR**2)
-    return counts
+            for p in self._all_passes
+        )
+
+    @property
+    def _all_passes(self) -> tuple[MllmPass, ...]:
+        return (*self.passes, self.unconditional)
 
 
 def plan_group(
-    sizes: MllmSizes,
+    encoder: EncoderPlan,
     tokenizer: PromptTokenizer,
     references: Sequence[Reference],
     prompt: str,
@@ -133,11 +156,21 @@ def plan_group(
     insert_before: int | None = None,
     negatives: Sequence[Reference] = (),
 ) -> GroupPlan:
-    """Plan what `encode_references` does with the same arguments, and refuse what it refuses; no
-    weights are needed.
+    """Plan the encoding of references and a prompt.
+
+    Args:
+        references: the group, in order.
+        prompt: plain text; text that spells a special token stays text.
+        aggregation: `easyref`, `average` or `concatenate`.
+        image_size: the official `cond_image_size`, in pixels; 0 or None for the size at which the
+            adapter was trained.
+        insert_before: the reference tokens enter before the last 1, 2 or 3 layers; None for where
+            the adapter was trained.
+        negatives: pictures to avoid, encoded together and without the prompt in the unconditional
+            branch; a black picture by default, as in the official code.
 
     Raises:
-        EasyRefError: unknown aggregation or layer; see `chosen_size` and `count_tokens`; nothing is
+        EasyRefError: unknown aggregation or layer; see `chosen_size` and `plan_images`; nothing is
             left of a baseline whose weights are all 0; the group is longer than the MLLM's
             context, or the negatives are.
     """
@@ -145,131 +178,130 @@ def plan_group(
         raise EasyRefError(
             f"There is no aggregation {aggregation!r}. Choose one of {', '.join(AGGREGATIONS)}."
         )
-    layers = min(MAX_INSERTION, sizes.config.num_layers)
+    layers = min(MAX_INSERTION, encoder.config.num_layers)
     if insert_before is not None and not 1 <= insert_before <= layers:
         raise EasyRefError(
             f"Reference tokens cannot enter before the last {insert_before} layers; 1 to "
             f"{layers} can be chosen."
         )
-    image_size = chosen_size(image_size, sizes)
-    counts = count_tokens(references, image_size)
-    joint = aggregation == "easyref"
-    if not joint and not any(reference.weight for reference in references):
-        raise EasyRefError(
-            f"All references have weight 0, so aggregation {aggregation!r} has nothing left. "
-            "Give one of them a weight above 0."
-        )
-    everything = range(len(counts))
-    groups = (everything,) if joint else tuple(range(i, i + 1) for i in everything)
-    chats = tuple(tokenizer.tokenize([counts[i] for i in group], prompt) for group in groups)
-    for chat in chats:
-        check_length(sizes, tokenizer, chat, prompt, image_size)
-    negatives = tuple(negatives) or (Reference(black_picture(), name="the black picture"),)
+    image_size = chosen_size(image_size, encoder)
+    images = plan_images(references, image_size)
+    weights = tuple(reference.weight for reference in references)
+    if aggregation == "easyref":
+        groups = [(images, weights)]
+    else:
+        if not any(weights):
+            raise EasyRefError(
+                f"All references have weight 0, so aggregation {aggregation!r} has nothing left. "
+                "Give one of them a weight above 0."
+            )
+        groups = [((image,), (1.0,)) for image in images]
+
+    def planned_pass(
+        images: tuple[PlannedImage, ...], weights: tuple[float, ...], prompt: str
+    ) -> MllmPass:
+        chat = tokenizer.tokenize([image.num_tokens for image in images], prompt)
+        _check_length(encoder, tokenizer, chat, prompt, image_size)
+        return MllmPass(chat, images, weights)
+
+    passes = tuple(planned_pass(*group, prompt) for group in groups)
+    negatives = negatives or (Reference(black_picture(), name="the black picture"),)
     with named("negative references"):
-        unconditional = tokenizer.tokenize(count_tokens(negatives, image_size), "")
-        check_length(sizes, tokenizer, unconditional, "", image_size)
-    return GroupPlan(image_size, groups, chats, negatives, unconditional)
+        unconditional = planned_pass(
+            plan_images(negatives, image_size), tuple(n.weight for n in negatives), ""
+        )
+    return GroupPlan(
+        encoder,
+        tuple(references),
+        prompt,
+        aggregation,
+        insert_before or encoder.checkpoint.final_layers,
+        passes,
+        unconditional,
+    )
 
 
-@torch.no_grad()
-def encode_references(
-    encoder: EasyRefEncoder,
-    tokenizer: PromptTokenizer,
-    references: Sequence[Reference],
-    prompt: str,
-    *,
-    adapter: str,
-    adapter_name: str = "",
-    aggregation: str = "easyref",
-    image_size: int | None = None,
-    insert_before: int | None = None,
-    negatives: Sequence[Reference] = (),
-    device: torch.device | str = "cpu",
-    cache: EncodingCache | None = None,
-    progress: Progress = lambda done, total: None,
-) -> ReferenceTokens:
-    """Condense references and a prompt into reference tokens.
+def chosen_size(image_size: int | None, encoder: EncoderPlan) -> int:
+    """The size at which references are encoded, in pixels.
 
     Args:
-        references: the group, in order.
-        prompt: plain text; text that spells a special token stays text.
-        adapter, adapter_name: who made the tokens.
-        aggregation: `easyref`, `average` or `concatenate`.
-        image_size: the official `cond_image_size`, in pixels; 0 or None for the size at which the
-            adapter was trained.
-        insert_before: the tokens enter before the last 1, 2 or 3 layers.
-        negatives: pictures to avoid, read together and without the prompt in the unconditional
-            branch; a black picture by default, as in the official code.
-        progress: called with (steps done, steps in all) after each picture and each layer; may
-            raise to stop.
-
-    Returns:
-        Tokens [1, N, W], or [1, N * pictures, W] for `concatenate` (whose unconditional tokens
-        are repeated as often, which leaves attention to them unchanged).
+        image_size: 0 or None for the adapter's own.
 
     Raises:
-        EasyRefError: see `plan_group`; the MLLM gave values that are not numbers.
+        EasyRefError: below 56 pixels, where no picture would be left, or so large that one picture
+            exceeds the MLLM's context.
     """
-    plan = plan_group(
-        encoder,
-        tokenizer,
-        references,
-        prompt,
-        aggregation=aggregation,
-        image_size=image_size,
-        insert_before=insert_before,
-        negatives=negatives,
-    )
-    weights = [r.weight for r in references]
-    joint = aggregation == "easyref"
-    passes = (len(plan.chats) + 1) * encoder.num_layers
-    steps = Steps(len(references) + len(plan.negatives) + passes, progress)
-    run = Reader(encoder, torch.device(device), insert_before, cache or EncodingCache(), steps)
-    seen = [run.see(preprocess(r.picture, plan.image_size)) for r in references]
-    parts = [
-        run.tokens(chat, [seen[i] for i in group], [weights[i] for i in group] if joint else [1.0])
-        for chat, group in zip(plan.chats, plan.groups, strict=True)
-    ]
-    uncond = run.unconditional(
-        plan.unconditional,
-        [preprocess(n.picture, plan.image_size) for n in plan.negatives],
-        [n.weight for n in plan.negatives],
-    )
-    cond = _combine(parts, weights, aggregation)
-    return ReferenceTokens(
-        cond=_checked(cond, encoder),
-        uncond=_checked(uncond, encoder).repeat(1, cond.shape[1] // uncond.shape[1], 1),
-        adapter=adapter,
-        adapter_name=adapter_name,
-        prompt=prompt,
-        num_references=len(references),
-        aggregation=aggregation,
-    )
+    trained, context = encoder.checkpoint.image_size, encoder.config.max_positions
+    size = image_size or trained
+    default = f"0 for the size at which the adapter was trained ({trained})"
+    if size < MIN_IMAGE_SIZE:
+        raise EasyRefError(
+            f"image_size is {size}; it must be at least {MIN_IMAGE_SIZE} pixels, or {default}."
+        )
+    largest = FACTOR * math.isqrt(context)
+    if size > largest:
+        raise EasyRefError(
+            f"image_size is {size}; one picture would be more than the {context:,} tokens that the "
+            f"MLLM reads. Choose at most {largest} pixels, or {default}."
+        )
+    return size
 
 
-def _combine(parts: list[torch.Tensor], weights: list[float], aggregation: str) -> torch.Tensor:
-    """Tokens [1, N, W] of each part to the group's. A baseline weighs whole pictures."""
-    if aggregation == "easyref":
-        return parts[0]
-    if aggregation == "concatenate":
-        return torch.cat([p for p, w in zip(parts, weights, strict=True) if w > 0], dim=1)
-    if len(set(weights)) == 1:
-        return torch.stack(parts).mean(dim=0)
-    share = torch.tensor(weights) / sum(weights)
-    return (torch.stack(parts) * share[:, None, None, None]).sum(dim=0)
+def plan_images(references: Sequence[Reference], image_size: int) -> tuple[PlannedImage, ...]:
+    """The image tokens of a group's pictures, from their sizes alone.
 
-
-def _checked(tokens: torch.Tensor, encoder: EasyRefEncoder) -> torch.Tensor:
-    """The tokens, unless they are not numbers: then the weight at fault is named."""
-    if torch.isfinite(tokens).all():
-        return tokens
-    for name, weight in encoder.state_dict().items():
-        if not all_finite(weight):
+    Raises:
+        EasyRefError: no picture, a weight out of range, or a picture too elongated (named).
+    """
+    if not references:
+        raise EasyRefError(
+            "There is no reference picture. Connect at least one to images or references."
+        )
+    images = []
+    for reference in references:
+        if not (math.isfinite(reference.weight) and reference.weight >= 0):
             raise EasyRefError(
-                f"The encoder's weight {name} holds values that are not numbers (NaN or "
-                "infinite). The file is damaged; download it again."
+                f"{reference.name}: weight {reference.weight} cannot be used; it multiplies the "
+                "picture's attention and must be 0 or more."
             )
+        with named(reference.name):
+            _, (width, height) = plan_sizes(*reference.picture.size, image_size)
+        images.append(PlannedImage(reference, image_size, height // FACTOR, width // FACTOR))
+    return tuple(images)
+
+
+def _check_length(
+    encoder: EncoderPlan,
+    tokenizer: PromptTokenizer,
+    chat: TokenizedPrompt,
+    prompt: str,
+    image_size: int,
+) -> None:
+    """Raise EasyRefError where a chat and the reference tokens exceed the MLLM's context."""
+    config, num_tokens = encoder.config, encoder.checkpoint.num_tokens
+    limit, length = config.max_positions, len(chat) + num_tokens
+    if int(chat.ids.max()) >= config.vocab_size:
+        raise EasyRefError(
+            f"The tokenizer of {tokenizer.source} has token {int(chat.ids.max())}, but the MLLM "
+            f"knows only {config.vocab_size}. Choose the MLLM directory the adapter was trained "
+            "from; its tokenizer belongs to it."
+        )
+    if length <= limit:
+        return
+    count = len(chat.image_spans)
+    image_tokens = sum(end - first for first, end in chat.image_spans)
+    text = len(chat) - image_tokens
+    if image_tokens <= limit // 2:
+        raise EasyRefError(
+            f"The prompt is too long: {len(prompt):,} characters are {text:,} tokens, and with "
+            f"{count} pictures the MLLM would read {length:,} where {limit:,} is its limit. "
+            f"Shorten the prompt by {length - limit:,} tokens."
+        )
+    needed = decoder_bytes(config, length, torch.bfloat16, fused=True) / 1e9
+    fits = int((limit - text - num_tokens) / (image_tokens / count))
+    fewer = f"at most about {fits} references of these shapes, or " if fits > 0 else ""
     raise EasyRefError(
-        f"The MLLM overflowed in {str(encoder.compute_dtype).removeprefix('torch.')}. Choose bf16 "
-        "or fp32 as the loader's precision."
+        f"{count} references are {image_tokens:,} tokens at image_size {image_size}; with the "
+        f"prompt the MLLM would read {length:,} where {limit:,} is its limit (and, in bf16, about "
+        f"{needed:.1f} GB of working memory). Use {fewer}a smaller image_size."
     )

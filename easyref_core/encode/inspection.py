@@ -8,17 +8,14 @@ of what they took.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import EasyRefError
-from ..pictures.preprocessing import FACTOR, plan_sizes, preprocess
-from ..qwen2vl.prompt import PromptTokenizer
 from .encoder import EasyRefEncoder
-from .group import Reference, plan_group
-from .passes import EncodingCache, Progress, Reader, Steps
+from .group import GroupPlan
+from .passes import EncoderRun, EncodingCache, Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -60,26 +57,31 @@ class Inspection:
 @torch.no_grad()
 def inspect_references(
     encoder: EasyRefEncoder,
-    tokenizer: PromptTokenizer,
-    references: Sequence[Reference],
-    prompt: str,
+    plan: GroupPlan,
     *,
-    image_size: int | None = None,
     device: torch.device | str = "cpu",
+    progress: Progress = no_progress,
     cache: EncodingCache | None = None,
-    progress: Progress = lambda done, total: None,
 ) -> Inspection:
-    """Read a group as `encode_references` does, and say where the reference tokens looked.
+    """Encode a planned group, and measure how the reference tokens share their attention.
+
+    Args:
+        encoder, device, progress, cache: see `encode_references`.
 
     Raises:
-        EasyRefError: as `encode_references`.
+        EasyRefError: the plan is a baseline's; the MLLM gave values that are not numbers.
     """
-    plan = plan_group(encoder, tokenizer, references, prompt, image_size=image_size)
-    chat = plan.chats[0]
-    steps = Steps(len(references) + encoder.num_layers, progress)
-    reader = Reader(encoder, torch.device(device), None, cache or EncodingCache(), steps)
-    seen = [reader.see(preprocess(r.picture, plan.image_size)) for r in references]
-    attention = reader.attention(chat, seen, [r.weight for r in references])
+    if plan.aggregation != "easyref":
+        raise EasyRefError(
+            f"Aggregation {plan.aggregation!r} encodes each reference alone, so no attention is "
+            "shared between them. Plan the group with 'easyref' to inspect it."
+        )
+    (mllm_pass,) = plan.passes
+    chat, images = mllm_pass.chat, mllm_pass.images
+    total = len(images) + encoder.num_layers
+    cache = cache or EncodingCache()
+    run = EncoderRun(encoder, plan, torch.device(device), cache, progress, total)
+    attention = run.attention(mllm_pass)
     if not torch.isfinite(attention).all():
         raise EasyRefError(
             "The MLLM's attention holds values that are not numbers. Choose bf16 or fp32 as the "
@@ -87,14 +89,13 @@ def inspect_references(
         )
     columns = attention.double().mean(dim=0)  # [L + N]
     pictures = []
-    for reference, (first, end) in zip(references, chat.image_spans, strict=True):
-        _, (width, height) = plan_sizes(*reference.picture.size, plan.image_size)
-        heat = columns[first:end].unflatten(0, (height // FACTOR, width // FACTOR))
-        pictures.append(PictureShare(reference.name, float(heat.sum()), heat.float()))
-    typed = float(columns[slice(*chat.prompt_span)].sum())
+    for image, (first, end) in zip(images, chat.image_spans, strict=True):
+        heat = columns[first:end].unflatten(0, (image.rows, image.columns))
+        pictures.append(PictureShare(image.reference.name, float(heat.sum()), heat.float()))
+    prompt = float(columns[slice(*chat.prompt_span)].sum())
     tokens = float(columns[len(chat) :].sum())
-    rest = float(columns.sum()) - typed - tokens - sum(p.share for p in pictures)
-    return Inspection(tuple(pictures), typed, max(rest, 0.0), tokens)
+    rest = float(columns.sum()) - prompt - tokens - sum(p.share for p in pictures)
+    return Inspection(tuple(pictures), prompt, max(rest, 0.0), tokens)
 
 
 def report(inspection: Inspection) -> str:

@@ -1,43 +1,47 @@
-"""The MLLM's passes over one group: pictures are looked at once and remembered, then read together
-with the prompt.
-"""
+"""From a planned group to reference tokens: the MLLM's passes, with a cache for image features."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from ..pictures.preprocessing import Patches
-from ..qwen2vl.prompt import TokenizedPrompt
+from ..errors import EasyRefError
+from ..tokens.reference_tokens import ReferenceTokens
+from ..weight_file import all_finite
 from .encoder import EasyRefEncoder
+from .group import GroupPlan, MllmPass, PlannedImage
 
 Progress = Callable[[int, int], None]
 
 
-class EncodingCache:
-    """What does not change with the prompt: pictures' vision tokens and the unconditional tokens.
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
 
-    Belongs to one encoder. Keyed by the pixels themselves; holds CPU tensors, about 0.4 MB a
-    picture at real size in half precision.
+
+class EncodingCache:
+    """Image features and unconditional tokens, which do not change with the prompt.
+
+    Belongs to one encoder. Holds CPU tensors, about 0.4 MB a picture at real size in half
+    precision.
 
     Args:
-        budget: bytes that vision tokens may take. By default as many as hold every group that
-            fills the MLLM's context at real size (32,768 tokens of width 1536 in float32): of a
-            group that does not fit, each picture would be forgotten just before it is used again.
+        budget: bytes of image features. The default holds every group that fits the MLLM's context
+            at real size (32,768 tokens of width 1536 in float32): of a larger group, each picture
+            would be dropped just before it is used again.
     """
 
     def __init__(self, budget: int = 256 * 2**20) -> None:
-        self.seen = _Recent(budget)
-        self.unconditional = _Recent(8 * 2**20)
+        self.image_features = _LruCache(budget)
+        self.unconditional = _LruCache(8 * 2**20)
 
 
-class _Recent:
-    """The most recently used tensors, of so many bytes in all."""
+class _LruCache:
+    """The most recently used tensors, up to so many bytes in all."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
@@ -55,88 +59,140 @@ class _Recent:
 
 
 @dataclass
-class Steps:
-    """Counts the work and tells whoever asked."""
+class EncoderRun:
+    """One run of the encoder over a planned group.
 
-    total: int
-    report: Progress
-    done: int = 0
-
-    def __call__(self, count: int = 1) -> None:
-        self.done += count
-        self.report(self.done, self.total)
-
-
-@dataclass(frozen=True)
-class Reader:
-    """One call's encoder passes."""
+    Attributes:
+        total, done: progress steps.
+    """
 
     encoder: EasyRefEncoder
+    plan: GroupPlan
     device: torch.device
-    insert_before: int | None
     cache: EncodingCache
-    steps: Steps
+    progress: Progress
+    total: int
+    done: int = 0
 
-    def see(self, patches: Patches) -> torch.Tensor:
-        """One picture's vision tokens [n, hidden] on the device."""
-        key = _pixel_key(patches)
-        seen = self.cache.seen.get(key)
-        if seen is None:
-            seen = self.encoder.see(patches, self.device)
-            self.cache.seen.put(key, seen.cpu())
-        self.steps()
-        return seen.to(self.device)
+    def step(self, count: int = 1) -> None:
+        self.done += count
+        self.progress(self.done, self.total)
 
-    def tokens(
-        self, plan: TokenizedPrompt, pictures: Sequence[torch.Tensor], weights: Sequence[float]
-    ) -> torch.Tensor:
-        """Reference tokens [1, N, W] of one reading, float32 on the CPU."""
-        states = self.encoder.reference_states(
-            self.encoder.embed(plan, pictures, self.device),
-            insert_before=self.insert_before,
-            column_bias=_bias(plan, weights, self.device),
-            on_step=self.steps,
-        )
+    def image_features(self, image: PlannedImage) -> torch.Tensor:
+        """[tokens, hidden] on the device."""
+        features = self.cache.image_features.get(image.key)
+        if features is None:
+            features = self.encoder.encode_image(image.patches(), self.device)
+            self.cache.image_features.put(image.key, features.cpu())
+        self.step()
+        return features.to(self.device)
+
+    def tokens(self, mllm_pass: MllmPass) -> torch.Tensor:
+        """Reference tokens [1, N, W] of one pass, float32 on the CPU."""
+        states = self.encoder.reference_states(**self._inputs(mllm_pass))
         return self.encoder.project(states).float().cpu()
 
-    def attention(
-        self, plan: TokenizedPrompt, pictures: Sequence[torch.Tensor], weights: Sequence[float]
-    ) -> torch.Tensor:
-        """How the reference tokens share their attention [N, L + N] in one reading, on the CPU."""
-        return self.encoder.reference_attention(
-            self.encoder.embed(plan, pictures, self.device),
-            insert_before=self.insert_before,
-            column_bias=_bias(plan, weights, self.device),
-            on_step=self.steps,
-        ).cpu()
+    def attention(self, mllm_pass: MllmPass) -> torch.Tensor:
+        """How the reference tokens of one pass share their attention: [N, L + N] on the CPU."""
+        return self.encoder.reference_attention(**self._inputs(mllm_pass)).cpu()
 
-    def unconditional(
-        self, plan: TokenizedPrompt, pictures: Sequence[Patches], weights: Sequence[float]
-    ) -> torch.Tensor:
-        """Tokens of pictures without a prompt; the same for every group."""
-        key = f"unconditional {self.insert_before} {[*map(float, weights)]}".encode()
-        key += b"".join(map(_pixel_key, pictures))
+    def unconditional_tokens(self) -> torch.Tensor:
+        """Reference tokens [1, N, W] of the negatives; the same for every group and prompt."""
+        mllm_pass, key = self.plan.unconditional, self.plan.unconditional_key
         tokens = self.cache.unconditional.get(key)
-        if tokens is not None:
-            self.steps(len(pictures) + self.encoder.num_layers)
-            return tokens
-        tokens = self.tokens(plan, [self.see(picture) for picture in pictures], weights)
-        self.cache.unconditional.put(key, tokens)
+        if tokens is None:
+            tokens = self.tokens(mllm_pass)
+            self.cache.unconditional.put(key, tokens)
+        else:
+            self.step(self.total - self.done)
         return tokens
 
+    def _inputs(self, mllm_pass: MllmPass) -> dict[str, Any]:
+        """Of `EasyRefEncoder.reference_states`."""
+        features = [self.image_features(image) for image in mllm_pass.images]
+        return {
+            "embeds": self.encoder.embed(mllm_pass.chat, features, self.device),
+            "insert_before": self.plan.insert_before,
+            "column_bias": _attention_bias(mllm_pass, self.device),
+            "on_step": self.step,
+        }
 
-def _pixel_key(patches: Patches) -> bytes:
-    shape = f"{patches.rows}x{patches.columns}".encode()
-    return hashlib.sha256(shape + patches.pixels.numpy().tobytes()).digest()
+
+@torch.no_grad()
+def encode_references(
+    encoder: EasyRefEncoder,
+    plan: GroupPlan,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress = no_progress,
+    cache: EncodingCache | None = None,
+) -> ReferenceTokens:
+    """Encode a planned group into reference tokens.
+
+    Args:
+        encoder: as planned, on `device`.
+        progress: called with (steps done, steps in all) after each picture and each layer; may
+            raise to stop.
+        cache: of this encoder.
+
+    Returns:
+        Tokens [1, N, W], or [1, N * pictures, W] for `concatenate` (whose unconditional tokens
+        are repeated as often, which leaves attention to them unchanged).
+
+    Raises:
+        EasyRefError: the MLLM gave values that are not numbers.
+    """
+    cache = cache or EncodingCache()
+    run = EncoderRun(encoder, plan, torch.device(device), cache, progress, plan.steps)
+    cond = _aggregated([run.tokens(mllm_pass) for mllm_pass in plan.passes], plan)
+    uncond = run.unconditional_tokens()
+    for tokens in (cond, uncond):
+        _check_finite(tokens, encoder)
+    return ReferenceTokens(
+        cond=cond,
+        uncond=uncond.repeat(1, cond.shape[1] // uncond.shape[1], 1),
+        adapter=plan.encoder.checkpoint.identity,
+        adapter_name=plan.encoder.checkpoint.name,
+        prompt=plan.prompt,
+        num_references=len(plan.references),
+        aggregation=plan.aggregation,
+    )
 
 
-def _bias(
-    plan: TokenizedPrompt, weights: Sequence[float], device: torch.device
-) -> torch.Tensor | None:
-    """[L] logarithms of the weights on each picture's columns; None when all are 1."""
-    if all(w == 1.0 for w in weights):
+def _aggregated(tokens: list[torch.Tensor], plan: GroupPlan) -> torch.Tensor:
+    """Tokens [1, N, W] of each pass to the group's. A baseline weighs whole pictures."""
+    if plan.aggregation == "easyref":
+        return tokens[0]
+    weights = [reference.weight for reference in plan.references]
+    if plan.aggregation == "concatenate":
+        return torch.cat([t for t, w in zip(tokens, weights, strict=True) if w > 0], dim=1)
+    if len(set(weights)) == 1:
+        return torch.stack(tokens).mean(dim=0)
+    scale = torch.tensor(weights) / sum(weights)
+    return (torch.stack(tokens) * scale[:, None, None, None]).sum(dim=0)
+
+
+def _attention_bias(mllm_pass: MllmPass, device: torch.device) -> torch.Tensor | None:
+    """[L] logarithms of the weights at each picture's positions; None when all are 1."""
+    if all(weight == 1.0 for weight in mllm_pass.weights):
         return None
-    bias = torch.zeros(len(plan), device=device)
-    for (first, end), weight in zip(plan.image_spans, weights, strict=True):
+    bias = torch.zeros(len(mllm_pass.chat), device=device)
+    for (first, end), weight in zip(mllm_pass.chat.image_spans, mllm_pass.weights, strict=True):
         bias[first:end] = math.log(weight) if weight > 0 else float("-inf")
     return bias
+
+
+def _check_finite(tokens: torch.Tensor, encoder: EasyRefEncoder) -> None:
+    """Raise EasyRefError where tokens are not numbers; a damaged weight is named."""
+    if torch.isfinite(tokens).all():
+        return
+    for name, weight in encoder.state_dict().items():
+        if not all_finite(weight):
+            raise EasyRefError(
+                f"The encoder's weight {name} holds values that are not numbers (NaN or "
+                "infinite). The file is damaged; download it again."
+            )
+    raise EasyRefError(
+        f"The MLLM overflowed in {str(encoder.compute_dtype).removeprefix('torch.')}. Choose bf16 "
+        "or fp32 as the loader's precision."
+    )

@@ -38,15 +38,6 @@ class EncoderPlan:
     directory: Path | None
     sources: Mapping[str, Source]
 
-    @property
-    def num_tokens(self) -> int:
-        return self.checkpoint.num_tokens
-
-    @property
-    def image_size(self) -> int:
-        """At which references were read in training."""
-        return self.checkpoint.image_size
-
     def build(
         self,
         *,
@@ -76,7 +67,6 @@ class EncoderPlan:
             self.checkpoint.final_layers,
             operations=operations,
             compute_dtype=compute_dtype,
-            image_size=self.checkpoint.image_size,
             device="meta",
             dtype=dtype,
         )

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..attention_kernels import attend_of
 from .config import MllmConfig
-from .kernels import attend_of
 
 Rope = tuple[torch.Tensor, torch.Tensor]
 

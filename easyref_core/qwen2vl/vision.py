@@ -2,7 +2,7 @@
 
 Source: Qwen2-VL (arXiv 2409.12191, section 2.1) and its Hugging Face weights, whose names are
 kept. `operations` supplies Linear and LayerNorm (`torch.nn`, or ComfyUI's casting ones), and
-attention if it has one (`kernels.attend_of`).
+attention if it has one (`attention_kernels.attend_of`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..attention_kernels import attend_of
 from .config import VisionConfig
-from .kernels import attend_of
 
 
 class VisionAttention(nn.Module):

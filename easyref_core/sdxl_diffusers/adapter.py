@@ -16,7 +16,7 @@ from torch import nn
 from ..adapter.checkpoint import AdapterCheckpoint
 from ..adapter.key_values import check_model_layers, check_tokens, read_finite
 from ..errors import EasyRefError
-from ..tokens.tokens import ReferenceTokens
+from ..tokens.reference_tokens import ReferenceTokens
 from .processors import (
     PROJECTIONS,
     Attachment,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..errors import EasyRefError
-from .tokens import ReferenceTokens, describe, join_prompts
+from .reference_tokens import ReferenceTokens, describe, join_prompts
 
 CONCATENATE, AVERAGE, WEIGHTED, ADD, SUBTRACT, AVOID = METHODS = (
     "concatenate",
@@ -28,7 +28,7 @@ WEIGHING = (WEIGHTED, ADD, SUBTRACT)
 
 
 @dataclass(frozen=True)
-class Part:
+class WeightedTokens:
     """One group's tokens.
 
     Attributes:
@@ -41,7 +41,7 @@ class Part:
     name: str = "the tokens"
 
 
-def combine_tokens(parts: Sequence[Part], method: str) -> ReferenceTokens:
+def combine_tokens(parts: Sequence[WeightedTokens], method: str) -> ReferenceTokens:
     """One set of tokens of two or more groups.
 
     `cond` is, of tokens t and weights w:
@@ -141,7 +141,7 @@ def _all_equal(tensors: Sequence[torch.Tensor]) -> bool:
     return all(torch.equal(tensors[0], other) for other in tensors[1:])
 
 
-def _check(parts: Sequence[Part], method: str) -> None:
+def _check(parts: Sequence[WeightedTokens], method: str) -> None:
     if method not in METHODS:
         raise EasyRefError(
             f"There is no method {method!r} of combining tokens. Choose one of "
@@ -185,7 +185,7 @@ def _check(parts: Sequence[Part], method: str) -> None:
         )
 
 
-def _same_batch(parts: Sequence[Part]) -> list[Part]:
+def _same_batch(parts: Sequence[WeightedTokens]) -> list[WeightedTokens]:
     """Every part with as many groups: one group serves all latents."""
     largest = max(parts, key=lambda part: part.tokens.batch)
     batch = largest.tokens.batch

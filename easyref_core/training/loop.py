@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-from ..errors import EasyRefError, OutOfMemoryError
+from ..errors import EasyRefError
 from ..files import check_place
 from ..files import writing as writing_to
 from .base import Base, TensorCache, fingerprint, load_base
@@ -85,7 +85,7 @@ def train(
     try:
         return run.go(on_step)
     except torch.cuda.OutOfMemoryError as error:
-        raise OutOfMemoryError(
+        raise EasyRefError(
             f"The GPU has not enough memory ({str(error).splitlines()[0]}). {SMALLER}"
         ) from error
 

@@ -101,7 +101,7 @@ class TrainedModel(nn.Module):
         """Tokens [B, N, W] of groups that are each read together."""
         device = self.encoder.mllm_final_layer.reference_tokens.device
         everything = [picture for group in references for picture in group]
-        seen = iter(self.encoder.see_all(everything, device))
+        seen = iter(self.encoder.encode_images(everything, device))
         embeds = []
         for group, caption in zip(references, captions, strict=True):
             pictures = [next(seen) for _ in group]

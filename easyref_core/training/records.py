@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import EasyRefError
-from ..pictures.files import open_picture
+from ..pictures.loading import open_picture
 
 _PICTURES = {"png", "jpg", "jpeg", "webp", "bmp"}
 

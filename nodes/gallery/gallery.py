@@ -14,7 +14,6 @@ from PIL import Image
 
 from ...easyref_core.encode.group import Reference
 from ...easyref_core.errors import EasyRefError
-from ...easyref_core.pictures.files import decoding, open_picture, to_rgb, upright
 from ...easyref_core.pictures.gallery import (
     Crop,
     GalleryPicture,
@@ -22,6 +21,7 @@ from ...easyref_core.pictures.gallery import (
     crop_pixels,
     parse_gallery,
 )
+from ...easyref_core.pictures.loading import decoding, open_picture, to_rgb, upright
 
 PICTURE_FILES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 MAX_LISTED = 500

@@ -14,7 +14,7 @@ import comfy.model_management as mm
 import comfy.ops
 import torch
 
-from ...easyref_core.qwen2vl import kernels
+from ...easyref_core import attention_kernels as kernels
 
 Attention = Callable[..., torch.Tensor]
 

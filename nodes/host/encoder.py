@@ -17,14 +17,13 @@ from comfy.cli_args import args
 
 from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
 from ...easyref_core.encode.encoder import EasyRefEncoder
-from ...easyref_core.encode.group import GroupPlan, Reference, encode_references, plan_group
+from ...easyref_core.encode.group import GroupPlan, Reference, plan_group
 from ...easyref_core.encode.inspection import Inspection, inspect_references
-from ...easyref_core.encode.passes import EncodingCache
+from ...easyref_core.encode.passes import EncodingCache, encode_references
 from ...easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
-from ...easyref_core.errors import OutOfMemoryError
-from ...easyref_core.qwen2vl.limits import working_bytes
+from ...easyref_core.errors import EasyRefError
 from ...easyref_core.qwen2vl.prompt import PromptTokenizer
-from ...easyref_core.tokens.tokens import ReferenceTokens
+from ...easyref_core.tokens.reference_tokens import ReferenceTokens
 from .attention import MllmOperations, mllm_is_fused
 from .folders import bundled_tokenizer
 from .out_of_memory import lack_of_memory
@@ -63,6 +62,7 @@ class HostedEncoder:
         self._lock = threading.Lock()
         self._cache = EncodingCache()
         self._tokenizer: PromptTokenizer | None = None
+        self._encoder_plan: EncoderPlan | None = None  # of the patcher's encoder
         self._patcher: comfy.model_patcher.ModelPatcher | None = None
 
     @property
@@ -89,55 +89,39 @@ class HostedEncoder:
             negatives: pictures to avoid; none for the official black picture.
 
         Raises:
-            EasyRefError: see `encode_references` and `plan_encoder`.
-            OutOfMemoryError: the device has no room; everything is unloaded then.
+            EasyRefError: see `encode_references` and `plan_encoder`; the device has no room, and
+                everything is unloaded then.
         """
-
-        def encode() -> ReferenceTokens:
-            settings: dict[str, Any] = {
-                "aggregation": aggregation,
-                "image_size": image_size,
-                "negatives": negatives,
-            }
-            encoder, tokenizer = self._ready(references, prompt, **settings)
-            return encode_references(
-                encoder,
-                tokenizer,
-                references,
-                prompt,
-                adapter=self.checkpoint.identity,
-                adapter_name=self.checkpoint.name,
-                **settings,
-                device=self._patcher.load_device,
-                cache=self._cache,
-                progress=_progress(),
-            )
-
-        return self._with_room(len(references) + len(negatives), encode)
+        settings = {"aggregation": aggregation, "image_size": image_size, "negatives": negatives}
+        return self._run(encode_references, references, prompt, **settings)
 
     def inspect(self, references: Sequence[Reference], prompt: str, image_size: int) -> Inspection:
         """Say where the reference tokens of a group look; as `encode` otherwise."""
+        return self._run(inspect_references, references, prompt, image_size=image_size)
 
-        def inspect() -> Inspection:
-            encoder, tokenizer = self._ready(references, prompt, image_size=image_size)
-            return inspect_references(
-                encoder,
-                tokenizer,
-                references,
-                prompt,
-                image_size=image_size,
-                device=self._patcher.load_device,
-                cache=self._cache,
-                progress=_progress(),
-            )
+    def _run(
+        self,
+        work: Callable[..., Result],
+        references: Sequence[Reference],
+        prompt: str,
+        **settings: Any,
+    ) -> Result:
+        """Run one job at a time; where memory runs out, free all of it and say so.
 
-        return self._with_room(len(references), inspect)
-
-    def _with_room(self, references: int, work: Callable[[], Result]) -> Result:
-        """Run one job at a time; where memory runs out, free all of it and say so."""
+        Args:
+            work: `encode_references` or `inspect_references`.
+            settings: those of `plan_group`.
+        """
         with self._lock:
             try:
-                return work()
+                plan = self._plan_group(references, prompt, **settings)
+                return work(
+                    self._load(plan),
+                    plan,
+                    device=self._patcher.load_device,
+                    progress=_progress(),
+                    cache=self._cache,
+                )
             except Exception as error:
                 failed = lack_of_memory(error)
                 if failed is None:
@@ -146,28 +130,31 @@ class HostedEncoder:
             self._patcher = None
             mm.unload_all_models()
             mm.soft_empty_cache()
-            raise OutOfMemoryError(
-                f"Not enough memory to read {references} references with the MLLM "
+            count = len(references) + len(settings.get("negatives", ()))
+            raise EasyRefError(
+                f"Not enough memory to read {count} references with the MLLM "
                 f"({failed}). Everything was unloaded; the graph can be queued "
                 "again. Use fewer references, a smaller image_size, or bf16 in EasyRef Loader."
             )
 
-    def _ready(
+    def _plan_group(
         self, references: Sequence[Reference], prompt: str, **settings: Any
-    ) -> tuple[EasyRefEncoder, PromptTokenizer]:
-        """The encoder, on its device, with room to read this group; weights are only read for a
-        group that can be encoded. Settings are those of `plan_group`.
-        """
+    ) -> GroupPlan:
+        """Plan a group; weights are only read for one that can be encoded."""
         if self._tokenizer is None:
             self._tokenizer = PromptTokenizer.from_directory(self._directory or bundled_tokenizer())
-        sizes = self.plan() if self._patcher is None else self._patcher.model
-        plan = plan_group(sizes, self._tokenizer, references, prompt, **settings)
         if self._patcher is None:
-            self._patcher = load_encoder(self.plan(), self._precision)
+            self._encoder_plan = self.plan()
+        return plan_group(self._encoder_plan, self._tokenizer, references, prompt, **settings)
+
+    def _load(self, plan: GroupPlan) -> EasyRefEncoder:
+        """The encoder, on its device, with room to encode this group."""
+        if self._patcher is None:
+            self._patcher = load_encoder(plan.encoder, self._precision)
         encoder: EasyRefEncoder = self._patcher.model
         needed = _working_bytes(encoder, plan, self._patcher.load_device)
         mm.load_models_gpu([self._patcher], memory_required=needed)
-        return encoder, self._tokenizer
+        return encoder
 
 
 def load_encoder(
@@ -244,7 +231,6 @@ def _working_bytes(encoder: EasyRefEncoder, plan: GroupPlan, device: torch.devic
     config, compute = encoder.config, encoder.compute_dtype
     vision_head = config.vision.embed_dim // config.vision.num_heads
     fused = mllm_is_fused(device, compute, (vision_head, config.head_dim))
-    length = plan.longest + encoder.num_tokens
     converted = (
         weight.numel() * compute.itemsize
         for module in encoder.modules()
@@ -253,9 +239,7 @@ def _working_bytes(encoder: EasyRefEncoder, plan: GroupPlan, device: torch.devic
         if weight.dtype != compute
         and not (isinstance(module, torch.nn.Embedding) and weight.itemsize == 2)
     )
-    return max(converted, default=0) + working_bytes(
-        config, plan.picture_tokens, length, compute, fused
-    )
+    return max(converted, default=0) + plan.working_bytes(compute, fused)
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -1,1 +1,20 @@
-"""What happens while a sampler runs: run, model call, layer."""
+"""What happens while a sampler runs: run, model call, layer.
+
+    EasyRef Apply, Region, Set Conditioning
+      |  Effect (weights.py, masks.py): reference tokens, and the weights with which they act
+      v
+    patch.py: ReferencePatch, one Apply node on a model; ComfyUI calls its wrappers
+      |
+      v  once a run: OUTER_SAMPLE, PREPARE_SAMPLING, then CALC_COND_BATCH once a step
+    run.py, conditionings.py: which conditionings, which references
+      |  CondRows: the rows of one conditioning: negative?, area, tokens that it carries
+      v  once a model call: APPLY_MODEL
+    batch_rows.py, model_call.py: which rows, which noise level, which weights
+      |  EffectOnRows: an effect, its rows, their scale, K and V from host/key_value_cache.py
+      v  once a layer: patches_replace["attn2"]
+    layer.py: q, K and V, mask, add
+         ReferenceShare -> easyref_core/adapter/attention.py: out = text + scale * attention
+
+Everything is immutable or belongs to one run or one model call, so that several runs and several
+GPUs' threads never share state.
+"""

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ...easyref_core.errors import EasyRefError
-from .frames import Frames
-from .run_info import Area
+from .batch_rows import BatchSlice, LayerGrid
+from .weights import PositionWeights, Weight
 
 
-@dataclass(frozen=True, eq=False)
-class Spots:
-    """Where one mask is not black at an attention layer.
+class Mask(Weight):
+    """A mask over the whole picture, of any size, one for all latents or one for each.
 
-    Attributes:
-        positions: [P] of the layer's T positions, None for all of them.
-        values: [1, P, 1], the mask there.
-    """
-
-    positions: torch.Tensor | None
-    values: torch.Tensor
-
-    @property
-    def count(self) -> int:
-        return self.values.shape[1]
-
-
-class Mask:
-    """A mask [1 or B, H, W], or with one channel, in 0..1 over the whole picture, of any size.
+    Args:
+        pixels: [H, W], [B, H, W] or [B, 1, H, W] in 0..1.
 
     Raises:
-        EasyRefError: wrong shape or values that are not numbers.
+        EasyRefError: wrong shape, or values that are not finite.
     """
+
+    by_position = True
 
     def __init__(self, pixels: torch.Tensor) -> None:
         if pixels.ndim == 2:
@@ -52,17 +39,19 @@ class Mask:
                 "The mask holds values that are not numbers. Check where it is made."
             )
         self._pixels = pixels.detach().float().clamp(0, 1)
-        self.empty = not bool(self._pixels.any())
+        self._is_zero = not bool(self._pixels.any())
         # Filled with results that depend on the key alone; losing a race costs only time.
-        self._made: dict[tuple[Any, ...], torch.Tensor] = {}
-        self._spots: dict[tuple[Any, ...], Spots] = {}
+        self._resized: dict[tuple[Any, ...], PositionWeights] = {}
+
+    @property
+    def is_zero(self) -> bool:
+        return self._is_zero
 
     @property
     def batch(self) -> int:
         return self._pixels.shape[0]
 
-    def check(self, latents: int) -> None:
-        """Raise EasyRefError unless there is one mask, or one for each of the latents."""
+    def check_batch(self, latents: int) -> None:
         if self.batch not in (1, latents):
             raise EasyRefError(
                 f"The mask has a batch of {self.batch}, but there are {latents} latents. Use one "
@@ -86,68 +75,29 @@ class Mask:
         grown = (F.interpolate(mask, size, mode="nearest-exact") for mask in (first, second))
         return Mask(torch.mul(*grown)[:, 0])
 
-    def at(
-        self,
-        height: int,
-        width: int,
-        whole: tuple[int, int],
-        area: Area | None,
-        frames: Frames,
-        like: torch.Tensor,
-    ) -> torch.Tensor:
-        """The mask at an attention layer.
+    def at_positions(
+        self, grid: LayerGrid, batch: BatchSlice, like: torch.Tensor
+    ) -> PositionWeights:
+        """See `Weight`. One mask for all latents leaves out the positions where it is black."""
+        key = (grid, like.device, like.dtype)
+        if key not in self._resized:
+            self._resized[key] = self._resize_to(grid, like)
+        resized = self._resized[key]
+        return resized if self.batch == 1 else PositionWeights(batch.select(resized.values))
 
-        Args:
-            height, width: of the layer.
-            whole: (height, width) of the whole latent.
-            area: the part of the latent that the layer covers, None for all.
-            frames: whose masks are wanted.
-            like: gives device and dtype.
-
-        Returns:
-            [frames.count, height * width, 1]
-
-        Raises:
-            EasyRefError: the mask's batch is neither 1 nor `frames.total`.
-        """
-        self.check(frames.total)
-        key = (height, width, whole, area, like.device, like.dtype)
-        if key not in self._made:
-            self._made[key] = self._shrink(height, width, whole, area).to(like)
-        return frames.pick(self._made[key])
-
-    def spots(
-        self,
-        height: int,
-        width: int,
-        whole: tuple[int, int],
-        area: Area | None,
-        like: torch.Tensor,
-    ) -> Spots:
-        """Where a mask for all latents is not black at an attention layer; arguments as for `at`.
-
-        Found on the mask's own device and kept, so that a step does not wait for it.
-        """
-        key = (height, width, whole, area, like.device, like.dtype)
-        if key not in self._spots:
-            values = self._shrink(height, width, whole, area)[:1]
-            found = values.flatten().nonzero().flatten()
-            if found.shape[0] == values.shape[1]:
-                self._spots[key] = Spots(None, values.to(like))
-            else:
-                self._spots[key] = Spots(found.to(like.device), values[:, found].to(like))
-        return self._spots[key]
-
-    def _shrink(
-        self, height: int, width: int, whole: tuple[int, int], area: Area | None
-    ) -> torch.Tensor:
-        """[B, height * width, 1]"""
+    def _resize_to(self, grid: LayerGrid, like: torch.Tensor) -> PositionWeights:
+        """For all latents, with values [B, P, 1]. The positions are found on the mask's own
+        device, so that a step does not wait for another."""
         mask = self._pixels[:, None]
-        if area is not None:
-            mask = _resize(mask, *whole)
-            tall, wide, top, left = area
-            mask = mask[:, :, top : top + tall, left : left + wide]
-        return _resize(mask, height, width).flatten(1)[..., None]
+        if grid.area is not None:
+            height, width, top, left = grid.area
+            mask = _resize(mask, *grid.latent)[:, :, top : top + height, left : left + width]
+        values = _resize(mask, *grid.size).flatten(1)[..., None]
+        if self.batch == 1:
+            positions = values.flatten().nonzero().flatten()
+            if positions.shape[0] < values.shape[1]:
+                return PositionWeights(values[:, positions].to(like), positions.to(like.device))
+        return PositionWeights(values.to(like))
 
 
 def _resize(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:

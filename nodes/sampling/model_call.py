@@ -1,127 +1,196 @@
-"""Which reference tokens act on which rows and positions of one model call."""
+"""One model call: which effects act on which rows, with which scale at this noise level."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
 
 import torch
 
-from ...easyref_core.adapter.attention import ReferenceShare
 from ...easyref_core.adapter.key_values import TokenKeyValues
 from ...easyref_core.errors import EasyRefError
-from .frames import Frames
-from .parts import Part, Settings
-from .run_info import Chunk
+from .batch_rows import (
+    Area,
+    BatchSlice,
+    LayerGrid,
+    Size,
+    batch_slice,
+    is_tile,
+    row_counts,
+    tile_count,
+)
+from .conditionings import COND_BATCH, CondBatch, CondRows
+from .weights import Effect, Scale
 
-Lane = list[tuple[Part, bool] | None]
-"""For each chunk of a call the part that acts on it, and whether by its unconditional half."""
-
-Scale = float | torch.Tensor
+Assignment = tuple[Effect, bool] | None
+"""What acts on one conditioning's rows, and whether with the unconditional half of its tokens."""
 
 
 @dataclass(frozen=True, eq=False)
-class Share:
-    """One part on a run of neighbouring rows.
+class EffectOnRows:
+    """One effect on neighbouring rows.
 
     Attributes:
-        chunks: whose rows they are.
-        unconditional: which half of the tokens each chunk gets.
+        unconditional: for each conditioning of the rows, which half of the tokens it gets.
         rows: of the call.
-        frames: latents of a chunk.
-        rate: weight of the rows with window and curves: a number, or [rows, 1, 1].
-        key_values: of the part's tokens.
+        batch: latents of each conditioning.
+        area: of the rows, where the effect depends on it.
+        scale: of the rows at their noise level: a number, or [rows, 1, 1].
+        key_values: of the effect's tokens.
     """
 
-    part: Part
-    chunks: tuple[Chunk, ...]
+    effect: Effect
     unconditional: tuple[bool, ...]
     rows: slice
-    frames: Frames
-    rate: Scale
+    batch: BatchSlice
+    area: Area | None
+    scale: Scale
     key_values: TokenKeyValues
 
-    def select(self, both: torch.Tensor) -> torch.Tensor:
-        """[2 * groups, N, C], conditional groups first -> one group a row [rows, N, C]."""
+    def per_row(self, both: torch.Tensor) -> torch.Tensor:
+        """Keys or values [2 * groups, N, C], conditional groups first -> [rows, N, C]."""
         groups = self.key_values.batch
-        parts = []
-        for unconditional in self.unconditional:
-            first = groups if unconditional else 0
-            parts.append(self.frames.pick(both[first : first + groups]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        halves = [
+            both[groups:] if unconditional else both[:groups]
+            for unconditional in self.unconditional
+        ]
+        rows = [self.batch.select(half) for half in halves]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
-    def strength(
-        self, group: str, height: int, width: int, whole: tuple[int, int], like: torch.Tensor
+    def at_layer(
+        self, group: str, size: Size, latent: Size, like: torch.Tensor
     ) -> tuple[Scale, torch.Tensor | None] | None:
-        """(scale, positions) at the layers of a group and of one resolution, None for nowhere.
+        """(scale, positions) at the layers of a group and of one size, None for nowhere.
 
-        The scale is a number or broadcasts to [rows, P, 1]; positions [P], None for all.
+        The scale is a number or broadcasts to [rows, P, 1]; positions are [P], None for all.
         """
-        settings = self.part.settings
-        factor = settings.layer_weights.of(group)
+        factor = self.effect.at_layers(group)
         if factor == 0:
             return None
-        rate = self.rate if factor == 1 else self.rate * factor
-        mask = settings.mask
-        if mask is None:
-            return rate, None
-        if mask.batch == 1:
-            spots = mask.spots(height, width, whole, self.chunks[0].area, like)
-            return (spots.values * rate, spots.positions) if spots.count else None
-        masks = [mask.at(height, width, whole, c.area, self.frames, like) for c in self.chunks]
-        return torch.cat(masks) * rate, None
+        scale = self.scale if factor == 1 else self.scale * factor
+        found = self.effect.at_positions(LayerGrid(size, latent, self.area), self.batch, like)
+        if found is None:
+            return scale, None
+        values = found.values
+        if values.shape[1] == 0:
+            return None
+        if values.shape[0] > 1:
+            values = values.repeat(len(self.unconditional), 1, 1)
+        return values * scale, found.positions
 
 
-def shares_of_lane(
-    lane: Lane,
-    chunks: Sequence[Chunk],
-    frames: Frames,
-    rate: Callable[[Settings], Scale],
-    key_values: Callable[[Part], TokenKeyValues],
-) -> list[Share]:
-    """A lane cut into runs of chunks that can be attended together.
+@dataclass(frozen=True, eq=False)
+class ModelCall:
+    """What is added in one model call.
+
+    Attributes:
+        rows: of the call.
+        conditionings: among which the rows are divided.
+        size: of the call's latents.
+        latent: size of the whole latent.
+        normalise: scales that overlap are divided down to a sum of 1.
+    """
+
+    effects: Sequence[EffectOnRows]
+    rows: int
+    conditionings: int
+    size: Size
+    latent: Size
+    normalise: bool
+
+
+def plan_model_call(
+    conditionings: Sequence[CondRows],
+    assignments: Sequence[Sequence[Assignment]],
+    x: torch.Tensor,
+    text: torch.Tensor | None,
+    options: Mapping[str, Any],
+    normalise: bool,
+    scale_per_row: Callable[[Effect], Scale],
+    key_values: Callable[[Effect], TokenKeyValues],
+) -> ModelCall | None:
+    """What is added in a model call, None for nothing.
 
     Args:
-        rate: the rate of settings for all rows of the call.
+        conditionings: as ComfyUI notes them.
+        assignments: lists of one for each conditioning; what several lists hold adds up.
+        x: [rows, C, H, W] latents.
+        text: [rows, L, W] text states.
+        options: ComfyUI's transformer options.
+        normalise: see `ModelCall`.
+        scale_per_row: the scale of an effect on all rows of the call.
 
     Raises:
-        EasyRefError: a batch of tokens or masks that is not the latents'.
+        EasyRefError: tokens or masks for a batch of another size.
     """
-    shares: list[Share] = []
-    start, each = 0, frames.count
-    while start < len(chunks):
-        first, end = lane[start], start + 1
-        while end < len(chunks) and _together(lane, chunks, start, end):
-            end += 1
-        if first is not None:
-            part = first[0]
-            if part.settings.mask is not None:
-                part.settings.mask.check(frames.total)
-            rows = slice(start * each, end * each)
-            every = rate(part.settings)
-            made = key_values(part)
-            _check_groups(made.batch, frames.total)
-            shares.append(
-                Share(
-                    part,
-                    tuple(chunks[start:end]),
-                    tuple(one[1] for one in lane[start:end] if one is not None),
-                    rows,
-                    frames,
-                    every[rows] if isinstance(every, torch.Tensor) else every,
-                    made,
-                )
-            )
-        start = end
-    return shares
+    assignments = [assigned for assigned in assignments if any(assigned)]
+    if not assignments:
+        return None
+    rows, size = x.shape[0], (x.shape[-2], x.shape[-1])
+    known: CondBatch | None = options.get(COND_BATCH)
+    latent = known.latent if known is not None else size
+    counts = row_counts(options, known.latents if known is not None else None)
+    tiles = tile_count(rows, len(conditionings), counts, text)
+    if not tiles:
+        warn_of_rows(rows, len(conditionings) * (counts or [1])[0], len(conditionings))
+        return None
+    if is_tile(size, latent, (cond.area for cond in conditionings)):
+        assignments = _without_position(assignments, latent)
+    conditionings = [*conditionings] * tiles
+    batch = batch_slice(options, rows // len(conditionings))
+    effects = [
+        effect
+        for assigned in assignments
+        for effect in _on_rows([*assigned] * tiles, conditionings, batch, scale_per_row, key_values)
+    ]
+    return ModelCall(effects, rows, len(conditionings), size, latent, normalise)
 
 
-def _together(lane: Lane, chunks: Sequence[Chunk], start: int, other: int) -> bool:
-    first, second = lane[start], lane[other]
-    if first is None or second is None:
-        return first is second
-    masked = first[0].settings.mask is not None
-    return first[0] is second[0] and not (masked and chunks[start].area != chunks[other].area)
+def _on_rows(
+    assigned: Sequence[Assignment],
+    conditionings: Sequence[CondRows],
+    batch: BatchSlice,
+    scale_per_row: Callable[[Effect], Scale],
+    key_values: Callable[[Effect], TokenKeyValues],
+) -> Iterator[EffectOnRows]:
+    """Group consecutive cond/uncond rows with the same effect into one attention call."""
+
+    def same_attention(number: int) -> tuple[Effect, Area | None] | None:
+        assignment = assigned[number]
+        if assignment is None:
+            return None
+        effect, _ = assignment
+        return effect, conditionings[number].area if effect.by_position else None
+
+    for shared, group in groupby(range(len(conditionings)), same_attention):
+        if shared is None:
+            continue
+        (effect, area), numbers = shared, list(group)
+        for weight in effect.weights:
+            weight.check_batch(batch.total)
+        rows = slice(numbers[0] * batch.count, (numbers[-1] + 1) * batch.count)
+        unconditional = tuple(assigned[number][1] for number in numbers)
+        scale, projected = scale_per_row(effect), key_values(effect)
+        _check_groups(projected.batch, batch.total)
+        if isinstance(scale, torch.Tensor):
+            scale = scale[rows]
+        yield EffectOnRows(effect, unconditional, rows, batch, area, scale, projected)
+
+
+def _without_position(
+    assignments: Sequence[Sequence[Assignment]], latent: Size
+) -> list[list[Assignment]]:
+    """Without effects that depend on the position: nothing says where in the picture a tile is."""
+    kept = [
+        [a if a and not a[0].by_position else None for a in assigned] for assigned in assignments
+    ]
+    if kept != [list(assigned) for assigned in assignments]:
+        _warn_of_tiles(latent)
+    return [assigned for assigned in kept if any(assigned)]
 
 
 def _check_groups(groups: int, latents: int) -> None:
@@ -132,78 +201,22 @@ def _check_groups(groups: int, latents: int) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class ModelCall:
-    """What all layers of one model call share.
+@lru_cache(maxsize=8)
+def warn_of_rows(found: int, rows: int, conditionings: int) -> None:
+    """Once for each case."""
+    logging.warning(
+        "EasyRef: another node changed the batch (%d rows, where %d are expected for %d "
+        "conditionings), so references cannot be told apart there and are left out.",
+        found,
+        rows,
+        conditionings,
+    )
 
-    Attributes:
-        rows: of the call.
-        conditionings: chunks of rows.
-        latent: (height, width) of its latents.
-        whole: (height, width) of the latent that they were cut from.
-        normalise: weights that overlap are scaled down to a sum of 1.
-    """
 
-    shares: Sequence[Share]
-    rows: int
-    conditionings: int
-    latent: tuple[int, int]
-    whole: tuple[int, int]
-    normalise: bool
-    # Layers of one group and resolution share these; a call runs its layers one after the other.
-    _strengths: dict[
-        tuple[str, int, int, torch.dtype], list[tuple[Share, Scale, torch.Tensor | None]]
-    ] = field(default_factory=dict)
-
-    def acts_on(self, group: str) -> bool:
-        """Whether anything is added in a group's layers, as far as the host can tell."""
-        return any(share.part.settings.layer_weights.of(group) != 0 for share in self.shares)
-
-    def at(
-        self, layer: str, group: str, height: int, width: int, query: torch.Tensor
-    ) -> list[ReferenceShare]:
-        """What to add in a layer.
-
-        Args:
-            query: [rows, height * width, C]
-        """
-        key = (group, height, width, query.dtype)
-        if key not in self._strengths:
-            self._strengths[key] = self._all_strengths(group, height, width, query)
-        result = []
-        for share, scale, positions in self._strengths[key]:
-            keys, values = (
-                share.select(both).to(query.dtype) for both in share.key_values.layers[layer]
-            )
-            everywhere = share.rows == slice(0, self.rows)
-            rows = None if everywhere else share.rows
-            result.append(ReferenceShare(keys, values, scale, rows, positions))
-        return result
-
-    def _all_strengths(
-        self, group: str, height: int, width: int, query: torch.Tensor
-    ) -> list[tuple[Share, Scale, torch.Tensor | None]]:
-        found = []
-        for share in self.shares:
-            strength = share.strength(group, height, width, self.whole, query)
-            if strength is not None:
-                found.append((share, *strength))
-        if not self.normalise:
-            return found
-        total = query.new_zeros(self.rows, query.shape[1], 1)
-        for share, scale, positions in found:
-            own = total[share.rows]
-            if positions is None:
-                own += abs(scale)
-            else:
-                shape = (own.shape[0], positions.shape[0], 1)
-                own.index_add_(1, positions, abs(scale).to(own.dtype).expand(shape))
-        total.clamp_(min=1)
-        return [
-            (
-                share,
-                scale / (total[share.rows] if p is None else total[share.rows].index_select(1, p)),
-                p,
-            )
-            for share, scale, p in found
-        ]
+@lru_cache(maxsize=1)
+def _warn_of_tiles(latent: Size) -> None:
+    logging.warning(
+        "EasyRef: another node samples the picture (%d x %d latent cells) in tiles without saying "
+        "which tile is where, so references with a mask cannot be placed and are left out.",
+        *latent,
+    )

@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 from PIL import Image, ImageDraw
 
 from workshop.comfyui.comfy_server import ComfyServer
-from workshop.comfyui.page import PATIENCE, Page
+from workshop.comfyui.page import NO_NODES, PATIENCE, Page
 
 MODES = ("classic", "vue")
 # As the menu of a group does it.
@@ -47,6 +47,25 @@ NEW_NODE = """type => {
     app.graph.setDirtyCanvas(true, true);
     return node.id;
 }"""
+TWO_FRAMES = """() => new Promise((done) =>
+    requestAnimationFrame(() => requestAnimationFrame(() => done())))"""
+# The page moves there in a few steps; a view that stays for a while has arrived.
+VIEW_STILL = """() => {
+    const view = JSON.stringify([app.canvas.ds.scale, ...app.canvas.ds.offset]);
+    const now = performance.now();
+    if (window.easyrefView?.view !== view) window.easyrefView = {view, since: now, frames: 0};
+    return ++window.easyrefView.frames > 10 && now - window.easyrefView.since > 300;
+}"""
+# Once no undo is under way and what is drawn had some frames to settle.
+STEPS_DONE = """() => {
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+    const busy = tracker._restoringState || tracker.changeCount;
+    tracker.easyrefIdle = busy ? 0 : (tracker.easyrefIdle ?? 0) + 1;
+    if (tracker.easyrefIdle < 4) return false;
+    return delete tracker.easyrefIdle;
+}"""
+RENDERERS = {"classic": "LG", "vue": "Vue"}
+FREE = (700, 450)  # of the page, beside the node that `add_node` makes
 # ComfyUI's own: one at the start, the others when a node goes whose growing inputs are linked.
 KNOWN_ERRORS = ("reading 'id'", "access LGraph reference that was null", "reading 'min'")
 OWN = "/extensions/easyref/"
@@ -77,8 +96,29 @@ class ComfyPage(Page):
         self._problems.clear()
         self.close_dialogs()
         self.clear()
-        self.tab.mouse.move(700, 450)  # nothing there that could be hovered
         self.set_mode(mode)
+        # Undo goes no further back than this. A graph that does not say for which way it was laid
+        # out is laid out anew by each undo, which is one more change.
+        self.load(NO_NODES | {"extra": {"workflowRendererVersion": RENDERERS[mode]}})
+        self.wait_for_undo_steps()
+        self.tab.mouse.move(*FREE)  # nothing there that could be hovered
+
+    def next_frames(self) -> None:
+        """Until what has changed is drawn, and what the page does in the frame after it is done."""
+        self.evaluate(TWO_FRAMES)
+
+    def wait_for_undo_steps(self) -> None:
+        """Until every change is a step of undo; keys pressed while one is undone are misread."""
+        self.tab.wait_for_function(STEPS_DONE)
+
+    def click_beside(self, down: int = 0) -> None:
+        """Click where there is no node; the page then looks whether the graph has changed.
+
+        Args:
+            down: pixels from the usual place; two clicks at one place open the search for nodes.
+        """
+        self.tab.mouse.click(FREE[0], FREE[1] + down)
+        self.wait_for_undo_steps()
 
     def screenshot(self, folder: Path, name: str) -> None:
         """A picture to look at; its name says in which page and mode it was taken."""
@@ -124,7 +164,8 @@ class ComfyPage(Page):
     def fit_view(self) -> None:
         """Show the whole graph."""
         self.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.tab.wait_for_timeout(500)
+        self.tab.wait_for_function(VIEW_STILL)
+        self.next_frames()
 
     def mute_group(self, title: str) -> list[str]:
         """Mute a group of nodes; their classes."""

@@ -84,7 +84,7 @@ def test_everything_a_person_does_comes_back(one: ComfyPage) -> None:
 
 
 @in_both_modes
-def test_undo_redo_and_copies(one: ComfyPage) -> None:
+def test_undo_redo_with_clicks_between_and_copies(one: ComfyPage) -> None:
     page = one
     page.choose_files(five_pictures()[:2])
     page.wait_for_files("face 1.png", "face 2.png")
@@ -94,14 +94,15 @@ def test_undo_redo_and_copies(one: ComfyPage) -> None:
     page.tile(1).focus()
     page.tab.keyboard.press("Delete")
     page.wait_for_files("face 1.png")
-    for key, *files in (
-        ("Control+z", "face 2.png", "face 1.png"),
-        ("Control+z", "face 1.png", "face 2.png"),
-        ("Control+y", "face 2.png", "face 1.png"),
+    for down, key, *files in (
+        (0, "Control+z", "face 2.png", "face 1.png"),
+        (50, "Control+z", "face 1.png", "face 2.png"),
+        (100, "Control+y", "face 2.png", "face 1.png"),
     ):
-        page.tab.wait_for_timeout(1000)  # 1.35 is still busy with the last key
+        page.click_beside(down)
         page.tab.keyboard.press(key)
         page.wait_for_files(*files)
+        page.wait_for_undo_steps()
 
     page.evaluate("""() => {
         app.canvas.selectNode(app.graph.nodes[0]);
@@ -322,6 +323,12 @@ def test_the_gallery_is_as_wide_as_its_node_with_the_side_panel_open(
     five: ComfyPage, screenshots: Path
 ) -> None:
     page = five
+
+    def fits() -> bool:
+        """As wide as the node but for its margins."""
+        gallery, node = page.evaluate(WIDTHS)
+        return 0 <= node - gallery <= 30
+
     toggle = page.tab.get_by_role("button", name="Toggle properties panel").first
     page.evaluate("() => app.canvas.selectNode(app.graph.nodes[0])")
     toggle.click()
@@ -330,10 +337,9 @@ def test_the_gallery_is_as_wide_as_its_node_with_the_side_panel_open(
         for width in (330, 500):
             page.evaluate("width => app.graph.nodes[0].setSize([width, 420])", width)
             page.evaluate("() => app.graph.setDirtyCanvas(true, true)")
-            page.tab.wait_for_timeout(500)
+            page.next_frames()
+            page.wait_for(fits, lambda: page.evaluate(WIDTHS))
             page.screenshot(screenshots, f"panel_{width}")
-            gallery, node = page.evaluate(WIDTHS)
-            assert 0 <= node - gallery <= 30, "as wide as the node but for its margins"
     finally:
         toggle.click()
 
@@ -344,7 +350,8 @@ def test_a_request_of_this_pack_to_another_site_is_noticed(page: ComfyPage) -> N
     page.tab.route(
         "**/extensions/easyref/js/probe.js",
         lambda route: route.fulfill(
-            content_type="text/javascript", body=f"fetch('{site}').catch(() => {{}});"
+            content_type="text/javascript",
+            body=f"fetch('{site}').catch(() => {{ window.easyrefRefused = true; }});",
         ),
     )
     page.evaluate("site => fetch(site).catch(() => {})", site)
@@ -352,7 +359,7 @@ def test_a_request_of_this_pack_to_another_site_is_noticed(page: ComfyPage) -> N
     page.evaluate("() => import('/extensions/easyref/js/probe.js')")
     # Where the server allows no other sites, the browser refuses, and says who asked.
     page.wait_for(lambda: any("not-to-be-asked.invalid" in said for said in page.mistakes()))
-    page.tab.wait_for_timeout(500)
+    page.tab.wait_for_function("() => window.easyrefRefused")
     page.start_anew("classic")
 
 
@@ -375,7 +382,7 @@ def test_looks(one: ComfyPage, screenshots: Path, palette: str) -> None:
     page = one
     page.setting("Comfy.ColorPalette", palette)
     try:
-        page.tab.wait_for_timeout(500)
+        page.next_frames()
         page.screenshot(screenshots, f"empty_{palette}")
         page.choose_files(five_pictures())
         page.wait_for_files(*FIVE)
@@ -385,13 +392,16 @@ def test_looks(one: ComfyPage, screenshots: Path, palette: str) -> None:
         page.tile(2).hover()
         page.screenshot(screenshots, f"five_{palette}")
         for selector in (".easyref-count", ".easyref-button", ".easyref-place", ".easyref-weight"):
-            assert contrast(page, selector) >= 4.5, selector
+            page.wait_for(
+                lambda s=selector: contrast(page, s) >= 4.5,
+                lambda s=selector: (s, contrast(page, s)),
+            )
         page.tile(4).locator(CROP).click(force=True)
         page.tab.locator(".easyref-crop-box").wait_for()
         page.tab.locator("[data-handle=nw]").focus()
         for _ in range(5):
             page.tab.keyboard.press("Shift+ArrowRight")
-        page.tab.wait_for_timeout(300)
+        page.tab.locator(".easyref-crop-size", has_text="left 25 %").wait_for()
         page.screenshot(screenshots, f"crop_{palette}")
         page.tab.keyboard.press("Escape")
     finally:

@@ -52,7 +52,7 @@ class Spy:
     """
 
     def __init__(self, pack: Pack, easyref: Any, unet: Any) -> None:
-        layers = pack.part("nodes.sampling.layers").cross_attention_layers(unet)
+        layers = pack.part("nodes.host.unet_layers").cross_attention_layers(unet)
         self._layers = {layer.block: name for name, layer in layers.items()}
         self._unet = unet.model.diffusion_model
         weights = load_file(easyref.checkpoint.path)

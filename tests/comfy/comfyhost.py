@@ -127,7 +127,7 @@ def random_tokens(pack: Pack, easyref: Any, seed: int, batch: int = 1) -> Any:
     noise = torch.Generator().manual_seed(seed)
     shape = (batch, checkpoint.num_tokens, checkpoint.token_width)
     cond, uncond = (torch.randn(shape, generator=noise) for _ in range(2))
-    tokens = pack.part("easyref_core.tokens.tokens").ReferenceTokens
+    tokens = pack.part("easyref_core.tokens.reference_tokens").ReferenceTokens
     return tokens(cond, uncond, checkpoint.identity, checkpoint.name)
 
 

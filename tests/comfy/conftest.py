@@ -102,7 +102,7 @@ def fresh_easyref(pack: Pack) -> Any:
 @pytest.fixture(scope="session")
 def tokens(pack: Pack, easyref: Any) -> Any:
     """The golden reference tokens."""
-    return pack.part("easyref_core.tokens.tokens").ReferenceTokens(
+    return pack.part("easyref_core.tokens.reference_tokens").ReferenceTokens(
         comfyhost.golden("unet.ref_tokens"),
         comfyhost.golden("unet.uncond_ref_tokens"),
         easyref.checkpoint.identity,

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from easyref_core.adapter.checkpoint import load_checkpoint
-from easyref_core.tokens.tokens import ReferenceTokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
 TOLERANCE = 5e-5
 

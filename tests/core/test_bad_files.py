@@ -16,7 +16,7 @@ from torch.torch_version import TorchVersion
 
 from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.errors import EasyRefError
-from easyref_core.tokens.tokens import load_tokens
+from easyref_core.tokens.reference_tokens import load_tokens
 from easyref_core.weight_file import look
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint
 from easyref_core.cli import main
-from easyref_core.tokens.tokens import load_tokens
+from easyref_core.tokens.reference_tokens import load_tokens
 
 REFS = [str(goldens.GOLDEN / "refs" / f"ref_{i}.png") for i in range(4)]
 Capture = pytest.CaptureFixture[str]

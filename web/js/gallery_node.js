@@ -167,7 +167,11 @@ export class GalleryNode {
     app.canvas?.emitBeforeChange?.();
     this.widget.value = this.text;
     this.widget.callback?.(this.text);
-    this.#show(); // before the step ends, as the node changes its size
+    // Before the step ends, as the node changes its size: what changes later is a step of its own,
+    // and after an undo it takes away what could be redone.
+    const height = this.#drawnHeight();
+    this.#show();
+    this.node.size[1] += this.#drawnHeight() - height;
     app.canvas?.emitAfterChange?.();
     if (sentence) this.view.announce(sentence);
   }
@@ -190,6 +194,12 @@ export class GalleryNode {
       this.fittedHeight = height;
     }
     node.graph?.setDirtyCanvas(true, true);
+  }
+
+  /** Of the node in Nodes 2.0, which tells it to the graph some frames later. */
+  #drawnHeight() {
+    if (!LiteGraph.vueNodesMode) return 0;
+    return this.view.element.closest("[data-node-id]")?.offsetHeight ?? 0;
   }
 
   /** What is wrong with the gallery as it is, or nothing. */

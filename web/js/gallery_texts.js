@@ -36,8 +36,6 @@ const ENGLISH = {
   folderLabel: "Folder of ComfyUI's input",
   folderEntry: "{name} ({count})",
   input: "input",
-  groupNode:
-    "A group node keeps one link of inputs that grow. Use a subgraph, or put pictures into the gallery.",
   noFolders: "ComfyUI's input folder holds no picture yet.",
   cropHead: "Crop {name}",
   cropBox: "The part that is used",
@@ -87,7 +85,6 @@ const CHINESE = {
   folderLabel: "ComfyUI 输入目录中的文件夹",
   folderEntry: "{name}（{count}）",
   input: "输入目录",
-  groupNode: "组节点只保留可增长输入的一个连接。请改用子图，或将图像放入图库。",
   noFolders: "ComfyUI 的输入目录中还没有图像。",
   cropHead: "裁剪 {name}",
   cropBox: "使用的部分",

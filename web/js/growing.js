@@ -1,25 +1,21 @@
 // Nodes with inputs that grow: copies of them keep their links.
 
 import { app } from "../../../scripts/app.js";
-import { texts } from "./gallery_texts.js";
 
 const NODES = ["EasyRefReferences", "EasyRefCombineTokens"];
 
 app.registerExtension({
   name: "EasyRef.Growing",
 
-  // Older pages still make group nodes, which lose such links without a word, ComfyUI's own too.
-  beforeRegisterNodeDef(_, { category = "", description = "" }) {
-    if (!category.startsWith("group nodes")) return;
-    if (!NODES.some((name) => description.includes(name))) return;
-    const detail = texts(app.extensionManager.setting.get("Comfy.Locale"))("groupNode");
-    app.extensionManager.toast.add({ severity: "warn", summary: "EasyRef", detail, life: 15000 });
+  init() {
+    defineGrownInGroupNodes(window.comfyAPI?.groupNode?.GroupNodeConfig);
   },
 
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return;
     keepOrder(node);
     ignoreFreeInputs(node);
+    keepGrownWhenRemoved(node);
   },
 });
 
@@ -47,6 +43,52 @@ function ignoreFreeInputs(node) {
     if (connected && !link && groupOf(this, name)) return undefined;
     return changed?.call(this, side, slot, connected, link, ...rest);
   };
+}
+
+/**
+ * Older pages make a group node out of the nodes themselves, once they have taken them off the graph;
+ * what is taken off with their links grows together in the next frame.
+ */
+function keepGrownWhenRemoved(node) {
+  const removed = node.onRemoved;
+  node.onRemoved = function (...values) {
+    const grown = [...this.inputs];
+    requestAnimationFrame(() => {
+      if (!this.graph || String(this.id).includes(":")) this.inputs = grown;
+    });
+    return removed?.apply(this, values);
+  };
+}
+
+/**
+ * Older pages work out the inputs of a group node from the definitions of the nodes in it, in which
+ * one that grows is a single input. For our nodes they get one that names each input of the node at
+ * hand, in its order.
+ * @param GroupNodeConfig the page's class, or undefined where it makes no group nodes.
+ */
+function defineGrownInGroupNodes(GroupNodeConfig) {
+  const prototype = GroupNodeConfig?.prototype;
+  const getNodeDef = prototype?.getNodeDef;
+  if (!getNodeDef) return;
+  prototype.getNodeDef = function (node, ...rest) {
+    const definition = getNodeDef.call(this, node, ...rest);
+    return NODES.includes(node.type) && definition ? withGrown(definition, node) : definition;
+  };
+}
+
+function withGrown(definition, { inputs = [] }) {
+  const all = { ...definition.input.required, ...definition.input.optional };
+  const grows = (name) => all[name][1]?.template;
+  const sockets = inputs.filter((input) => !input.widget).map(({ name }) => name);
+  const specs = {};
+  for (const name of sockets) {
+    const [group, one] = name.split(".");
+    const template = one && all[group] && grows(group);
+    const [spec] = Object.values({ ...template?.input.required, ...template?.input.optional });
+    if (spec ?? all[name]) specs[name] = spec ?? all[name];
+  }
+  for (const [name, spec] of Object.entries(all)) if (!grows(name)) specs[name] ??= spec;
+  return { ...definition, input: { required: specs } };
 }
 
 function groups(node) {

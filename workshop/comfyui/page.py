@@ -39,7 +39,7 @@ _CLEAR = """() => {
     for (const node of [...app.graph.nodes]) app.graph.remove(node);
     app.graph.clear();
 }"""
-_NO_NODES = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
+NO_NODES = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
 
 
 def find_chromium(playwright: Any) -> str | None:
@@ -116,7 +116,7 @@ class Page:
     def clear(self) -> None:
         """An empty graph; undo goes no further back than this."""
         self.evaluate(_CLEAR)
-        self.load(_NO_NODES)
+        self.load(NO_NODES)
 
     def set_mode(self, mode: str) -> None:
         """How nodes are drawn.
@@ -132,11 +132,11 @@ class Page:
 
     def close_dialogs(self) -> None:
         dialogs = self.tab.locator("[role=dialog]:visible")
-        for _ in range(3):
+        for _ in range(PATIENCE // 100):
             if not dialogs.count():
                 return
             self.tab.keyboard.press("Escape")
-            self.tab.wait_for_timeout(300)
+            self.tab.wait_for_timeout(100)
 
     def evaluate(self, script: str, value: Any = None) -> Any:
         return self.tab.evaluate(script, value)

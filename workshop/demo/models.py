@@ -28,7 +28,7 @@ from easyref_core.errors import EasyRefError
 from easyref_core.pictures.preprocessing import black_picture, preprocess
 from easyref_core.qwen2vl.prompt import PromptTokenizer
 from easyref_core.sdxl_diffusers.adapter import attach_adapter, set_scale
-from easyref_core.tokens.tokens import ReferenceTokens, join_prompts
+from easyref_core.tokens.reference_tokens import ReferenceTokens, join_prompts
 from easyref_core.training.model import TrainedModel
 
 from .parts import Settings
@@ -70,7 +70,7 @@ class DemoAdapter:
         """
         if not groups or not all(groups):
             raise EasyRefError("There is a group without pictures. Give each at least one.")
-        size = self.encoder.image_size
+        size = self.checkpoint.image_size
         model = TrainedModel(self.unet, self.encoder, self.tokenizer, average)
         found = []
         for start in range(0, len(groups), _READ):

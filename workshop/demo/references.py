@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from easyref_core.errors import EasyRefError
-from easyref_core.pictures.files import open_picture
+from easyref_core.pictures.loading import open_picture
 
 from ..comfyui.find_comfyui import PACK
 from .dataset.characters import SHAPES, Identity

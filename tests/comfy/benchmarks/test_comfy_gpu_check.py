@@ -117,7 +117,7 @@ def test_a_wait_in_later_calls_is_found(bench: Any, monkeypatch: pytest.MonkeyPa
 def test_new_tokens_that_take_long_are_found(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.gpu_check import sampling
 
-    store = bench.pack.part("nodes.sampling.key_values")
+    store = bench.pack.part("nodes.host.key_value_cache")
     project = store.project_tokens
 
     def slow(*args: Any) -> Any:

@@ -70,15 +70,15 @@ def test_references_never_go_to_quantised_attention(
 def test_a_steered_model_attends_to_references_by_that_path(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patch = pack.part("nodes.sampling.patch")
+    layer = pack.part("nodes.sampling.layer")
     asked: list[int] = []
-    attend = patch.reference_attention
+    attend = layer.reference_attention
 
     def noted(q: Any, k: Any, *args: Any) -> torch.Tensor:
         asked.append(k.shape[1])
         return attend(q, k, *args)
 
-    monkeypatch.setattr(patch, "reference_attention", noted)
+    monkeypatch.setattr(layer, "reference_attention", noted)
     predict(apply(pack, unet, easyref, tokens), 1.0)
     assert set(asked) == {tokens.num_tokens}
 
@@ -129,7 +129,7 @@ def test_where_the_host_trusts_no_fused_kernel_queries_go_in_chunks(
     pack: Pack, own: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on MPS, DirectML and some AMD cards."""
-    kernels = pack.part("easyref_core.qwen2vl.kernels")
+    kernels = pack.part("easyref_core.attention_kernels")
     device = torch.device("mps")
     assert not own._pytorchs_own(device)
     assert not own.mllm_is_fused(device, torch.bfloat16, (80, 128))

@@ -66,7 +66,7 @@ def variants(pack: Pack, easyref: Any, tokens: Any) -> dict[str, Variant]:
     left, right = torch.zeros(2, 1, 16, 16)
     left[..., :8] = right[..., 4:12] = 1
     others = random_tokens(pack, easyref, 7)
-    curve = pack.run("EasyRefWeightCurve", "linear", 1.0, 0.2, "", "constant", 1.0, 1.0, "")
+    curve = pack.run("EasyRefWeightCurve", "linear", 1.0, 0.2, "")
     layers = pack.run("EasyRefLayerWeights", "all", middle=0.2)
     regions = pack.run("EasyRefRegion", others, left, 1.0)
     return {

@@ -54,7 +54,7 @@ def test_a_latent_for_the_demo_models_keeps_its_shape_and_loses_its_size(
     pack: Pack, size: tuple[int, int], wanted: tuple[int, int]
 ) -> None:
     latent = {"samples": torch.rand(3, 4, *size), "batch_index": [4, 5, 6]}
-    found = pack.part("nodes.sampling.latents").shrink_latent(latent, 128)
+    found = pack.part("nodes.host.demo_latents").shrink_latent(latent, 128)
     assert found["samples"].shape == (3, 4, *wanted)
     assert found["batch_index"] == [4, 5, 6]
     assert latent["samples"].shape == (3, 4, *size)

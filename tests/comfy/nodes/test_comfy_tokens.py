@@ -282,7 +282,9 @@ def test_a_changed_file_is_loaded_anew(pack: Pack, easyref: Any) -> None:
     path = save(pack, random_tokens(pack, easyref, 1), "changing", "models")
     first = node.fingerprint_inputs(file=path.name)
     assert node.fingerprint_inputs(file=path.name) == first
-    pack.part("easyref_core.tokens.tokens").save_tokens(random_tokens(pack, easyref, 2), path)
+    pack.part("easyref_core.tokens.reference_tokens").save_tokens(
+        random_tokens(pack, easyref, 2), path
+    )
     os.utime(path, ns=(1, 1))
     assert node.fingerprint_inputs(file=path.name) != first
     assert node.fingerprint_inputs(file=path.name, easyref=easyref) != first

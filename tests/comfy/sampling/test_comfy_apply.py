@@ -237,7 +237,7 @@ def test_a_batch_of_token_groups_is_one_group_a_latent(
     pack: Pack, unet: Any, easyref: Any, cfg: float
 ) -> None:
     groups = [random_tokens(pack, easyref, seed) for seed in (1, 2, 3)]
-    batch = pack.part("easyref_core.tokens.tokens").stack(groups)
+    batch = pack.part("easyref_core.tokens.reference_tokens").stack_tokens(groups)
     x = latents(3)
     together = predict(apply(pack, unet, easyref, batch), cfg, x)
     for number, group in enumerate(groups):

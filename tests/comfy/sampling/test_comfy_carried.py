@@ -163,22 +163,28 @@ def test_each_areas_counterpart_has_that_areas_unconditional_half(
     pack: Pack, groups: list[Any]
 ) -> None:
     """Unless the negative prompt whose text it has brings tokens to avoid."""
-    carried = pack.part("nodes.sampling.carried")
-    positive, negative, text_of_negative = "p", "n", object()
+    conditionings = pack.part("nodes.sampling.conditionings")
+    effect = pack.part("nodes.sampling.weights").Effect
+    text_of_negative = object()
     entry = {
-        "uuid": positive,
+        "uuid": "p",
         "area": (8, 8, 0, 0),
-        carried.CARRIED: (carried.CarriedTokens(groups[0]),),
+        conditionings.CARRIED: (effect(groups[0], ()),),
     }
-    plain = {"uuid": negative, "model_conds": {"c_crossattn": text_of_negative}}
+    plain = {"uuid": "n", "model_conds": {"c_crossattn": text_of_negative}}
     copied = {**entry, "model_conds": {"c_crossattn": text_of_negative}}
-    roles = {positive: False, negative: True}
-    (use,) = carried.uses_of(copied, True, roles, [plain, copied])
-    assert (use.carried.tokens, use.unconditional) == (groups[0], True)
-    avoided = {**plain, carried.CARRIED: (carried.CarriedTokens(groups[1]),)}
-    (use,) = carried.uses_of(copied, True, roles, [avoided, copied])
-    assert (use.carried.tokens, use.unconditional) == (groups[1], False)
-    assert carried.uses_of(plain, True, roles, [plain, copied]) == ()
+    avoided = {**plain, conditionings.CARRIED: (effect(groups[1], ()),)}
+
+    def rows(negatives: list[Any]) -> list[Any]:
+        run = conditionings.Run({"p": False, "n": True})
+        batch = conditionings.CondBatch.of(run, [[entry], negatives], latents())
+        return [batch.rows_of(1, negative["uuid"]).tokens for negative in negatives]
+
+    own, (counterpart,) = rows([plain, copied])
+    assert own == ()
+    assert (counterpart.effect.tokens, counterpart.unconditional) == (groups[0], True)
+    _, (counterpart,) = rows([avoided, copied])
+    assert (counterpart.effect.tokens, counterpart.unconditional) == (groups[1], False)
 
 
 def test_an_area_of_the_negative_does_not_bring_its_tokens_to_the_positive(
@@ -247,7 +253,7 @@ def test_prompts_for_parts_of_the_sampling(
 def test_prompts_with_different_numbers_of_tokens_run_in_one_call(
     pack: Pack, spy: Spy, unet: Any, easyref: Any, tokens: Any, groups: list[Any]
 ) -> None:
-    long = pack.part("easyref_core.tokens.tokens").ReferenceTokens(
+    long = pack.part("easyref_core.tokens.reference_tokens").ReferenceTokens(
         torch.cat([groups[0].cond, groups[1].cond], 1),
         torch.cat([groups[0].uncond, groups[1].uncond], 1),
         tokens.adapter,
@@ -270,7 +276,7 @@ def test_prompts_with_different_numbers_of_tokens_run_in_one_call(
 
 
 def test_a_group_a_latent(pack: Pack, unet: Any, easyref: Any, groups: list[Any]) -> None:
-    batch = pack.part("easyref_core.tokens.tokens").stack(groups)
+    batch = pack.part("easyref_core.tokens.reference_tokens").stack_tokens(groups)
     x = latents(3)
     model = apply(pack, unet, easyref, None)
     together = predict(model, CFG, x, positive=carry(pack, text(), batch))
@@ -410,7 +416,7 @@ def test_a_sampler_of_another_kind_refuses_at_the_first_call(
 def test_layer_weights_that_the_model_lacks_are_refused_before_the_first_step(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    layers = pack.part("nodes.sampling.layers")
+    layers = pack.part("nodes.host.unet_layers")
     core = pack.part("easyref_core.adapter.layer_weights")
     present = {layers.group_of(x.block) for x in layers.cross_attention_layers(unet).values()}
     lacking = next(group for group in core.GROUPS if group not in present)

@@ -128,7 +128,7 @@ def test_the_same_text_on_both_sides_keeps_its_roles(
     model = apply(pack, unet, easyref, tokens)
     cond = predict(model, 1.0, positive=same)
     guided = predict(model, CFG, positive=same, negative=same)
-    swapped = pack.part("easyref_core.tokens.tokens").ReferenceTokens(
+    swapped = pack.part("easyref_core.tokens.reference_tokens").ReferenceTokens(
         tokens.uncond, tokens.cond, tokens.adapter
     )
     uncond = predict(apply(pack, unet, easyref, swapped), 1.0, positive=same)

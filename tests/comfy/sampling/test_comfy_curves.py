@@ -1,4 +1,4 @@
-"""Weight curves over the sampling and over the frames of a batch."""
+"""Weight curves over the sampling."""
 
 from __future__ import annotations
 
@@ -52,19 +52,16 @@ def test_shapes_go_from_start_to_end(pack: Pack, shape: str, middle: float, quar
     assert curve.at(1.0) == pytest.approx(0.2 if shape == "constant" else 1.0)
     assert curve.at(0.5) == pytest.approx(middle)
     assert curve.at(0.25) == pytest.approx(quarter)
-    assert curve.of_frames(3) == (1.0, 1.0, 1.0)
-    frames = {f"frames_{name}": value for name, value in {"shape": shape, **values}.items()}
-    assert node(pack, **frames).of_frames(3) == pytest.approx((0.2, middle, curve.at(1.0)))
 
 
 def test_points_are_joined_by_straight_lines_and_level_outside(pack: Pack) -> None:
     curve = custom(pack, " 0.2:1 ,0.6 : -0.5,\n0.8:2, ")
-    assert curve.sampling == ((0.2, 1.0), (0.6, -0.5), (0.8, 2.0))
+    assert curve.points == ((0.2, 1.0), (0.6, -0.5), (0.8, 2.0))
     found = [curve.at(p) for p in (0.0, 0.2, 0.4, 0.6, 0.7, 1.0)]
     assert found == pytest.approx([1.0, 1.0, 0.25, -0.5, 0.75, 2.0])
     assert custom(pack, "0.3:2").at(0.9) == 2.0
     with pytest.raises(AttributeError):
-        curve.sampling = ()
+        curve.points = ()
 
 
 @pytest.mark.parametrize(
@@ -86,8 +83,6 @@ def test_points_are_joined_by_straight_lines_and_level_outside(pack: Pack) -> No
 def test_points_that_are_none_are_refused(pack: Pack, text: str, said: str) -> None:
     with pack.refused("points:", said):
         custom(pack, text)
-    with pack.refused("frames_points:", said):
-        node(pack, frames_shape="custom points", frames_points=text)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +107,7 @@ def test_every_kind_of_schedule_gives_the_factor_of_comfyuis_percent(
     curve = custom(pack, "0.1:1, 0.37:-0.5, 0.61:2, 0.95:0.5")
     places = [0.001, *(k / 50 for k in range(1, 50)), 0.1234, 0.37, 0.61, 0.999]
     t = torch.tensor([float(sampling.percent_to_sigma(p)) for p in places])
-    found = pack.part("nodes.sampling.timing").over_sampling(curve, sampling, t)
+    found = curve.at_sigmas(sampling, t)
     wanted = torch.tensor([curve.at(p) for p in places])
     assert difference(found, wanted) < exact
 
@@ -143,40 +138,8 @@ def test_a_constant_of_one_is_no_curve_and_another_is_a_weight(
     one, half = (node(pack, shape="constant", start_value=v) for v in (1.0, 0.5))
     assert torch.equal(run(curve=one), run())
     assert torch.equal(run(curve=half), run(weight=0.5))
-    level = custom(pack, "0:1, 1:1", frames_shape="linear", frames_end_value=1.0)
+    level = custom(pack, "0:1, 1:1")
     assert torch.equal(run(curve=level), run())
-
-
-def test_frames_are_weighted_by_their_place_in_the_batch(
-    pack: Pack, unet: Any, easyref: Any, tokens: Any
-) -> None:
-    curve = node(
-        pack,
-        shape="constant",
-        frames_shape="custom points",
-        frames_points="0:0.2, 0.5:1.5, 1:-0.3",
-    )
-    x = latents(5)
-    together = predict(apply(pack, unet, easyref, tokens, curve=curve), CFG, x)
-    factors = [0.2, 0.85, 1.5, 0.6, -0.3]
-    assert curve.of_frames(5) == pytest.approx(factors)
-    for number, factor in enumerate(factors):
-        alone = apply(pack, unet, easyref, tokens, weight=factor)
-        own = slice(number, number + 1)
-        assert difference(together[own], predict(alone, CFG, x[own])) < CLOSE
-    single = predict(apply(pack, unet, easyref, tokens, curve=curve), CFG, x[:1])
-    assert difference(single, together[:1]) < CLOSE
-
-
-def test_sampling_and_frames_multiply(pack: Pack, unet: Any, easyref: Any, tokens: Any) -> None:
-    curve = node(pack, end_value=0.0, frames_shape="linear", frames_end_value=0.0)
-    x = latents(2)
-    together = predict(apply(pack, unet, easyref, tokens, curve=curve), CFG, x, timestep=601.0)
-    for number, factor in enumerate((601 / 999, 0.0)):
-        alone = apply(pack, unet, easyref, tokens, weight=factor)
-        own = slice(number, number + 1)
-        wanted = predict(alone, CFG, x[own], timestep=601.0)
-        assert difference(together[own], wanted) < 1e-4
 
 
 def test_a_step_with_curves_regions_and_prompts_own_tokens_never_waits(
@@ -184,7 +147,7 @@ def test_a_step_with_curves_regions_and_prompts_own_tokens_never_waits(
 ) -> None:
     from comfyhost import text
 
-    curve = node(pack, frames_shape="linear", frames_end_value=0.2)
+    curve = node(pack, end_value=0.2)
     groups = [random_tokens(pack, fresh_easyref, seed) for seed in (1, 2, 3)]
     masks = [torch.zeros(1, 32, 32) for _ in range(2)]
     masks[0][:, :16, :9] = 1

@@ -33,7 +33,7 @@ def sample(gpu: Gpu, model: Any, positive: Any = None) -> list[dynamic_vram.Reco
 
 def curve(pack: Pack) -> Any:
     inputs = pack.nodes["EasyRefWeightCurve"].GET_SCHEMA().inputs
-    settings = {"shape": "linear", "end_value": 0.2, "frames_shape": "ease in"}
+    settings = {"shape": "linear", "end_value": 0.2}
     return pack.run("EasyRefWeightCurve", **({i.id: i.default for i in inputs} | settings))
 
 

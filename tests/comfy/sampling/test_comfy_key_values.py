@@ -37,7 +37,7 @@ SIGMAS = (10.0, 4.0, 1.0)
 
 @pytest.fixture
 def store_module(pack: Pack) -> ModuleType:
-    return pack.part("nodes.sampling.key_values")
+    return pack.part("nodes.host.key_value_cache")
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_every_gpu_of_a_run_has_its_sets_before_the_first_step(
     store_module: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    project, run_info = store_module.project_tokens, pack.part("nodes.sampling.run_info")
+    project, sampling_run = store_module.project_tokens, pack.part("nodes.sampling.run")
     monkeypatch.setattr(  # the other device has no data to check
         store_module, "project_tokens", lambda *args: project(*args[:2], CPU, args[3])
     )
@@ -194,7 +194,7 @@ def test_every_gpu_of_a_run_has_its_sets_before_the_first_step(
     model.get_additional_models_with_key = lambda key: [other] if key == "multigpu" else []
     options = {"transformer_options": {"wrappers": model.wrappers}}
     run = SimpleNamespace(model_patcher=model, conds={"positive": [{}]}, model_options=options)
-    held = run_info._hold_key_values(run)
+    held = sampling_run.key_values_of_run(run)
     assert [one.patcher.load_device for one in held] == [CPU, META]
 
 

@@ -99,10 +99,10 @@ def test_a_group_at_zero_is_left_alone_and_the_others_are_as_they_were(
     group: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    patch = pack.part("nodes.sampling.patch")
-    taken, slot = [], patch._ReferenceAttention
+    module = pack.part("nodes.sampling.layer")
+    taken, slot = [], module.ReferenceAttention
     monkeypatch.setattr(
-        patch, "_ReferenceAttention", lambda *args: taken.append(args[1]) or slot(*args)
+        module, "ReferenceAttention", lambda *args: taken.append(args[1]) or slot(*args)
     )
     weights = made(pack, **{group: 0.0})
     spy = Spy(pack, demo_easyref, demo.model)
@@ -155,7 +155,7 @@ def test_two_profiles_on_two_applications_add_up(
 def test_weights_for_layers_that_the_model_lacks_are_refused(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    layers = pack.part("nodes.sampling.layers")
+    layers = pack.part("nodes.host.unet_layers")
     present = {layers.group_of(x.block) for x in layers.cross_attention_layers(unet).values()}
     lacking = next(group for group in GROUPS if group not in present)
     weights = made(pack, **{lacking: 0.5})

@@ -212,7 +212,7 @@ def test_removed_from_behind_another_lora_it_leaves_that_one(
 def test_a_lora_is_read_once_for_all_models_of_one_kind(
     pack: Pack, unet: Any, fresh_easyref: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lora = pack.part("nodes.sampling.lora")
+    lora = pack.part("nodes.host.lora")
     reads, read = [], lora.lora_weights
 
     def counted(checkpoint: Any) -> Any:

@@ -176,7 +176,7 @@ def test_a_batch_of_masks_is_one_a_latent(pack: Pack, unet: Any, easyref: Any, t
 
 def test_masks_and_token_groups_of_a_batch_go_together(pack: Pack, unet: Any, easyref: Any) -> None:
     groups = [random_tokens(pack, easyref, seed) for seed in (1, 2)]
-    both = pack.part("easyref_core.tokens.tokens").stack(groups)
+    both = pack.part("easyref_core.tokens.reference_tokens").stack_tokens(groups)
     masks = torch.cat([half("left", 64, 64), half("right", 64, 64)])
     x = latents(2)
     together = predict(apply(pack, unet, easyref, both, mask=masks), CFG, x)

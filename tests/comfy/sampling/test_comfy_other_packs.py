@@ -138,7 +138,7 @@ def couple(model: Any) -> Any:
 def test_a_patch_that_changes_the_batch_is_left_alone_with_one_warning(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pack.part("nodes.sampling.patch")._warn_once.cache_clear()
+    pack.part("nodes.sampling.model_call").warn_of_rows.cache_clear()
     coupled = couple(apply(pack, unet, easyref, tokens, lora_strength=0.0))
     steps = sigmas(unet, 801.0, 401.0)
     with caplog.at_level(logging.WARNING):
@@ -202,7 +202,7 @@ def test_a_wrapper_that_runs_each_side_alone_still_gets_its_references(
 def test_a_wrapper_that_runs_rows_alone_and_tells_nothing_is_left_alone_with_one_warning(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pack.part("nodes.sampling.patch")._warn_once.cache_clear()
+    pack.part("nodes.sampling.model_call").warn_of_rows.cache_clear()
 
     def row_by_row(apply_model: Any, args: Any) -> torch.Tensor:
         rows = range(args["input"].shape[0])

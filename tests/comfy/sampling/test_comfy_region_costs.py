@@ -25,14 +25,14 @@ def groups(pack: Pack, demo_easyref: Any) -> list[Any]:
 @pytest.fixture
 def asked(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(rows x positions, tokens) of every attention over reference tokens."""
-    patch = pack.part("nodes.sampling.patch")
-    attend, found = patch.reference_attention, []
+    layer = pack.part("nodes.sampling.layer")
+    attend, found = layer.reference_attention, []
 
     def noted(q: Any, k: Any, *args: Any) -> Any:
         found.append((q.shape[0] * q.shape[1], k.shape[1]))
         return attend(q, k, *args)
 
-    monkeypatch.setattr(patch, "reference_attention", noted)
+    monkeypatch.setattr(layer, "reference_attention", noted)
     return found
 
 
@@ -134,7 +134,7 @@ def test_an_empty_region_costs_nothing(
     asked: list[tuple[int, int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = pack.part("nodes.sampling.key_values")
+    store = pack.part("nodes.host.key_value_cache")
     monkeypatch.setattr(store, "project_tokens", lambda *args: pytest.fail("made keys for nothing"))
     for given in (
         (groups[0], torch.zeros(1, 8, 8), {}),
@@ -154,7 +154,7 @@ def test_keys_and_values_of_regions_are_made_once_for_each_tokens(
     texts: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = pack.part("nodes.sampling.key_values")
+    store = pack.part("nodes.host.key_value_cache")
     project, made = store.project_tokens, []
 
     def noted(checkpoint: Any, tokens: Any, *args: Any) -> Any:

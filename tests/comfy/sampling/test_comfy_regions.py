@@ -197,8 +197,8 @@ def test_a_region_with_a_mask_for_each_latent(
 def test_a_region_with_a_batch_of_token_groups_and_other_numbers_of_tokens(
     pack: Pack, demo: Any, demo_easyref: Any, groups: list[Any], texts: dict[str, Any]
 ) -> None:
-    core = pack.part("easyref_core.tokens.tokens")
-    batch = core.stack(groups[:2])
+    core = pack.part("easyref_core.tokens.reference_tokens")
+    batch = core.stack_tokens(groups[:2])
     long = core.ReferenceTokens(
         torch.cat([groups[1].cond, groups[2].cond], 1),
         torch.cat([groups[1].uncond, groups[2].uncond], 1),
@@ -242,7 +242,7 @@ def test_layer_weights_and_curve_of_a_region_are_its_own(
     weights = pack.part("easyref_core.adapter.layer_weights").LayerWeights(
         {"output_1": 0.0, "middle": 2}
     )
-    curve = pack.part("easyref_core.adapter.curves").WeightCurve(((0.0, 0.4),))
+    curve = pack.part("nodes.sampling.weights").Curve(((0.0, 0.4),))
     own = regions(
         pack,
         (groups[0], LEFT, {"layer_weights": weights, "curve": curve}),

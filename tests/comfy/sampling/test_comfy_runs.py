@@ -135,7 +135,7 @@ def test_two_threads_give_what_one_after_the_other_gives(
 def test_keys_and_values_asked_for_by_many_threads_are_made_once(
     pack: Pack, fresh_easyref: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = pack.part("nodes.sampling.key_values")
+    store = pack.part("nodes.host.key_value_cache")
     made = []
     project = store.project_tokens
     monkeypatch.setattr(store, "project_tokens", lambda *args: made.append(args) or project(*args))
@@ -209,7 +209,7 @@ def test_a_copy_of_a_runs_options_copies_no_keys_and_values(steered: Any) -> Non
     copied.set_model_sampler_post_cfg_function(copying)
     assert torch.equal(predict(copied, CFG), wanted)
     ((given, own),) = copies
-    assert given["easyref_run"].held
+    assert given["easyref_run"].key_values
     assert own["easyref_run"] is given["easyref_run"]
 
 

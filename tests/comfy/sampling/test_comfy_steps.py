@@ -127,7 +127,7 @@ def test_waiting_would_be_seen(
 @pytest.fixture
 def projections(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The tokens, device and dtype of every projection to keys and values."""
-    store = pack.part("nodes.sampling.key_values")
+    store = pack.part("nodes.host.key_value_cache")
     project, made = store.project_tokens, []
 
     def noted(checkpoint: Any, tokens: Any, device: Any, dtype: Any) -> Any:

@@ -261,7 +261,7 @@ def test_several_samplers_and_schedules_run_with_window_and_mask(
 def test_keys_and_values_follow_the_precision_the_model_computes_in(
     pack: Pack, unet: Any, fresh_easyref: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = pack.part("nodes.sampling.key_values")
+    store = pack.part("nodes.host.key_value_cache")
     project, made = store.project_tokens, []
     monkeypatch.setattr(
         store, "project_tokens", lambda *args: made.append(args[-1]) or project(*args)

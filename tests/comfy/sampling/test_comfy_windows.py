@@ -34,16 +34,13 @@ def frame_masks() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("schedule", ["standard_static", "looped_uniform"])
-@pytest.mark.parametrize("what", ["tokens", "mask", "curve"])
+@pytest.mark.parametrize("what", ["tokens", "mask"])
 def test_frames_in_windows_are_steered_as_in_one_batch(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, what: str, schedule: str
 ) -> None:
-    frames = ((0.0, 0.2), (0.5, 1.5), (1.0, -0.3))
-    curve = pack.part("easyref_core.adapter.curves").WeightCurve(frames=frames)
     each = {
         "tokens": {"tokens": random_tokens(pack, easyref, 5, FRAMES)},
         "mask": {"tokens": tokens, "mask": frame_masks()},
-        "curve": {"tokens": tokens, "curve": curve},
     }[what]
     model = apply(pack, unet, easyref, **each)
     wanted = sample(model)
@@ -61,22 +58,22 @@ def test_as_many_masks_as_a_window_are_not_enough(
 
 def test_windows_over_another_dimension_hold_every_frame(pack: Pack) -> None:
     """Video models are cut along time, their batch is whole."""
-    frames_of_call = pack.part("nodes.sampling.frames").frames_of_call
+    batch_slice = pack.part("nodes.sampling.batch_rows").batch_slice
     import comfy.context_windows
 
     along_time = comfy.context_windows.IndexListContextWindow([1, 2], dim=2, total_frames=8)
-    assert frames_of_call({"context_window": along_time}, 2).places is None
+    assert batch_slice({"context_window": along_time}, 2).indices is None
     along_batch = comfy.context_windows.IndexListContextWindow([3, 4], dim=0, total_frames=8)
-    found = frames_of_call({"context_window": along_batch}, 2)
-    assert (found.places, found.total, found.count) == ((3, 4), 8, 2)
+    found = batch_slice({"context_window": along_batch}, 2)
+    assert (found.indices, found.total, found.count) == ((3, 4), 8, 2)
 
 
 def test_the_frame_sampled_before_a_window_keeps_its_own(pack: Pack) -> None:
     """Newer cores put it in front of the window's frames."""
-    frames_of_call = pack.part("nodes.sampling.frames").frames_of_call
+    batch_slice = pack.part("nodes.sampling.batch_rows").batch_slice
     import comfy.context_windows
 
     window = comfy.context_windows.IndexListContextWindow([3, 4], dim=0, total_frames=8)
     window.causal_anchor_index = 2
-    found = frames_of_call({"context_window": window}, 3)
-    assert (found.places, found.total, found.count) == ((2, 3, 4), 8, 3)
+    found = batch_slice({"context_window": window}, 3)
+    assert (found.indices, found.total, found.count) == ((2, 3, 4), 8, 3)

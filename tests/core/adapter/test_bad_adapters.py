@@ -12,10 +12,10 @@ from goldens import BODY, Tensors
 
 from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.adapter.key_values import lora_weights, project_tokens
-from easyref_core.encode.group import Reference, encode_references
+from easyref_core.encode.group import Reference
 from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.qwen2vl.prompt import PromptTokenizer
-from easyref_core.tokens.tokens import ReferenceTokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
 LAYER = next(iter(goldens.LAYERS))
 
@@ -98,7 +98,7 @@ def test_nan_in_the_encoder_is_named(
     encoder = plan(whole | {name: damaged}).build()
     reference = Reference(goldens.pictures("one_ref_prompt")[0])
     with goldens.refused(name, "not numbers"):
-        encode_references(encoder, tokenizer, [reference], "", adapter="a", image_size=84)
+        goldens.encode(encoder, tokenizer, [reference], "", image_size=84)
 
 
 @pytest.mark.parametrize("part", ["to_k_ip", "to_v_ip"])

@@ -12,10 +12,11 @@ from torch import nn
 from easyref_core.adapter.checkpoint import AdapterCheckpoint
 from easyref_core.adapter.key_values import lora_weights, project_tokens
 from easyref_core.encode.encoder import EasyRefEncoder
-from easyref_core.encode.group import Reference, encode_references
+from easyref_core.encode.group import Reference, plan_group
+from easyref_core.encode.passes import encode_references
 from easyref_core.encode.plan_encoder import plan_encoder, read_sources
 from easyref_core.qwen2vl.prompt import PromptTokenizer
-from easyref_core.tokens.tokens import ReferenceTokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
 SMALL = [torch.float8_e4m3fn, torch.float8_e5m2]
 
@@ -31,11 +32,10 @@ def test_such_an_adapter_does_all_an_adapter_does(
 ) -> None:
     checkpoint = one_byte(dtype)
     assert checkpoint.dtype == str(dtype).removeprefix("torch.")
-    encoder = plan_encoder(checkpoint, goldens.MLLM).build()
+    encoder_plan = plan_encoder(checkpoint, goldens.MLLM)
     group = goldens.references("one_ref_prompt")
-    tokens = encode_references(
-        encoder, tokenizer, group, "", adapter=checkpoint.identity, image_size=goldens.IMAGE_SIZE
-    )
+    plan = plan_group(encoder_plan, tokenizer, group, "", image_size=goldens.IMAGE_SIZE)
+    tokens = encode_references(encoder_plan.build(), plan)
     assert len(project_tokens(checkpoint, tokens).layers) == len(checkpoint.cross_attention)
     assert {weight.dtype for weight in lora_weights(checkpoint).values()} == {dtype}
 
@@ -58,7 +58,7 @@ def test_a_damaged_weight_of_the_encoder_is_named(tokenizer: PromptTokenizer) ->
     group: list[Reference] = goldens.references("one_ref_prompt")
 
     def encode() -> ReferenceTokens:
-        return encode_references(encoder, tokenizer, group, "", adapter="a", image_size=84)
+        return goldens.encode(encoder, tokenizer, group, "", image_size=84)
 
     with goldens.refused("mllm_final_layer.reference_tokens", "damaged"):
         encode()

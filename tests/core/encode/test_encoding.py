@@ -15,13 +15,13 @@ from PIL import Image
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
 from easyref_core.encode.encoder import EasyRefEncoder
-from easyref_core.encode.group import Reference, encode_references
+from easyref_core.encode.group import Reference, plan_group
 from easyref_core.encode.passes import EncodingCache
 from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from easyref_core.pictures.preprocessing import preprocess
 from easyref_core.qwen2vl.config import MllmConfig
 from easyref_core.qwen2vl.prompt import PromptTokenizer
-from easyref_core.tokens.tokens import ReferenceTokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
 CPU = torch.device("cpu")
 FOUR = "four_refs_prompt"
@@ -34,12 +34,12 @@ def encode(encoder: EasyRefEncoder, tokenizer: PromptTokenizer) -> Callable[...,
 
     def run(references: list[Reference] | None = None, **options: Any) -> ReferenceTokens:
         prompt = options.pop("prompt", goldens.user_prompt(FOUR))
-        return encode_references(
+        return goldens.encode(
             options.pop("encoder", encoder),
             tokenizer,
             goldens.references(FOUR) if references is None else references,
             prompt,
-            **{"adapter": "it", "image_size": goldens.IMAGE_SIZE, **options},
+            **{"image_size": goldens.IMAGE_SIZE, **options},
         )
 
     return run
@@ -49,13 +49,16 @@ def encode(encoder: EasyRefEncoder, tokenizer: PromptTokenizer) -> Callable[...,
 def embedded(encoder: EasyRefEncoder, tokenizer: PromptTokenizer, case: str) -> torch.Tensor:
     patches = [preprocess(p, goldens.IMAGE_SIZE) for p in goldens.pictures(case)]
     plan = tokenizer.tokenize([p.num_tokens for p in patches], goldens.user_prompt(case))
-    return encoder.embed(plan, [encoder.see(p, CPU) for p in patches], CPU)
+    return encoder.embed(plan, [encoder.encode_image(p, CPU) for p in patches], CPU)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden_visual_tokens(encoder: EasyRefEncoder, case: str) -> None:
     with torch.no_grad():
-        seen = [encoder.see(preprocess(p, goldens.IMAGE_SIZE), CPU) for p in goldens.pictures(case)]
+        seen = [
+            encoder.encode_image(preprocess(p, goldens.IMAGE_SIZE), CPU)
+            for p in goldens.pictures(case)
+        ]
     wanted = goldens.expected()[f"full.{case}.visual_tokens"]
     assert goldens.difference(torch.cat(seen), wanted) <= 2e-5
 
@@ -65,10 +68,10 @@ def test_pictures_of_one_grid_seen_together_stay_apart(encoder: EasyRefEncoder) 
     pictures = [p.resize(s) for p in goldens.pictures(FOUR) for s in ((96, 96), (150, 90))]
     patches = [preprocess(p, goldens.IMAGE_SIZE) for p in pictures]
     assert len({(p.rows, p.columns) for p in patches}) == 2
-    together = encoder.see_all(patches, CPU)
+    together = encoder.encode_images(patches, CPU)
     assert len(together) == len(patches)
     for picture, tokens in zip(patches, together, strict=True):
-        assert goldens.difference(tokens, encoder.see(picture, CPU)) <= 1e-5
+        assert goldens.difference(tokens, encoder.encode_image(picture, CPU)) <= 1e-5
 
 
 @torch.no_grad()
@@ -113,8 +116,8 @@ def test_golden_tokens_at_the_real_image_size(encode: Callable, case: str) -> No
 
 
 def test_result_says_what_it_was_made_of(encode: Callable) -> None:
-    found = encode(adapter="identity", adapter_name="name", prompt="a boat")
-    assert (found.adapter, found.adapter_name, found.prompt) == ("identity", "name", "a boat")
+    found = encode(prompt="a boat")
+    assert (found.adapter, found.adapter_name, found.prompt) == ("it", "it.safetensors", "a boat")
     assert (found.num_references, found.aggregation) == (4, "easyref")
     assert found.cond.dtype == found.uncond.dtype == torch.float32
     assert not found.cond.requires_grad
@@ -225,14 +228,14 @@ def test_cache_changes_nothing_and_saves_the_vision_tower(
     encode: Callable, encoder: EasyRefEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
-    see = type(encoder).see
+    see = type(encoder).encode_image
 
     def counted(self: EasyRefEncoder, patches: Any, device: Any) -> torch.Tensor:
         seen.append((patches.rows, patches.columns))
         return see(self, patches, device)
 
     plain, other = encode(), encode(prompt="a boat")
-    monkeypatch.setattr(type(encoder), "see", counted)
+    monkeypatch.setattr(type(encoder), "encode_image", counted)
     cache = EncodingCache()
     for wanted, prompt, looks in ((plain, None, 5), (plain, None, 5), (other, "a boat", 5)):
         found = encode(cache=cache, **({"prompt": prompt} if prompt else {}))
@@ -254,14 +257,13 @@ def test_cache_tells_insertion_layers_and_image_sizes_apart(encode: Callable) ->
 
 @pytest.mark.parametrize("asked", [None, 0])
 def test_references_are_read_at_the_adapters_own_size(
-    encode: Callable, tmp_path: Path, asked: int | None
+    tokenizer: PromptTokenizer, tmp_path: Path, asked: int | None
 ) -> None:
     path = goldens.write(tmp_path / "a.safetensors", goldens.adapter_tensors(), image_size="112")
-    trained = plan_encoder(load_checkpoint(path), goldens.MLLM).build()
-    assert trained.image_size == 112
-    found = encode(encoder=trained, image_size=asked).cond
-    assert torch.equal(found, encode(image_size=112).cond)
-    assert torch.equal(encode(encoder=trained, image_size=84).cond, encode(image_size=84).cond)
+    trained = plan_encoder(load_checkpoint(path), goldens.MLLM)
+    for size, wanted in ((asked, 112), (84, 84)):
+        found = plan_group(trained, tokenizer, goldens.references(FOUR), "", image_size=size)
+        assert {image.image_size for image in found.passes[0].images} == {wanted}
 
 
 def test_an_adapter_that_does_not_say_is_read_as_the_released_one(encode: Callable) -> None:
@@ -275,7 +277,7 @@ def test_an_image_size_below_two_patches_is_refused(encode: Callable, size: int)
 
 
 def test_cache_forgets_the_oldest() -> None:
-    cache = EncodingCache(budget=2 * torch.zeros(1).nbytes).seen
+    cache = EncodingCache(budget=2 * torch.zeros(1).nbytes).image_features
     for name in (b"a", b"b"):
         cache.put(name, torch.zeros(1))
     assert cache.get(b"a") is not None
@@ -289,7 +291,7 @@ def test_a_group_that_fills_the_context_is_remembered_whole() -> None:
     config = MllmConfig()  # Qwen2-VL-2B's
     picture = torch.zeros(144, config.hidden_size)
     group = [bytes([number]) for number in range(config.max_positions // 144)]
-    cache = EncodingCache().seen
+    cache = EncodingCache().image_features
     for name in group:
         cache.put(name, picture)
     assert all(cache.get(name) is not None for name in group)

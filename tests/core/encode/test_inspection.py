@@ -13,7 +13,7 @@ from PIL import Image
 from test_weights_and_insertion import FOUR, columns, read, rms, rotated
 
 from easyref_core.encode.encoder import EasyRefEncoder
-from easyref_core.encode.group import Reference, encode_references
+from easyref_core.encode.group import Reference
 from easyref_core.encode.heat_maps import (
     FOOTER,
     MARGIN,
@@ -66,8 +66,10 @@ def look(encoder: EasyRefEncoder, tokenizer: PromptTokenizer) -> Callable[..., I
             for n, (r, w) in enumerate(zip(goldens.references(FOUR), weights, strict=True), start=1)
         ]
         given = {"prompt": goldens.user_prompt(FOUR), "image_size": goldens.IMAGE_SIZE} | options
+        run = {name: given.pop(name) for name in given.keys() & {"progress", "cache"}}
+        group = given.pop("references", references)
         return inspect_references(
-            encoder, tokenizer, given.pop("references", references), given.pop("prompt"), **given
+            encoder, goldens.plan_of(encoder, tokenizer, group, **given), **run
         )
 
     return run
@@ -166,17 +168,21 @@ def test_pictures_seen_when_encoding_are_not_looked_at_again(
 ) -> None:
     cache = EncodingCache()
     wanted = look()
-    encode_references(
+    goldens.encode(
         encoder,
         tokenizer,
         goldens.references(FOUR),
         "another prompt",
-        adapter="it",
         image_size=goldens.IMAGE_SIZE,
         cache=cache,
     )
-    monkeypatch.setattr(type(encoder), "see", lambda *_: pytest.fail("it looked again"))
+    monkeypatch.setattr(type(encoder), "encode_image", lambda *_: pytest.fail("it looked again"))
     assert look(cache=cache).prompt == wanted.prompt
+
+
+def test_a_baseline_is_not_inspected(look: Callable[..., Inspection]) -> None:
+    with goldens.refused("'average' encodes each reference alone", "'easyref'"):
+        look(aggregation="average")
 
 
 def test_progress_rises_to_its_total(

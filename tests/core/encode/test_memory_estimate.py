@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from easyref_core.adapter.key_values import _travels
 from easyref_core.qwen2vl.config import MllmConfig
-from easyref_core.qwen2vl.limits import working_bytes
+from easyref_core.qwen2vl.memory import working_bytes
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "encoding_memory.py"
 BF16, FP32 = torch.bfloat16, torch.float32

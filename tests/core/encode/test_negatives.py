@@ -13,11 +13,11 @@ from PIL import Image
 from test_weights_and_insertion import FOUR
 
 from easyref_core.encode.encoder import EasyRefEncoder
-from easyref_core.encode.group import AGGREGATIONS, Reference, encode_references
+from easyref_core.encode.group import AGGREGATIONS, Reference
 from easyref_core.encode.passes import EncodingCache
 from easyref_core.pictures.preprocessing import black_picture
 from easyref_core.qwen2vl.prompt import PromptTokenizer
-from easyref_core.tokens.tokens import ReferenceTokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
 RED = Reference(Image.new("RGB", (90, 60), "red"), name="red")
 BLUE = Reference(Image.new("RGB", (60, 90), "blue"), name="blue")
@@ -28,12 +28,11 @@ def encode(encoder: EasyRefEncoder, tokenizer: PromptTokenizer) -> Callable[...,
     """The golden case of four references; other references and prompts can be given."""
 
     def run(references: Any = None, prompt: str | None = None, **options: Any) -> ReferenceTokens:
-        return encode_references(
+        return goldens.encode(
             encoder,
             tokenizer,
             references or goldens.references(FOUR),
             goldens.user_prompt(FOUR) if prompt is None else prompt,
-            adapter="it",
             **({"image_size": goldens.IMAGE_SIZE} | options),
         )
 

@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
 from easyref_core.cli import main
 from easyref_core.encode.encoder import EasyRefEncoder
-from easyref_core.encode.group import Reference, encode_references, plan_group
+from easyref_core.encode.group import GroupPlan, Reference, plan_group
+from easyref_core.encode.passes import encode_references
 from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
-from easyref_core.qwen2vl.limits import lack_of_memory
+from easyref_core.out_of_memory import lack_of_memory
 from easyref_core.qwen2vl.prompt import PromptTokenizer
-from easyref_core.tokens.tokens import load_tokens
+from easyref_core.tokens.reference_tokens import load_tokens
 
 FOUR = "four_refs_prompt"
 REFS = [str(goldens.GOLDEN / "refs" / f"ref_{i}.png") for i in range(4)]
@@ -75,22 +76,43 @@ def arguments(out: Path, *images: str, **options: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("aggregation", ["easyref", "average", "concatenate"])
-def test_a_group_is_planned_the_same_with_and_without_weights(
-    plan: EncoderPlan, encoder: EasyRefEncoder, tokenizer: PromptTokenizer, aggregation: str
+def test_a_plan_knows_passes_positions_and_steps_before_weights_are_read(
+    plan: EncoderPlan, tokenizer: PromptTokenizer, aggregation: str
 ) -> None:
-    group = (tokenizer, goldens.references(FOUR), "a boat")
-    given = {"aggregation": aggregation, "image_size": goldens.IMAGE_SIZE}
-    before, after = (plan_group(sizes, *group, **given) for sizes in (plan, encoder))
-    assert [c.ids.tolist() for c in before.chats] == [c.ids.tolist() for c in after.chats]
-    assert before.groups == after.groups
-    assert [len(group) for group in before.groups] == ([4] if aggregation == "easyref" else [1] * 4)
-    assert before.longest == max(len(chat) for chat in before.chats)
+    group = goldens.references(FOUR)
+    found = plan_group(plan, tokenizer, group, "a boat", aggregation=aggregation, image_size=84)
+    counts = [len(mllm_pass.images) for mllm_pass in found.passes]
+    assert counts == ([4] if aggregation == "easyref" else [1] * 4)
+    for mllm_pass in (*found.passes, found.unconditional):
+        for image, (first, end) in zip(mllm_pass.images, mllm_pass.chat.image_spans, strict=True):
+            assert end - first == image.num_tokens == image.patches().num_tokens
+    assert found.steps == 4 + 1 + (len(counts) + 1) * plan.config.num_layers
+    assert found.insert_before == plan.checkpoint.final_layers
 
 
-def test_many_negatives_are_the_longest_chat(plan: EncoderPlan, tokenizer: PromptTokenizer) -> None:
-    negatives = goldens.references(FOUR) * 3
-    found = plan_group(plan, tokenizer, goldens.references(FOUR), "", negatives=negatives)
-    assert found.longest == len(found.unconditional) > len(found.chats[0])
+def test_many_negatives_need_the_most_memory(plan: EncoderPlan, tokenizer: PromptTokenizer) -> None:
+    group = goldens.references(FOUR)
+
+    def needed(**settings: Any) -> int:
+        return plan_group(plan, tokenizer, group, "", **settings).working_bytes(torch.float32, True)
+
+    assert needed(negatives=group * 3) > needed()
+
+
+def test_cache_keys_tell_pixels_sizes_and_settings_apart(
+    plan: EncoderPlan, tokenizer: PromptTokenizer
+) -> None:
+    def planned(colour: str = "red", **settings: Any) -> GroupPlan:
+        group = [Reference(Image.new("RGB", (60, 90), colour))]
+        given = {"image_size": 84, "negatives": group} | settings
+        return plan_group(plan, tokenizer, group, "a boat", **given)
+
+    plain, others = planned(), [planned("blue"), planned(image_size=112)]
+    assert planned().passes[0].images[0].key == plain.passes[0].images[0].key
+    assert plain.passes[0].images[0].key not in {o.passes[0].images[0].key for o in others}
+    others.append(planned(insert_before=2))
+    assert planned().unconditional_key == plain.unconditional_key
+    assert plain.unconditional_key not in {other.unconditional_key for other in others}
 
 
 @pytest.mark.parametrize("size", [5069, 10**9])
@@ -118,10 +140,10 @@ def test_a_baseline_of_nothing_is_refused_before_pictures_are_read(
     monkeypatch: pytest.MonkeyPatch,
     aggregation: str,
 ) -> None:
-    monkeypatch.setattr(EasyRefEncoder, "see", lambda *_: pytest.fail("read for nothing"))
+    monkeypatch.setattr(EasyRefEncoder, "encode_image", lambda *_: pytest.fail("read for nothing"))
     nothing = [replace(r, weight=0.0) for r in goldens.references(FOUR)]
     with goldens.refused("weight 0", aggregation):
-        encode_references(encoder, tokenizer, nothing, "", adapter="a", aggregation=aggregation)
+        goldens.encode(encoder, tokenizer, nothing, "", aggregation=aggregation)
 
 
 def folder(path: Path) -> str:
@@ -165,16 +187,16 @@ def test_the_command_keeps_no_large_pictures(
     kept: list[int] = []
 
     def noted(*given: Any, **options: Any) -> Any:
-        kept.extend(max(reference.picture.size) for reference in given[2])
+        kept.extend(max(reference.picture.size) for reference in given[1].references)
         return encode_references(*given, **options)
 
-    monkeypatch.setattr("easyref_core.encode.group.encode_references", noted)
+    monkeypatch.setattr("easyref_core.encode.passes.encode_references", noted)
     assert main(arguments(tmp_path / "tokens", *large)) == 0
     assert max(kept) < 200
     encoder = plan_encoder(load_checkpoint(goldens.ADAPTER), goldens.MLLM).build()
     whole = [Reference(Image.open(path)) for path in large]
     tokenizer = PromptTokenizer.from_directory(goldens.MLLM)
-    wanted = encode_references(encoder, tokenizer, whole, "", adapter="a", image_size=84)
+    wanted = goldens.encode(encoder, tokenizer, whole, "", image_size=84)
     assert torch.equal(load_tokens(tmp_path / "tokens").cond, wanted.cond)
 
 
@@ -187,9 +209,9 @@ def test_lack_of_memory_is_one_sentence(
         raise NO_ROOM[kind]
 
     name = {
-        "open_picture": "easyref_core.pictures.files.open_picture",
+        "open_picture": "easyref_core.pictures.loading.open_picture",
         "build": "easyref_core.encode.plan_encoder.EncoderPlan.build",
-        "encode": "easyref_core.encode.group.encode_references",
+        "encode": "easyref_core.encode.passes.encode_references",
     }[step]
     monkeypatch.setattr(name, run_out)
     assert main(arguments(tmp_path / "tokens")) == 1

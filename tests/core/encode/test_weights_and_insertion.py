@@ -15,12 +15,11 @@ import torch
 from goldens import CASES
 
 from easyref_core.encode.encoder import EasyRefEncoder
-from easyref_core.encode.group import encode_references
 from easyref_core.encode.plan_encoder import EncoderPlan
 from easyref_core.pictures.preprocessing import preprocess
 from easyref_core.qwen2vl.decoder import rope
 from easyref_core.qwen2vl.prompt import PromptTokenizer, TokenizedPrompt
-from easyref_core.tokens.tokens import ReferenceTokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
 CPU = torch.device("cpu")
 FOUR = "four_refs_prompt"
@@ -33,7 +32,7 @@ def read(
     """The body's input for a golden case, and where its pictures stand."""
     patches = [preprocess(p, goldens.IMAGE_SIZE) for p in goldens.pictures(case)]
     plan = tokenizer.tokenize([p.num_tokens for p in patches], goldens.user_prompt(case))
-    return encoder.embed(plan, [encoder.see(p, CPU) for p in patches], CPU), plan
+    return encoder.embed(plan, [encoder.encode_image(p, CPU) for p in patches], CPU), plan
 
 
 def rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -109,12 +108,11 @@ def encode(encoder: EasyRefEncoder, tokenizer: PromptTokenizer) -> Callable[...,
         references = [
             replace(r, weight=w) for r, w in zip(goldens.references(FOUR), weights, strict=True)
         ]
-        return encode_references(
+        return goldens.encode(
             options.pop("encoder", encoder),
             tokenizer,
             references,
             goldens.user_prompt(FOUR),
-            adapter="it",
             image_size=goldens.IMAGE_SIZE,
             **options,
         )
@@ -168,7 +166,7 @@ def test_impossible_weight_is_refused(
     good, bad = goldens.references(FOUR)[:2]
     bad = replace(bad, weight=weight, name="reference 2")
     with goldens.refused("reference 2", f"weight {weight}", "0 or more"):
-        encode_references(encoder, tokenizer, [good, bad], "", adapter="it")
+        goldens.encode(encoder, tokenizer, [good, bad], "")
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageFile
 
 from easyref_core.errors import EasyRefError
-from easyref_core.pictures.files import named, open_picture, tensor_to_picture, to_rgb
+from easyref_core.pictures.loading import named, open_picture, tensor_to_picture, to_rgb
 
 COLOUR = (200, 100, 50)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from easyref_core.encode.group import Reference, count_tokens
+from easyref_core.encode.group import Reference, plan_images
 from easyref_core.pictures.preprocessing import (
     Patches,
     black_picture,
@@ -158,7 +158,7 @@ def test_a_refused_picture_is_named_within_its_group() -> None:
     good = Reference(Image.new("RGB", (64, 64)), name="reference 1")
     bad = Reference(Image.new("RGB", (500, 2)), name="reference 2")
     with goldens.refused("reference 2: the picture is 500x2"):
-        count_tokens([good, bad], 336)
+        plan_images([good, bad], 336)
 
 
 @pytest.mark.parametrize("size", [(512, 512), (333, 120), (56, 2000), (3000, 4000), (1, 1)])
@@ -187,4 +187,5 @@ def test_a_photograph_is_reduced() -> None:
 @pytest.mark.parametrize("size", [(96, 96), (333, 120), (10, 300), (1, 1)])
 def test_tokens_are_counted_without_looking_at_the_pixels(size: tuple[int, int]) -> None:
     picture = Image.new("RGB", size)
-    assert count_tokens([Reference(picture)], 336) == [preprocess(picture, 336).num_tokens]
+    (planned,) = plan_images([Reference(picture)], 336)
+    assert planned.num_tokens == preprocess(picture, 336).num_tokens

@@ -16,7 +16,7 @@ from goldens import BODY, TINY, Tensors
 from tokenizers import Tokenizer, models
 
 from easyref_core.adapter.checkpoint import load_checkpoint
-from easyref_core.encode.group import Reference, encode_references
+from easyref_core.encode.group import Reference
 from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.qwen2vl.prompt import PromptTokenizer
 
@@ -161,6 +161,4 @@ def test_tokenizer_of_another_family(tmp_path: Path) -> None:
 def test_tokenizer_with_more_tokens_than_the_mllm_knows(tokenizer: PromptTokenizer) -> None:
     reference = Reference(goldens.pictures("one_ref_prompt")[0])
     with goldens.refused("has token 406", "only 300", goldens.MLLM):
-        encode_references(
-            goldens.random_encoder(vocab_size=300), tokenizer, [reference], "", adapter="a"
-        )
+        goldens.encode(goldens.random_encoder(vocab_size=300), tokenizer, [reference], "")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from easyref_core.encode.encoder import EasyRefEncoder
-from easyref_core.encode.group import Reference, encode_references
+from easyref_core.encode.group import Reference
 from easyref_core.pictures.preprocessing import preprocess
 from easyref_core.qwen2vl.prompt import INSTRUCTION, PromptTokenizer, TokenizedPrompt, prompt_string
 
@@ -129,9 +129,7 @@ def test_too_long_a_prompt_says_so(tokenizer: PromptTokenizer) -> None:
     encoder = goldens.random_encoder(max_positions=300)
     prompt = "a red cube " * 100
     with goldens.refused("prompt is too long", "1,100 characters", "300", "Shorten the prompt"):
-        encode_references(
-            encoder, tokenizer, [Reference(SMALL)], prompt, adapter="a", image_size=84
-        )
+        goldens.encode(encoder, tokenizer, [Reference(SMALL)], prompt, image_size=84)
 
 
 def test_shortening_by_what_the_message_says_is_enough(tokenizer: PromptTokenizer) -> None:
@@ -140,34 +138,28 @@ def test_shortening_by_what_the_message_says_is_enough(tokenizer: PromptTokenize
     room = 300 - len(tokenizer.tokenize([count], "")) - encoder.num_tokens
     fits = "!" * room
     assert len(tokenizer.tokenize([count], fits)) == 300 - encoder.num_tokens
-    encode_references(encoder, tokenizer, [Reference(SMALL)], fits, adapter="a", image_size=84)
+    goldens.encode(encoder, tokenizer, [Reference(SMALL)], fits, image_size=84)
     with goldens.refused("Shorten the prompt by 1 tokens"):
-        encode_references(
-            encoder, tokenizer, [Reference(SMALL)], fits + "!", adapter="a", image_size=84
-        )
+        goldens.encode(encoder, tokenizer, [Reference(SMALL)], fits + "!", image_size=84)
 
 
 def test_too_many_references_name_the_limit_and_memory(tokenizer: PromptTokenizer) -> None:
     encoder = goldens.random_encoder(max_positions=300)
     with goldens.refused("50 references", "image_size 84", "300 is its limit", "GB", "at most"):
-        encode_references(
-            encoder, tokenizer, [Reference(SMALL)] * 50, "", adapter="a", image_size=84
-        )
+        goldens.encode(encoder, tokenizer, [Reference(SMALL)] * 50, "", image_size=84)
 
 
 def test_one_reference_too_large_for_the_context(tokenizer: PromptTokenizer) -> None:
     encoder = goldens.random_encoder(max_positions=300)
     with goldens.refused("1 references", "image_size 476", "memory). Use a smaller image_size."):
-        encode_references(encoder, tokenizer, [Reference(SMALL)], "", adapter="a", image_size=476)
+        goldens.encode(encoder, tokenizer, [Reference(SMALL)], "", image_size=476)
 
 
 def test_as_many_references_as_the_message_says_fit(tokenizer: PromptTokenizer) -> None:
     encoder = goldens.random_encoder(max_positions=400)
 
     def encode(count: int) -> None:
-        encode_references(
-            encoder, tokenizer, [Reference(SMALL)] * count, "", adapter="a", image_size=84
-        )
+        goldens.encode(encoder, tokenizer, [Reference(SMALL)] * count, "", image_size=84)
 
     with pytest.raises(ValueError, match=r"at most about (\d+) references") as raised:
         encode(60)
@@ -175,8 +167,8 @@ def test_as_many_references_as_the_message_says_fit(tokenizer: PromptTokenizer) 
 
 
 def test_two_hundred_small_references(encoder: EasyRefEncoder, tokenizer: PromptTokenizer) -> None:
-    found = encode_references(
-        encoder, tokenizer, [Reference(SMALL)] * 200, "all of them", adapter="a", image_size=56
+    found = goldens.encode(
+        encoder, tokenizer, [Reference(SMALL)] * 200, "all of them", image_size=56
     )
     assert found.num_references == 200
     assert found.cond.shape == (1, 16, 96)

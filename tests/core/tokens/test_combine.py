@@ -12,8 +12,8 @@ import torch
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint
 from easyref_core.adapter.key_values import check_tokens
-from easyref_core.tokens.combine import METHODS, Part, combine_tokens, read_weights
-from easyref_core.tokens.tokens import ReferenceTokens, load_tokens, save_tokens
+from easyref_core.tokens.combine import METHODS, WeightedTokens, combine_tokens, read_weights
+from easyref_core.tokens.reference_tokens import ReferenceTokens, load_tokens, save_tokens
 
 MIXES = ("average", "weighted average", "add", "subtract")
 BLACK = torch.randn((1, 4, 6), generator=torch.Generator().manual_seed(99))
@@ -27,10 +27,10 @@ def tokens(seed: int = 0, batch: int = 1, count: int = 4, **changes: Any) -> Ref
     return replace(made, **changes)
 
 
-def parts(*given: ReferenceTokens, weights: tuple[float, ...] = ()) -> list[Part]:
+def parts(*given: ReferenceTokens, weights: tuple[float, ...] = ()) -> list[WeightedTokens]:
     weights = weights or (1.0,) * len(given)
     return [
-        Part(t, w, f"tokens_{number}")
+        WeightedTokens(t, w, f"tokens_{number}")
         for number, (t, w) in enumerate(zip(given, weights, strict=True), start=1)
     ]
 

@@ -14,14 +14,14 @@ from safetensors import safe_open
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint
 from easyref_core.adapter.key_values import check_tokens
-from easyref_core.tokens.tokens import (
+from easyref_core.tokens.reference_tokens import (
     FORMAT,
     FORMAT_VERSION,
     ReferenceTokens,
     describe,
     load_tokens,
     save_tokens,
-    stack,
+    stack_tokens,
 )
 
 
@@ -208,7 +208,7 @@ def test_cond_and_uncond_of_two_shapes_are_refused() -> None:
 
 def test_stack_puts_groups_into_one_batch() -> None:
     first, second = tokens(0, prompt="one"), tokens(1, (2, 16, 96), prompt="two")
-    found = stack([first, second])
+    found = stack_tokens([first, second])
     assert torch.equal(found.cond, torch.cat((first.cond, second.cond)))
     assert torch.equal(found.uncond, torch.cat((first.uncond, second.uncond)))
     assert (found.batch, found.num_references, found.prompt) == (3, 8, "one | two")
@@ -224,9 +224,9 @@ def test_stack_names_both_sides_where_groups_do_not_fit() -> None:
         tokens(shape=(1, 16, 48)),
     ):
         with goldens.refused(describe(first), describe(other), "one batch"):
-            stack([first, other])
+            stack_tokens([first, other])
     with goldens.refused("no reference tokens"):
-        stack([])
+        stack_tokens([])
 
 
 def test_description_names_adapter_and_size() -> None:

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("diffusers")
 
 from easyref_core.demo_set import STORED_IDS, TABLE
-from easyref_core.encode.group import Reference, encode_references
+from easyref_core.encode.group import Reference, plan_group
+from easyref_core.encode.passes import encode_references
+from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.errors import EasyRefError
 from workshop.demo.models import DemoAdapter, DemoModels, Steering
 from workshop.demo.parts import Settings
@@ -63,18 +65,21 @@ def largest_difference(one: torch.Tensor, other: torch.Tensor) -> int:
 
 @pytest.mark.parametrize("aggregation", ["easyref", "average"])
 def test_groups_read_together_give_what_each_gives_alone(
-    adapter: DemoAdapter, groups: list[list[Image.Image]], aggregation: str
+    models: DemoModels,
+    adapter: DemoAdapter,
+    groups: list[list[Image.Image]],
+    aggregation: str,
 ) -> None:
     found = adapter.encode(groups, PROMPTS, average=aggregation == "average")
     for row, (group, prompt) in enumerate(zip(groups, PROMPTS, strict=True)):
-        wanted = encode_references(
-            adapter.encoder,
+        plan = plan_group(
+            plan_encoder(adapter.checkpoint, models.directory / "mllm"),
             adapter.tokenizer,
             [Reference(picture) for picture in group],
             prompt,
-            adapter=adapter.checkpoint.identity,
             aggregation=aggregation,
         )
+        wanted = encode_references(adapter.encoder, plan)
         assert (found.cond[row] - wanted.cond[0]).abs().max() < 1e-4
         assert (found.uncond[row] - wanted.uncond[0]).abs().max() < 1e-4
     assert (found.adapter, found.aggregation) == (adapter.checkpoint.identity, aggregation)

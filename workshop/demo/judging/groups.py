@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from easyref_core.errors import EasyRefError
-from easyref_core.pictures.files import open_picture
+from easyref_core.pictures.loading import open_picture
 
 from ..dataset.characters import ATTRIBUTES
 from ..dataset.groups import Style

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from easyref_core.errors import EasyRefError
-from easyref_core.pictures.files import open_picture
+from easyref_core.pictures.loading import open_picture
 
 SIDE = 128  # of the pictures that all models are trained on
 

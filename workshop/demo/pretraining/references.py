@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from easyref_core.pictures.files import open_picture
+from easyref_core.pictures.loading import open_picture
 from easyref_core.pictures.preprocessing import cut, fit, normalise, picture_levels
 
 IMAGE_SIZE = 112  # 16 tokens a picture

@@ -22,10 +22,10 @@ from torch import nn
 
 from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
 from ...easyref_core.adapter.key_values import TokenKeyValues, project_tokens, projection_bytes
-from ...easyref_core.errors import OutOfMemoryError
-from ...easyref_core.tokens.tokens import ReferenceTokens
-from ..host.out_of_memory import lack_of_memory
-from ..host.patcher import new_patcher
+from ...easyref_core.errors import EasyRefError
+from ...easyref_core.tokens.reference_tokens import ReferenceTokens
+from .out_of_memory import lack_of_memory
+from .patcher import new_patcher
 
 BUDGET = 512 * 2**20
 """Bytes that the sets of one adapter may take when no run uses them: twelve prompts in half
@@ -98,8 +98,7 @@ class KeyValueStore:
         holds them and newer ones took their place.
 
         Raises:
-            EasyRefError: see `project_tokens`.
-            OutOfMemoryError: neither the device nor the CPU has room for them.
+            EasyRefError: see `project_tokens`; neither the device nor the CPU has room for them.
         """
         with self._lock:
             key = (_as_tensors_say(device), dtype)
@@ -171,7 +170,7 @@ class KeyValueStore:
                     needed,
                     failed,
                 )
-        raise OutOfMemoryError(
+        raise EasyRefError(
             f"Not enough memory for the keys and values of {tokens.num_tokens} reference tokens, "
             f"{needed:.0f} MB ({failed}). Use fewer reference groups at once, or a smaller batch."
         )

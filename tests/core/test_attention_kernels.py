@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from easyref_core.qwen2vl import kernels
-from easyref_core.qwen2vl.kernels import attend
+from easyref_core import attention_kernels as kernels
+from easyref_core.attention_kernels import attend
 
 
 @pytest.mark.parametrize("kind", ["all", "causal", "masked"])

@@ -74,7 +74,7 @@ class ReferenceTokens:
         return self.cond.shape[2]
 
 
-def stack(groups: Sequence[ReferenceTokens]) -> ReferenceTokens:
+def stack_tokens(groups: Sequence[ReferenceTokens]) -> ReferenceTokens:
     """One batch of several groups, for one latent each.
 
     Raises:

@@ -1,0 +1,63 @@
+"""How much memory encoding a group takes beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..attention_kernels import SCORE_BYTES
+from .config import MllmConfig, VisionConfig
+
+
+def working_bytes(
+    config: MllmConfig, pictures: Sequence[int], length: int, dtype: torch.dtype, fused: bool
+) -> int:
+    """Peak memory of one pass, weights not counted.
+
+    Within a tenth of what is measured at Qwen2-VL-2B's size (benchmarks/encoding_memory.py).
+
+    Args:
+        pictures: image tokens of each.
+        length: tokens of the chat, reference tokens included.
+        dtype: of the activations.
+        fused: attention never writes its scores to memory; otherwise they are computed in chunks.
+    """
+    features = sum(pictures) * config.hidden_size * dtype.itemsize
+    largest = vision_bytes(config.vision, max(pictures, default=0), dtype, fused)
+    return max(features + largest, decoder_bytes(config, length, dtype, fused))
+
+
+def vision_bytes(config: VisionConfig, tokens: int, dtype: torch.dtype, fused: bool) -> int:
+    """The widest moment of a block of the vision tower, for one picture of so many tokens."""
+    patches = tokens * config.spatial_merge_size**2
+    # Patches, a block's input, its sum with attention, and the norm of either.
+    base = (config.patch_dim + 3 * config.embed_dim) * dtype.itemsize
+    # The wide layer's result, its gate, and their product.
+    feed_forward = 3 * config.mlp_dim * dtype.itemsize
+    # Queries, keys and values, then turned ones, beside the three float32 copies they are made of.
+    rotation = config.embed_dim * (5 * dtype.itemsize + 3 * 4)
+    if fused:
+        return patches * (base + max(feed_forward, rotation))
+    attention = patches * config.embed_dim * (7 * dtype.itemsize + 4)
+    attention += _score_bytes(config.num_heads, patches, dtype)
+    return patches * base + max(patches * max(feed_forward, rotation), attention)
+
+
+def decoder_bytes(config: MllmConfig, length: int, dtype: torch.dtype, fused: bool) -> int:
+    """The widest moment of a decoder layer, for a chat of `length` tokens."""
+    # The chat, a layer's input, its sum with attention, its norm, and the positions.
+    base = (4 * config.hidden_size + 2 * config.head_dim) * dtype.itemsize
+    # Gate, up and their product.
+    feed_forward = 3 * config.intermediate_size * dtype.itemsize
+    if fused:
+        return length * (base + feed_forward)
+    attention = length * config.hidden_size * (4 * dtype.itemsize + 4)
+    attention += _score_bytes(config.num_heads, length, dtype)
+    return length * base + max(length * feed_forward, attention)
+
+
+def _score_bytes(heads: int, length: int, dtype: torch.dtype) -> int:
+    """Of `attend_in_chunks`: a chunk's scores, their softmax, and that in the values' dtype."""
+    scores = min(SCORE_BYTES, heads * length**2 * 4)
+    return scores * 2 + (scores * dtype.itemsize // 4 if dtype.itemsize < 4 else 0)

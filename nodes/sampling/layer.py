@@ -1,0 +1,159 @@
+"""One cross-attention layer: the query, cached keys and values, scale and mask, added to the text.
+
+Whatever stands on ComfyUI's attention slot is called first, then the references are added to its
+result, so this composes with other packs in either order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+
+from ...easyref_core.adapter.attention import ReferenceShare, add_shares
+from ..host.attention import reference_attention
+from ..host.unet_layers import BlockKey, group_of
+from .batch_rows import Size
+from .model_call import EffectOnRows, ModelCall, Scale, warn_of_rows
+
+Slot = Callable[..., torch.Tensor]
+
+
+def add_to_layers(options: dict[str, Any], blocks: Mapping[str, BlockKey], call: ModelCall) -> None:
+    """Put a model call's references on the attention slots.
+
+    Args:
+        options: the call's own copy of the transformer options; changed.
+        blocks: layer name -> ComfyUI's attention slot.
+    """
+    scales = LayerScales(call)
+    replace = dict(options.get("patches_replace", {}))
+    slots = dict(replace.get("attn2", {}))
+    for layer, block in blocks.items():
+        group = group_of(block)
+        if any(effect.effect.at_layers(group) != 0 for effect in call.effects):
+            before = slots.get(block) or slots.get(block[:2])
+            slots[block] = ReferenceAttention(scales, layer, group, before)
+    replace["attn2"] = slots
+    options["patches_replace"] = replace
+
+
+class LayerScales:
+    """Scale and positions of each effect, shared by the layers of one group and size.
+
+    Belongs to one model call, which runs its layers one after the other.
+    """
+
+    def __init__(self, call: ModelCall) -> None:
+        self.call = call
+        self._computed: dict[
+            tuple[str, Size, torch.dtype], list[tuple[EffectOnRows, Scale, torch.Tensor | None]]
+        ] = {}
+
+    def shares(
+        self, layer: str, group: str, size: Size, query: torch.Tensor
+    ) -> list[ReferenceShare]:
+        """What to add in a layer.
+
+        Args:
+            query: [rows, height * width, C]
+        """
+        key = (group, size, query.dtype)
+        if key not in self._computed:
+            self._computed[key] = self._compute(group, size, query)
+        result = []
+        for effect, scale, positions in self._computed[key]:
+            keys, values = (
+                effect.per_row(both).to(query.dtype) for both in effect.key_values.layers[layer]
+            )
+            rows = None if effect.rows == slice(0, self.call.rows) else effect.rows
+            result.append(ReferenceShare(keys, values, scale, rows, positions))
+        return result
+
+    def _compute(
+        self, group: str, size: Size, query: torch.Tensor
+    ) -> list[tuple[EffectOnRows, Scale, torch.Tensor | None]]:
+        scales = [
+            (effect, *scale)
+            for effect in self.call.effects
+            if (scale := effect.at_layer(group, size, self.call.latent, query)) is not None
+        ]
+        if not self.call.normalise:
+            return scales
+        total = query.new_zeros(self.call.rows, query.shape[1], 1)
+        for effect, scale, positions in scales:
+            own = total[effect.rows]
+            if positions is None:
+                own += abs(scale)
+            else:
+                shape = (own.shape[0], positions.shape[0], 1)
+                own.index_add_(1, positions, abs(scale).to(own.dtype).expand(shape))
+        total.clamp_(min=1)
+        return [
+            (effect, scale / _at(total[effect.rows], positions), positions)
+            for effect, scale, positions in scales
+        ]
+
+
+def _at(total: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    return total if positions is None else total.index_select(1, positions)
+
+
+class ReferenceAttention:
+    """What stands on one attention slot during one model call.
+
+    Args:
+        before: what stood there.
+    """
+
+    def __init__(self, scales: LayerScales, layer: str, group: str, before: Slot | None) -> None:
+        self._scales = scales
+        self._layer = layer
+        self._group = group
+        self._before = before
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        extra_options: Mapping[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """q [B, T, heads * head_dim] after projection; returns the same shape before to_out."""
+        heads = extra_options["n_heads"]
+        precision = extra_options.get("attn_precision")
+        if self._before is not None:
+            text = self._before(q, k, v, extra_options, *args, **kwargs)
+        else:
+            text = optimized_attention(
+                q, k, v, heads, attn_precision=precision, transformer_options=extra_options
+            )
+        call = self._scales.call
+        if q.shape[0] != call.rows or text.shape != q.shape:
+            warn_of_rows(q.shape[0], call.rows, call.conditionings)
+            return text
+        size = _layer_size(extra_options, q.shape[1], call.size)
+        return add_shares(
+            text,
+            q,
+            self._scales.shares(self._layer, self._group, size, q),
+            lambda q, k, v: reference_attention(q, k, v, heads, precision),
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReferenceAttention:
+        return self
+
+
+def _layer_size(options: Mapping[str, Any], positions: int, latent: Size) -> Size:
+    """Height and width of an attention layer's positions."""
+    shape = options.get("activations_shape")
+    if shape is not None and shape[-2] * shape[-1] == positions:
+        return shape[-2], shape[-1]
+    height, width = latent
+    while height * width > positions:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return (height, width) if height * width == positions else (1, positions)
