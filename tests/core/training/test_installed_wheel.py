@@ -13,9 +13,8 @@ from pathlib import Path
 
 import goldens
 import pytest
-from repository import copy_repository, run
-
 from easyref_core.tokens.tokens import load_tokens
+from repository import copy_repository, run
 
 PACK = Path(__file__).resolve().parents[3]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
@@ -103,6 +102,7 @@ def test_inspect_and_encode_give_the_golden_results(
     assert goldens.difference(tokens, goldens.expected()[f"full.{case}.tokens"]) <= 1e-4
 
 
+@pytest.mark.timeout(900)  # imports and training in a new process, on a busy computer
 def test_train_runs_two_steps(
     command: Callable[..., str], recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
