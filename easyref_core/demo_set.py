@@ -1,4 +1,4 @@
-"""The demo's model set, shipped in `demo/weights`: where it is, and what its `set.json` says.
+"""The demo's model set in `demo/weights`, its `set.json`, and the references in `demo/references`.
 
 unet/           diffusers UNet2DConditionModel
 vae/            diffusers AutoencoderTiny
@@ -6,7 +6,7 @@ text_encoders/  clip_l/ and clip_g/, CLIP text models of transformers
 controlnet/     diffusers ControlNetModel
 mllm/           Qwen2-VL directory
 easyref.safetensors
-set.json        {"trained": true, "side": 128, ...}
+set.json        {"trained": true, ...}
 
 The large weights of the UNet, the autoencoder and the ControlNet are stored as int8 with one scale
 per output channel; `read_stored_weights` reads them back.
@@ -26,14 +26,17 @@ from .errors import EasyRefError
 
 SET_FILE = "set.json"
 TRAINED_SET = Path(__file__).resolve().parents[1] / "demo" / "weights"
-_SIDE = 128  # of sets that do not say
+REFERENCES = TRAINED_SET.with_name("references")
+_FIRST = "square"
 
-# CLIP's word table has 49,408 rows; a set stores the rows of the words that its captions use, and
-# one more that all other words share.
+# CLIP's token embedding has 49,408 rows; a set stores the rows of its captions' tokens, and one
+# more that all other tokens share.
 VOCABULARY = 49408
 TABLE = "text_model.embeddings.token_embedding.weight"
-STORED_IDS = "token_ids"  # beside a cut-down table: the token id of each row
-STORED_SCALE = ".scale"  # suffix of the scales [out, 1, ...] beside an int8 weight [out, ...]
+STORED_IDS = "token_ids"  # stored beside a reduced table: the token id of each row
+STORED_SCALE = ".scale"  # suffix of the scales [out, 1, ...] of an int8 weight [out, ...]
+    ".scale"  # suffix of the scales [out, 1, ...] stored beside an int8 weight [out, ...]
+)
 
 
 def shipped_set() -> Path:
@@ -51,13 +54,23 @@ def shipped_set() -> Path:
 
 
 def is_trained(directory: Path) -> bool:
-    """Whether a set's pictures can be expected to show anything."""
+    """Whether a set is trained, so that its pictures show something."""
     return bool((read_set_info(directory) or {}).get("trained"))
 
 
-def picture_side(directory: Path) -> int:
-    """Side of the square pictures a set is made for, in pixels."""
-    return int((read_set_info(directory) or {}).get("side", _SIDE))
+def reference_files() -> list[Path]:
+    """Four shipped pictures of one character, all of one size.
+
+    Raises:
+        EasyRefError: they are missing.
+    """
+    files = sorted((REFERENCES / _FIRST).glob("[0-9].png"))
+    if not files:
+        raise EasyRefError(
+            f"The demo's pictures are missing: there is none in {REFERENCES / _FIRST}. Install "
+            "EasyRef again."
+        )
+    return files
 
 
 def read_set_info(directory: Path) -> dict[str, Any] | None:
@@ -70,27 +83,27 @@ def read_set_info(directory: Path) -> dict[str, Any] | None:
 
 
 def rows_of_ids(ids: torch.Tensor) -> torch.Tensor:
-    """[49408] row of each token id in a cut-down table; the last row is "unknown"."""
+    """[49408] row of each token id in a reduced table; the last row is for unknown tokens."""
     rows = torch.full((VOCABULARY,), len(ids))
     rows[ids] = torch.arange(len(ids))
     return rows
 
 
 def read_stored_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a model's safetensors file of a set, as its model class expects it.
+    """Read a safetensors file of a set with the names, shapes and dtypes of its model class.
 
-    Files that store nothing in the set's own forms (int8 with scales, a cut-down word table) are
-    returned as they are.
+    Weights that are not stored in a set's own forms (int8 with scales, a reduced token embedding)
+    are returned as they are.
 
     Raises:
         OSError, SafetensorError: the file cannot be read.
-        KeyError: an int8 weight without its scales.
+        KeyError: an int8 weight has no scales.
     """
     return whole_table(dequantised(load_file(path)))
 
 
 def dequantised(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights with every int8 weight times its scales, in float16."""
+    """The weights with each int8 weight multiplied by its scales, in float16."""
     weights = dict(state)
     for name, weight in state.items():
         if weight.dtype == torch.int8:
@@ -99,7 +112,7 @@ def dequantised(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def whole_table(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A text encoder's weights with all 49,408 rows; a table that is whole stays as it is."""
+    """A text encoder's weights with all 49,408 rows; a whole table is left as it is."""
     weights = dict(state)
     ids = weights.pop(STORED_IDS, None)
     if ids is not None:

@@ -11,7 +11,7 @@ from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens.reference_tokens import ReferenceTokens
 from .host.unet_layers import cross_attention_layers, group_of, model_name
-from .inputs import collect_weights, weight_input
+from .inputs import collect_weights, share_input, weight_input
 from .link_types import (
     EasyRef,
     EasyRefCurve,
@@ -35,7 +35,7 @@ class EasyRefApply(io.ComfyNode):
             display_name="EasyRef Apply",
             category="EasyRef",
             description="Steers an SDXL model with reference tokens. Several of these nodes add "
-            "up; ControlNets, LoRAs and other attention nodes may stand before or behind.",
+            "up; ControlNets, LoRAs and other attention nodes may stand before or after.",
             inputs=[
                 io.Model.Input("model", tooltip="An SDXL model."),
                 EasyRef.Input("easyref", tooltip="The adapter that made the tokens."),
@@ -49,22 +49,14 @@ class EasyRefApply(io.ComfyNode):
                     "How strongly the references act: 1 as trained, 0 not at all, below 0 "
                     "away from them."
                 ),
-                io.Float.Input(
+                share_input(
                     "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="From which part of the sampling on the references act. Later leaves "
-                    "the composition to the prompt.",
+                    0.0,
+                    "From which part of the sampling on the references act. Later leaves the "
+                    "composition to the prompt.",
                 ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Until which part of the sampling the references act.",
+                share_input(
+                    "end_percent", 1.0, "Until which part of the sampling the references act."
                 ),
                 weight_input(
                     "Strength of the LoRA that was trained with the adapter; it acts "
@@ -107,14 +99,8 @@ class EasyRefApply(io.ComfyNode):
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The steered model.")],
             **found_by(
-                "ip-adapter",
-                "ipadapter",
-                "reference",
-                "character",
-                "style",
-                "consistent",
-                "face",
-                "apply reference",
+                "ip-adapter, ipadapter, reference, character, style, "
+                "consistent, face, apply reference"
             ),
         )
 
@@ -136,7 +122,7 @@ class EasyRefApply(io.ComfyNode):
     ) -> io.NodeOutput:
         if start_percent > end_percent:
             raise EasyRefError(
-                f"start_percent ({start_percent}) lies behind end_percent ({end_percent}), so the "
+                f"start_percent ({start_percent}) is after end_percent ({end_percent}), so the "
                 "references would never act. Swap them, or set weight to 0."
             )
         checkpoint = easyref.checkpoint

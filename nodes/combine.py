@@ -1,4 +1,4 @@
-"""EasyRef Combine Tokens: the tokens of several groups made into one set, or one a latent."""
+"""EasyRef Combine Tokens: the tokens of several groups as one set, or one for each latent."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class EasyRefCombineTokens(io.ComfyNode):
                     "method",
                     options=[*METHODS, _BATCH],
                     default=METHODS[0],
-                    tooltip="concatenate: all side by side, attention chooses. average, weighted "
-                    "average: a mix. add, subtract: sum, or the first less the others. avoid: 2 "
-                    "takes the place of the black picture in the negative branch. batch: one "
-                    "token set per latent, 1 for the first.",
+                    tooltip="concatenate: all side by side, attention chooses. average: a mix. "
+                    "add, subtract: sum, or the first less the others. avoid: 2 replaces the "
+                    "black picture in the negative branch. batch: one token set per latent, 1 for "
+                    "the first.",
                 ),
                 io.String.Input(
                     "weights",
                     default="1, 1",
-                    tooltip="What tokens_1, tokens_2 and so on count in weighted average, add and "
+                    tooltip="Weights of tokens_1, tokens_2 and so on in average, add and "
                     "subtract: numbers, separated by commas. Those that are left out count 1. The "
                     "other methods do not use them.",
                 ),
@@ -58,15 +58,15 @@ class EasyRefCombineTokens(io.ComfyNode):
             outputs=[
                 EasyRefTokens.Output(display_name="tokens", tooltip="One set of tokens to apply.")
             ],
-            **found_by("merge", "average", "concat", "mix styles", "subtract", "batch"),
+            **found_by("merge, average, concat, mix styles, subtract, batch"),
         )
 
     @classmethod
     def validate_inputs(
         cls, weights: str | None = None, tokens: Mapping[str, Any] | None = None
     ) -> bool | str:
-        # Beside the inputs that are asked for, ComfyUI gives every one that grows.
-        return accepted(lambda: read_weights(weights or ""))  # None where a node will give it
+        # ComfyUI passes growing inputs too; weights is None if it is linked.
+        return accepted(lambda: read_weights(weights or ""))
 
     @classmethod
     def execute(

@@ -1,4 +1,4 @@
-"""EasyRef Set Conditioning: a prompt that brings its own reference tokens."""
+"""EasyRef Set Conditioning: a prompt that carries its own reference tokens."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class EasyRefSetConditioning(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input(
                     "conditioning",
-                    tooltip="A prompt, before or behind nodes that set its area, mask or timestep "
+                    tooltip="A prompt, before or after nodes that set its area, mask or timestep "
                     "range. In the negative prompt, references to avoid.",
                 ),
                 EasyRefTokens.Input(
-                    "tokens", tooltip="What the prompt is to be read with, from EasyRef Encode."
+                    "tokens", tooltip="The prompt's reference tokens, from EasyRef Encode."
                 ),
                 weight_input(
                     "How strongly these references act: 1 as trained, 0 none for this "
@@ -49,7 +49,7 @@ class EasyRefSetConditioning(io.ComfyNode):
                     display_name="conditioning", tooltip="The prompt with its references."
                 )
             ],
-            **found_by("reference", "regional prompt", "prompt with references"),
+            **found_by("reference, regional prompt, prompt with references"),
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""EasyRef Crop: a face or a thing made to fill the frame, by mask or box."""
+"""EasyRef Crop: crops references by mask or box."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..easyref_core.pictures.crop import Box, crop_pictures, mask_boxes
-from .inputs import references_from_batch
+from .inputs import references_from_batch, share_input
 from .link_types import EasyRefReferenceGroup, References
 from .newer_core import found_by
 
@@ -28,39 +28,15 @@ class EasyRefCrop(io.ComfyNode):
                     tooltip="What to keep, in white: one mask for all pictures, one for each, or "
                     "several for one picture. Stretched to the picture's shape.",
                 ),
-                io.Float.Input(
+                share_input(
                     "x",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Left side of the box as a share of the picture's width. Only used "
-                    "without a mask, as are y, width and height.",
+                    0.0,
+                    "Left side of the box as a share of the picture's width. Only used without a "
+                    "mask, as are y, width and height.",
                 ),
-                io.Float.Input(
-                    "y",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Top of the box as a share of the picture's height.",
-                ),
-                io.Float.Input(
-                    "width",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Width of the box as a share of the picture's width.",
-                ),
-                io.Float.Input(
-                    "height",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Height of the box as a share of the picture's height.",
-                ),
+                share_input("y", 0.0, "Top of the box as a share of the picture's height."),
+                share_input("width", 1.0, "Width of the box as a share of the picture's width."),
+                share_input("height", 1.0, "Height of the box as a share of the picture's height."),
                 io.Float.Input(
                     "padding",
                     default=0.25,
@@ -88,7 +64,7 @@ class EasyRefCrop(io.ComfyNode):
                     tooltip="The crops as one group, for EasyRef Encode.",
                 ),
             ],
-            **found_by("face", "crop face", "mask to crop", "reference"),
+            **found_by("face, crop face, mask to crop, reference"),
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""EasyRef Encode: references and prompt to reference tokens."""
+"""EasyRef Encode: references and prompt into reference tokens."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class EasyRefEncode(io.ComfyNode):
             node_id="EasyRefEncode",
             display_name="EasyRef Encode",
             category="EasyRef",
-            description="Lets the MLLM read all references and the prompt together and condenses "
-            "what they have in common into reference tokens.",
+            description="Encodes all references and the prompt together with the MLLM: what they "
+            "have in common becomes reference tokens.",
             inputs=[
                 EasyRef.Input("easyref", tooltip="From EasyRef Loader."),
                 images_input(),
@@ -33,7 +33,7 @@ class EasyRefEncode(io.ComfyNode):
                     "aggregation",
                     options=list(AGGREGATIONS),
                     default="easyref",
-                    tooltip="easyref: the MLLM reads all pictures together. average and "
+                    tooltip="easyref: the MLLM encodes all pictures together. average and "
                     "concatenate: each alone, for comparison.",
                     **ADVANCED,
                 ),
@@ -53,13 +53,7 @@ class EasyRefEncode(io.ComfyNode):
                 EasyRefTokens.Output(display_name="tokens", tooltip="Reference tokens to apply.")
             ],
             **found_by(
-                "ip-adapter",
-                "ipadapter",
-                "reference",
-                "multi image",
-                "qwen2-vl",
-                "clip vision",
-                "image prompt",
+                "ip-adapter, ipadapter, reference, multi image, qwen2-vl, clip vision, image prompt"
             ),
         )
 

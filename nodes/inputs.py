@@ -1,4 +1,4 @@
-"""Inputs that several nodes have, and what they make of them; ranges are the same everywhere."""
+"""Inputs that several nodes share, with the same ranges, and how their values are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .sampling.masks import Mask
 from .sampling.weights import ByLayer, Constant, Weight
 
 MAX_SOCKETS = 100  # the most that ComfyUI allows
-_PROMPT = "What the picture shall show; usually the same text as the positive prompt. May be empty."
+_PROMPT = "Given to the MLLM with the pictures; usually the positive prompt's text. May be empty."
 
 
 def images_input() -> io.Image.Input:
@@ -50,6 +50,11 @@ def weight_input(
     )
 
 
+def share_input(name: str, default: float, tooltip: str) -> io.Float.Input:
+    """A number from 0 to 1."""
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+
+
 def collect_weights(
     weight: float,
     mask: torch.Tensor | None = None,
@@ -71,7 +76,7 @@ def collect_weights(
 
 
 def accepted(check: Callable[[], object]) -> bool | str:
-    """What `validate_inputs` returns: True, or the sentence with which the check refuses."""
+    """Result of `validate_inputs`: True, or the message of the check's error."""
     try:
         check()
     except EasyRefError as error:
@@ -80,24 +85,23 @@ def accepted(check: Callable[[], object]) -> bool | str:
 
 
 class Numbered(io.Autogrow.TemplateNames):
-    """Sockets `NAME_1`, `NAME_2`, ... of one type: there is always a free one to connect.
+    """Sockets `NAME_1`, `NAME_2`, ... of one type; the page adds one when the last is connected.
 
-    Below the id of the input that grows, API form and saved workflows call them `ID.NAME_1`.
+    In API format and saved workflows they are called `ID.NAME_1`, by the growing input's id.
 
     Args:
-        given: what every socket takes, with the name before the number as its id. Where it is
-            optional, gaps are allowed and nothing has to be connected.
-        least: how many sockets are there from the start. Not 0: ComfyUI's page shows none at all
-            then, up to its release 1.37.
+        given: type and tooltip of each socket, with NAME as its id. If it is optional, gaps are
+            allowed and nothing has to be connected.
+        least: number of sockets at the start. Not 0: ComfyUI's page up to 1.37 shows none then.
     """
 
     def __init__(self, given: io.Input, least: int = 1) -> None:
         super().__init__(given, socket_names(given.id), least)
 
     def as_dict(self) -> dict[str, Any]:
-        """Without empty kinds: ComfyUI before 0.10 reads the first kind, empty or not."""
+        """Without empty groups: ComfyUI before 0.10 reads the first group, empty or not."""
         template = super().as_dict()
-        template["input"] = {kind: given for kind, given in template["input"].items() if given}
+        template["input"] = {group: given for group, given in template["input"].items() if given}
         return template
 
 
@@ -109,11 +113,11 @@ def connected(given: Mapping[str, Any] | None, group: str, name: str) -> Iterato
     """Number and value of each connected socket of a `Numbered` input, in order.
 
     Args:
-        given: as ComfyUI hands it over; None where nothing is connected.
-        group, name: the input's id, and what stands before the number.
+        given: as passed by ComfyUI; None if nothing is connected.
+        group, name: the input's id, and NAME of its sockets.
 
     Raises:
-        EasyRefError: the input itself was linked, which only a graph in API form can do.
+        EasyRefError: the input itself was linked, which only a graph in API format can do.
     """
     if given is not None and not isinstance(given, Mapping):
         raise EasyRefError(

@@ -1,4 +1,4 @@
-"""EasyRef Inspect: which references, and which parts of them, the reference tokens look at."""
+"""EasyRef Inspect: the reference tokens' attention to each reference, and where in it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ class EasyRefInspect(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="heat_maps",
-                    tooltip="Every reference with what was looked at in warm colours, and its "
-                    "share below.",
+                    tooltip="Each reference with its attention as colours, and its share below.",
                 ),
                 io.String.Output(
                     display_name="report",
@@ -45,7 +44,7 @@ class EasyRefInspect(io.ComfyNode):
                     "tokens.",
                 ),
             ],
-            **found_by("attention map", "heat map", "debug", "explain", "reference"),
+            **found_by("attention map, heat map, debug, explain, reference"),
             is_output_node=True,
         )
 

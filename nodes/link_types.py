@@ -1,4 +1,4 @@
-"""What travels along the links between EasyRef's nodes."""
+"""Types of the links between EasyRef's nodes."""
 
 from __future__ import annotations
 
@@ -34,33 +34,30 @@ MAX_REGIONS = 16
 
 @dataclass(frozen=True, eq=False)
 class EasyRefModel:
-    """A chosen adapter with its encoder. Neither holds weights until they are needed.
+    """A chosen adapter with its encoder. No weights are loaded until they are needed.
 
     Attributes:
-        checkpoint: the adapter's file, looked at.
-        encoder: builds and runs the MLLM when first asked to.
-        key_values: what the adapter made of tokens so far, per device.
-        lora: the adapter's LoRA for models.
-        picture_side: of the square pictures that the demo models make, in pixels; None for an
-            adapter of the user's own.
+        checkpoint: names and shapes in the adapter's file.
+        encoder: builds the MLLM on first use and runs it.
+        key_values: cached keys and values of reference tokens.
+        lora: the adapter's LoRA as weight patches.
     """
 
     checkpoint: AdapterCheckpoint
     encoder: HostedEncoder
     key_values: KeyValueStore
     lora: AdapterLora
-    picture_side: int | None = None
 
     @property
     def patcher(self) -> ModelPatcher | None:
-        """The encoder, where ComfyUI looks for the model behind a value: it spares those that the
-        running prompt needs, and where memory is short its cache drops those of older prompts
-        first. None until the first encoding.
+        """The encoder, under the name by which ComfyUI finds the model of a value: it keeps those
+        that the running prompt needs, and drops those of older prompts first when memory is short.
+        None until the first encoding.
         """
         return self.encoder.patcher
 
     def is_dynamic(self) -> bool:
-        """Whether keeping this value costs no memory: its weights stay in their files."""
+        """Whether this value takes no memory in ComfyUI's cache: weights stay in their files."""
         return self.patcher is not None and is_dynamic(self.patcher)
 
     @classmethod
@@ -69,9 +66,8 @@ class EasyRefModel:
         adapter: Path,
         mllm_directory: Path | None,
         precision: str = "auto",
-        picture_side: int | None = None,
     ) -> EasyRefModel:
-        """Look at an adapter's file.
+        """From an adapter's file, without loading weights.
 
         Args:
             mllm_directory, precision: see `HostedEncoder`.
@@ -86,7 +82,6 @@ class EasyRefModel:
             HostedEncoder(checkpoint, mllm_directory, precision),
             KeyValueStore(checkpoint),
             AdapterLora(checkpoint),
-            picture_side,
         )
 
 

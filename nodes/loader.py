@@ -27,13 +27,13 @@ class EasyRefLoader(io.ComfyNode):
             node_id="EasyRefLoader",
             display_name="EasyRef Loader",
             category="EasyRef",
-            description="Chooses an EasyRef adapter and the Qwen2-VL model that reads the "
-            "references. Nothing big is loaded until references are encoded.",
+            description="Chooses an EasyRef adapter and the Qwen2-VL model that encodes the "
+            "references. No weights are loaded until then.",
             inputs=[
                 io.Combo.Input(
                     "adapter",
                     options=adapter_names(),
-                    tooltip="EasyRef adapter file in models/easyref, recognised by its content.",
+                    tooltip="EasyRef adapter file in models/easyref, recognised by its contents.",
                 ),
                 io.Combo.Input(
                     "mllm",
@@ -53,14 +53,12 @@ class EasyRefLoader(io.ComfyNode):
                 ),
             ],
             outputs=[EasyRef.Output(display_name="easyref", tooltip="Adapter with its encoder.")],
-            **found_by(
-                "ip-adapter", "ipadapter", "load ip-adapter", "reference", "qwen2-vl", "mllm"
-            ),
+            **found_by("ip-adapter, ipadapter, load ip-adapter, reference, qwen2-vl, mllm"),
         )
 
     @classmethod
     def validate_inputs(cls, adapter: str | None, mllm: str | None) -> bool | str:
-        def check() -> None:  # None where another node will give it
+        def check() -> None:  # an input is None if it is linked
             if adapter is not None:
                 adapter_path(adapter)
             if mllm is not None:
@@ -80,5 +78,5 @@ class EasyRefLoader(io.ComfyNode):
         easyref = EasyRefModel.of(adapter_path(adapter), directory, precision)
         if directory is not None or easyref.checkpoint.has_mllm:
             easyref.encoder.plan()
-        # else only saved tokens can be applied; encoding says what is missing
+        # Otherwise saved tokens can be applied; encoding reports what is missing.
         return io.NodeOutput(easyref)

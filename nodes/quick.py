@@ -1,4 +1,4 @@
-"""EasyRef Quick: references and prompt into a model in one step."""
+"""EasyRef Quick: EasyRef Encode and EasyRef Apply in one node."""
 
 from __future__ import annotations
 
@@ -40,15 +40,8 @@ class EasyRefQuick(io.ComfyNode):
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The steered model.")],
             **found_by(
-                "ip-adapter",
-                "ipadapter",
-                "reference",
-                "character",
-                "style",
-                "consistent",
-                "face",
-                "multi image",
-                "image prompt",
+                "ip-adapter, ipadapter, reference, character, style, "
+                "consistent, face, multi image, image prompt"
             ),
         )
 

@@ -26,7 +26,7 @@ class EasyRefReferences(io.ComfyNode):
             "into the gallery, each with its weight and crop, and connected pictures. Several of "
             "these nodes can be chained.",
             inputs=[
-                # First, as what stands behind growing sockets changes its place.
+                # First, as sockets after growing ones change their index.
                 EasyRefReferenceGroup.Input(
                     "previous",
                     optional=True,
@@ -63,17 +63,15 @@ class EasyRefReferences(io.ComfyNode):
                     display_name="references", tooltip="The group, in order."
                 )
             ],
-            **found_by(
-                "reference images", "multi image", "image batch", "gallery", "load images", "folder"
-            ),
+            **found_by("reference images, multi image, image batch, gallery, load images, folder"),
         )
 
     @classmethod
     def validate_inputs(
         cls, gallery: str | None = None, images: Mapping[str, Any] | None = None
     ) -> bool | str:
-        # Beside the inputs that are asked for, ComfyUI gives every one that grows.
-        return accepted(lambda: checked_gallery(gallery or ""))  # None where a node will give it
+        # ComfyUI passes growing inputs too; gallery is None if it is linked.
+        return accepted(lambda: checked_gallery(gallery or ""))
 
     @classmethod
     def fingerprint_inputs(cls, gallery: str | None = None, **_: Any) -> Any:

@@ -1,4 +1,4 @@
-"""EasyRef Save Tokens and Load Tokens: reference tokens as files, usable without the MLLM."""
+"""EasyRef Save Tokens and Load Tokens: files of reference tokens, for use without the MLLM."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..easyref_core.adapter.key_values import check_tokens
 from ..easyref_core.tokens.reference_tokens import ReferenceTokens, load_tokens, save_tokens
 from .host.folders import TOKENS, file_stamps, new_tokens_path, token_names, tokens_path
 from .inputs import accepted
-from .link_types import EasyRef, EasyRefModel, EasyRefTokens
+from .link_types import EasyRefTokens
 from .newer_core import found_by
 
 _FOLDERS = ("output", "models")
@@ -42,7 +41,7 @@ class EasyRefSaveTokens(io.ComfyNode):
                 ),
             ],
             outputs=[],
-            **found_by("save reference", "save embeds", "ip-adapter embeds"),
+            **found_by("save reference, save embeds, ip-adapter embeds"),
             is_output_node=True,
         )
 
@@ -76,31 +75,22 @@ class EasyRefLoadTokens(io.ComfyNode):
                     tooltip="Files in models/easyref_tokens, then those saved to "
                     "output/easyref_tokens.",
                 ),
-                EasyRef.Input(
-                    "easyref",
-                    optional=True,
-                    tooltip="The adapter they shall be used with; tokens of another one are "
-                    "refused here already.",
-                ),
             ],
             outputs=[
                 EasyRefTokens.Output(display_name="tokens", tooltip="Reference tokens to apply.")
             ],
-            **found_by("load reference", "load embeds", "ip-adapter embeds"),
+            **found_by("load reference, load embeds, ip-adapter embeds"),
         )
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        # None where another node will give it.
+        # None if it is linked.
         return file is None or accepted(lambda: tokens_path(file))
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, **kwargs: Any) -> Any:
+    def fingerprint_inputs(cls, file: str | None) -> Any:
         return file, file_stamps(tokens_path(file) if file is not None else None)
 
     @classmethod
-    def execute(cls, file: str, easyref: EasyRefModel | None = None) -> io.NodeOutput:
-        tokens = load_tokens(tokens_path(file))
-        if easyref is not None:
-            check_tokens(easyref.checkpoint, tokens)
-        return io.NodeOutput(tokens)
+    def execute(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(load_tokens(tokens_path(file)))

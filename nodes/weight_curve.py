@@ -26,7 +26,7 @@ class EasyRefWeightCurve(io.ComfyNode):
                     options=list(SHAPES),
                     default="linear",
                     tooltip="How the factor goes from the start of the sampling to its end. "
-                    "constant keeps start_value; custom points uses points.",
+                    "custom points uses points.",
                 ),
                 weight_input(
                     "Factor at the start of the sampling, where composition is decided.",
@@ -49,7 +49,7 @@ class EasyRefWeightCurve(io.ComfyNode):
                     display_name="curve", tooltip="For EasyRef Apply or EasyRef Region."
                 )
             ],
-            **found_by("schedule", "weight schedule", "fade"),
+            **found_by("schedule, weight schedule, fade"),
         )
 
     @classmethod

@@ -18,7 +18,7 @@ _EASES: Mapping[str, Callable[[float], float]] = {
     "ease out": lambda p: p * (2 - p),
     "ease in-out": lambda p: p * p * (3 - 2 * p),
 }
-SHAPES = ("constant", "linear", *_EASES, CUSTOM)
+SHAPES = ("linear", *_EASES, CUSTOM)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def curve_points(shape: str, start_value: float, end_value: float, text: str) ->
 
     Args:
         shape: one of `SHAPES`.
-        start_value, end_value: factors at 0 and 1; `constant` takes the first only.
+        start_value, end_value: factors at 0 and 1.
         text: the points of the shape `custom points`, as "0:1, 0.5:0.2, 1:0".
 
     Raises:
@@ -62,8 +62,6 @@ def curve_points(shape: str, start_value: float, end_value: float, text: str) ->
     """
     if shape == CUSTOM:
         return _parse_points(text)
-    if shape == "constant":
-        return ((0.0, start_value),)
     if shape == "linear":
         return ((0.0, start_value), (1.0, end_value))
     if shape not in _EASES:

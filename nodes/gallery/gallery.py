@@ -27,14 +27,14 @@ PICTURE_FILES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tif
 MAX_LISTED = 500
 MAX_FOLDERS = 200
 
-# The MLLM sees at most 1344 x 1344 pixels of area: more than this only costs memory.
+# The MLLM gets at most an area of 1344 x 1344 pixels: more than this only costs memory.
 _LONGEST_SIDE = 4096
 _FOLDER_DEPTH = 4
 _NAMED = 10
 
 
 def picture_path(file: str) -> Path:
-    """Where a file of the gallery is, whether or not it exists.
+    """Path of a file of the gallery, which need not exist.
 
     Raises:
         EasyRefError: the name, or a link on the way, leads out of the input folder.
@@ -54,7 +54,7 @@ def picture_path(file: str) -> Path:
 
 
 def missing_files(files: Iterable[str]) -> list[str]:
-    """Those that are not there, each once.
+    """Those that do not exist, without repetitions.
 
     Raises:
         EasyRefError: see `picture_path`.
@@ -63,7 +63,7 @@ def missing_files(files: Iterable[str]) -> list[str]:
 
 
 def checked_gallery(text: str) -> tuple[GalleryPicture, ...]:
-    """The pictures of a gallery whose files are all there.
+    """The pictures of a gallery, whose files all exist.
 
     Raises:
         EasyRefError: see `parse_gallery` and `picture_path`; files are missing (all named).
@@ -81,7 +81,7 @@ def checked_gallery(text: str) -> tuple[GalleryPicture, ...]:
 
 
 def gallery_references(text: str, weight: float) -> tuple[Reference, ...]:
-    """The gallery's pictures as references, cropped, upright and not larger than needed.
+    """The gallery's pictures as references: cropped, upright and at most as large as needed.
 
     Args:
         weight: multiplies each picture's own weight.
@@ -92,26 +92,26 @@ def gallery_references(text: str, weight: float) -> tuple[Reference, ...]:
     references = []
     for picture in checked_gallery(text):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        image = _part(open_picture(picture_path(picture.file), picture.file), picture.crop)
+        image = _cropped(open_picture(picture_path(picture.file), picture.file), picture.crop)
         shrunk = shrink(image, _LONGEST_SIDE)
         references.append(Reference(shrunk, picture.weight * weight, picture.file))
     return tuple(references)
 
 
 def gallery_stamps(text: str) -> list[tuple[str, int, int]]:
-    """Name, size and time of each file: equal as long as the files are the same. Empty where the
-    gallery cannot be used, which running the node says better.
+    """(name, bytes, time of change) of each file. Empty if the gallery cannot be used: running the
+    node gives the error.
     """
     try:
         paths = [(picture.file, picture_path(picture.file)) for picture in parse_gallery(text)]
-        states = [(file, path.stat()) for file, path in paths]
+        stats = [(file, path.stat()) for file, path in paths]
     except (EasyRefError, OSError):
         return []
-    return [(file, state.st_size, state.st_mtime_ns) for file, state in states]
+    return [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
 
 def shrink(image: Image.Image, longest: int) -> Image.Image:
-    """The picture with its longest side at most so long; its shape is kept."""
+    """The picture in its aspect ratio, its longest side at most so many pixels."""
     if max(image.size) <= longest:
         return image
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -130,31 +130,31 @@ def list_pictures(folder: str) -> list[str]:
         raise EasyRefError(
             f"There is no folder {folder!r} in {base}. Refresh the page to see the folders there."
         )
-    found = sorted(_pictures_in(path), key=_natural)
-    if not found:
+    pictures = sorted(_pictures_in(path), key=_natural)
+    if not pictures:
         raise EasyRefError(
             f"The folder {folder or 'input'!r} holds no picture. Put PNG, JPEG or WebP files there."
         )
-    return [child.relative_to(base).as_posix() for child in found]
+    return [picture.relative_to(base).as_posix() for picture in pictures]
 
 
 def list_folders() -> list[tuple[str, int]]:
-    """Folders of the input folder with their number of pictures, none without any; "" is the input
-    folder itself.
+    """(folder, number of its pictures) of those folders that hold pictures; "" is the input folder
+    itself.
     """
     base = _input_folder()
-    found = []
+    folders: list[tuple[str, int]] = []
     for path in _folders(base, _FOLDER_DEPTH):
         count = sum(1 for _ in _pictures_in(path))
         if count:
-            found.append(("" if path == base else path.relative_to(base).as_posix(), count))
-        if len(found) == MAX_FOLDERS:
+            folders.append(("" if path == base else path.relative_to(base).as_posix(), count))
+        if len(folders) == MAX_FOLDERS:
             break
-    return found
+    return folders
 
 
 def thumbnail(file: str, side: int, crop: Crop | None = None) -> bytes:
-    """A small WebP of a picture as the MLLM will see it: upright, without alpha, cropped.
+    """A small WebP of a picture as it is encoded: upright, without alpha, cropped.
 
     Raises:
         EasyRefError: see `picture_path`; not a picture by its name, or unreadable.
@@ -162,28 +162,24 @@ def thumbnail(file: str, side: int, crop: Crop | None = None) -> bytes:
     path = picture_path(file)
     if path.suffix.lower() not in PICTURE_FILES:
         raise EasyRefError(f"{file!r} is not a picture by its name.")
-    image = shrink(_part(_quickly_opened(path, file, side, crop), crop), side)
+    image = shrink(_cropped(_open_reduced(path, file, side, crop), crop), side)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80, method=2)
     return buffer.getvalue()
 
 
 def stamp(file: str) -> str:
-    """Changes when the file does; empty where there is none.
-
-    Raises:
-        EasyRefError: see `picture_path`.
-    """
-    path = picture_path(file)
+    """Changes when the file does; empty if there is no such file in the input folder."""
     try:
-        state = path.stat()
-    except OSError:
+        path = picture_path(file)
+        stat = path.stat()
+    except (EasyRefError, OSError):
         return ""
-    return f"{state.st_mtime_ns:x}-{state.st_size:x}" if path.is_file() else ""
+    return f"{stat.st_mtime_ns:x}-{stat.st_size:x}" if path.is_file() else ""
 
 
-def _quickly_opened(path: Path, name: str, side: int, crop: Crop | None) -> Image.Image:
-    """The upright picture; a JPEG is decoded only as large as `side` pixels of its part need."""
+def _open_reduced(path: Path, name: str, side: int, crop: Crop | None) -> Image.Image:
+    """The upright picture; a JPEG is decoded only as large as a crop of `side` pixels needs."""
     share = min(crop[2:]) if crop else 1.0
     with decoding(repr(name)), Image.open(path) as image:
         scale = min(1.0, side / share / max(image.size))
@@ -195,19 +191,19 @@ def _input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
-def _part(image: Image.Image, crop: Crop | None) -> Image.Image:
+def _cropped(image: Image.Image, crop: Crop | None) -> Image.Image:
     return image if crop is None else image.crop(crop_pixels(crop, *image.size))
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # an impossible file name
         return False
 
 
 def _pictures_in(folder: Path) -> Iterator[Path]:
-    """Picture files of a folder; a link that leads outside is none."""
+    """Picture files of a folder, without links that lead outside."""
     base = _input_folder().resolve()
     try:
         children = list(os.scandir(folder))
@@ -222,7 +218,7 @@ def _pictures_in(folder: Path) -> Iterator[Path]:
 
 
 def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    """A folder and those below it, links left out, so many levels deep."""
+    """A folder and those up to `depth` levels below it, without links."""
     yield folder
     if depth == 0:
         return
@@ -236,6 +232,6 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """A key by which "a 2.png" comes before "a 10.png"."""
+    """Sorts "a 2.png" before "a 10.png"."""
     parts = re.split(r"(\d+)", path.name.casefold())
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p]

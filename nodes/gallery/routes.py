@@ -1,7 +1,7 @@
-"""What the gallery in the browser asks the server: which pictures there are, and thumbnails.
+"""The server's routes for the gallery in the browser: lists of pictures, and thumbnails.
 
-Uploads go through ComfyUI's own /upload/image. Its /view would do for thumbnails, but it sends
-photographs with their EXIF rotation lost, at full size, and makes all other requests wait.
+Uploads use ComfyUI's own /upload/image. Its /view is no substitute for thumbnails: it drops the
+EXIF rotation, sends the full size, and blocks all other requests.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from . import gallery
 _SIDES = range(32, 2049)
 _MAX_ASKED = 2000
 
-# A folder of large photographs must neither fill the memory nor hold up the sampling.
+# A folder of large photographs must neither fill the memory nor slow the sampling down.
 _DECODING = asyncio.Semaphore(2)
 
 
 def register_routes() -> None:
-    """Add the routes to ComfyUI's server; nothing to do where none runs, as in a script."""
+    """Add the routes to ComfyUI's server, if one runs."""
     server = sys.modules.get("server")
     instance = getattr(getattr(server, "PromptServer", None), "instance", None)
     if instance is None:
@@ -38,30 +38,31 @@ def register_routes() -> None:
 
 async def _folders(request: web.Request) -> web.Response:
     """Folders of the input folder that hold pictures."""
-    found = await asyncio.to_thread(gallery.list_folders)
+    folders = await asyncio.to_thread(gallery.list_folders)
     return web.json_response(
-        {"folders": [{"folder": folder, "pictures": count} for folder, count in found]}
+        {"folders": [{"folder": folder, "pictures": count} for folder, count in folders]}
     )
 
 
 async def _pictures(request: web.Request) -> web.Response:
-    """The pictures of one folder; all of them are counted, but not more than 500 named."""
+    """The pictures of one folder: their number, and the names of the first 500."""
     try:
-        found = await asyncio.to_thread(gallery.list_pictures, request.query.get("folder", ""))
+        names = await asyncio.to_thread(gallery.list_pictures, request.query.get("folder", ""))
     except EasyRefError as error:
         return _refused(error)
-    return web.json_response({"pictures": found[: gallery.MAX_LISTED], "found": len(found)})
+    return web.json_response({"pictures": names[: gallery.MAX_LISTED], "found": len(names)})
 
 
 async def _stamps(request: web.Request) -> web.Response:
-    """For each file asked about: what changes when the file does, empty where it is missing."""
+    """A stamp for each file, which changes when the file does; empty if it is missing."""
     try:
         files: Any = (await request.json())["files"]
         if not isinstance(files, list) or len(files) > _MAX_ASKED:
             raise ValueError
     except (ValueError, KeyError, TypeError):
         return _refused(EasyRefError('Ask with {"files": [names]}.'))
-    return web.json_response({"stamps": await asyncio.to_thread(_stamps_of, files)})
+    stamps = await asyncio.to_thread(lambda: [gallery.stamp(file) for file in files])
+    return web.json_response({"stamps": stamps})
 
 
 async def _thumbnail(request: web.Request) -> web.Response:
@@ -76,20 +77,9 @@ async def _thumbnail(request: web.Request) -> web.Response:
             content = await asyncio.to_thread(gallery.thumbnail, file, side, crop)
     except ValueError as error:
         return _refused(error)
-    # The address holds the file's stamp, so what it shows never changes.
+    # With the file's stamp in the address, the response never changes.
     headers = {"Cache-Control": "private, max-age=86400"} if "v" in query else {}
     return web.Response(body=content, content_type="image/webp", headers=headers)
-
-
-def _stamps_of(files: list[Any]) -> list[str]:
-    return [_stamp(file) for file in files]
-
-
-def _stamp(file: Any) -> str:
-    try:
-        return gallery.stamp(file)
-    except EasyRefError:  # a name that cannot be used is as good as missing
-        return ""
 
 
 def _crop(text: str | None) -> Crop | None:

@@ -1,8 +1,8 @@
-"""ComfyUI's attention where its result is exact enough.
+"""ComfyUI's attention kernels, if they are exact enough.
 
-Quantised attention (Sage, `--use-ck-attention`, whatever another pack puts in their place) is made
-for the thousands of positions of a picture. Reference tokens are few and the MLLM's errors add up
-over its layers, so neither ever goes there.
+Quantised attention (Sage, `--use-ck-attention`, or another pack's) is for the thousands of
+positions of a picture. Reference tokens are few, and errors in the MLLM add up over its layers, so
+neither uses it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Attention = Callable[..., torch.Tensor]
 
 
 class MllmOperations(comfy.ops.manual_cast):
-    """Layers that ComfyUI can leave on another device, and the attention between them."""
+    """Linear and norm layers that ComfyUI can offload, and the MLLM's attention."""
 
     @staticmethod
     def attend(
@@ -30,30 +30,30 @@ class MllmOperations(comfy.ops.manual_cast):
         mask: torch.Tensor | None = None,
         causal: bool = False,
     ) -> torch.Tensor:
-        """As `kernels.attend`, with the user's choice of kernel where that can compute it: none of
-        them knows causal attention, and a mask of the MLLM is too few rows to gain from one."""
+        """As `kernels.attend`, by the kernel that the user chose where it can: none supports causal
+        attention, and rows with a mask are too few to gain from one."""
         chosen = None
         if mask is None and not causal:
             chosen = _fused_choice(query.device, query.dtype)
         if chosen is not None:
             heads = query.shape[1]
             return chosen(query, key, value, heads, skip_reshape=True, skip_output_reshape=True)
-        if _pytorchs_own(query.device):
+        if _pytorch_allowed(query.device):
             return kernels.attend(query, key, value, mask, causal)
         return kernels.attend_in_chunks(query, key, value, mask, causal)
 
 
 def mllm_is_fused(device: torch.device, dtype: torch.dtype, head_dims: tuple[int, int]) -> bool:
-    """Whether `MllmOperations.attend` needs no room for scores.
+    """Whether `MllmOperations.attend` needs no memory for attention scores.
 
     Args:
         head_dims: of the vision tower and of the decoder.
     """
-    if not _pytorchs_own(device):
+    if not _pytorch_allowed(device):
         return False
     vision, decoder = head_dims
-    brought = _fused_choice(device, dtype) not in (None, host.attention_pytorch)
-    return (brought or kernels.has_fused(device, dtype, vision, causal=False)) and (
+    chosen = _fused_choice(device, dtype) not in (None, host.attention_pytorch)
+    return (chosen or kernels.has_fused(device, dtype, vision, causal=False)) and (
         kernels.has_fused(device, dtype, decoder, causal=True)
     )
 
@@ -77,16 +77,16 @@ def reference_attention(
 
 
 def _fused_choice(device: torch.device, dtype: torch.dtype) -> Attention | None:
-    """What ComfyUI was started with, if it is an exact kernel that never writes scores down."""
-    if device.type == "cpu":  # where ComfyUI may leave the MLLM; most kernels are for GPUs only
+    """The kernel that ComfyUI was started with, if it is exact and stores no scores."""
+    if device.type == "cpu":  # ComfyUI may offload the MLLM; most kernels are for GPUs only
         return None
     chosen = host.optimized_attention
     half = dtype in (torch.float16, torch.bfloat16)
-    if chosen is host.attention_flash:  # complains about anything else on every call
+    if chosen is host.attention_flash:  # logs an error for anything else
         return chosen if half else None
     return chosen if chosen in (host.attention_pytorch, host.attention_xformers) else None
 
 
-def _pytorchs_own(device: torch.device) -> bool:
-    """Whether ComfyUI lets PyTorch's attention run there; it knows cards where that fails."""
+def _pytorch_allowed(device: torch.device) -> bool:
+    """Whether ComfyUI allows PyTorch's attention there; it lists GPUs where that fails."""
     return device.type == "cpu" or mm.pytorch_attention_enabled()

@@ -1,9 +1,9 @@
 """Compiled models run uncompiled while references act.
 
-ComfyUI's compile node drops every guard on `transformer_options`, where attention patches travel:
-a trace keeps the patches of the call that made it, or their absence, and later calls get those
-without a word. A guarded keyword argument that names the patches is no way out: at the first graph
-break PyTorch traces the inner modules by themselves, and they never see it.
+ComfyUI's compile node drops all guards on `transformer_options`, which holds attention patches: a
+trace contains the patches of the call that was traced, or none, and later calls silently use those.
+A guarded keyword argument that names the patches does not help: after a graph break PyTorch traces
+the inner modules by themselves, without it.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def is_compiled(model: Any, transformer_options: Mapping[str, Any]) -> bool:
     """
     wrappers = get_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILE_KEY, transformer_options)
     patcher = model.current_patcher
-    placed = patcher.object_patches.values() if patcher is not None else ()
-    # Other nodes compile parts of the model: into modules that hold the originals, or in place.
+    replaced = patcher.object_patches.values() if patcher is not None else ()
+    # Other nodes compile parts of the model: into modules that wrap the originals, or in place.
     return bool(wrappers) or any(
-        hasattr(one, "_orig_mod") or getattr(one, "_compiled_call_impl", None) is not None
-        for one in (model.diffusion_model, *placed)
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in (model.diffusion_model, *replaced)
     )
 
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Compiled modules that are called inside run as they were written.
+    """Run compiled modules eagerly inside.
 
-    PyTorch has one stance for the whole process, and each GPU may call from a thread of its own:
-    the first caller changes the stance and the last one restores it.
+    PyTorch has one stance for the whole process, and several threads may be inside at once: the
+    first changes the stance and the last restores it.
     """
     global _callers
     _warn_once()

@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_FLAGS = {  # how ComfyUI may be told to store text encoders
+_FLAGS = {  # ComfyUI's options for the dtype of text encoders
     "fp8_e4m3fn_text_enc": torch.float8_e4m3fn,
     "fp8_e5m2_text_enc": torch.float8_e5m2,
     "fp16_text_enc": torch.float16,
@@ -44,7 +44,7 @@ _FLAGS = {  # how ComfyUI may be told to store text encoders
 
 
 class HostedEncoder:
-    """Builds the encoder when first used and runs it where ComfyUI has room for it.
+    """Builds the encoder on first use and runs it under ComfyUI's memory management.
 
     Args:
         checkpoint: the adapter's file.
@@ -89,14 +89,14 @@ class HostedEncoder:
             negatives: pictures to avoid; none for the official black picture.
 
         Raises:
-            EasyRefError: see `encode_references` and `plan_encoder`; the device has no room, and
-                everything is unloaded then.
+            EasyRefError: see `encode_references` and `plan_encoder`; not enough memory, and then
+                everything is unloaded.
         """
         settings = {"aggregation": aggregation, "image_size": image_size, "negatives": negatives}
         return self._run(encode_references, references, prompt, **settings)
 
     def inspect(self, references: Sequence[Reference], prompt: str, image_size: int) -> Inspection:
-        """Say where the reference tokens of a group look; as `encode` otherwise."""
+        """The reference tokens' attention to a group's pictures; otherwise as `encode`."""
         return self._run(inspect_references, references, prompt, image_size=image_size)
 
     def _run(
@@ -106,7 +106,7 @@ class HostedEncoder:
         prompt: str,
         **settings: Any,
     ) -> Result:
-        """Run one job at a time; where memory runs out, free all of it and say so.
+        """Run one job at a time; if memory runs out, free all of it and report that.
 
         Args:
             work: `encode_references` or `inspect_references`.
@@ -123,8 +123,8 @@ class HostedEncoder:
                     cache=self._cache,
                 )
             except Exception as error:
-                failed = lack_of_memory(error)
-                if failed is None:
+                reason = lack_of_memory(error)
+                if reason is None:
                     raise
             # Outside the except block, where the traceback no longer holds the tensors.
             self._patcher = None
@@ -132,8 +132,8 @@ class HostedEncoder:
             mm.soft_empty_cache()
             count = len(references) + len(settings.get("negatives", ()))
             raise EasyRefError(
-                f"Not enough memory to read {count} references with the MLLM "
-                f"({failed}). Everything was unloaded; the graph can be queued "
+                f"Not enough memory to encode {count} references with the MLLM "
+                f"({reason}). Everything was unloaded; the graph can be queued "
                 "again. Use fewer references, a smaller image_size, or bf16 in EasyRef Loader."
             )
 
@@ -148,7 +148,7 @@ class HostedEncoder:
         return plan_group(self._encoder_plan, self._tokenizer, references, prompt, **settings)
 
     def _load(self, plan: GroupPlan) -> EasyRefEncoder:
-        """The encoder, on its device, with room to encode this group."""
+        """The encoder, on its device, with memory to encode this group."""
         if self._patcher is None:
             self._patcher = load_encoder(plan.encoder, self._precision)
         encoder: EasyRefEncoder = self._patcher.model
@@ -176,41 +176,41 @@ def load_encoder(
         operations=MllmOperations,
         dtype=storage,
         compute_dtype=compute,
-        # Else they would be read and converted now, on the CPU.
+        # With dynamic loading, the GPU converts them when they are used.
         convert=not loads_dynamically(),
     )
-    _move_as_a_whole(encoder)
+    _tokens_as_buffer(encoder)
     if storage is not None and storage.itemsize == 1:
-        _keep_biases(encoder)
+        _leave_biases(encoder)
     logging.info("EasyRef: MLLM built, computing in %s on %s", compute, device)
     patcher = new_patcher(encoder, device, mm.text_encoder_offload_device(), disable_dynamic)
-    # How ComfyUI gets the same model anew, for another device or another kind of patcher.
+    # ComfyUI builds the same model again by this, for another device or kind of patcher.
     patcher.cached_patcher_init = (load_encoder, (plan, precision))
     return patcher
 
 
 def _dtypes(precision: str, device: torch.device) -> tuple[torch.dtype | None, torch.dtype]:
-    """(how weights are stored, None for as in their files; what is computed in)."""
+    """(dtype of stored weights, None for that of their files; dtype of the computation)."""
     usual = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
     flag = next((dtype for name, dtype in _FLAGS.items() if getattr(args, name)), None)
     if precision == "auto" and flag is not None:
-        good = {
+        efficient = {
             torch.float32: True,
             torch.bfloat16: mm.should_use_bf16(device),
             torch.float16: mm.should_use_fp16(device, prioritize_performance=False),
         }
-        return flag, flag if good.get(flag) else usual
+        return flag, flag if efficient.get(flag) else usual
     compute = _DTYPES.get(precision, usual)
-    # Computing in float32, weights stay as they are in their files and are widened when used:
-    # nothing is lost, and a half-precision file takes half the memory.
+    # For float32, weights stay in the files' dtype and are converted when used: this is exact, and
+    # a half-precision file takes half the memory.
     return None if compute == torch.float32 else compute, compute
 
 
-def _move_as_a_whole(encoder: EasyRefEncoder) -> None:
-    """Give ComfyUI the reference tokens as a buffer, with the same name.
+def _tokens_as_buffer(encoder: EasyRefEncoder) -> None:
+    """Make the reference tokens a buffer of the same name.
 
-    Parameters of a module that has other modules inside are moved to the GPU where models are
-    loaded dynamically, but neither counted nor moved back; buffers are.
+    Dynamic loading moves parameters of a module with submodules to the GPU, but neither counts them
+    nor moves them back; it does both for buffers.
     """
     final = encoder.mllm_final_layer
     tokens = final.reference_tokens.data
@@ -218,16 +218,16 @@ def _move_as_a_whole(encoder: EasyRefEncoder) -> None:
     final.register_buffer("reference_tokens", tokens)
 
 
-def _keep_biases(encoder: EasyRefEncoder) -> None:
-    """Leave biases in their own dtype where ComfyUI converts weights on their way to the GPU."""
+def _leave_biases(encoder: EasyRefEncoder) -> None:
+    """Leave biases in their own dtype when ComfyUI converts weights to one byte."""
     for module in encoder.modules():
         if hasattr(module, "bias_comfy_model_dtype"):
             module.bias_comfy_model_dtype = None
 
 
 def _working_bytes(encoder: EasyRefEncoder, plan: GroupPlan, device: torch.device) -> int:
-    """What reading a group takes beside the weights, a weight that is converted to be used among
-    it."""
+    """Memory for encoding a group in addition to the weights: activations, and the largest weight
+    that is converted when used."""
     config, compute = encoder.config, encoder.compute_dtype
     vision_head = config.vision.embed_dim // config.vision.num_heads
     fused = mllm_is_fused(device, compute, (vision_head, config.head_dim))
@@ -235,7 +235,7 @@ def _working_bytes(encoder: EasyRefEncoder, plan: GroupPlan, device: torch.devic
         weight.numel() * compute.itemsize
         for module in encoder.modules()
         for weight in module.parameters(recurse=False)
-        # ComfyUI looks words up in half precision as they are.
+        # ComfyUI does not convert embeddings of half precision.
         if weight.dtype != compute
         and not (isinstance(module, torch.nn.Embedding) and weight.itemsize == 2)
     )

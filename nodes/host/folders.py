@@ -1,4 +1,4 @@
-"""Where EasyRef's files live in ComfyUI, and names that cannot leave those folders."""
+"""EasyRef's folders in ComfyUI, and file names that cannot lead out of them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _MLLM_DEPTH = 3
 
 
 def register_folders() -> None:
-    """Tell ComfyUI about models/easyref, models/easyref_tokens and models/LLM. Folders named in
-    extra_model_paths.yaml are kept. The folder for adapters is made, so that it can be found.
+    """Register models/easyref, models/easyref_tokens and models/LLM, beside the folders of
+    extra_model_paths.yaml. The folder for adapters is created, so that users see where they go.
     """
     for name, extensions in ((ADAPTERS, _ADAPTER_FILES), (TOKENS, _TOKEN_FILES), (MLLMS, set())):
         folder = os.path.join(folder_paths.models_dir, name)
         folder_paths.add_model_folder_path(name, folder)
-        paths, known = folder_paths.folder_names_and_paths[name]
-        folder_paths.folder_names_and_paths[name] = (paths, set(known) | extensions)
-    with contextlib.suppress(OSError):  # where it cannot be made, other folders may serve
+        paths, present = folder_paths.folder_names_and_paths[name]
+        folder_paths.folder_names_and_paths[name] = (paths, set(present) | extensions)
+    with contextlib.suppress(OSError):  # a read-only models folder: others may be registered
         os.makedirs(os.path.join(folder_paths.models_dir, ADAPTERS), exist_ok=True)
 
 
@@ -56,14 +56,14 @@ def adapter_path(name: str) -> Path:
 
 
 def mllm_directories() -> dict[str, Path]:
-    """Name shown in the graph -> directory, for every Qwen2-VL directory under models/LLM."""
-    found: dict[str, Path] = {}
+    """Name in the graph -> directory, of all Qwen2-VL directories under models/LLM."""
+    directories: dict[str, Path] = {}
     for base in folder_paths.get_folder_paths(MLLMS):
         for directory in _walk(Path(base), _MLLM_DEPTH):
             name = directory.relative_to(base).as_posix()
-            if name not in found and _is_qwen2_vl(directory / "config.json"):
-                found[name] = directory
-    return dict(sorted(found.items()))
+            if name not in directories and _is_qwen2_vl(directory / "config.json"):
+                directories[name] = directory
+    return dict(sorted(directories.items()))
 
 
 def mllm_path(name: str) -> Path | None:
@@ -85,7 +85,7 @@ def mllm_path(name: str) -> Path | None:
 
 
 def token_names() -> list[str]:
-    """Saved tokens: those under models/easyref_tokens, then those ComfyUI saved to its output."""
+    """Token files in models/easyref_tokens, then those in ComfyUI's output folder."""
     saved = _output_tokens()
     outputs = [p.relative_to(saved).as_posix() for p in _token_files(saved)]
     return folder_paths.get_filename_list(TOKENS) + [n + _OUTPUT_MARK for n in sorted(outputs)]
@@ -95,7 +95,7 @@ def tokens_path(name: str) -> Path:
     """Full path of a token file chosen in the graph.
 
     Raises:
-        EasyRefError: it is not among the files listed, wherever its name points.
+        EasyRefError: it is not one of `token_names()`.
     """
     if name in token_names():
         if name.endswith(_OUTPUT_MARK):
@@ -110,7 +110,7 @@ def tokens_path(name: str) -> Path:
 
 
 def new_tokens_path(filename_prefix: str, to_output: bool) -> tuple[Path, str]:
-    """A file name that is still free, and the subfolder below the chosen folder.
+    """(path of a new file, its subfolder in the chosen folder).
 
     Raises:
         EasyRefError: the prefix names no file, leads outside the folder, or cannot be written.
@@ -135,10 +135,9 @@ def new_tokens_path(filename_prefix: str, to_output: bool) -> tuple[Path, str]:
 
 
 def file_stamps(path: Path | None) -> list[tuple[str, int, int]]:
-    """What changes when a file, or one of a folder's files, does: name, bytes, time.
+    """(name, bytes, time of change) of a file, or of all files of a folder.
 
-    What cannot be looked at, such as a link that leads nowhere, is left out; reading says what is
-    wrong with it.
+    A file without them, such as a broken link, is left out; reading it gives the error.
     """
     if path is None:
         return []
@@ -177,10 +176,10 @@ def _searched(kind: str) -> str:
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    """Folders below `folder`, links followed, so many levels deep."""
+    """Folders up to `depth` levels below `folder`; links are followed."""
     try:
         children = [c for c in sorted(folder.iterdir()) if c.is_dir() and c.name[0] != "."]
-    except OSError:  # not there, or not to be read: that shall not keep the nodes from loading
+    except OSError:  # missing or unreadable; the nodes must load all the same
         return
     for child in children:
         yield child
@@ -189,7 +188,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _token_files(folder: Path) -> Iterator[Path]:
-    """Saved tokens at any depth below `folder`; what cannot be read is passed over."""
+    """Token files at any depth below `folder`; what cannot be read is skipped."""
     for base, _, names in os.walk(folder):
         files = (Path(base, name) for name in names)
         yield from (f for f in files if f.suffix in _TOKEN_FILES and os.path.isfile(f))

@@ -1,7 +1,7 @@
 """Keys and values of reference tokens, computed once per tokens, device and dtype.
 
-ComfyUI sees them as small models of a run: it counts them, loads them beside the UNet, and unloads
-them when their room is needed or the user asks for it.
+To ComfyUI they are small models of a run: it counts them, loads them beside the UNet, and unloads
+them when it needs the memory or the user asks for it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from .out_of_memory import lack_of_memory
 from .patcher import new_patcher
 
 BUDGET = 512 * 2**20
-"""Bytes that the sets of one adapter may take when no run uses them: twelve prompts in half
-precision."""
+"""Bytes for the sets of one adapter that no run uses: twelve prompts in half precision."""
 
 _CPU = torch.device("cpu")
 _Key = tuple[torch.device, torch.dtype]
@@ -40,11 +39,11 @@ class _State:
     """Of one set, changed under `_runs_lock` or its store's lock.
 
     Attributes:
-        asked: when it was last asked for; larger is later.
-        runs: how many samplings use it.
+        last_use: number of the request; larger is later.
+        runs: how many sampling runs use it.
     """
 
-    asked: int = 0
+    last_use: int = 0
     runs: int = 0
 
 
@@ -53,7 +52,7 @@ _runs_lock = threading.Lock()
 
 @dataclass(frozen=True, eq=False)
 class HeldKeyValues(TokenKeyValues):
-    """Keys and values that ComfyUI may unload; read from where they are then.
+    """Keys and values that ComfyUI may unload; then they are copied from the CPU when used.
 
     Attributes:
         patcher: ComfyUI's handle on them.
@@ -69,14 +68,15 @@ class HeldKeyValues(TokenKeyValues):
 
 
 class KeyValueStore:
-    """What an adapter has made of reference tokens.
+    """An adapter's keys and values of reference tokens: about 43 MB a prompt of SDXL in half
+    precision.
 
-    About 43 MB a prompt at real size in half precision. The newest sets are kept within a budget
-    as long as their tokens live, and whatever a run holds is found as long as the run lasts. The
-    projections themselves (341 million parameters) never stay in memory.
+    The most recent sets are cached within a budget as long as their tokens live; a set that a run
+    holds stays available as long as the run. The projections themselves (341 million parameters)
+    never stay in memory.
 
     Args:
-        budget: bytes of all sets that no run holds; the newest is always kept.
+        budget: bytes of the cached sets; the latest is cached whatever its size.
     """
 
     def __init__(self, checkpoint: AdapterCheckpoint, budget: int = BUDGET) -> None:
@@ -84,7 +84,7 @@ class KeyValueStore:
         self._budget = budget
         self._lock = threading.Lock()
         self._clock = itertools.count(1)
-        self._kept: weakref.WeakKeyDictionary[ReferenceTokens, dict[_Key, HeldKeyValues]] = (
+        self._cached: weakref.WeakKeyDictionary[ReferenceTokens, dict[_Key, HeldKeyValues]] = (
             weakref.WeakKeyDictionary()
         )
         self._alive: weakref.WeakKeyDictionary[
@@ -94,61 +94,61 @@ class KeyValueStore:
     def get(
         self, tokens: ReferenceTokens, device: torch.device, dtype: torch.dtype
     ) -> HeldKeyValues:
-        """Keys and values of `tokens`, computed on the first call; the same ones until nobody
-        holds them and newer ones took their place.
+        """Keys and values of `tokens`, computed on the first call; the same ones until no run
+        holds them and newer ones have pushed them out of the budget.
 
         Raises:
             EasyRefError: see `project_tokens`; neither the device nor the CPU has room for them.
         """
         with self._lock:
-            key = (_as_tensors_say(device), dtype)
+            key = (_tensor_device(device), dtype)
             alive = self._alive.setdefault(tokens, weakref.WeakValueDictionary())
             held = alive.get(key)
             if held is None:
-                held = alive[key] = self._made(tokens, device, dtype)
-            held.state.asked = next(self._clock)
-            if key not in self._kept.setdefault(tokens, {}):
-                self._kept[tokens][key] = held
+                held = alive[key] = self._build(tokens, device, dtype)
+            held.state.last_use = next(self._clock)
+            if key not in self._cached.setdefault(tokens, {}):
+                self._cached[tokens][key] = held
                 self._drop_oldest()
             return held
 
     def leave_devices(self) -> None:
         """Move the sets that no run uses to the CPU."""
         with self._lock, _runs_lock:
-            for sets in list(self._kept.values()):
+            for sets in list(self._cached.values()):
                 for held in sets.values():
                     if held.state.runs == 0 and held.patcher.loaded_size() > 0:
                         held.patcher.detach()
 
     def _drop_oldest(self) -> None:
-        """Let go of what exceeds the budget. What a run holds stays alive with it."""
-        kept = [
-            (held.state.asked, tokens, key, held.nbytes)
-            for tokens, sets in self._kept.items()
+        """Drop what exceeds the budget. What a run holds stays alive with it."""
+        cached = [
+            (held.state.last_use, tokens, key, held.nbytes)
+            for tokens, sets in self._cached.items()
             for key, held in sets.items()
         ]
-        kept.sort(key=lambda one: one[0])
-        total = sum(nbytes for *_, nbytes in kept)
-        for _, tokens, key, nbytes in kept[:-1]:
+        cached.sort(key=lambda entry: entry[0])
+        total = sum(nbytes for *_, nbytes in cached)
+        for _, tokens, key, nbytes in cached[:-1]:
             if total <= self._budget:
                 break
-            del self._kept[tokens][key]
+            del self._cached[tokens][key]
             total -= nbytes
 
-    def _made(
+    def _build(
         self, tokens: ReferenceTokens, device: torch.device, dtype: torch.dtype
     ) -> HeldKeyValues:
         # Ordinary tensors even when nodes run in inference mode, so that a model being trained in
         # ComfyUI can use them too.
         with torch.inference_mode(False):
-            made = self._projected(tokens, device, dtype)
-            # Kept on the CPU until ComfyUI loads them: only then are they counted.
-            layers = {n: (_at(_CPU, k), _at(_CPU, v)) for n, (k, v) in made.layers.items()}
+            projected = self._project(tokens, device, dtype)
+            # On the CPU until ComfyUI loads them: only then are they counted.
+            layers = {n: (_on(_CPU, k), _on(_CPU, v)) for n, (k, v) in projected.layers.items()}
             model = EasyRefKeyValues(layers)
             patcher = new_patcher(model, device, mm.unet_offload_device())
-        return HeldKeyValues(_Layers(model, device), made.batch, patcher)
+        return HeldKeyValues(_Layers(model, device), projected.batch, patcher)
 
-    def _projected(
+    def _project(
         self, tokens: ReferenceTokens, device: torch.device, dtype: torch.dtype
     ) -> TokenKeyValues:
         needed = projection_bytes(self._checkpoint, tokens, dtype) / 1e6
@@ -156,8 +156,8 @@ class KeyValueStore:
             try:
                 return project_tokens(self._checkpoint, tokens, place, dtype)
             except Exception as error:
-                failed = lack_of_memory(error)
-                if failed is None:
+                reason = lack_of_memory(error)
+                if reason is None:
                     raise
             # Outside the except block, where the traceback no longer holds the tensors.
             mm.soft_empty_cache()
@@ -168,29 +168,29 @@ class KeyValueStore:
                     device,
                     tokens.num_tokens,
                     needed,
-                    failed,
+                    reason,
                 )
         raise EasyRefError(
             f"Not enough memory for the keys and values of {tokens.num_tokens} reference tokens, "
-            f"{needed:.0f} MB ({failed}). Use fewer reference groups at once, or a smaller batch."
+            f"{needed:.0f} MB ({reason}). Use fewer reference groups at once, or a smaller batch."
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeyValueStore:
         return self  # a cache is shared by every copy of the model that uses it
 
 
-def _as_tensors_say(device: torch.device) -> torch.device:
+def _tensor_device(device: torch.device) -> torch.device:
     """A Mac's GPU is `mps` to ComfyUI and `mps:0` to the tensors on it."""
     return torch.empty(0, device=device).device
 
 
-def _at(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+def _on(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.device == device else tensor.to(device)
 
 
 @contextmanager
 def in_use(sets: Sequence[HeldKeyValues]) -> Iterator[None]:
-    """While a run uses them, sets stay on their device unless ComfyUI needs the room."""
+    """While a run uses them, sets stay on their device unless ComfyUI needs the memory."""
     with _runs_lock:
         for held in sets:
             held.state.runs += 1
@@ -223,7 +223,7 @@ class _Layer(nn.Module):
 
 
 class _Layers(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
-    """Layer -> (key, value) on the device. They are there already unless ComfyUI found no room."""
+    """Layer -> (key, value) on the device; copied only where ComfyUI had no memory for them."""
 
     def __init__(self, model: EasyRefKeyValues, device: torch.device) -> None:
         self._model = model
@@ -231,12 +231,12 @@ class _Layers(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
 
     def __getitem__(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         layer = self._model.layers[self._model.names[name]]
-        return self._here(layer.key.data), self._here(layer.value.data)
+        return self._copied(layer.key.data), self._copied(layer.value.data)
 
-    def _here(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_inference() and not torch.is_inference_mode_enabled():
             tensor = tensor.clone()  # a model in training keeps it for its backward pass
-        return _at(self._device, tensor)
+        return _on(self._device, tensor)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._model.names)

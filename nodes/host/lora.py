@@ -1,8 +1,8 @@
 """The adapter's LoRA as ComfyUI weight patches, merged once however often it is applied.
 
-ComfyUI merges a model's weights anew where `patches_uuid` is not that of the weights merged last,
-and gives a new one at every change. Here it follows from what was changed, so the same LoRA on the
-same model is not merged again when only a prompt or a weight differs.
+ComfyUI merges a model's weights again when `patches_uuid` differs from that of the last merge, and
+sets a random one at every change. Here it is derived from the change, so the same LoRA on the same
+model is not merged again when only a prompt or a weight differs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _ATTACHMENT = "easyref_lora"
 
 
 class AdapterLora:
-    """An adapter's LoRA, read when it is first applied and then kept: 370 MB at real size."""
+    """An adapter's LoRA, read when first applied, then held in memory: 370 MB for SDXL."""
 
     def __init__(self, checkpoint: AdapterCheckpoint) -> None:
         self._checkpoint = checkpoint
         self._lock = threading.Lock()
-        self._made: tuple[dict[str, Any], dict[str, Any]] | None = None  # names, patches
+        self._loaded: tuple[dict[str, Any], dict[str, Any]] | None = None  # names, patches
 
     @property
     def identity(self) -> str:
-        """Tells this LoRA from any other; empty where the adapter has none."""
+        """Differs for every LoRA; empty if the adapter has none."""
         return self._checkpoint.lora_identity
 
     def apply(self, model: ModelPatcher, strength: float) -> None:
@@ -57,7 +57,7 @@ class AdapterLora:
         if strength != 0:
             before = model.patches_uuid
             model.add_patches(patches, strength)
-            # The identity is made of a part of the weights; the file's stamp vouches for the rest.
+            # The identity hashes a part of the weights only; the file's stamp covers the rest.
             change = f"{self.identity} {self._checkpoint.file.stamp} {strength}"
             model.patches_uuid = uuid.uuid5(before, change)
             merged[self.identity] = _Merged(strength, patches, before, model.patches_uuid)
@@ -68,12 +68,12 @@ class AdapterLora:
         """Weight name of the model -> ComfyUI's weight adapter."""
         names = self._names(model)
         with self._lock:
-            if self._made is None or self._made[0] != names:
+            if self._loaded is None or self._loaded[0] != names:
                 # Ordinary tensors even when nodes run in inference mode.
                 with torch.inference_mode(False):
                     weights = lora_weights(self._checkpoint)
-                    self._made = names, comfy.lora.load_lora(weights, names)
-            return self._made[1]
+                    self._loaded = names, comfy.lora.load_lora(weights, names)
+            return self._loaded[1]
 
     def _names(self, model: ModelPatcher) -> dict[str, Any]:
         """Official name of each projection -> the model's weight."""
@@ -95,7 +95,7 @@ class AdapterLora:
 
 @dataclass(frozen=True, eq=False)
 class _Merged:
-    """What one LoRA did to a model.
+    """One LoRA merged into a model.
 
     Attributes:
         patches: weight name -> ComfyUI's weight adapter.
@@ -109,9 +109,9 @@ class _Merged:
 
     def remove_from(self, model: ModelPatcher) -> None:
         for key, adapter in self.patches.items():
-            kept = [patch for patch in model.patches.get(key, []) if patch[1] is not adapter]
-            if kept:
-                model.patches[key] = kept
+            others = [patch for patch in model.patches.get(key, []) if patch[1] is not adapter]
+            if others:
+                model.patches[key] = others
             else:
                 model.patches.pop(key, None)
         if model.patches_uuid == self.after:

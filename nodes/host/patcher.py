@@ -1,4 +1,4 @@
-"""ComfyUI's handle on a model, whichever class this core wants for it."""
+"""ComfyUI's model patchers, by the class that this core uses."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def new_patcher(
     offload_device: torch.device,
     disable_dynamic: bool = False,
 ) -> ModelPatcher:
-    """Newer cores want their own subclass for models that they may load dynamically.
+    """A patcher; newer cores have a subclass for models that they may load dynamically.
 
     Args:
-        disable_dynamic: the plain class, as nodes ask for that work on the weights themselves.
+        disable_dynamic: the plain class, for nodes that work on the weights themselves.
     """
     import comfy.model_patcher
 
@@ -29,13 +29,13 @@ def new_patcher(
 
 
 def is_dynamic(patcher: ModelPatcher) -> bool:
-    """Whether ComfyUI moves this model's weights one by one, as they are used."""
+    """Whether ComfyUI moves this model's weights one by one, when they are used."""
     dynamic = getattr(patcher, "is_dynamic", None)
     return dynamic is not None and dynamic()
 
 
 def loads_dynamically() -> bool:
-    """Whether this ComfyUI does so unless asked otherwise; weights may then stay in their file."""
+    """Whether this ComfyUI does so by default; weights may then stay in their file."""
     try:
         import comfy.memory_management
     except ImportError:  # an older core

@@ -22,8 +22,8 @@ class CrossAttentionLayer:
     """One layer of the UNet.
 
     Attributes:
-        block: ("input" | "middle" | "output", block number, transformer index), the key that
-            ComfyUI looks replacements up with.
+        block: ("input" | "middle" | "output", block number, transformer index), ComfyUI's key for
+            attention replacements.
         widths: (query width, context width).
     """
 
@@ -32,7 +32,7 @@ class CrossAttentionLayer:
 
 
 def cross_attention_layers(model: ModelPatcher) -> dict[str, CrossAttentionLayer]:
-    """diffusers' layer name -> ComfyUI's layer. Empty when the model is no such UNet."""
+    """diffusers' layer name -> ComfyUI's layer. Empty if the model is no such UNet."""
     base = model.model
     config = getattr(getattr(base, "model_config", None), "unet_config", None) or {}
     unet = getattr(base, "diffusion_model", None)
@@ -54,11 +54,11 @@ def cross_attention_layers(model: ModelPatcher) -> dict[str, CrossAttentionLayer
 
 
 def group_of(block: BlockKey) -> str:
-    """The name of a slot's group of layers, such as `output_1`; SDXL has one in the middle."""
+    """A slot's group of layers, such as `output_1`; the middle block is one group."""
     side, number, _ = block
     return side if side == "middle" else f"{side}_{number}"
 
 
 def model_name(model: ModelPatcher) -> str:
-    """What kind of model it is, for messages."""
+    """For messages."""
     return f"The model ({type(model.model).__name__})"

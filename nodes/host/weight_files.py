@@ -1,4 +1,4 @@
-"""Weight files, read the way ComfyUI reads its own models."""
+"""Weight files, read as ComfyUI reads its own models."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import fields
 
 import comfy.utils
 
-from ...easyref_core.weight_file import Reader, WeightFile
+from ...easyref_core.weight_file import GetTensor, WeightFile
 from .patcher import loads_dynamically
 
-_NAMES = (".safetensors", ".sft")  # by which ComfyUI knows the format
+_SUFFIXES = (".safetensors", ".sft")  # by which ComfyUI recognises the format
 
 
 class HostWeightFile(WeightFile):
-    """A weight file that heeds how ComfyUI was started.
+    """A weight file that follows ComfyUI's command line options.
 
-    Where it loads models dynamically, its own reader leaves weights in their file until a layer
-    uses them, then moves them straight to the GPU. With `--disable-mmap` no weight that is kept
-    stays mapped to the file.
+    With dynamic loading, ComfyUI's own reader leaves weights in their file until a layer uses
+    them, then moves them directly to the GPU. With `--disable-mmap` weights are copied out of the
+    mapping.
     """
 
     @classmethod
@@ -28,9 +28,9 @@ class HostWeightFile(WeightFile):
         return cls(**{field.name: getattr(file, field.name) for field in fields(file)})
 
     @contextmanager
-    def open(self) -> Iterator[Reader]:
+    def open(self) -> Iterator[GetTensor]:
         """See `WeightFile.open`."""
-        if loads_dynamically() and self.is_safetensors and self.path.suffix.lower() in _NAMES:
+        if loads_dynamically() and self.is_safetensors and self.path.suffix.lower() in _SUFFIXES:
             self.check_unchanged()
             yield comfy.utils.load_torch_file(str(self.path)).__getitem__
             return

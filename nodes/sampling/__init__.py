@@ -10,7 +10,8 @@
       |  CondRows: the rows of one conditioning: negative?, area, tokens that it carries
       v  once a model call: APPLY_MODEL
     batch_rows.py, model_call.py: which rows, which noise level, which weights
-      |  EffectOnRows: an effect, its rows, their scale, K and V from host/key_value_cache.py
+      |  CallRows: how the rows are divided; EffectOnRows: an effect, its rows and their scale at
+      |  this noise level, K and V from host/key_value_cache.py
       v  once a layer: patches_replace["attn2"]
     layer.py: q, K and V, mask, add
          ReferenceShare -> easyref_core/adapter/attention.py: out = text + scale * attention

@@ -8,12 +8,16 @@ as they were.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from .conditionings import CondBatch
 
 Size = tuple[int, int]
 """(height, width)"""
@@ -63,37 +67,77 @@ class LayerGrid:
     area: Area | None = None
 
 
-def batch_slice(transformer_options: Mapping[str, Any], count: int) -> BatchSlice:
-    """The latents of a model call that holds `count` of them for each conditioning."""
-    indices, total = _context_window(transformer_options)
-    if indices is None or len(indices) != count:
-        return BatchSlice(count)
-    return BatchSlice(max(total or 0, max(indices) + 1), tuple(indices))
+@dataclass(frozen=True)
+class CallRows:
+    """How the rows of a model call are divided.
+
+    Attributes:
+        total: rows of the call.
+        tiles: each with the rows of all conditionings.
+        batch: latents of each conditioning.
+        areas: of each conditioning, in the order of the rows; None for the whole latent.
+        size: of the call's latents.
+        latent: size of the whole latent.
+    """
+
+    total: int
+    tiles: int
+    batch: BatchSlice
+    areas: tuple[Area | None, ...]
+    size: Size
+    latent: Size
+
+    @property
+    def is_tile(self) -> bool:
+        """Whether another node cut the latents: they are not what the areas say."""
+        return any(self.size != self._size_of(area) for area in self.areas)
+
+    def _size_of(self, area: Area | None) -> Size:
+        if area is None:
+            return self.latent
+        height, width, top, left = area
+        return min(height, self.latent[0] - top), min(width, self.latent[1] - left)
 
 
-def row_counts(transformer_options: Mapping[str, Any], latents: int | None) -> list[int]:
-    """How many rows each conditioning of a model call can have, most likely first: those of a
-    window of frames, which may have been cut after ComfyUI noted the batch, and of the batch.
+def divide_rows(
+    x: torch.Tensor,
+    text: torch.Tensor | None,
+    areas: Sequence[Area | None],
+    options: Mapping[str, Any],
+    noted: CondBatch | None,
+) -> CallRows | None:
+    """Divide the rows of a model call; None, with a warning, if they cannot be told apart.
 
     Args:
-        latents: of the batch, None where that is unknown.
+        x: [rows, C, H, W] latents.
+        text: [rows, L, W] text states, which show whether the rows have another order.
+        areas: of the conditionings, None for the whole latent.
+        options: ComfyUI's transformer options.
+        noted: what ComfyUI was called with; None if the caller went around its sampling.
     """
-    indices, _ = _context_window(transformer_options)
-    return [count for count in (indices and len(indices), latents) if count]
+    rows, size = x.shape[0], (x.shape[-2], x.shape[-1])
+    indices, total = _context_window(options)
+    # A window may have been cut after ComfyUI noted the batch.
+    counts = [n for n in (indices and len(indices), noted and noted.latents) if n]
+    tiles = _tile_count(rows, len(areas), counts, text)
+    if not tiles:
+        warn_of_rows(rows, len(areas) * (counts or [1])[0], len(areas))
+        return None
+    count = rows // (len(areas) * tiles)
+    batch = BatchSlice(count)
+    if indices is not None and len(indices) == count:
+        batch = BatchSlice(max(total or 0, max(indices) + 1), tuple(indices))
+    return CallRows(rows, tiles, batch, tuple(areas) * tiles, size, noted.latent if noted else size)
 
 
-def tile_count(
+def _tile_count(
     rows: int, conditionings: int, counts: Sequence[int], text: torch.Tensor | None
 ) -> int:
-    """How many tiles a model call holds, each with the rows of all its conditionings.
+    """How many tiles a model call holds, each with the rows of all its conditionings; 0 if the rows
+    cannot be told apart.
 
     Args:
-        rows: of the call.
-        counts: see `row_counts`.
-        text: [rows, L, W] text states, which show whether the rows have another order.
-
-    Returns:
-        1 as a rule; 0 where the rows cannot be told apart.
+        counts: how many rows each conditioning can have, most likely first.
     """
     if not counts:
         return 1 if rows % conditionings == 0 else 0
@@ -105,30 +149,24 @@ def tile_count(
     return 0
 
 
-def is_tile(latent: Size, whole: Size, areas: Iterable[Area | None]) -> bool:
-    """Whether another node cut the latents of a model call: they are not what the areas say.
-
-    Args:
-        latent: size of the call's latents.
-        whole: size of the latent that is sampled.
-        areas: of the call's conditionings, None for the whole latent.
-    """
-    return any(latent != _size(area, whole) for area in areas)
-
-
-def _size(area: Area | None, whole: Size) -> Size:
-    if area is None:
-        return whole
-    height, width, top, left = area
-    return min(height, whole[0] - top), min(width, whole[1] - left)
-
-
 def _repeats(text: torch.Tensor | None, rows: int, tiles: int) -> bool:
     """Whether the rows of every tile have the same texts."""
     if text is None or text.shape[0] != rows:
         return True
     per_tile = text.unflatten(0, (tiles, -1))
     return torch.equal(per_tile, per_tile[:1].expand_as(per_tile))
+
+
+@lru_cache(maxsize=8)
+def warn_of_rows(found: int, expected: int, conditionings: int) -> None:
+    """Once for each case."""
+    logging.warning(
+        "EasyRef: another node changed the batch (%d rows, where %d are expected for %d "
+        "conditionings), so references cannot be told apart there and are left out.",
+        found,
+        expected,
+        conditionings,
+    )
 
 
 def _context_window(options: Mapping[str, Any]) -> tuple[Sequence[int] | None, int | None]:

@@ -15,10 +15,13 @@ from comfy.ldm.modules.attention import optimized_attention
 from ...easyref_core.adapter.attention import ReferenceShare, add_shares
 from ..host.attention import reference_attention
 from ..host.unet_layers import BlockKey, group_of
-from .batch_rows import Size
-from .model_call import EffectOnRows, ModelCall, Scale, warn_of_rows
+from .batch_rows import Size, warn_of_rows
+from .model_call import EffectOnRows, ModelCall, Scale
 
 Slot = Callable[..., torch.Tensor]
+
+Addend = tuple[EffectOnRows, Scale, torch.Tensor | None]
+"""An effect with its scale at the layer's positions [P], None for all of them."""
 
 
 def add_to_layers(options: dict[str, Any], blocks: Mapping[str, BlockKey], call: ModelCall) -> None:
@@ -48,9 +51,7 @@ class LayerScales:
 
     def __init__(self, call: ModelCall) -> None:
         self.call = call
-        self._computed: dict[
-            tuple[str, Size, torch.dtype], list[tuple[EffectOnRows, Scale, torch.Tensor | None]]
-        ] = {}
+        self._computed: dict[tuple[str, Size, torch.dtype], list[Addend]] = {}
 
     def shares(
         self, layer: str, group: str, size: Size, query: torch.Tensor
@@ -68,21 +69,19 @@ class LayerScales:
             keys, values = (
                 effect.per_row(both).to(query.dtype) for both in effect.key_values.layers[layer]
             )
-            rows = None if effect.rows == slice(0, self.call.rows) else effect.rows
+            rows = None if effect.rows == slice(0, self.call.rows.total) else effect.rows
             result.append(ReferenceShare(keys, values, scale, rows, positions))
         return result
 
-    def _compute(
-        self, group: str, size: Size, query: torch.Tensor
-    ) -> list[tuple[EffectOnRows, Scale, torch.Tensor | None]]:
+    def _compute(self, group: str, size: Size, query: torch.Tensor) -> list[Addend]:
         scales = [
             (effect, *scale)
             for effect in self.call.effects
-            if (scale := effect.at_layer(group, size, self.call.latent, query)) is not None
+            if (scale := effect.at_layer(group, size, self.call.rows.latent, query)) is not None
         ]
         if not self.call.normalise:
             return scales
-        total = query.new_zeros(self.call.rows, query.shape[1], 1)
+        total = query.new_zeros(self.call.rows.total, query.shape[1], 1)
         for effect, scale, positions in scales:
             own = total[effect.rows]
             if positions is None:
@@ -132,11 +131,11 @@ class ReferenceAttention:
             text = optimized_attention(
                 q, k, v, heads, attn_precision=precision, transformer_options=extra_options
             )
-        call = self._scales.call
-        if q.shape[0] != call.rows or text.shape != q.shape:
-            warn_of_rows(q.shape[0], call.rows, call.conditionings)
+        rows = self._scales.call.rows
+        if q.shape[0] != rows.total or text.shape != q.shape:
+            warn_of_rows(q.shape[0], rows.total, len(rows.areas))
             return text
-        size = _layer_size(extra_options, q.shape[1], call.size)
+        size = _layer_size(extra_options, q.shape[1], rows.size)
         return add_shares(
             text,
             q,

@@ -132,7 +132,7 @@ def test_the_keyboard_alone_is_enough(five: ComfyPage) -> None:
     page.wait_for_files("face 1.png", "face 3.png", "face 2.png", "face 4.png", "face 5.png")
     assert focused() == "Picture 3 of 5: face 2.png, weight 1"
     live = page.gallery.locator("[aria-live]")
-    assert live.inner_text() == "face 2.png is picture 3 of 5 now."
+    assert live.inner_text() == "face 2.png is now picture 3 of 5."
     page.tab.keyboard.press("Alt+ArrowDown")
     page.wait_for_files("face 1.png", "face 3.png", "face 4.png", "face 5.png", "face 2.png")
     page.tab.keyboard.press("Alt+Home")
@@ -151,7 +151,7 @@ def test_the_keyboard_alone_is_enough(five: ComfyPage) -> None:
     assert focused() == "Crop face 2.png"
     page.tab.keyboard.press("Enter")
     page.tab.locator(".easyref-crop-box").wait_for()
-    assert focused() == "The part that is used"
+    assert focused() == "Crop box"
     page.tab.keyboard.press("Tab")
     assert focused() == "Top left corner"
     for _ in range(4):
@@ -263,8 +263,11 @@ def test_a_workflow_whose_files_are_missing_says_which(five: ComfyPage, screensh
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"version": 2, "pictures": [{"file": "a.png", "colour": 1}]}', "A newer EasyRef saved"),
-        ("{", "cannot be read"),
+        (
+            '{"version": 2, "pictures": [{"file": "a.png", "colour": 1}]}',
+            "saved by a newer EasyRef",
+        ),
+        ("{", "cannot be parsed"),
     ],
 )
 def test_a_text_that_cannot_be_shown_is_kept(page: ComfyPage, text: str, said: str) -> None:

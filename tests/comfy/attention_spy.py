@@ -19,14 +19,14 @@ Scale = float | torch.Tensor
 
 
 @dataclass
-class Seen:
+class LayerRecord:
     """One layer during one model call.
 
     Attributes:
         layer: diffusers' name.
         context: [rows, L, W] text states.
         q, text: [rows, T, D], the query and the text's attention before `to_out`.
-        out: [rows, T, D] behind `to_out`.
+        out: [rows, T, D] after `to_out`.
         grid: (height, width) of the T positions.
     """
 
@@ -44,11 +44,11 @@ class Seen:
 
 
 class Spy:
-    """Watches copies of one UNet; asked for its verdict while the watched model is still loaded,
-    since it computes with the weights that are in the UNet then.
+    """Records copies of one UNet. `max_error` computes with the UNet's weights, so it is called
+    while the recorded model is still loaded.
 
     Attributes:
-        seen: every layer of every model call, in order.
+        records: every layer of every model call, in order.
     """
 
     def __init__(self, pack: Pack, easyref: Any, unet: Any) -> None:
@@ -58,7 +58,7 @@ class Spy:
         weights = load_file(easyref.checkpoint.path)
         self._weights = {n: t.float() for n, t in weights.items() if n.startswith("unet.")}
         self._context: torch.Tensor | None = None
-        self.seen: list[Seen] = []
+        self.records: list[LayerRecord] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Spy:
         return self  # ComfyUI copies what stands in the model options
@@ -74,7 +74,7 @@ class Spy:
 
     @property
     def blocks(self) -> list[tuple[str, int, int]]:
-        """Where ComfyUI looks replacements up, for every layer."""
+        """ComfyUI's keys for attention replacements, of all layers."""
         return list(self._layers)
 
     def _note_context(self, n: Any, context: Any, value: Any, options: Any) -> tuple[Any, ...]:
@@ -92,64 +92,67 @@ class Spy:
         text = self.attend(q, k, v, options)
         layer = self._layers[(*options["block"], options["block_index"])]
         heads = options["n_heads"]
-        self.seen.append(Seen(layer, self._context, q, text, heads, dict(options)))
+        self.records.append(LayerRecord(layer, self._context, q, text, heads, dict(options)))
         return text
 
     def _note_output(self, n: torch.Tensor, options: Any) -> torch.Tensor:
-        self.seen[-1].out = n
+        self.records[-1].out = n
         return n
 
-    def references(self, seen: Seen, tokens: torch.Tensor) -> torch.Tensor:
-        """What the layer's query finds in reference tokens [rows, N, W]: [rows, T, D]."""
+    def references(self, record: LayerRecord, tokens: torch.Tensor) -> torch.Tensor:
+        """The layer's attention to reference tokens [rows, N, W]: [rows, T, D]."""
 
         def split(x: torch.Tensor) -> torch.Tensor:
-            return x.unflatten(-1, (seen.heads, -1)).transpose(1, 2)
+            return x.unflatten(-1, (record.heads, -1)).transpose(1, 2)
 
         key, value = (
-            F.linear(tokens.to(seen.q), self._weights[f"unet.{seen.layer}.processor.{p}.weight"])
+            F.linear(
+                tokens.to(record.q),
+                self._weights[f"unet.{record.layer}.processor.{p}.weight"],
+            )
             for p in ("to_k_ip", "to_v_ip")
         )
-        scores = split(seen.q) @ split(key).mT * split(key).shape[-1] ** -0.5
+        scores = split(record.q) @ split(key).mT * split(key).shape[-1] ** -0.5
         return (scores.softmax(-1) @ split(value)).transpose(1, 2).flatten(2)
 
-    def to_out(self, seen: Seen, hidden: torch.Tensor) -> torch.Tensor:
-        block, number, index = next(b for b, name in self._layers.items() if name == seen.layer)
+    def to_out(self, record: LayerRecord, hidden: torch.Tensor) -> torch.Tensor:
+        block, number, index = next(b for b, name in self._layers.items() if name == record.layer)
         blocks = {"input": "input_blocks", "output": "output_blocks", "middle": "middle_block"}
         place = "1" if block == "middle" else f"{number}.1"
         path = f"{blocks[block]}.{place}.transformer_blocks.{index}.attn2.to_out"
         return self._unet.get_submodule(path)(hidden)
 
-    def wrong_by(
+    def max_error(
         self,
         truth: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        scale: Scale | Callable[[Seen], Scale] = 1.0,
+        scale: Scale | Callable[[LayerRecord], Scale] = 1.0,
     ) -> float:
-        """How far the layers' outputs are from the definition, at most.
+        """The largest difference between the layers' outputs and the definition.
 
         Args:
             truth: (text states, the reference tokens [groups, N, W] that rows with this text get).
             scale: of the references, for a layer a number or a tensor [rows, T, 1].
         """
-        assert self.seen, "no cross-attention layer ran"
+        assert self.records, "no cross-attention layer ran"
         worst = 0.0
-        for seen in self.seen:
-            refs = self.references(seen, _rows(seen.context, truth))
-            factor = scale(seen) if callable(scale) else scale
-            wanted = self.to_out(seen, seen.text + factor * refs)
-            worst = max(worst, float((seen.out - wanted).abs().max()))
+        for record in self.records:
+            refs = self.references(record, _rows(record.context, truth))
+            factor = scale(record) if callable(scale) else scale
+            expected = self.to_out(record, record.text + factor * refs)
+            worst = max(worst, float((record.out - expected).abs().max()))
         return worst
 
     def texts(self, *known: torch.Tensor) -> list[tuple[int, ...]]:
         """For every model call, the numbers of the known texts that its rows carry, in order."""
-        first = [s for s in self.seen if s.layer == self.seen[0].layer]
-        return [tuple(_which(row, known) for row in seen.context) for seen in first]
+        first = [s for s in self.records if s.layer == self.records[0].layer]
+        return [tuple(_which(row, known) for row in record.context) for record in first]
 
 
 def _which(context: torch.Tensor, known: Sequence[torch.Tensor]) -> int:
     """Which of the texts a row's context is."""
-    found = [i for i, states in enumerate(known) if torch.equal(context, states[0].to(context))]
-    assert len(found) == 1, f"a row carries {len(found)} of the known texts"
-    return found[0]
+    result = [i for i, states in enumerate(known) if torch.equal(context, states[0].to(context))]
+    assert len(result) == 1, f"a row carries {len(result)} of the known texts"
+    return result[0]
 
 
 def _rows(

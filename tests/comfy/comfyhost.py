@@ -57,7 +57,7 @@ class Pack:
 
     @contextmanager
     def refused(self, *parts: object) -> Iterator[None]:
-        """The code inside must refuse with a sentence or two that name all of `parts`."""
+        """The code inside must raise an EasyRefError that names all of `parts`."""
         with pytest.raises(self.error) as raised:
             yield
         text = str(raised.value)
@@ -122,7 +122,7 @@ def golden_unet(pack: Pack) -> Any:
 
 
 def random_tokens(pack: Pack, easyref: Any, seed: int, batch: int = 1) -> Any:
-    """Reference tokens that this adapter could have made, cond and uncond far apart."""
+    """Random reference tokens of this adapter, cond and uncond far apart."""
     checkpoint = easyref.checkpoint
     noise = torch.Generator().manual_seed(seed)
     shape = (batch, checkpoint.num_tokens, checkpoint.token_width)
@@ -183,18 +183,18 @@ def sigmas(model: Any, *timesteps: float) -> torch.Tensor:
 def guider(model: Any, cfg: float, positive: Any = None, negative: Any = None) -> Any:
     import comfy.samplers
 
-    made = comfy.samplers.CFGGuider(model)
-    made.set_conds(positive or text(), negative or text("negative"))
-    made.set_cfg(cfg)
-    return made
+    cfg_guider = comfy.samplers.CFGGuider(model)
+    cfg_guider.set_conds(positive or text(), negative or text("negative"))
+    cfg_guider.set_cfg(cfg)
+    return cfg_guider
 
 
-def euler(made: Any, x: torch.Tensor, steps: torch.Tensor, **options: Any) -> torch.Tensor:
+def euler(cfg_guider: Any, x: torch.Tensor, steps: torch.Tensor, **options: Any) -> torch.Tensor:
     """ComfyUI's Euler sampler from the noisy latents x, in the UNet's own scale."""
     import comfy.samplers
 
-    base = made.model_patcher.model
-    samples = made.sample(
+    base = cfg_guider.model_patcher.model
+    samples = cfg_guider.sample(
         torch.zeros_like(x),
         base.process_latent_out(x),
         comfy.samplers.ksampler("euler"),
@@ -222,13 +222,13 @@ def predict(
 
 
 def predict_with(
-    made: Any, x: torch.Tensor | None = None, timestep: float = TIMESTEP
+    cfg_guider: Any, x: torch.Tensor | None = None, timestep: float = TIMESTEP
 ) -> torch.Tensor:
     """What a guider predicts as noise at a timestep, for latents x (the golden ones)."""
-    steps = sigmas(made.model_patcher, timestep)
+    steps = sigmas(cfg_guider.model_patcher, timestep)
     x = golden("unet.latents") if x is None else x
     noisy = x * torch.sqrt(steps[0] ** 2 + 1)
-    return (noisy - euler(made, noisy, steps)) / steps[0]
+    return (noisy - euler(cfg_guider, noisy, steps)) / steps[0]
 
 
 def stock(node: str, *args: Any) -> Any:
@@ -259,6 +259,6 @@ def stock_lora(model: Any, strength: float = 0.8) -> Any:
 
 
 def put_adapter(pack: Pack, name: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Write an adapter where ComfyUI looks for them; its name in the graph."""
+    """Write an adapter to models/easyref; returns its name in the graph."""
     write(pack.base / "models" / "easyref" / name, tensors)
     return name

@@ -33,9 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     """ComfyUI's source."""
-    found = find_comfyui()
-    assert found is not None
-    return found
+    result = find_comfyui()
+    assert result is not None
+    return result
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,7 @@ def pack(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 @pytest.fixture(autouse=True)
 def _as_in_a_run(pack: Pack) -> Iterator[None]:
-    """Every test runs in inference mode, as ComfyUI runs nodes, and leaves no interrupt behind.
+    """Every test runs in inference mode, as ComfyUI runs nodes, and clears interrupts.
 
     One thread, because models this small only wait for each other's threads on a busy computer.
     """
@@ -76,15 +76,15 @@ def gpu(pack: Pack) -> Iterator[dynamic_vram.Gpu]:
     """ComfyUI with dynamic VRAM on a stand-in for a GPU; see `dynamic_vram`."""
     if not dynamic_vram.is_supported():
         pytest.skip(dynamic_vram.TOO_OLD)
-    with dynamic_vram.dynamic_vram() as made:
-        yield made
+    with dynamic_vram.dynamic_vram() as stand_in:
+        yield stand_in
 
 
 @pytest.fixture
 def plain_gpu(pack: Pack) -> Iterator[dynamic_vram.Gpu]:
     """The same GPU without dynamic VRAM, as on older cores."""
-    with dynamic_vram.dynamic_vram(dynamic=False) as made:
-        yield made
+    with dynamic_vram.dynamic_vram(dynamic=False) as stand_in:
+        yield stand_in
 
 
 @pytest.fixture(scope="session")
@@ -125,8 +125,8 @@ def demo(pack: Pack) -> Any:
 @pytest.fixture(scope="session")
 def demo_easyref(pack: Pack, demo: Any) -> Any:
     """The demo adapter, as the demo node gives it."""
-    made = pack.part("nodes.link_types").EasyRefModel
-    return made.of(demo.adapter_file, demo.mllm_directory, picture_side=demo.side)
+    easyref_model = pack.part("nodes.link_types").EasyRefModel
+    return easyref_model.of(demo.adapter_file, demo.mllm_directory)
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ class DevicesMixed(AssertionError):
 
 
 class HostWaits(AssertionError):
-    """The host asked for data that the GPU has yet to compute."""
+    """The host read data that the GPU has not computed yet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ class _Operations(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name, composite = _describe(func)
-        if composite:  # in inference mode, operations made of others come as they are
+        if composite:  # in inference mode, composite operations arrive undivided
             with self:
                 return func.decompose(*args, **kwargs)
         tensors = [*_tensors(args), *_tensors(kwargs.values())]
@@ -194,7 +194,7 @@ class _Operations(TorchDispatchMode):
 
 @cache
 def _describe(func: Any) -> tuple[str, bool]:
-    """An operation's name, and whether it is made of others."""
+    """An operation's name, and whether it is composite."""
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
     )
@@ -210,7 +210,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 
 class _Literals(TorchFunctionMode):
-    """Notes tensors written down as numbers and made on the GPU: a move that hides itself."""
+    """Notes tensors built on the GPU from Python numbers: a hidden copy."""
 
     def __init__(self, gpu: Gpu) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ def _made_up(source: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 class _Range:
-    """`ModelVBAR`: a model's range of GPU memory, in which weights stay until room is needed."""
+    """`ModelVBAR`: GPU memory of a model, in which weights stay until it is needed."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu

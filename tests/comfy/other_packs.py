@@ -80,7 +80,7 @@ def load_pack(folder: str, pretended: Sequence[str] = ()) -> ModuleType:
     before = set(sys.modules)
     finder = _Pretend(pretended)
     sys.modules[name] = module
-    sys.meta_path.append(finder)  # behind the others: what is installed is taken
+    sys.meta_path.append(finder)  # last: installed packages come first
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -88,9 +88,9 @@ def load_pack(folder: str, pretended: Sequence[str] = ()) -> ModuleType:
         raise
     finally:
         sys.meta_path.remove(finder)
-        for made in set(sys.modules) - before:
-            if isinstance(sys.modules[made], _Anything):
-                del sys.modules[made]
+        for module_name in set(sys.modules) - before:
+            if isinstance(sys.modules[module_name], _Anything):
+                del sys.modules[module_name]
     return module
 
 

@@ -54,7 +54,7 @@ def test_a_start_behind_the_end_is_refused(server: ComfyServer) -> None:
     graph = set_inputs(small(), "EasyRefApply", start_percent=0.8, end_percent=0.2)
     message = refusal(server, graph)
     assert message.startswith("EasyRefApply")
-    assert "start_percent (0.8) lies behind end_percent (0.2)" in message
+    assert "start_percent (0.8) is after end_percent (0.2)" in message
 
 
 def test_errors_are_named_without_the_packs_folder(server: ComfyServer) -> None:

@@ -1,20 +1,19 @@
-// The arithmetic of the crop box: shares 0 to 1 of the picture, [left, top, width, height]. Nothing
-// here touches the page.
+// Geometry of the crop box: [left, top, width, height] as fractions of the picture. No DOM here.
 
 export const WHOLE = [0, 0, 1, 1];
 export const SMALLEST = 0.02;
 
-/** Move a box by shares of the picture; it stays inside. */
+/** Move a box by fractions of the picture, clamped to the picture. */
 export function moved([x, y, w, h], dx, dy) {
   return [clamp(x + dx, 0, 1 - w), clamp(y + dy, 0, 1 - h), w, h];
 }
 
 /**
  * Drag a side or a corner.
- * @param box where it was when dragging began.
+ * @param box at the start of the drag.
  * @param handle which sides move: some of the letters n, s, w, e.
- * @param dx, dy how far, in shares of the picture.
- * @param ratio the picture's width divided by its height, to keep the part square; 0 for any shape.
+ * @param dx, dy distance as fractions of the picture.
+ * @param ratio the picture's width / height, to keep the crop square; 0 for any shape.
  */
 export function resized([x, y, w, h], handle, dx, dy, ratio = 0) {
   let left = x;
@@ -27,12 +26,12 @@ export function resized([x, y, w, h], handle, dx, dy, ratio = 0) {
   if (handle.includes("s")) bottom = clamp(bottom + dy, top + SMALLEST, 1);
   if (!ratio) return [left, top, right - left, bottom - top];
 
-  // The corner, or the middle of the side, that stays where it is.
+  // The fixed point: the opposite corner, or the middle of the opposite side.
   const holdsRight = handle.includes("w");
   const holdsBottom = handle.includes("n");
   const roomX = holdsRight ? right : 1 - left;
   const roomY = holdsBottom ? bottom : 1 - top;
-  // A side alone leads; at a corner the larger of both does.
+  // A dragged side sets the size; at a corner the larger of both does.
   const wide = right - left;
   const high = (bottom - top) / ratio;
   let width = handle === "n" || handle === "s" ? high : Math.max(wide, high);
@@ -54,7 +53,7 @@ export function squared([x, y, w, h], ratio) {
   return [x + (w - width) / 2, y + (h - height) / 2, width, height];
 }
 
-/** Percent of left, top, width and height, for reading aloud. */
+/** Percent of left, top, width and height, for screen readers. */
 export function percents(box) {
   return box.map((value) => Math.round(value * 100));
 }

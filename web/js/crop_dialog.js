@@ -1,4 +1,4 @@
-// The dialog that chooses the part of a picture that is used.
+// Dialog to crop a picture.
 
 import { moved, percents, resized, squared, WHOLE } from "./crop_box.js";
 import { make, openDialog } from "./page.js";
@@ -10,12 +10,12 @@ const LARGE_STEP = 0.05;
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 /**
- * Ask for a part of a picture.
+ * Ask for a crop.
  * @param t the gallery's texts.
  * @param name of the picture.
  * @param url of the whole picture.
- * @param crop the part so far, or null.
- * @returns {Promise<{crop: number[]} | null>} null where it was dismissed.
+ * @param crop the current crop, or null.
+ * @returns {Promise<{crop: number[]} | null>} null if cancelled.
  */
 export function askForCrop(t, name, url, crop) {
   return openDialog(t("cropHead", { name }), "easyref-crop", (close) => {

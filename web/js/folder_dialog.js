@@ -1,4 +1,4 @@
-// The dialog that chooses a folder of ComfyUI's input.
+// Dialog to choose a folder of ComfyUI's input folder.
 
 import { make, openDialog } from "./page.js";
 
@@ -6,7 +6,7 @@ import { make, openDialog } from "./page.js";
  * Ask for a folder.
  * @param t the gallery's texts.
  * @param {{folder: string, pictures: number}[]} folders to choose from.
- * @returns {Promise<string | null>} null where it was dismissed; "" is the input folder itself.
+ * @returns {Promise<string | null>} null if cancelled; "" is the input folder itself.
  */
 export function askForFolder(t, folders) {
   return openDialog(t("folderHead"), "easyref-folder", (close) => {

@@ -6,7 +6,7 @@ import { texts } from "./gallery_texts.js";
 
 const NODE = "EasyRefReferences";
 
-/** Galleries by their node; forgotten with it. */
+/** Gallery of each node; weak, so that removed nodes are freed. */
 const galleries = new WeakMap();
 
 app.registerExtension({
@@ -17,7 +17,7 @@ app.registerExtension({
     style.rel = "stylesheet";
     style.href = new URL("../css/gallery.css", import.meta.url).href;
     document.head.append(style);
-    // Before ComfyUI's own listener, which would make a Load Image node of the pasted picture.
+    // Before ComfyUI's own listener, which would create a Load Image node from a pasted picture.
     document.addEventListener("paste", onPaste, true);
   },
 
@@ -29,13 +29,13 @@ app.registerExtension({
     galleries.set(node, new GalleryNode(node, widget, texts(locale)));
   },
 
-  /** The person asked to read the folders again ("R"). */
+  /** Refresh ("R"): check the files again. */
   refreshComboInNodes() {
     for (const node of app.canvas?.graph?.nodes ?? []) galleries.get(node)?.check();
   },
 });
 
-/** Pictures pasted into a gallery, or onto the one node that is selected. */
+/** Add pasted pictures to the focused gallery, or to the only selected node. */
 function onPaste(event) {
   const pasted = [...(event.clipboardData?.files ?? [])];
   if (!pasted.length) return;

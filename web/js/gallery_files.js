@@ -1,4 +1,4 @@
-// What the gallery asks ComfyUI's server: uploads, folders, which files are there, thumbnails.
+// Requests of the gallery to ComfyUI's server: uploads, folders, existing files, thumbnails.
 
 import { api } from "../../../scripts/api.js";
 
@@ -6,14 +6,14 @@ export const ACCEPTED = ".png,.jpg,.jpeg,.webp,.bmp,.gif,.tif,.tiff,.avif";
 const UPLOAD_FOLDER = "easyref";
 const ENDINGS = new Set(ACCEPTED.split(","));
 
-/** Whether a file of the computer can be a reference, by its name or else its type. */
+/** Whether a local file can be a reference, by its extension or else its MIME type. */
 export function isPicture(file) {
   const dot = file.name.lastIndexOf(".");
   if (dot > 0) return ENDINGS.has(file.name.slice(dot).toLowerCase());
   return file.type.startsWith("image/");
 }
 
-/** Put a file into the input folder. @returns its name there; another one where it was taken. */
+/** Upload a file to the input folder. @returns its name there; renamed if the name is taken. */
 export async function upload(file) {
   const body = new FormData();
   body.append("image", file, file.name);
@@ -25,24 +25,24 @@ export async function upload(file) {
   return subfolder ? `${subfolder.replaceAll("\\", "/")}/${name}` : name;
 }
 
-/** Folders of the input folder that hold pictures: [{folder, pictures}]. */
+/** Folders in the input folder that contain pictures: [{folder, pictures}]. */
 export async function folders() {
   return (await asked("/easyref/folders")).folders;
 }
 
-/** Picture files of a folder: {pictures, found}; found counts those beyond the limit too. */
+/** Picture files of a folder: {pictures, found}; `found` also counts those beyond the limit. */
 export async function picturesIn(folder) {
   return asked(`/easyref/pictures?folder=${encodeURIComponent(folder)}`);
 }
 
-/** For each file what changes when the file does; "" where it is missing. */
+/** A stamp per file that changes with its content; "" if the file is missing. */
 export async function stamps(files) {
   const body = JSON.stringify({ files });
   const headers = { "Content-Type": "application/json" };
   return (await asked("/easyref/stamps", { method: "POST", body, headers })).stamps;
 }
 
-/** The address of a small upright picture. */
+/** URL of a thumbnail, with EXIF rotation applied. */
 export function thumbnailUrl(file, stamp, side, crop = null) {
   const query = new URLSearchParams({ file, side, v: stamp });
   if (crop) query.set("crop", crop.join(","));

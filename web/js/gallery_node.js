@@ -1,5 +1,5 @@
-// One EasyRef References node with its gallery: the hidden text widget holds the state, the view
-// shows it, and every change is one step of undo.
+// The gallery of one EasyRef References node: a hidden text widget holds the state, the view shows
+// it, and every change is one undo step.
 
 import { app } from "../../../scripts/app.js";
 import { askForCrop } from "./crop_dialog.js";
@@ -15,7 +15,7 @@ const MIN_WIDTH = 330;
 const UPLOADS_AT_ONCE = 3;
 const CROP_SIDE = 1200;
 
-/** Node id -> the gallery that was last shown for it. */
+/** Node id -> its latest gallery. */
 const lastShown = new Map();
 
 export class GalleryNode {
@@ -41,7 +41,7 @@ export class GalleryNode {
     this.refresh();
   }
 
-  /** Show what the widget holds; nothing happens where that is shown already. */
+  /** Show the widget's state, if it has changed. */
   refresh() {
     const text = this.widget.value ?? "";
     if (text === this.text) return;
@@ -52,14 +52,14 @@ export class GalleryNode {
     this.check();
   }
 
-  /** Ask the server which files are there. */
+  /** Ask the server which files exist. */
   async check() {
     const asked = [...new Set(this.pictures.map((p) => p.file))];
     this.#say();
     if (!asked.length) return;
     try {
-      const found = await files.stamps(asked);
-      asked.forEach((file, index) => this.stamps.set(file, found[index]));
+      const stamps = await files.stamps(asked);
+      asked.forEach((file, index) => this.stamps.set(file, stamps[index]));
     } catch (error) {
       this.view.say(this.t("noServer", { reason: error.message }), "problem");
       return;
@@ -68,23 +68,23 @@ export class GalleryNode {
     this.#say();
   }
 
-  /** Put files of the computer into ComfyUI's input folder and into the gallery. */
+  /** Upload local files to ComfyUI's input folder and add them to the gallery. */
   async upload(chosen) {
     if (this.problem === "newer" || !chosen.length) return;
-    const meant = chosen.filter(files.isPicture);
+    const pictures = chosen.filter(files.isPicture);
     const others = chosen.filter((file) => !files.isPicture(file)).map((file) => file.name);
-    const names = new Array(meant.length).fill(null);
+    const names = new Array(pictures.length).fill(null);
     const failed = [];
     let started = 0;
     let reason = "";
     const work = async () => {
-      while (started < meant.length) {
+      while (started < pictures.length) {
         const index = started++;
-        this.view.progress(this.t("uploading", { done: index + 1, count: meant.length }));
+        this.view.progress(this.t("uploading", { done: index + 1, count: pictures.length }));
         try {
-          names[index] = await files.upload(meant[index]);
+          names[index] = await files.upload(pictures[index]);
         } catch (error) {
-          failed.push(meant[index].name);
+          failed.push(pictures[index].name);
           reason = error.message;
         }
       }
@@ -100,7 +100,7 @@ export class GalleryNode {
     if (complaints.length) this.view.say(complaints.join(" "), "problem");
   }
 
-  /** Let the person choose a folder of the input, and add all its pictures. */
+  /** Ask for a folder of the input folder and add all its pictures. */
   async addFolder() {
     try {
       const folder = await askForFolder(this.t, await files.folders());
@@ -115,7 +115,7 @@ export class GalleryNode {
     }
   }
 
-  /** Let the person choose the part of a picture that is used. */
+  /** Ask for the crop of a picture. */
   async crop(id) {
     const { file, crop } = this.pictures.find((p) => p.id === id);
     const name = state.baseName(file);
@@ -137,7 +137,7 @@ export class GalleryNode {
       names.length === 1
         ? this.t("addedOne", { name: state.baseName(first) })
         : this.t("added", { count: names.length });
-    // A new upload may have the name of a file that was missing.
+    // A new upload may replace a missing file of the same name.
     for (const name of names) this.stamps.delete(name);
     this.#commit(state.add(this.pictures, names), sentence);
     await this.check();
@@ -159,7 +159,7 @@ export class GalleryNode {
     this.view.tiles.get(id)?.scrollIntoView({ block: "nearest" });
   }
 
-  /** Make a new state the workflow's, as one step of undo. */
+  /** Write a new state to the widget, as one undo step. */
   #commit(pictures, sentence = "") {
     this.pictures = pictures;
     this.problem = null;
@@ -167,8 +167,8 @@ export class GalleryNode {
     app.canvas?.emitBeforeChange?.();
     this.widget.value = this.text;
     this.widget.callback?.(this.text);
-    // Before the step ends, as the node changes its size: what changes later is a step of its own,
-    // and after an undo it takes away what could be redone.
+    // Resize the node within this undo step: a later change would be a step of its own, and after an
+    // undo it would clear the redo steps.
     const height = this.#drawnHeight();
     this.#show();
     this.node.size[1] += this.#drawnHeight() - height;
@@ -182,8 +182,8 @@ export class GalleryNode {
   }
 
   /**
-   * Make room on the classic canvas, which would do so one picture too late; give it back where the
-   * node was not made larger by hand.
+   * Grow the node on the classic canvas, which would do so one picture too late; shrink it again
+   * unless the user has enlarged it.
    */
   #fitNode() {
     const { node } = this;
@@ -196,13 +196,13 @@ export class GalleryNode {
     node.graph?.setDirtyCanvas(true, true);
   }
 
-  /** Of the node in Nodes 2.0, which tells it to the graph some frames later. */
+  /** Height of the node's element in Nodes 2.0; the graph gets it some frames later. */
   #drawnHeight() {
     if (!LiteGraph.vueNodesMode) return 0;
     return this.view.element.closest("[data-node-id]")?.offsetHeight ?? 0;
   }
 
-  /** What is wrong with the gallery as it is, or nothing. */
+  /** Show the current problem of the gallery, if any. */
   #say() {
     if (this.problem) {
       this.view.say(this.t(this.problem), "problem");
@@ -213,14 +213,14 @@ export class GalleryNode {
     this.view.say(names ? this.t("missingCount", { names }) : "", "problem");
   }
 
-  /** Put the view onto the node, in place of the text. */
+  /** Add the view to the node and hide the text widget. */
   #attach() {
     const { node, view, widget } = this;
     widget.hidden = true;
     widget.options ??= {};
     widget.options.hidden = true;
-    widget.computeSize = () => [0, -4]; // hidden widgets of the classic canvas still take a line
-    // Where the page gave the text a socket all the same, no link could be seen.
+    widget.computeSize = () => [0, -4]; // a hidden widget still takes a line on the classic canvas
+    // The page may still give the text a socket, whose link would be invisible.
     const socket = node.findInputSlot(WIDGET);
     if (socket >= 0) node.removeInput(socket);
     const shown = node.addDOMWidget(VIEW, VIEW, view.element, {
@@ -234,7 +234,7 @@ export class GalleryNode {
     });
     shown.serialize = false;
     shown.label = this.t("gallery"); // in the side panel
-    // The side panel of newer pages gives widgets its own width, on the node as well.
+    // Newer pages apply the side panel's width to the widget on the node, too.
     Object.defineProperty(shown, "width", { get: () => undefined, set: () => {} });
     chain(node, "onConfigure", () => this.refresh());
     chain(node, "onAdded", () => this.#replaceForerunner());
@@ -244,7 +244,7 @@ export class GalleryNode {
     node.setSize([Math.max(width, node.size[0], MIN_WIDTH), Math.max(height, node.size[1])]);
   }
 
-  /** Undo and loading make new nodes under old ids; Vue nodes then go on showing the old element. */
+  /** Undo and loading create new nodes with old ids; Vue nodes then still show the old element. */
   #replaceForerunner() {
     const id = String(this.node.id);
     const forerunner = lastShown.get(id);
@@ -263,7 +263,7 @@ function afterFrames(count, then) {
   else then();
 }
 
-/** Files dropped on the node beside the gallery belong to the gallery too. */
+/** Also accept files dropped on the node outside the gallery. */
 function acceptDropsOnTitle(node, onFiles) {
   node.onDragOver = dragsFiles;
   node.onDragDrop = (event) => {
@@ -273,7 +273,7 @@ function acceptDropsOnTitle(node, onFiles) {
   };
 }
 
-/** The wheel zooms and the middle button pans over the gallery as they do beside it. */
+/** Forward wheel zoom and middle-button panning over the gallery to the canvas. */
 function leaveCanvasItsGestures({ element, grid }) {
   element.addEventListener(
     "wheel",

@@ -1,5 +1,5 @@
-// The gallery as plain values: what the workflow keeps, and every change to it. Nothing here touches
-// the page, so that Node's test runner can test it. easyref_core/pictures/gallery.py reads the same text.
+// The state of the gallery as saved in the workflow, and its changes, as pure functions without DOM,
+// so that Node's test runner can test them. easyref_core/pictures/gallery.py parses the same text.
 
 export const VERSION = 1;
 export const MAX_WEIGHT = 5;
@@ -7,21 +7,21 @@ export const MAX_WEIGHT = 5;
 const DIGITS = 4;
 
 /**
- * One picture. `id` exists only while the page is open; it tells two uses of one file apart.
+ * One picture. `id` exists only in the page; it distinguishes two uses of one file.
  * @typedef {{id: number, file: string, weight: number, crop: number[] | null}} Picture
  */
 
 let lastId = 0;
 
-/** A picture as the gallery holds it. */
+/** A new picture. */
 export function picture(file, weight = 1, crop = null) {
   return { id: ++lastId, file, weight, crop };
 }
 
 /**
- * Read the workflow's text.
+ * Parse the workflow's text.
  * @returns {{pictures: Picture[], problem: string | null}} problem: "newer" or "unreadable" where
- * the text must be left as it is, because showing it would lose something.
+ * the text must not be overwritten, as content would be lost.
  */
 export function parse(text) {
   if (!text || !text.trim()) return { pictures: [], problem: null };
@@ -42,7 +42,7 @@ export function parse(text) {
   return { pictures, problem: null };
 }
 
-/** The text for the workflow; empty where there is no picture. */
+/** The text for the workflow; empty if there is no picture. */
 export function toText(pictures) {
   if (!pictures.length) return "";
   const entries = pictures.map(({ file, weight, crop }) =>
@@ -51,7 +51,7 @@ export function toText(pictures) {
   return JSON.stringify({ version: VERSION, pictures: entries });
 }
 
-/** Put files behind the others, or before the picture at `index`. */
+/** Add files at the end, or before the picture at `index`. */
 export function add(pictures, files, index = pictures.length) {
   return pictures.toSpliced(index, 0, ...files.map((file) => picture(file)));
 }
@@ -60,7 +60,7 @@ export function remove(pictures, id) {
   return pictures.filter((p) => p.id !== id);
 }
 
-/** Move a picture to a place; places beyond the ends are the ends. */
+/** Move a picture to a position, clamped to the ends. */
 export function move(pictures, id, place) {
   const from = pictures.findIndex((p) => p.id === id);
   if (from < 0) return pictures;
@@ -73,19 +73,19 @@ export function setWeight(pictures, id, weight) {
   return changed(pictures, id, { weight: tidyWeight(weight) });
 }
 
-/** Use a part of a picture only; the whole of it removes the crop. */
+/** Set a picture's crop; the whole picture removes it. */
 export function setCrop(pictures, id, crop) {
   return changed(pictures, id, { crop: tidyCrop(crop) });
 }
 
-/** A weight as typed: a number from 0 to 5 without digits that are only noise; else 1. */
+/** Parse a typed weight: 0 to 5, rounded; 1 if it is no number. */
 export function tidyWeight(weight) {
   const number = typeof weight === "string" ? parseFloat(weight.replace(",", ".")) : weight;
   if (!Number.isFinite(number)) return 1;
   return rounded(Math.min(Math.max(number, 0), MAX_WEIGHT));
 }
 
-/** A part inside the picture; null for the whole. */
+/** A valid crop; null for the whole picture. */
 export function tidyCrop(crop) {
   if (!crop) return null;
   const x = rounded(Math.min(Math.max(crop[0], 0), 1));
@@ -100,11 +100,11 @@ export function baseName(file) {
   return file.slice(file.lastIndexOf("/") + 1);
 }
 
-/** How many columns of tiles fit, and how high the gallery wants to be: three rows at most. */
+/** How many columns of tiles fit, and the gallery's height: three rows at most. */
 export function layout(count, width, { tile, gap, bar, empty, rows = 3 }) {
   const columns = Math.max(1, Math.floor((width + gap) / (tile + gap)));
   if (!count) return { columns, height: bar + gap + empty };
-  // Tiles share what is left of the row, so they are a little larger than the smallest.
+  // Tiles fill the row, so they are slightly larger than the minimum.
   const side = (width - gap * (columns - 1)) / columns;
   const shown = Math.min(rows, Math.ceil(count / columns));
   return { columns, height: Math.ceil(bar + gap + shown * side + (shown - 1) * gap) };

@@ -1,13 +1,13 @@
-// What the nodes say in the page, in English and Chinese. {name} is filled in.
+// Texts of the nodes in ComfyUI's page, in English and Chinese, with {placeholders}.
 
 const ENGLISH = {
   gallery: "Reference pictures",
   help: "Drop or paste pictures here",
   drop: "Drop to add",
   add: "Add files",
-  addTitle: "Choose picture files of this computer",
+  addTitle: "Choose picture files on this computer",
   folder: "Folder",
-  folderTitle: "Add all pictures of a folder of ComfyUI's input",
+  folderTitle: "Add all pictures of a folder in ComfyUI's input folder",
   count: "{count} pictures",
   one: "1 picture",
   tile: "Picture {place} of {count}: {name}, weight {weight}{crop}{missing}",
@@ -18,28 +18,28 @@ const ENGLISH = {
   weight: "Weight of {name}",
   crop: "Crop {name}",
   remove: "Remove {name}",
-  moved: "{name} is picture {place} of {count} now.",
+  moved: "{name} is now picture {place} of {count}.",
   added: "{count} pictures added.",
   addedOne: "{name} added.",
   addedSome: "The first {count} of {found} pictures added.",
   removed: "{name} removed.",
   cropped: "{name} cropped.",
-  uncropped: "{name} is used whole.",
+  uncropped: "Crop of {name} removed.",
   uploading: "Uploading {done} of {count} …",
   notPictures: "Not a picture: {names}",
   notUploaded: "Not uploaded: {names} ({reason})",
   missingCount: "Missing in ComfyUI's input folder: {names}",
-  newer: "A newer EasyRef saved this gallery. Update EasyRef to see it; it is kept as it is.",
-  unreadable: "The text of this gallery cannot be read. Adding pictures starts a new one.",
+  newer: "This gallery was saved by a newer EasyRef. Update EasyRef to show it; its content is kept.",
+  unreadable: "The text of this gallery cannot be parsed. Adding pictures starts a new gallery.",
   noServer: "ComfyUI does not answer: {reason}",
   folderHead: "Add a folder",
   folderLabel: "Folder of ComfyUI's input",
   folderEntry: "{name} ({count})",
   input: "input",
-  noFolders: "ComfyUI's input folder holds no picture yet.",
+  noFolders: "There are no pictures in ComfyUI's input folder yet.",
   cropHead: "Crop {name}",
-  cropBox: "The part that is used",
-  cropBoxHelp: "Arrow keys move it; with Shift by more.",
+  cropBox: "Crop box",
+  cropBoxHelp: "Arrow keys move it; Shift for larger steps.",
   cropNorthWest: "Top left corner",
   cropSouthEast: "Bottom right corner",
   cropSize: "left {x} %, top {y} %, width {w} %, height {h} %",
@@ -50,7 +50,7 @@ const ENGLISH = {
 };
 
 const CHINESE = {
-  gallery: "参考图像",
+  gallery: "参考图",
   help: "将图像拖放或粘贴到此处",
   drop: "松开即可添加",
   add: "添加文件",
@@ -73,7 +73,7 @@ const CHINESE = {
   addedSome: "共 {found} 张图像，已添加前 {count} 张。",
   removed: "已移除 {name}。",
   cropped: "已裁剪 {name}。",
-  uncropped: "{name} 将使用整张图像。",
+  uncropped: "已取消 {name} 的裁剪。",
   uploading: "正在上传第 {done} 张，共 {count} 张……",
   notPictures: "不是图像：{names}",
   notUploaded: "未能上传：{names}（{reason}）",
@@ -87,8 +87,8 @@ const CHINESE = {
   input: "输入目录",
   noFolders: "ComfyUI 的输入目录中还没有图像。",
   cropHead: "裁剪 {name}",
-  cropBox: "使用的部分",
-  cropBoxHelp: "方向键移动；按住 Shift 移动更多。",
+  cropBox: "裁剪框",
+  cropBoxHelp: "方向键移动；按住 Shift 加大步幅。",
   cropNorthWest: "左上角",
   cropSouthEast: "右下角",
   cropSize: "左 {x} %，上 {y} %，宽 {w} %，高 {h} %",
@@ -98,7 +98,7 @@ const CHINESE = {
   cancel: "取消",
 };
 
-/** A function that gives a text by its name, for a locale such as "en" or "zh-TW". */
+/** A function from text name to text, for a locale such as "en" or "zh-TW". */
 export function texts(locale) {
   const table = String(locale ?? "").toLowerCase().startsWith("zh") ? CHINESE : ENGLISH;
   return (name, values = {}) =>

@@ -1,4 +1,4 @@
-// One picture of the gallery: its thumbnail, its weight, its buttons.
+// A tile of the gallery: thumbnail, weight and buttons of one picture.
 
 import { thumbnailUrl } from "./gallery_files.js";
 import { baseName, MAX_WEIGHT } from "./gallery_state.js";
@@ -6,7 +6,7 @@ import { icon, make } from "./page.js";
 
 const THUMBNAIL_SIDE = 256;
 
-/** A tile, to be filled by `update`. `actions` are weigh(value), crop() and remove(). */
+/** Create a tile, filled by `update`. `actions` are weigh(value), crop() and remove(). */
 export function makeTile(actions) {
   const parts = {
     image: make("img", { alt: "", draggable: "false", decoding: "async", loading: "lazy" }),
@@ -41,7 +41,7 @@ export function makeTile(actions) {
 /**
  * Show a picture in its tile.
  * @param {{picture, place: number, count: number, stamp: string | undefined}} shown stamp: "" where
- * the file is missing, undefined where that is not known yet.
+ * the file is missing, undefined if not known yet.
  */
 export function update(tile, { picture, place, count, stamp }, t) {
   const { image, lost, weight, crop, remove, place: number } = tile.easyref;

@@ -1,5 +1,5 @@
-// The gallery on the page: a bar, a line of news, and the tiles. It holds no state of its own; what
-// the person does is told to `actions`.
+// The gallery's DOM: toolbar, message line and tiles. It has no state of its own; user actions call
+// `actions`.
 
 import { ACCEPTED } from "./gallery_files.js";
 import { layout } from "./gallery_state.js";
@@ -103,7 +103,7 @@ export class GalleryView {
       this.tiles.get(id).remove();
       this.tiles.delete(id);
     }
-    // An element that was moved on the page has lost the focus.
+    // Moving an element in the DOM removes its focus.
     if (tileInFocus?.isConnected && focused !== document.activeElement) focused.focus();
     this.empty.hidden = pictures.length > 0;
     this.grid.hidden = pictures.length === 0;
@@ -111,14 +111,14 @@ export class GalleryView {
     this.fit();
   }
 
-  /** What is being done, in place of the number of pictures; "" when it is done. */
+  /** Show progress instead of the number of pictures; "" when done. */
   progress(text) {
     const count = this.pictures.length;
     const counted = count === 1 ? this.t("one") : count ? this.t("count", { count }) : "";
     this.count.textContent = text || counted;
   }
 
-  /** A line that stays to be read; none hides it. */
+  /** Show a message line; "" hides it. */
   say(text, kind = "news") {
     this.note.textContent = text;
     this.note.title = text;
@@ -127,7 +127,7 @@ export class GalleryView {
     this.fit();
   }
 
-  /** A sentence for screen readers. */
+  /** Announce a sentence to screen readers. */
   announce(text) {
     this.live.textContent = text;
   }
@@ -136,19 +136,19 @@ export class GalleryView {
     for (const button of [...this.buttons, this.empty]) button.disabled = !enabled;
   }
 
-  /** The height that the gallery asks for at a width. */
+  /** The gallery's preferred height at a width. */
   heightAt(width) {
     const { height } = layout(this.pictures.length, width, SIZES);
     return height + (this.note.hidden ? 0 : NOTE_HEIGHT);
   }
 
-  /** Tell whoever lays out the node when the gallery asks for another height. */
+  /** Request layout if the preferred height has changed. */
   fit() {
     const width = this.element.clientWidth;
     const height = width ? this.heightAt(width) : 0;
     if (!height || height === this.height) return;
     this.height = height;
-    // Vue nodes are laid out by the page itself, those of the classic canvas by getMinHeight.
+    // Vue nodes use CSS layout, the classic canvas uses getMinHeight.
     this.element.style.setProperty("--easyref-height", `${height}px`);
     this.actions.resized();
   }
@@ -180,7 +180,7 @@ export class GalleryView {
       }
       return;
     }
-    // Otherwise these keys would remove the node from the graph.
+    // Otherwise these keys would delete the node.
     if (key === "Delete" || key === "Backspace") take(event);
     if (!target.matches(".easyref-tile") || event.ctrlKey || event.metaKey) return;
 
@@ -212,7 +212,7 @@ export class GalleryView {
   }
 }
 
-/** Whether files of the computer are being dragged. */
+/** Whether local files are being dragged. */
 export function dragsFiles(event) {
   return [...(event.dataTransfer?.types ?? [])].includes("Files");
 }

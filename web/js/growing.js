@@ -1,4 +1,4 @@
-// Nodes with inputs that grow: copies of them keep their links.
+// Nodes with growing inputs: copies keep their links.
 
 import { app } from "../../../scripts/app.js";
 
@@ -20,9 +20,9 @@ app.registerExtension({
 });
 
 /**
- * ComfyUI puts the inputs of a saved node that a new one has first, then the others. Those that grew
- * thereby come behind the widgets' inputs, while links that are copied (to the clipboard, into a
- * subgraph) name an input by its place. So the inputs grow before the page compares.
+ * When a saved node is configured, ComfyUI lists the inputs of a new node first, then the others.
+ * Grown inputs then come after the widgets' inputs, while copied links (clipboard, subgraph) refer to
+ * inputs by index. So the inputs are grown before the page compares them.
  */
 function keepOrder(node) {
   const configure = node.configure;
@@ -33,8 +33,8 @@ function keepOrder(node) {
 }
 
 /**
- * A node that is made anew announces each of its inputs, those without a link too; the page up to its
- * release 1.37 then takes those for taken off, and moves up what is linked right after.
+ * A new node reports each of its inputs, also unlinked ones; pages up to 1.37 treat these as
+ * disconnected and move the next linked inputs up.
  */
 function ignoreFreeInputs(node) {
   const changed = node.onConnectionsChange;
@@ -46,8 +46,8 @@ function ignoreFreeInputs(node) {
 }
 
 /**
- * Older pages make a group node out of the nodes themselves, once they have taken them off the graph;
- * what is taken off with their links grows together in the next frame.
+ * Older pages build a group node from nodes already removed from the graph; removing their links has
+ * by then removed grown inputs. So a removed node gets them back in the next frame.
  */
 function keepGrownWhenRemoved(node) {
   const removed = node.onRemoved;
@@ -61,10 +61,9 @@ function keepGrownWhenRemoved(node) {
 }
 
 /**
- * Older pages work out the inputs of a group node from the definitions of the nodes in it, in which
- * one that grows is a single input. For our nodes they get one that names each input of the node at
- * hand, in its order.
- * @param GroupNodeConfig the page's class, or undefined where it makes no group nodes.
+ * Older pages take the inputs of a group node from the definitions of its nodes, in which growing
+ * inputs are a single entry. For our nodes, return a definition with each actual input, in order.
+ * @param GroupNodeConfig the page's class, or undefined if it has no group nodes.
  */
 function defineGrownInGroupNodes(GroupNodeConfig) {
   const prototype = GroupNodeConfig?.prototype;

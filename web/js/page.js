@@ -1,6 +1,6 @@
-// Small helpers to make elements.
+// Helpers to create elements.
 
-/** An element with attributes (`on…` functions are listeners), and children. */
+/** Create an element with attributes (`on…` functions become listeners) and children. */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -21,7 +21,7 @@ const SHAPES = {
   picture: "M2 3h12v10H2zM2 11l3.5-3.5 3 3 2-2L14 12M10.5 6h.01",
 };
 
-/** A line drawing in the colour of the text. */
+/** An SVG icon in the text colour. */
 export function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const attributes = { viewBox: "0 0 16 16", class: "easyref-icon", "aria-hidden": "true" };
@@ -32,8 +32,8 @@ export function icon(name) {
   return svg;
 }
 
-/** A modal dialog that keeps its keys from the graph. Resolves with what `close(value)` was given,
- * null where it was dismissed. `fill(close)` returns the content. */
+/** Show a modal dialog that does not pass keys to the graph. Resolves with the value given to
+ * `close(value)`, null if cancelled. `fill(close)` returns the content. */
 export function openDialog(title, className, fill) {
   return new Promise((resolve) => {
     const before = document.activeElement;

@@ -1,16 +1,16 @@
-// Reordering by the pointer: the tile follows by changing places while it is dragged.
+// Reordering tiles by dragging; the order changes during the drag.
 
-const THRESHOLD = 5; // pixels that are still a click
+const THRESHOLD = 5; // pixels; less is a click
 
 /**
  * Let the children of `grid` be dragged.
- * @param onDrop (tile, place) called when a tile was let go at another place.
+ * @param onDrop (tile, place) called when a tile is dropped at another position.
  */
 export function makeSortable(grid, onDrop) {
   grid.addEventListener("pointerdown", (down) => {
     const tile = tileAt(grid, down.target);
     if (!tile || down.button !== 0 || down.target.closest("button, input")) return;
-    down.stopPropagation(); // Nodes 2.0 would drag the node along
+    down.stopPropagation(); // else Nodes 2.0 would drag the node
     const first = placeOf(tile);
     let dragging = false;
 

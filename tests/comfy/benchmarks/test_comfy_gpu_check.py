@@ -1,4 +1,4 @@
-"""The checks of make gpu-check run with the golden models on a CPU, and can fail."""
+"""make gpu-check's checks, tried with the golden models on a CPU: they run, and they can fail."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 import torch
 from comfyhost import Pack
 
-# Last in the path: the pack's folder `nodes` must not hide ComfyUI's module.
+# Behind everything else: the pack's folder `nodes` must not stand before ComfyUI's module.
 sys.path.append(str(Path(__file__).resolve().parents[3]))
 
 from benchmarks.gpu_check import plan, worker
@@ -42,7 +42,7 @@ def shared_bench(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def bench(shared_bench: Any) -> Any:
-    """A bench without loaded models."""
+    """With models that no other test has loaded or broken."""
     shared_bench.drop()
     return shared_bench
 
@@ -61,8 +61,8 @@ def by_name(rows: list[Row]) -> dict[str, Row]:
     return {row.name: row for row in rows}
 
 
-def rows_by_name(bench: Any, function: str) -> dict[str, Row]:
-    """A check's rows with their verdicts, even if it needs a GPU."""
+def bare(bench: Any, function: str) -> dict[str, Row]:
+    """A check's rows as they were judged on the spot, without a word about the CPU."""
     return by_name(list(worker.find(function)(bench)))
 
 
@@ -71,30 +71,28 @@ GPU_ONLY = sorted({c.function for c in plan.CHECKS if c.gpu_only and c.name != "
 
 @pytest.mark.parametrize("function", GPU_ONLY)
 def test_checks_for_a_gpu_run_on_a_cpu_and_do_not_pass_there(rows: Rows, function: str) -> None:
-    found = rows(function)
-    assert {row.verdict for row in found[:-1]} == {NOT_HERE}, found
-    assert len(found) > 2
-    assert found[-1].verdict == MEASURED  # its time
+    result = rows(function)
+    assert {row.verdict for row in result[:-1]} == {NOT_HERE}, result
+    assert len(result) > 2
+    assert result[-1].verdict == MEASURED  # its time
 
 
 def test_parity_passes_in_every_precision(rows: Rows) -> None:
-    found = rows("parity:parity")
-    assert [row.verdict for row in found] == [PASS] * 9 + [MEASURED]
+    result = rows("parity:parity")
+    assert [row.verdict for row in result] == [PASS] * 9 + [MEASURED]
 
 
-def test_parity_fails_where_tokens_differ(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parity_fails_for_a_different_number(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     core = bench.pack.part("easyref_core.encode.encoder").EasyRefEncoder
     project = core.project
     monkeypatch.setattr(core, "project", lambda self, states: project(self, states) + 0.5)
-    found = rows_by_name(bench, "parity:parity")
+    result = bare(bench, "parity:parity")
     for precision in ("fp32", "bf16", "fp16"):
-        assert found[f"tokens, {precision}"].verdict == FAIL
-        assert found[f"noise prediction, {precision}"].verdict == PASS
+        assert result[f"tokens, {precision}"].verdict == FAIL
+        assert result[f"noise prediction, {precision}"].verdict == PASS
 
 
-def test_a_synchronisation_in_later_calls_fails(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wait_in_later_calls_is_detected(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from comfy.patcher_extension import WrappersMP
 
     def waits(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -108,13 +106,13 @@ def test_a_synchronisation_in_later_calls_fails(
 
     variants = {"good": lambda model: bench.apply(model, bench.tokens(1)), "bad": with_wait}
     monkeypatch.setattr(bench, "variants", lambda: variants)
-    found = rows_by_name(bench, "sampling:syncs")
-    assert found["good"].verdict == PASS
-    assert found["bad"].verdict == FAIL
-    assert found["bad"].value == 3  # of four steps
+    result = bare(bench, "sampling:syncs")
+    assert result["good"].verdict == PASS
+    assert result["bad"].verdict == FAIL
+    assert result["bad"].value == 3  # of four steps
 
 
-def test_slow_new_tokens_fail(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_new_tokens_are_detected(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.gpu_check import sampling
 
     store = bench.pack.part("nodes.host.key_value_cache")
@@ -126,35 +124,37 @@ def test_slow_new_tokens_fail(bench: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(store, "project_tokens", slow)
     monkeypatch.setattr(sampling, "NEW_TOKENS", 0.2)
-    found = rows_by_name(bench, "sampling:first_step")
-    assert found["new tokens add"].verdict == FAIL
+    result = bare(bench, "sampling:first_step")
+    assert result["new tokens add"].verdict == FAIL
 
 
-def test_a_peak_over_the_estimate_fails(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peak_above_the_estimate_is_detected(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "peak", lambda: 10**9)
-    found = rows_by_name(bench, "encoding:encode")
-    assert found["2 references, peak / told"].verdict == FAIL
+    result = bare(bench, "encoding:encode")
+    assert result["2 references, peak / told"].verdict == FAIL
     monkeypatch.setattr(bench, "peak", lambda: 1000)
-    found = rows_by_name(bench, "encoding:encode")
-    assert found["2 references, peak / told"].verdict == PASS
+    result = bare(bench, "encoding:encode")
+    assert result["2 references, peak / told"].verdict == PASS
 
 
-def test_memory_that_grows_with_prompts_fails(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
+def test_memory_that_grows_with_prompts_is_detected(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[Any] = []
     encode = bench.encode
 
     def counted(*args: Any) -> Any:
-        made.append(encode(*args))
-        return made[-1]
+        encoded.append(encode(*args))
+        return encoded[-1]
 
     monkeypatch.setattr(bench, "encode", counted)
-    monkeypatch.setattr(bench, "allocated", lambda: len(made) * 43_000_000)
-    found = rows_by_name(bench, "memory:growth")
-    assert found["more after 20 prompts"].value == pytest.approx(17 * 43)
-    assert found["more after 20 prompts"].verdict == FAIL
+    monkeypatch.setattr(bench, "allocated", lambda: len(encoded) * 43_000_000)
+    result = bare(bench, "memory:growth")
+    assert result["more after 20 prompts"].value == pytest.approx(17 * 43)
+    assert result["more after 20 prompts"].verdict == FAIL
 
 
-def test_memory_that_is_not_freed_fails(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_is_not_freed_is_detected(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     encode = bench.encode
 
@@ -164,47 +164,47 @@ def test_memory_that_is_not_freed_fails(bench: Any, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(bench, "encode", kept)
     monkeypatch.setattr(bench, "allocated", lambda: sum(left))
-    found = rows_by_name(bench, "memory:free")
-    assert found["left"].value == pytest.approx(0.2)
-    assert found["left"].verdict == FAIL
-    assert found["left with outputs in the caches"].verdict == PASS
+    result = bare(bench, "memory:free")
+    assert result["left"].value == pytest.approx(0.2)
+    assert result["left"].verdict == FAIL
+    assert result["left with outputs in the caches"].verdict == PASS
 
 
-def test_results_with_and_without_dynamic_vram_are_compared(bench: Any) -> None:
+def test_latents_with_and_without_dynamic_vram_are_compared(bench: Any) -> None:
     from safetensors.torch import load_file, save_file
 
-    rows_by_name(bench, "dynamic:with_dynamic_vram")
-    found = rows_by_name(bench, "dynamic:without_dynamic_vram")
-    assert {row.verdict for row in found.values()} == {PASS}
+    bare(bench, "dynamic:with_dynamic_vram")
+    result = bare(bench, "dynamic:without_dynamic_vram")
+    assert {row.verdict for row in result.values()} == {PASS}
     (file,) = bench.work.glob("*.safetensors")
     other = load_file(file)
     other["latents"] = -other["latents"]
     save_file(other, file)
-    found = rows_by_name(bench, "dynamic:without_dynamic_vram")
-    assert found["latents, cosine with and without"].verdict == FAIL
-    assert found["tokens, cosine with and without"].verdict == PASS
+    result = bare(bench, "dynamic:without_dynamic_vram")
+    assert result["latents, cosine with and without"].verdict == FAIL
+    assert result["tokens, cosine with and without"].verdict == PASS
 
 
 def test_without_latents_to_compare_with_nothing_passes(bench: Any, tmp_path: Path) -> None:
     bench.work, work = tmp_path, bench.work
     check = plan.by_name(["dynamic:without_dynamic_vram"])["dynamic:without_dynamic_vram"]
-    found = list(worker.run(check, bench, worker.find))
+    result = list(worker.run(check, bench, worker.find))
     bench.work = work
-    assert [row.verdict for row in found] == [NOT_HERE, MEASURED]
+    assert [row.verdict for row in result] == [NOT_HERE, MEASURED]
 
 
 def test_quantised_checkpoints_keep_lora_and_references(rows: Rows) -> None:
     from comfy.quant_ops import QUANT_ALGOS
 
-    found = by_name(rows("quantised:quantised"))
-    assert {row.verdict for name, row in found.items() if name.startswith("fp8")} == {PASS}
-    assert found["unquantised, without LoRA"].verdict == PASS
+    result = by_name(rows("quantised:quantised"))
+    assert {row.verdict for name, row in result.items() if name.startswith("fp8")} == {PASS}
+    assert result["unquantised, without LoRA"].verdict == PASS
     known = "int8_tensorwise" in QUANT_ALGOS
-    int8 = {row.verdict for name, row in found.items() if name.startswith("int8")}
+    int8 = {row.verdict for name, row in result.items() if name.startswith("int8")}
     assert int8 == {PASS if known else NOT_HERE}
 
 
-def test_a_quantised_checkpoint_without_lora_fails(
+def test_a_quantised_checkpoint_without_lora_is_detected(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmarks.gpu_check import quantised
@@ -219,10 +219,10 @@ def test_a_quantised_checkpoint_without_lora_fails(
     load_unet = quantised.load_unet
     monkeypatch.setattr(quantised, "load_unet", load_and_lose)
     monkeypatch.setattr(quantised, "FORMATS", {"fp8": "float8_e4m3fn"})
-    found = rows_by_name(bench, "quantised:quantised")
-    assert found["fp8, plain as unquantised"].verdict == PASS
-    assert found["fp8, steered as unquantised"].verdict == FAIL
-    assert found["fp8, effect as unquantised"].verdict == FAIL
+    result = bare(bench, "quantised:quantised")
+    assert result["fp8, plain as unquantised"].verdict == PASS
+    assert result["fp8, steered as unquantised"].verdict == FAIL
+    assert result["fp8, effect as unquantised"].verdict == FAIL
 
 
 @pytest.fixture
@@ -236,13 +236,13 @@ def few_variants(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_variants")
-def test_a_trace_that_captured_old_references_fails(
+def test_a_trace_with_old_references_is_detected(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patch = bench.pack.part("nodes.sampling.patch")
     monkeypatch.setattr(patch, "is_compiled", lambda *args: False)
-    found = islice(worker.find("compiled:compiled")(bench), 2)
-    assert [row.verdict for row in found] == [PASS, FAIL]
+    result = islice(worker.find("compiled:compiled")(bench), 2)
+    assert [row.verdict for row in result] == [PASS, FAIL]
 
 
 def test_all_orders_pass_where_compiling_changes_nothing(
@@ -251,8 +251,8 @@ def test_all_orders_pass_where_compiling_changes_nothing(
     import comfyhost
 
     monkeypatch.setattr(comfyhost, "stock", lambda node, model, backend: model)
-    found = rows("compiled:compiled")
-    assert [row.verdict for row in found] == [PASS] * 4 + [MEASURED]
+    result = rows("compiled:compiled")
+    assert [row.verdict for row in result] == [PASS] * 4 + [MEASURED]
 
 
 @pytest.fixture
@@ -270,15 +270,15 @@ def as_on_a_gpu(bench: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "get_sync_debug_mode": 0,
         "set_sync_debug_mode": None,
     }
-    made = {}
+    stand_ins = {}
     for name, answer in answers.items():
-        made[name] = create_autospec(getattr(torch.cuda, name), return_value=answer)
-        monkeypatch.setattr(torch.cuda, name, made[name])
+        stand_ins[name] = create_autospec(getattr(torch.cuda, name), return_value=answer)
+        monkeypatch.setattr(torch.cuda, name, stand_ins[name])
     event = create_autospec(torch.cuda.Event)
     event.return_value.elapsed_time.return_value = 50.0
-    made["Event"] = event
+    stand_ins["Event"] = event
     monkeypatch.setattr(torch.cuda, "Event", event)
-    return made
+    return stand_ins
 
 
 def test_steps_are_timed_by_the_gpu(bench: Any, as_on_a_gpu: dict[str, Any]) -> None:
@@ -303,26 +303,28 @@ def test_waits_are_pytorchs_warnings_with_their_places(
         return model
 
     monkeypatch.setattr(bench, "variants", lambda: {"bad": with_wait})
-    found = rows_by_name(bench, "sampling:syncs")
-    assert found["bad"].value == 3
-    assert "comfy/test_comfy_gpu_check.py:" in found["bad"].note
+    result = bare(bench, "sampling:syncs")
+    assert result["bad"].value == 3
+    assert "comfy/test_comfy_gpu_check.py:" in result["bad"].note
     modes = [call.args[0] for call in as_on_a_gpu["set_sync_debug_mode"].call_args_list]
-    assert modes == ["warn", 0] * 6  # later calls of both samplings, each mode taken back
+    assert modes == ["warn", 0] * 6  # later calls of both samplings, each mode restored
 
 
-def test_the_small_card_is_a_part_of_the_big_one(
+def test_the_small_gpu_is_a_part_of_the_big_one(
     bench: Any, as_on_a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "require_counting", lambda: None)
-    found = rows_by_name(bench, "memory:small_card")
+    result = bare(bench, "memory:small_card")
     as_on_a_gpu["set_per_process_memory_fraction"].assert_called_once_with(6 / 80, bench.device)
-    assert found["tensors, at most"].value == pytest.approx(5)
-    assert {row.verdict for row in found.values()} == {PASS, MEASURED}
+    assert result["tensors, at most"].value == pytest.approx(5)
+    assert {row.verdict for row in result.values()} == {PASS, MEASURED}
     monkeypatch.setattr(bench, "peak", lambda: 7 * plan.GIB)
-    assert rows_by_name(bench, "memory:small_card")["tensors, at most"].verdict == FAIL
+    assert bare(bench, "memory:small_card")["tensors, at most"].verdict == FAIL
 
 
-def test_an_allocator_that_does_not_count_is_found(bench: Any, as_on_a_gpu: dict[str, Any]) -> None:
+def test_an_allocator_that_does_not_count_is_detected(
+    bench: Any, as_on_a_gpu: dict[str, Any]
+) -> None:
     with pytest.raises(RuntimeError, match="PyTorch counts 0 of"):
         bench.require_counting()
 

@@ -96,11 +96,11 @@ def test_crops_are_shares_of_the_upright_picture(pack: Pack, folder: Path) -> No
     )
     assert whole.picture.size == (40, 80)
     assert part.picture.size == (40, 20)
-    for at, wanted in ((whole.picture.getpixel((20, 5)), 0), (part.picture.getpixel((20, 5)), 2)):
-        assert at.index(max(at)) == wanted
+    for at, expected in ((whole.picture.getpixel((20, 5)), 0), (part.picture.getpixel((20, 5)), 2)):
+        assert at.index(max(at)) == expected
 
 
-def test_alpha_is_dropped_and_other_modes_are_read(pack: Pack, folder: Path) -> None:
+def test_alpha_is_dropped_and_other_modes_are_converted(pack: Pack, folder: Path) -> None:
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(folder / "clear.png")
     Image.new("P", (8, 8)).save(folder / "palette.gif")
     Image.new("I;16", (8, 8), 257 * 128).save(folder / "deep.png")
@@ -140,7 +140,7 @@ def test_nothing_outside_the_input_folder_is_read(
         pack.part("nodes.gallery.gallery").thumbnail(file, 64)
 
 
-def test_an_input_folder_that_is_a_link_itself_serves(
+def test_the_input_folder_may_be_a_link(
     pack: Pack, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import folder_paths
@@ -150,7 +150,7 @@ def test_an_input_folder_that_is_a_link_itself_serves(
     assert colours(references(pack, text("a.png"))) == [RED]
 
 
-def test_other_sentences_reach_the_person(pack: Pack, folder: Path) -> None:
+def test_other_errors_are_shown(pack: Pack, folder: Path) -> None:
     (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:60])
     with pack.refused("broken.png"):
         references(pack, text("broken.png"))
@@ -163,7 +163,7 @@ def test_other_sentences_reach_the_person(pack: Pack, folder: Path) -> None:
     assert validate(gallery=None) is True
 
 
-def test_a_huge_picture_is_shrunk_and_keeps_its_shape(pack: Pack, folder: Path) -> None:
+def test_a_huge_picture_is_reduced_in_its_aspect_ratio(pack: Pack, folder: Path) -> None:
     Image.new("L", (12_500, 8_000), 200).save(folder / "huge.png", compress_level=1)
     whole, part = references(
         pack, text("huge.png", {"file": "huge.png", "crop": [0.5, 0.5, 0.2, 0.2]})
@@ -220,7 +220,7 @@ def test_thumbnails_are_small_and_upright(pack: Pack, folder: Path, ending: str,
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.new("RGB", (1600, 400), "red").save(folder / f"photo.{ending}", exif=exif)
-    found = pack.part("nodes.gallery.gallery").thumbnail(f"photo.{ending}", 128, crop)
-    with Image.open(io.BytesIO(found)) as picture:
+    result = pack.part("nodes.gallery.gallery").thumbnail(f"photo.{ending}", 128, crop)
+    with Image.open(io.BytesIO(result)) as picture:
         assert picture.format == "WEBP"
         assert picture.size == ((32, 128) if crop is None else (16, 128))

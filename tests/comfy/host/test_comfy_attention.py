@@ -1,4 +1,4 @@
-"""Attention to reference tokens and inside the MLLM: the host's own, and never a quantised one."""
+"""Attention to reference tokens and inside the MLLM: the host's kernels, never quantised ones."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def test_references_are_attended_by_the_path_for_small_inputs(
 
     monkeypatch.setattr(mm, "pytorch_attention_enabled", lambda: pytorch)
     q, k, v = heads_apart(50, 6, 6)
-    found = own.reference_attention(together(q), together(k), together(v), HEADS, precision)
-    wanted = together(F.scaled_dot_product_attention(q, k, v))
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    result = own.reference_attention(together(q), together(k), together(v), HEADS, precision)
+    expected = together(F.scaled_dot_product_attention(q, k, v))
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_references_never_go_to_quantised_attention(
@@ -71,26 +71,26 @@ def test_a_steered_model_attends_to_references_by_that_path(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = pack.part("nodes.sampling.layer")
-    asked: list[int] = []
+    calls: list[int] = []
     attend = layer.reference_attention
 
     def noted(q: Any, k: Any, *args: Any) -> torch.Tensor:
-        asked.append(k.shape[1])
+        calls.append(k.shape[1])
         return attend(q, k, *args)
 
     monkeypatch.setattr(layer, "reference_attention", noted)
     predict(apply(pack, unet, easyref, tokens), 1.0)
-    assert set(asked) == {tokens.num_tokens}
+    assert set(calls) == {tokens.num_tokens}
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_the_vision_tower_uses_the_hosts_exact_kernel(
     own: ModuleType, host: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    asked: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
 
     def chosen(q: Any, k: Any, v: Any, heads: int, **kwargs: Any) -> torch.Tensor:
-        asked.append(kwargs)
+        calls.append(kwargs)
         assert heads == HEADS
         return q
 
@@ -98,13 +98,13 @@ def test_the_vision_tower_uses_the_hosts_exact_kernel(
     monkeypatch.setattr(host, "optimized_attention", chosen)
     q, k, v = (x.to("meta") for x in heads_apart(9, 9, 9, dtype=torch.bfloat16))
     assert own.MllmOperations.attend(q, k, v) is q
-    assert asked == [{"skip_reshape": True, "skip_output_reshape": True}]
+    assert calls == [{"skip_reshape": True, "skip_output_reshape": True}]
     own.MllmOperations.attend(q, k, v, causal=True)
     own.MllmOperations.attend(q, k, v, torch.zeros(9, 9, dtype=torch.bfloat16, device="meta"))
-    assert len(asked) == 1, "no host's kernel takes these"
+    assert len(calls) == 1, "no host's kernel takes these"
 
 
-def test_a_kernel_for_half_precision_is_not_asked_in_full(
+def test_a_kernel_for_half_precision_is_not_used_in_float32(
     own: ModuleType, host: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host, "attention_flash", quantised)
@@ -121,24 +121,24 @@ def test_the_mllm_never_goes_to_quantised_attention(
 ) -> None:
     monkeypatch.setattr(host, "optimized_attention", quantised)
     q, k, v = heads_apart(9, 9, 9)
-    wanted = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    torch.testing.assert_close(own.MllmOperations.attend(q, k, v, causal=causal), wanted)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    torch.testing.assert_close(own.MllmOperations.attend(q, k, v, causal=causal), expected)
 
 
-def test_where_the_host_trusts_no_fused_kernel_queries_go_in_chunks(
+def test_without_a_trusted_fused_kernel_queries_are_chunked(
     pack: Pack, own: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on MPS, DirectML and some AMD cards."""
     kernels = pack.part("easyref_core.attention_kernels")
     device = torch.device("mps")
-    assert not own._pytorchs_own(device)
+    assert not own._pytorch_allowed(device)
     assert not own.mllm_is_fused(device, torch.bfloat16, (80, 128))
-    monkeypatch.setattr(own, "_pytorchs_own", lambda _: False)
+    monkeypatch.setattr(own, "_pytorch_allowed", lambda _: False)
     whole = heads_apart(23, 23, 23)
-    wanted = F.scaled_dot_product_attention(*whole)
+    expected = F.scaled_dot_product_attention(*whole)
     monkeypatch.setattr(F, "scaled_dot_product_attention", quantised)
     monkeypatch.setattr(kernels, "SCORE_BYTES", 2 * HEADS * 23 * 4 * 5)
-    torch.testing.assert_close(own.MllmOperations.attend(*whole), wanted)
+    torch.testing.assert_close(own.MllmOperations.attend(*whole), expected)
 
 
 def test_the_encoder_computes_with_the_hosts_attention(
@@ -154,12 +154,12 @@ def test_the_encoder_computes_with_the_hosts_attention(
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_an_mllm_on_the_cpu_asks_no_kernel_for_gpus(
+def test_an_mllm_on_the_cpu_uses_no_kernel_for_gpus(
     own: ModuleType, host: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """ComfyUI leaves text encoders there with --lowvram and on cards without half precision."""
     monkeypatch.setattr(host, name, quantised)
     monkeypatch.setattr(host, "optimized_attention", quantised)
     q, k, v = heads_apart(9, 9, 9, dtype=torch.bfloat16)
-    found = own.MllmOperations.attend(q, k, v)
-    assert torch.equal(found, F.scaled_dot_product_attention(q, k, v))
+    result = own.MllmOperations.attend(q, k, v)
+    assert torch.equal(result, F.scaled_dot_product_attention(q, k, v))

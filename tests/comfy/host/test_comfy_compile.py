@@ -1,4 +1,4 @@
-"""Models behind TorchCompileModel: whatever was sampled before, every result is the uncompiled one.
+"""Compiled models: whatever was sampled before, every result equals the uncompiled one.
 
 Backend "eager" traces as every backend does and compiles nothing; the node's own guard filter is
 what makes traces keep values.
@@ -94,10 +94,10 @@ def prompts(pack: Pack, easyref: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def wanted(
+def expected(
     variants: dict[str, Variant], prompts: dict[str, Any], unet: Any
 ) -> dict[str, torch.Tensor]:
-    """What each predicts uncompiled; no two are alike but those that are off."""
+    """Each one's uncompiled prediction; all differ, except those that are off."""
     found = {
         name: predict(variant(unet), 5.0, positive=prompts.get(name))
         for name, variant in variants.items()
@@ -107,10 +107,10 @@ def wanted(
     return found
 
 
-def check(name: str, model: Any, wanted: dict[str, torch.Tensor], prompt: Any = None) -> None:
+def check(name: str, model: Any, expected: dict[str, torch.Tensor], prompt: Any = None) -> None:
     found = predict(model, 5.0, positive=prompt)
     torch.testing.assert_close(
-        found, wanted[name], rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}"
+        found, expected[name], rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}"
     )
 
 
@@ -119,7 +119,7 @@ def check(name: str, model: Any, wanted: dict[str, torch.Tensor], prompt: Any = 
 def test_a_result_does_not_depend_on_what_a_compiled_model_sampled_before(
     variants: dict[str, Variant],
     prompts: dict[str, Any],
-    wanted: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
     unet: Any,
     order: tuple[str, ...],
     compiled_first: bool,
@@ -132,14 +132,14 @@ def test_a_result_does_not_depend_on_what_a_compiled_model_sampled_before(
         return compile_model(variants[name](unet))
 
     for name in (*order, *order[:1], *order):
-        check(name, make(name), wanted, prompts.get(name))
+        check(name, make(name), expected, prompts.get(name))
     assert traces() > 0, "nothing was compiled, so nothing was tested"
 
 
 @pytest.mark.parametrize("compiled_first", [True, False])
 def test_a_model_compiled_in_parts_is_exact_too(
     variants: dict[str, Variant],
-    wanted: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
     unet: Any,
     compiled_first: bool,
 ) -> None:
@@ -147,15 +147,15 @@ def test_a_model_compiled_in_parts_is_exact_too(
     for name in ("plain", "steered", "other tokens", "plain", "left", "right", "plain"):
         variant = variants[name]
         compiled = compile_model(unet, parts)
-        made = variant(compiled) if compiled_first else compile_model(variant(unet), parts)
-        check(name, made, wanted)
+        result = variant(compiled) if compiled_first else compile_model(variant(unet), parts)
+        check(name, result, expected)
     assert traces() > 0
 
 
 @pytest.mark.parametrize(
     "part", ["diffusion_model", "diffusion_model.middle_block.1.transformer_blocks.0"]
 )
-def test_a_compiled_module_put_into_the_model_by_another_node_is_exact_too(
+def test_a_compiled_module_that_another_node_inserts_is_exact_too(
     pack: Pack, easyref: Any, tokens: Any, unet: Any, part: str
 ) -> None:
     from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
@@ -166,23 +166,23 @@ def test_a_compiled_module_put_into_the_model_by_another_node_is_exact_too(
     compiled.add_object_patch(part, module)
     for weight in (1.0, 0.4):
         # ComfyUI finds no weights for a LoRA below such a module.
-        found, wanted = (
+        found, expected = (
             predict(apply(pack, model, easyref, tokens, weight=weight, lora_strength=0.0), 5.0)
             for model in (compiled, unet)
         )
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert traces() == 0
 
 
 def test_a_model_compiled_in_place_is_not_traced_with_references(
     pack: Pack, easyref: Any, tokens: Any, unet: Any
 ) -> None:
-    """With all guards on it would be traced anew for each change, until PyTorch gives up on it."""
-    wanted = predict(apply(pack, unet, easyref, tokens), 5.0)
+    """With all guards on it would be traced again for each change, up to PyTorch's limit."""
+    expected = predict(apply(pack, unet, easyref, tokens), 5.0)
     model = golden_unet(pack)
     model.model.diffusion_model.compile(backend="eager")
     found = predict(apply(pack, model, easyref, tokens), 5.0)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert traces() == 0
     predict(model)
     assert traces() > 0, "nothing was compiled, so nothing was tested"
@@ -217,7 +217,7 @@ def test_threads_leave_the_stance_as_it_was(pack: Pack) -> None:
     assert compiles()
 
 
-def test_it_is_said_once_that_references_run_uncompiled(
+def test_one_warning_says_that_references_run_uncompiled(
     pack: Pack,
     variants: dict[str, Variant],
     unet: Any,

@@ -62,9 +62,11 @@ def test_a_cut_down_table_gives_the_conditioning_of_the_whole_one(
     found = {}
     for text in ("on a beach at night", "on a beach by day", "", "unheard of"):
         found[text], pooled = few.encode_from_tokens(few.tokenize(text), return_pooled=True)
-        states, wanted = all_words.encode_from_tokens(all_words.tokenize(text), return_pooled=True)
+        states, expected_pooled = all_words.encode_from_tokens(
+            all_words.tokenize(text), return_pooled=True
+        )
         assert torch.equal(found[text], states)
-        assert torch.equal(pooled, wanted)
+        assert torch.equal(pooled, expected_pooled)
     assert difference(found["on a beach at night"], found["on a beach by day"]) > 0.01
     file = Path("text_encoders", "clip_l", "model.safetensors")
     assert (shipped / file).stat().st_size < (whole / file).stat().st_size / 4
@@ -90,12 +92,12 @@ def test_the_mllm_comes_from_the_adapter_and_its_tokenizer_from_the_folder(
     easyref = trained[3]
     assert easyref.checkpoint.has_mllm
     found = encode(pack, easyref, SIZE)
-    made = pack.part("nodes.link_types").EasyRefModel
-    other = made.of(whole / "easyref.safetensors", whole / "mllm")
+    easyref_model = pack.part("nodes.link_types").EasyRefModel
+    other = easyref_model.of(whole / "easyref.safetensors", whole / "mllm")
     assert torch.equal(found, encode(pack, other, SIZE))
 
 
-def test_references_are_read_at_the_size_that_the_adapter_names(
+def test_references_are_encoded_at_the_size_in_the_adapter(
     pack: Pack, trained: Any, demo_easyref: Any
 ) -> None:
     easyref = trained[3]
@@ -107,9 +109,7 @@ def test_references_are_read_at_the_size_that_the_adapter_names(
 
 
 @pytest.mark.parametrize("size", [28, 55])
-def test_a_size_at_which_nothing_would_be_left_is_refused(
-    pack: Pack, trained: Any, size: int
-) -> None:
+def test_a_size_that_leaves_no_pixels_is_refused(pack: Pack, trained: Any, size: int) -> None:
     with pack.refused(f"image_size is {size}", "56", "or 0", f"({SIZE})"):
         encode(pack, trained[3], size)
     assert trained[3].encoder.patcher is None

@@ -1,4 +1,4 @@
-"""The stand-in for a GPU itself: what fails on a card fails here, and nothing stays behind."""
+"""The stand-in for a GPU itself: what fails on a GPU fails here, and everything is restored."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_where_waiting_is_allowed_it_is_noted(gpu: Gpu) -> None:
         there.cpu()
 
 
-def test_what_is_moved_is_noted_as_it_travels(gpu: Gpu) -> None:
+def test_what_is_moved_is_noted_with_its_dtype(gpu: Gpu) -> None:
     half = torch.ones(4, 5, dtype=torch.half)
     with gpu.watch() as seen:
         half.to(META)
@@ -76,7 +76,7 @@ def test_what_is_moved_is_noted_as_it_travels(gpu: Gpu) -> None:
     assert seen.moved == 40 + 80 + 80 + 8
 
 
-def test_weights_are_moved_when_used_and_stay_until_room_is_needed(pack: Pack, gpu: Gpu) -> None:
+def test_weights_are_moved_when_used_and_stay_until_memory_is_needed(pack: Pack, gpu: Gpu) -> None:
     import comfy.model_management as mm
 
     model = comfyhost.golden_unet(pack)
@@ -100,7 +100,7 @@ def test_weights_are_moved_when_used_and_stay_until_room_is_needed(pack: Pack, g
     assert step() == step() == first
 
 
-def test_everything_is_put_back(pack: Pack) -> None:
+def test_everything_is_restored(pack: Pack) -> None:
     if not dynamic_vram.is_supported():
         pytest.skip(dynamic_vram.TOO_OLD)
     import comfy.memory_management

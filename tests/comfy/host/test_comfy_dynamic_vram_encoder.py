@@ -53,7 +53,7 @@ def casting(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     ("precision", "wanted"),
     [("fp32", torch.float16), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
 )
-def test_an_encoder_is_loaded_used_thrown_out_and_comes_back(
+def test_an_encoder_is_loaded_used_unloaded_and_loaded_again(
     pack: Pack,
     gpu: Gpu,
     half_file: str,
@@ -61,7 +61,7 @@ def test_an_encoder_is_loaded_used_thrown_out_and_comes_back(
     precision: str,
     wanted: torch.dtype,
 ) -> None:
-    """Weights travel as they are in the file and are converted on the GPU."""
+    """Weights are moved in the file's dtype and converted on the GPU."""
     import comfy.model_management as mm
 
     easyref = pack.run("EasyRefLoader", half_file, GOLDEN_MLLM, precision)
@@ -129,7 +129,7 @@ def test_the_running_prompt_keeps_its_encoder_and_the_cache_knows_that_it_costs_
     tracker.end()
 
 
-def test_the_encoder_can_be_made_anew_as_a_plain_model(
+def test_the_encoder_can_be_built_again_as_a_plain_model(
     pack: Pack, gpu: Gpu, half_file: str, encode: Callable[..., Any]
 ) -> None:
     easyref = pack.run("EasyRefLoader", half_file, GOLDEN_MLLM, "bf16")
@@ -143,7 +143,7 @@ def test_the_encoder_can_be_made_anew_as_a_plain_model(
     assert copy.model is not patcher.model
 
 
-def test_where_nothing_finds_room_weights_are_moved_for_each_use(
+def test_without_any_memory_weights_are_moved_for_each_use(
     pack: Pack, gpu: Gpu, half_file: str, encode: Callable[..., Any]
 ) -> None:
     gpu.full = True

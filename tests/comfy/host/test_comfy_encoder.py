@@ -1,4 +1,4 @@
-"""The encoder under ComfyUI's memory management: loaded, split, thrown out, out of memory."""
+"""The encoder under ComfyUI's memory management: loaded, split, unloaded, out of memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_nothing_is_loaded_before_the_first_encoding(
     assert fresh_easyref.encoder.patcher is not None
 
 
-def test_the_encoder_is_thrown_out_and_comes_back(
+def test_the_encoder_is_unloaded_and_loaded_again(
     fresh_easyref: Any, encode: Callable[..., Any]
 ) -> None:
     import comfy.model_management as mm
@@ -129,7 +129,7 @@ def test_each_precision_is_stored_and_computed_in(
     assert (off(tokens) > 1e-4) == (precision != "fp32")
 
 
-def test_a_half_precision_file_is_kept_small_and_widened_when_used(
+def test_a_half_precision_file_stays_small_and_is_converted_when_used(
     pack: Pack, encode: Callable[..., Any]
 ) -> None:
     half = {n: t.half() for n, t in adapter_tensors().items()}
@@ -142,8 +142,8 @@ def test_a_half_precision_file_is_kept_small_and_widened_when_used(
 
 
 @pytest.fixture
-def told(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(done, total) of every step that ComfyUI's progress bar is told of.
+def progress(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(done, total) of every step reported to ComfyUI's progress bar.
 
     Newer ComfyUIs do not show every one of them: always the first and the last, and between them
     what does not follow too soon.
@@ -170,7 +170,7 @@ def told(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         ("bf16_text_enc", torch.bfloat16),
     ],
 )
-def test_auto_heeds_how_comfyui_stores_text_encoders(
+def test_auto_follows_comfyuis_dtype_of_text_encoders(
     pack: Pack,
     encode: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -196,7 +196,7 @@ def test_auto_heeds_how_comfyui_stores_text_encoders(
     assert off(encode(chosen)) < TOKENS, "what the graph says comes first"
 
 
-def test_auto_widens_weights_where_comfyui_stores_text_encoders_so(
+def test_auto_converts_weights_to_comfyuis_dtype_of_text_encoders(
     pack: Pack, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from comfy.cli_args import args
@@ -210,7 +210,7 @@ def test_auto_widens_weights_where_comfyui_stores_text_encoders_so(
     assert {p.dtype for p in easyref.encoder.patcher.model.parameters()} == {torch.float32}
 
 
-def test_without_mapped_files_no_weight_keeps_its_file_open(
+def test_without_memory_mapping_no_weight_leaves_its_file_open(
     pack: Pack, fresh_easyref: Any, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import comfy.utils
@@ -242,7 +242,7 @@ def test_without_mapped_files_no_weight_keeps_its_file_open(
     assert not {t.data_ptr() for t in mapped} & {t.data_ptr() for t in weights.values()}
 
 
-def test_comfyui_sees_the_encoder_behind_the_loaders_value(
+def test_comfyui_finds_the_encoder_of_the_loaders_value(
     pack: Pack, fresh_easyref: Any, encode: Callable[..., Any]
 ) -> None:
     assert fresh_easyref.patcher is None
@@ -252,7 +252,7 @@ def test_comfyui_sees_the_encoder_behind_the_loaders_value(
 
 
 def test_an_interrupt_while_encoding_stops_soon_and_the_next_run_is_clean(
-    encode: Callable[..., Any], told: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    encode: Callable[..., Any], progress: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import comfy.model_management as mm
     import comfy.utils
@@ -263,13 +263,15 @@ def test_an_interrupt_while_encoding_stops_soon_and_the_next_run_is_clean(
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", press_the_button)
     with pytest.raises(mm.InterruptProcessingException):
         encode()
-    assert [done for done, _ in told] == [1], "the step after the button was pressed is the last"
+    assert [done for done, _ in progress] == [1], (
+        "the step after the button was pressed is the last"
+    )
     monkeypatch.undo()
     assert off(encode()) < TOKENS
 
 
 def test_progress_counts_every_picture_and_layer_up_to_the_end(
-    encode: Callable[..., Any], told: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    encode: Callable[..., Any], progress: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import comfy.utils
 
@@ -279,12 +281,12 @@ def test_progress_counts_every_picture_and_layer_up_to_the_end(
     )
     encode()
     total = 5 + 2 * 4  # four pictures and the black one; two chats through four layers
-    assert told == [(done, total) for done in range(1, total + 1)]
-    assert (shown[0], shown[-1]) == (told[0], told[-1])
-    assert set(shown) <= set(told)
+    assert progress == [(done, total) for done in range(1, total + 1)]
+    assert (shown[0], shown[-1]) == (progress[0], progress[-1])
+    assert set(shown) <= set(progress)
 
 
-def test_a_changed_prompt_does_not_look_at_the_pictures_again(
+def test_a_changed_prompt_does_not_encode_the_pictures_again(
     fresh_easyref: Any, encode: Callable[..., Any]
 ) -> None:
     encode(prompt="something else")
@@ -323,14 +325,14 @@ def test_out_of_memory_frees_everything_and_the_next_run_works(
     }[kind]
     kept: list[Any] = []
 
-    def run_out(found: Any, *args: Any, **kwargs: Any) -> Any:
+    def run_out(result: Any, *args: Any, **kwargs: Any) -> Any:
         big = torch.zeros(1000)
         kept.append(weakref.ref(big))
         raise error
 
     hosted = pack.part("nodes.host.encoder")
     monkeypatch.setattr(hosted, "encode_references", run_out)
-    monkeypatch.setattr(mm, "is_oom", lambda found: "error 2" in str(found), raising=False)
+    monkeypatch.setattr(mm, "is_oom", lambda result: "error 2" in str(result), raising=False)
     with pack.refused("Not enough memory", "4 references", "Use fewer references"):
         encode()
     monkeypatch.undo()
@@ -343,7 +345,7 @@ def test_out_of_memory_frees_everything_and_the_next_run_works(
     assert off(encode()) < TOKENS
 
 
-def test_another_error_is_not_taken_for_lack_of_memory(
+def test_another_error_is_not_reported_as_out_of_memory(
     pack: Pack, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
@@ -370,7 +372,7 @@ def test_two_adapters_are_two_encoders(pack: Pack, encode: Callable[..., Any]) -
         ("meta", None, True, torch.float32),
     ],
 )
-def test_macos_and_directml_are_asked_what_they_can_hold(
+def test_macos_and_directml_are_checked_for_their_dtypes(
     pack: Pack,
     monkeypatch: pytest.MonkeyPatch,
     device: str,

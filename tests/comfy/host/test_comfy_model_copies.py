@@ -1,4 +1,4 @@
-"""References on models that ComfyUI makes anew: for hooks on conditionings, for several GPUs."""
+"""References on models that ComfyUI builds again: for hooks on conditionings, for several GPUs."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def test_a_lora_as_hook_is_the_same_as_loaded(
 ) -> None:
     """ComfyUI then merges it during the sampling, on top of the adapter's own."""
     settings = {"weight": 0.7, "mask": torch.ones(1, 8, 8), "end_percent": 0.9}
-    wanted = predict(apply(pack, stock_lora(unet), easyref, tokens, **settings), CFG)
+    expected = predict(apply(pack, stock_lora(unet), easyref, tokens, **settings), CFG)
     model = apply(pack, unet, easyref, tokens, **settings)
     texts = {"positive": hooked(text()), "negative": hooked(text("negative"))}
     for _ in range(2):
-        assert difference(predict(model, CFG, **texts), wanted) < CLOSE
-    assert difference(predict(model, CFG), wanted) > 0.01
+        assert difference(predict(model, CFG, **texts), expected) < CLOSE
+    assert difference(predict(model, CFG), expected) > 0.01
     again = apply(pack, unet, easyref, tokens, **settings)
     assert difference(predict(model, CFG), predict(again, CFG)) < CLOSE
 
@@ -59,11 +59,11 @@ def test_hooks_under_dynamic_vram_use_a_plain_model_with_the_same_references(
 ) -> None:
     tokens = random_tokens(pack, fresh_easyref, seed=1)
     model = apply(pack, comfyhost.golden_unet(pack), fresh_easyref, tokens, weight=0.7)
-    made = guider(model, CFG, hooked(text()), hooked(text("negative")))
-    delegate = made.model_patcher
+    cfg_guider = guider(model, CFG, hooked(text()), hooked(text("negative")))
+    delegate = cfg_guider.model_patcher
     assert not delegate.is_dynamic()
     assert delegate.patches.keys() == model.patches.keys()
-    _, later = dynamic_vram.sample(gpu, made, latents(), (10.0, 1.0))
+    _, later = dynamic_vram.sample(gpu, cfg_guider, latents(), (10.0, 1.0))
     assert not later.waits
 
 
@@ -84,7 +84,7 @@ def split(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any
 def test_work_split_over_two_gpus_gives_the_same_picture(
     pack: Pack, unet: Any, easyref: Any, split: Callable[[Any], Any]
 ) -> None:
-    """The node may stand before or behind EasyRef Apply."""
+    """The node may stand before or after EasyRef Apply."""
     steps, x = sigmas(unet, 901.0, 601.0, 301.0), latents(2) * 14
     one, other = random_tokens(pack, easyref, seed=1, batch=2), random_tokens(pack, easyref, seed=2)
     carrying = pack.run("EasyRefSetConditioning", text(), other, 0.5)
@@ -95,13 +95,13 @@ def test_work_split_over_two_gpus_gives_the_same_picture(
         model = apply(pack, model, easyref, one, **settings)
         return apply(pack, model, easyref, other, weight=0.4, mask=torch.ones(1, 8, 8))
 
-    wanted = euler(guider(steer(unet), CFG, carrying), x, steps)
+    expected = euler(guider(steer(unet), CFG, carrying), x, steps)
     plain = euler(guider(unet, CFG), x, steps)
-    assert difference(wanted, plain) > 0.1
+    assert difference(expected, plain) > 0.1
     for model in (split(steer(unet)), steer(split(unet))):
         calls = watch_devices(model)
         # Latents of about 30 after three steps.
-        assert difference(euler(guider(model, CFG, carrying), x, steps), wanted) < 20 * CLOSE
+        assert difference(euler(guider(model, CFG, carrying), x, steps), expected) < 20 * CLOSE
         assert calls == {torch.device("cpu"): 3, torch.device("cpu", 0): 3}
 
 
@@ -123,10 +123,10 @@ def watch_devices(model: Any) -> Counter[torch.device]:
 def test_hooks_on_two_gpus(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, split: Callable[[Any], Any]
 ) -> None:
-    wanted = predict(apply(pack, stock_lora(unet), easyref, tokens), CFG)
+    expected = predict(apply(pack, stock_lora(unet), easyref, tokens), CFG)
     texts = {"positive": hooked(text()), "negative": hooked(text("negative"))}
     model = split(apply(pack, unet, easyref, tokens))
-    assert difference(predict(model, CFG, **texts), wanted) < CLOSE
+    assert difference(predict(model, CFG, **texts), expected) < CLOSE
 
 
 def curve(pack: Pack) -> Any:
@@ -135,7 +135,7 @@ def curve(pack: Pack) -> Any:
     return pack.run("EasyRefWeightCurve", **({i.id: i.default for i in inputs} | settings))
 
 
-def test_a_model_made_anew_for_another_device_has_the_lora_once(
+def test_a_model_built_again_for_another_device_has_the_lora_once(
     pack: Pack, gpu: Gpu, fresh_easyref: Any
 ) -> None:
     tokens = random_tokens(pack, fresh_easyref, seed=1)

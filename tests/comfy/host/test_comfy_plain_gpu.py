@@ -56,10 +56,10 @@ def test_after_the_first_call_sampling_moves_and_waits_for_nothing(
         guider, x = comfyhost.guider(model, 7.5), comfyhost.latents()
         return dynamic_vram.sample(plain_gpu, guider, x, (10.0, 1.0), strict=not full)[1]
 
-    found, plain = later(model), later(unet)
-    assert found.waits == plain.waits
-    more = Counter(found.uploads) - Counter(plain.uploads)
-    # Where nothing finds room, keys and values are moved for each use as weights are: two Applies,
+    result, plain = later(model), later(unet)
+    assert result.waits == plain.waits
+    more = Counter(result.uploads) - Counter(plain.uploads)
+    # Without any memory, keys and values are moved for each use as weights are: two Apply nodes,
     # positive and negative in a call each.
     layers = len(fresh_easyref.checkpoint.cross_attention)
     assert {one.shape for one in more} == ({(2, first.num_tokens, 64)} if full else set())

@@ -1,4 +1,4 @@
-"""Wrong input at the nodes ends in a sentence, and leaves everything as it was."""
+"""Wrong input at the nodes gives a clear error and changes nothing."""
 
 from __future__ import annotations
 
@@ -84,17 +84,17 @@ def test_a_picture_that_is_too_elongated_is_named(
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 1, 100, 3), (1, 300, 2, 3), (2, 8, 8, 3)])
-def test_a_tiny_picture_is_read(encode: Callable[..., Any], shape: tuple[int, ...]) -> None:
+def test_a_tiny_picture_is_encoded(encode: Callable[..., Any], shape: tuple[int, ...]) -> None:
     assert encode(images=picture(*shape)).cond.isfinite().all()
 
 
 def test_alpha_is_dropped_and_grey_is_grey(encode: Callable[..., Any]) -> None:
     colours = golden_picture()
-    wanted = encode(images=colours, prompt=user_prompt(CASE))
-    assert difference(wanted.cond, golden(f"full.{CASE}.tokens")) < 1e-4
+    expected = encode(images=colours, prompt=user_prompt(CASE))
+    assert difference(expected.cond, golden(f"full.{CASE}.tokens")) < 1e-4
     for alpha in (0.0, 0.5):
         rgba = torch.cat([colours, torch.full_like(colours[..., :1], alpha)], dim=-1)
-        assert torch.equal(encode(images=rgba, prompt=user_prompt(CASE)).cond, wanted.cond)
+        assert torch.equal(encode(images=rgba, prompt=user_prompt(CASE)).cond, expected.cond)
     grey = colours[..., :1]
     as_colours = encode(images=grey.expand(-1, -1, -1, 3))
     assert torch.equal(encode(images=grey).cond, as_colours.cond)
@@ -162,8 +162,8 @@ def test_an_mllm_without_its_tokenizer(pack: Pack, encode: Callable[..., Any]) -
         encode(easyref, images=golden_picture())
     for name in goldens.TOKENIZER_FILES:
         shutil.copy(MLLM / name, directory / name)
-    found = encode(easyref, images=golden_picture(), prompt=user_prompt(CASE))
-    assert difference(found.cond, golden(f"full.{CASE}.tokens")) < 1e-4
+    result = encode(easyref, images=golden_picture(), prompt=user_prompt(CASE))
+    assert difference(result.cond, golden(f"full.{CASE}.tokens")) < 1e-4
 
 
 def test_an_mllm_of_only_config_and_tokenizer_is_enough_for_an_adapter_that_carries_it(
@@ -172,13 +172,13 @@ def test_an_mllm_of_only_config_and_tokenizer_is_enough_for_an_adapter_that_carr
     directory = mllm(pack, "light")
     shutil.copytree(MLLM, directory, ignore=shutil.ignore_patterns("*.safetensors"))
     easyref = pack.run("EasyRefLoader", GOLDEN, "light", "auto")
-    found = encode(easyref, images=golden_picture(), prompt=user_prompt(CASE))
-    assert difference(found.cond, golden(f"full.{CASE}.tokens")) < 1e-4
+    result = encode(easyref, images=golden_picture(), prompt=user_prompt(CASE))
+    assert difference(result.cond, golden(f"full.{CASE}.tokens")) < 1e-4
     with pack.refused(ADAPTER_ONLY, "weights are missing"):
         pack.run("EasyRefLoader", ADAPTER_ONLY, "light", "auto")
 
 
-def test_an_adapter_without_the_mllm_says_so_when_it_shall_encode(
+def test_encoding_with_an_adapter_without_the_mllm_is_refused(
     pack: Pack, encode: Callable[..., Any]
 ) -> None:
     easyref = pack.run("EasyRefLoader", ADAPTER_ONLY, FROM_ADAPTER, "auto")
@@ -187,7 +187,7 @@ def test_an_adapter_without_the_mllm_says_so_when_it_shall_encode(
     assert easyref.encoder.patcher is None
 
 
-def test_an_adapter_whose_heads_cannot_be_told_wants_the_directory(pack: Pack) -> None:
+def test_an_adapter_of_unknown_head_count_needs_the_directory(pack: Pack) -> None:
     with pack.refused(GOLDEN, "width 64", "config.json"):
         pack.run("EasyRefLoader", GOLDEN, FROM_ADAPTER, "auto")
 
@@ -206,7 +206,7 @@ def test_comfyuis_tokenizer_with_an_mllm_of_a_smaller_vocabulary(
         encode(easyref, images=golden_picture())
 
 
-def test_comfyuis_tokenizer_reads_what_an_adapter_that_carries_its_mllm_needs(
+def test_comfyuis_tokenizer_serves_an_adapter_that_carries_its_mllm(
     pack: Pack, encode: Callable[..., Any]
 ) -> None:
     easyref = random_adapter(pack, "whole.safetensors", vocab_size=151936)

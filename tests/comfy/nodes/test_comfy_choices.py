@@ -1,4 +1,4 @@
-"""What can be chosen at the Loader, what is refused before a run, and what is looked at anew."""
+"""What can be chosen at the Loader, what is refused before a run, and what is loaded again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_missing_adapter_names_the_folders_searched(pack: Pack) -> None:
     assert str(pack.base / "models" / "easyref") in said
 
 
-def test_a_missing_mllm_names_the_folders_searched_and_what_was_found(pack: Pack) -> None:
+def test_a_missing_mllm_names_the_folders_searched_and_those_present(pack: Pack) -> None:
     said = pack.nodes["EasyRefLoader"].validate_inputs(adapter=GOLDEN, mllm="gone")
     for part in ("'gone'", str(pack.base / "models" / "LLM"), GOLDEN_MLLM):
         assert part in said
@@ -46,14 +46,14 @@ def test_an_adapter_outside_the_lists_is_refused(pack: Pack, adapter: str) -> No
         assert repr(mllm) in said
 
 
-def test_the_lists_show_what_lies_in_the_folders(pack: Pack) -> None:
+def test_the_lists_show_the_folders_contents(pack: Pack) -> None:
     inputs = {i.id: i for i in pack.nodes["EasyRefLoader"].define_schema().inputs}
     assert {GOLDEN, ADAPTER_ONLY} <= set(inputs["adapter"].options)
     assert inputs["mllm"].options[0] == "from adapter"
     assert GOLDEN_MLLM in inputs["mllm"].options
 
 
-def test_a_changed_mllm_is_looked_at_anew(pack: Pack) -> None:
+def test_a_changed_mllm_is_loaded_again(pack: Pack) -> None:
     folders = pack.base / "models" / "LLM"
     shutil.copytree(folders / GOLDEN_MLLM, folders / "changing")
     given = {"adapter": GOLDEN, "mllm": "changing", "precision": "auto"}
@@ -64,7 +64,7 @@ def test_a_changed_mllm_is_looked_at_anew(pack: Pack) -> None:
     assert node.fingerprint_inputs(**given) != first
 
 
-def test_a_changed_adapter_is_looked_at_anew(pack: Pack) -> None:
+def test_a_changed_adapter_is_loaded_again(pack: Pack) -> None:
     name = put_adapter(pack, "fingerprint.safetensors", adapter_tensors())
     path = pack.base / "models" / "easyref" / name
     node = pack.nodes["EasyRefLoader"]
@@ -91,7 +91,7 @@ def saved(pack: Pack, tokens: Any) -> str:
 @pytest.mark.parametrize(
     "linked", [("adapter",), ("mllm",), ("adapter", "mllm"), ("file",)], ids=str
 )
-def test_what_another_node_will_give_is_neither_refused_nor_always_new(
+def test_linked_inputs_are_neither_refused_nor_always_new(
     pack: Pack, saved: str, monkeypatch: pytest.MonkeyPatch, linked: tuple[str, ...]
 ) -> None:
     """By ComfyUI's own checks, which hand None to the node for such inputs."""
@@ -122,8 +122,8 @@ def test_what_another_node_will_give_is_neither_refused_nor_always_new(
     assert valid, errors
 
     def fingerprint() -> Any:
-        made = execution.IsChangedCache("run", Prompt(copy.deepcopy(graph)), None)
-        return asyncio.run(made.get("node"))
+        cache = execution.IsChangedCache("run", Prompt(copy.deepcopy(graph)), None)
+        return asyncio.run(cache.get("node"))
 
     assert isinstance(fingerprint(), list)  # a number that is none where the node failed
     assert fingerprint() == fingerprint()
@@ -146,7 +146,7 @@ def test_a_folder_that_cannot_be_read_hides_no_other(
     assert GOLDEN_MLLM in inputs["mllm"].options
 
 
-def test_a_link_that_leads_nowhere_does_not_hinder(pack: Pack, saved: str) -> None:
+def test_a_broken_link_is_ignored(pack: Pack, saved: str) -> None:
     """As the hub's cache leaves them when a file was deleted."""
     folder = pack.base / "models" / "LLM" / "with_dead_link"
     shutil.copytree(pack.base / "models" / "LLM" / GOLDEN_MLLM, folder)

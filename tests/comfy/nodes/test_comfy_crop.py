@@ -28,7 +28,7 @@ def white(height: int, width: int, left: int, top: int, right: int, bottom: int)
     return mask
 
 
-def test_comfyui_is_told_that_the_pictures_are_a_list(pack: Pack) -> None:
+def test_the_pictures_are_a_list_output(pack: Pack) -> None:
     info = pack.nodes["EasyRefCrop"].GET_NODE_INFO_V1()
     assert info["output_is_list"] == [True, False]
     assert info["output_name"] == ["images", "references"]
@@ -40,7 +40,7 @@ def test_the_defaults_keep_the_whole_picture(pack: Pack, image: torch.Tensor) ->
     assert [reference.picture.size for reference in group] == [(60, 40)]
 
 
-def test_a_box_is_cut_out_with_padding_and_made_square(pack: Pack, image: torch.Tensor) -> None:
+def test_a_box_is_cropped_with_padding_to_a_square(pack: Pack, image: torch.Tensor) -> None:
     box = {"x": 0.5, "y": 0.25, "width": 0.2, "height": 0.2}  # 12 x 8 pixels from (30, 10)
     (found,), _ = crop(pack, image, **box, padding=0.0, square=False)
     assert torch.equal(found, image[:, 10:18, 30:42])
@@ -48,7 +48,7 @@ def test_a_box_is_cut_out_with_padding_and_made_square(pack: Pack, image: torch.
     assert torch.equal(found, image[:, 5:23, 27:45])
 
 
-def test_a_mask_goes_before_the_box_and_is_stretched(pack: Pack, image: torch.Tensor) -> None:
+def test_a_mask_replaces_the_box_and_is_stretched(pack: Pack, image: torch.Tensor) -> None:
     mask = white(20, 30, 5, 2, 10, 6)
     (found,), _ = crop(pack, image, mask=mask, x=0.9, width=0.1, padding=0.0, square=False)
     assert torch.equal(found, image[:, 4:12, 10:20])

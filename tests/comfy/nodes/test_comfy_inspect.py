@@ -1,4 +1,4 @@
-"""EasyRef Inspect: pictures, report and preview of what encoding the same group looks at."""
+"""EasyRef Inspect: heat maps, report and preview of the attention while encoding a group."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ CASE = "four_refs_prompt"
 
 @pytest.fixture
 def group(pack: Pack) -> Any:
-    made = pack.part("easyref_core.encode.group").Reference
-    return tuple(made(p, name=f"image_{n}") for n, p in enumerate(pictures(CASE), start=1))
+    reference = pack.part("easyref_core.encode.group").Reference
+    return tuple(reference(p, name=f"image_{n}") for n, p in enumerate(pictures(CASE), start=1))
 
 
 def inspect(pack: Pack, easyref: Any, **settings: Any) -> Any:
@@ -60,7 +60,7 @@ def test_images_come_before_references(pack: Pack, easyref: Any, group: Any) -> 
     assert lines[2].startswith("3. image_1: ")
 
 
-def test_a_references_weight_counts(pack: Pack, easyref: Any, group: Any) -> None:
+def test_a_references_weight_is_used(pack: Pack, easyref: Any, group: Any) -> None:
     plain = inspect(pack, easyref, references=group)[1].splitlines()
     given = (replace(group[0], weight=0.0), replace(group[1], weight=5.0), *group[2:])
     found = inspect(pack, easyref, references=given)[1].splitlines()
@@ -68,7 +68,7 @@ def test_a_references_weight_counts(pack: Pack, easyref: Any, group: Any) -> Non
     assert share(found[1]) > share(plain[1])
 
 
-def test_after_encoding_no_picture_is_looked_at_again(
+def test_after_encoding_no_picture_is_encoded_again(
     pack: Pack, fresh_easyref: Any, group: Any
 ) -> None:
     given = {"references": group, "aggregation": "easyref"}
@@ -91,11 +91,11 @@ def test_half_precision_gives_about_the_same_shares(
         inspect(pack, easyref, references=group)[1].splitlines(),
         strict=True,
     )
-    for found, wanted in pairs:
-        assert share(found) == pytest.approx(share(wanted), abs=1.0)
+    for found, expected in pairs:
+        assert share(found) == pytest.approx(share(expected), abs=1.0)
 
 
-def test_out_of_memory_is_said_and_frees_everything(
+def test_out_of_memory_is_reported_and_frees_everything(
     pack: Pack, fresh_easyref: Any, group: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import comfy.model_management as mm

@@ -15,8 +15,8 @@ CASE = "four_refs_prompt"
 
 @pytest.fixture
 def group(pack: Pack) -> Any:
-    made = pack.part("easyref_core.encode.group").Reference
-    return tuple(made(p, name=f"image_{n}") for n, p in enumerate(pictures(CASE), start=1))
+    reference = pack.part("easyref_core.encode.group").Reference
+    return tuple(reference(p, name=f"image_{n}") for n, p in enumerate(pictures(CASE), start=1))
 
 
 def encode(pack: Pack, easyref: Any, references: Any, prompt: str = "", **settings: Any) -> Any:
@@ -30,15 +30,15 @@ def test_not_connected_it_is_the_official_black_picture(
     plain = encode(pack, easyref, group, user_prompt(CASE))
     assert difference(plain.uncond, golden("full.uncond_black.tokens")) < 1e-4
     for nothing in (None, ()):
-        found = encode(pack, easyref, group, user_prompt(CASE), negative_references=nothing)
-        assert torch.equal(found.uncond, plain.uncond)
+        result = encode(pack, easyref, group, user_prompt(CASE), negative_references=nothing)
+        assert torch.equal(result.uncond, plain.uncond)
 
 
-def test_they_take_the_place_of_the_black_picture(pack: Pack, easyref: Any, group: Any) -> None:
+def test_they_replace_the_black_picture(pack: Pack, easyref: Any, group: Any) -> None:
     plain = encode(pack, easyref, group[:2], user_prompt(CASE))
-    found = encode(pack, easyref, group[:2], user_prompt(CASE), negative_references=group[2:])
-    assert torch.equal(found.cond, plain.cond)
-    assert torch.equal(found.uncond, encode(pack, easyref, group[2:]).cond)
+    result = encode(pack, easyref, group[:2], user_prompt(CASE), negative_references=group[2:])
+    assert torch.equal(result.cond, plain.cond)
+    assert torch.equal(result.uncond, encode(pack, easyref, group[2:]).cond)
 
 
 def test_they_act_on_the_negative_text(
@@ -47,7 +47,7 @@ def test_they_act_on_the_negative_text(
     tokens = encode(pack, easyref, group[:2], "a cat", negative_references=group[2:])
     predict(spy.watch(apply(pack, unet, easyref, tokens)), cfg=5.0)
     truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
-    assert spy.wrong_by(truth) < 1e-4
+    assert spy.max_error(truth) < 1e-4
 
 
 def test_a_picture_that_cannot_be_read_is_named_as_one_of_them(

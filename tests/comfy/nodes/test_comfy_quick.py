@@ -48,16 +48,16 @@ def test_it_is_the_two_nodes_in_a_row(
     assert not torch.equal(predict(steered, cfg=4.0), predict(unet, cfg=4.0))
 
 
-def test_the_models_of_the_demo_take_it(
+def test_it_runs_on_the_demo_models(
     pack: Pack, demo: Any, demo_easyref: Any, image: torch.Tensor
 ) -> None:
     steered = pack.run("EasyRefQuick", demo.model, demo_easyref, "a star", 1.0, images=image)
     texts = {"positive": random_text(1, pooled=64), "negative": random_text(2, pooled=64)}
-    found = predict(steered, cfg=4.0, x=latents(), **texts)
-    assert found.isfinite().all()
-    assert not torch.equal(found, predict(demo.model, cfg=4.0, x=latents(), **texts))
+    result = predict(steered, cfg=4.0, x=latents(), **texts)
+    assert result.isfinite().all()
+    assert not torch.equal(result, predict(demo.model, cfg=4.0, x=latents(), **texts))
 
 
-def test_without_a_picture_it_says_so(pack: Pack, unet: Any, easyref: Any) -> None:
+def test_without_a_picture_it_is_refused(pack: Pack, unet: Any, easyref: Any) -> None:
     with pack.refused("There is no reference picture", "images or references"):
         pack.run("EasyRefQuick", unet, easyref, "a cat", 1.0)

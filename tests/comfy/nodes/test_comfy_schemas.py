@@ -58,9 +58,9 @@ def test_nodes_are_what_was_released(nodes: dict[str, Any]) -> None:
     released = json.loads(RELEASED.read_text(encoding="utf-8"))
     found = {name: described(node) for name, node in nodes.items()}
     assert sorted(found) == sorted(released), PERMANENT
-    for name, wanted in released.items():
+    for name, expected in released.items():
         # Compared as text, so that the order of the inputs counts: widget values are saved by it.
-        assert json.dumps(found[name], indent=1) == json.dumps(wanted, indent=1), PERMANENT
+        assert json.dumps(found[name], indent=1) == json.dumps(expected, indent=1), PERMANENT
 
 
 def test_every_node_and_input_and_output_is_explained(nodes: dict[str, Any]) -> None:
@@ -240,15 +240,20 @@ def test_a_loaded_adapter_holds_no_weights(pack: Pack) -> None:
     assert 0 < vision_and_unconditional < numbers_held(patcher) / 10
 
 
-def test_the_demo_node_gives_a_whole_set(pack: Pack) -> None:
+def test_the_demo_node_loads_every_model_and_four_references(pack: Pack) -> None:
     from comfy.controlnet import ControlNet
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
     outputs = pack.nodes["EasyRefDemoModels"].execute().result
     model = pack.part("nodes.link_types").EasyRefModel
-    kinds = (ModelPatcher, CLIP, VAE, model, ControlNet, dict)
+    kinds = (ModelPatcher, CLIP, VAE, model, ControlNet, torch.Tensor)
     assert [type(o) for o in outputs] == list(kinds)
+    images = outputs[-1]
+    assert images.shape == (4, 256, 256, 3)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert len({tuple(image.flatten()[:999].tolist()) for image in images}) == 4
 
 
 def test_errors_are_shown_without_the_packs_folder(pack: Pack) -> None:
@@ -256,22 +261,22 @@ def test_errors_are_shown_without_the_packs_folder(pack: Pack) -> None:
     assert errors.EasyRefError.__module__ == "easyref"
 
 
-def test_nodes_are_found_by_what_people_type(nodes: dict[str, Any]) -> None:
+def test_nodes_have_search_words(nodes: dict[str, Any]) -> None:
     from comfy_api.latest import io
 
-    told = {name: node.GET_NODE_INFO_V1().get("search_aliases") for name, node in nodes.items()}
+    aliases = {name: node.GET_NODE_INFO_V1().get("search_aliases") for name, node in nodes.items()}
     if not hasattr(io.Schema(node_id="any"), "search_aliases"):  # before 0.11
-        assert set(told.values()) == {None}
+        assert set(aliases.values()) == {None}
         return
-    for name, words in told.items():
+    for name, words in aliases.items():
         assert len(set(words)) == len(words) >= 2, name
         assert all(word == word.lower().strip() for word in words), name
     for word in ("ip-adapter", "ipadapter", "reference", "character", "style", "consistent"):
-        assert word in told["EasyRefQuick"]
-        assert word in told["EasyRefApply"]
+        assert word in aliases["EasyRefQuick"]
+        assert word in aliases["EasyRefApply"]
 
 
-def test_what_is_folded_away_has_a_default(nodes: dict[str, Any]) -> None:
+def test_advanced_inputs_have_a_default(nodes: dict[str, Any]) -> None:
     from comfy_api.latest import io
 
     folded = {

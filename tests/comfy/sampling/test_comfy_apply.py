@@ -1,4 +1,4 @@
-"""EasyRef Apply: weight, LoRA, several applications, and the model it was given."""
+"""EasyRef Apply: weight, LoRA, several Apply nodes, and the model it was given."""
 
 from __future__ import annotations
 
@@ -63,23 +63,25 @@ def test_a_negative_weight_takes_the_references_away(
     predict(spy.watch(apply(pack, unet, easyref, tokens, weight=-0.7)), CFG)
     truth = [(golden("unet.text_states"), tokens.cond)]
     truth += [(golden("unet.negative_text_states"), tokens.uncond)]
-    assert spy.wrong_by(truth, -0.7) < 1e-5
-    assert spy.wrong_by(truth, 0.7) > 0.1
+    assert spy.max_error(truth, -0.7) < 1e-5
+    assert spy.max_error(truth, 0.7) > 0.1
 
 
-def test_applications_with_different_tokens_add_up(
+def test_apply_nodes_with_different_tokens_add_up(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    """At every layer the result is the text's plus each application's own share."""
+    """In every layer each node's references are added to the text's attention."""
     other = random_tokens(pack, easyref, seed=5)
     model = apply(pack, unet, easyref, tokens, weight=0.8)
     model = apply(pack, model, easyref, other, weight=-0.3)
     spy = Spy(pack, easyref, unet)
     predict(spy.watch(model))
-    assert {seen.layer for seen in spy.seen} == set(easyref.checkpoint.cross_attention)
-    for seen in spy.seen:
-        shares = 0.8 * spy.references(seen, tokens.cond) - 0.3 * spy.references(seen, other.cond)
-        assert difference(seen.out, spy.to_out(seen, seen.text + shares)) < 1e-5
+    assert {record.layer for record in spy.records} == set(easyref.checkpoint.cross_attention)
+    for record in spy.records:
+        shares = 0.8 * spy.references(record, tokens.cond) - 0.3 * spy.references(
+            record, other.cond
+        )
+        assert difference(record.out, spy.to_out(record, record.text + shares)) < 1e-5
 
 
 def test_lora_is_merged_once_however_often_it_is_applied(
@@ -98,10 +100,10 @@ def test_a_later_lora_strength_replaces_the_earlier_one(
     first = apply(pack, unet, easyref, tokens, weight=0.0, lora_strength=1.0)
     later = apply(pack, first, easyref, tokens, weight=0.0, lora_strength=0.4)
     direct = apply(pack, unet, easyref, tokens, weight=0.0, lora_strength=0.4)
-    wanted = predict(direct)
-    assert difference(predict(later), wanted) < 1e-6
+    expected = predict(direct)
+    assert difference(predict(later), expected) < 1e-6
     assert difference(predict(first), golden("unet.noise_pred.scale_0.0")) < 1e-4
-    assert difference(wanted, golden("unet.noise_pred.scale_0.0")) > 0.05
+    assert difference(expected, golden("unet.noise_pred.scale_0.0")) > 0.05
 
 
 def test_a_later_lora_strength_of_zero_removes_the_lora(
@@ -126,12 +128,12 @@ def test_loras_of_two_adapters_are_both_merged(
     other = random_tokens(pack, second_adapter, seed=1)
     model = apply(pack, model, second_adapter, other, weight=0.0, lora_strength=2.0)
     predict(model)
-    wanted = plain.clone()
+    expected = plain.clone()
     for adapter, strength in ((easyref, 0.5), (second_adapter, 2.0)):
         halves = adapter.checkpoint.lora[name.removeprefix("unet.").split(".processor")[0]]["to_v"]
         weights = adapter.checkpoint.file.read(halves)
-        wanted += strength * weights["up"] @ weights["down"]
-    assert difference(unet.model.state_dict()[key], wanted) < 1e-6
+        expected += strength * weights["up"] @ weights["down"]
+    assert difference(unet.model.state_dict()[key], expected) < 1e-6
 
 
 def test_adapters_that_differ_in_their_lora_only_are_told_apart(
@@ -145,9 +147,9 @@ def test_adapters_that_differ_in_their_lora_only_are_told_apart(
     both = apply(pack, model, stronger, tokens, weight=0.0)
     assert {len(patches) for patches in both.patches.values()} == {2}
     three = apply(pack, unet, easyref, tokens, weight=0.0, lora_strength=3.0)
-    wanted = predict(three)
-    assert difference(predict(both), wanted) < 1e-3  # three times the LoRA, summed otherwise
-    assert difference(predict(model), wanted) > 0.1
+    expected = predict(three)
+    assert difference(predict(both), expected) < 1e-3  # three times the LoRA, summed otherwise
+    assert difference(predict(model), expected) > 0.1
 
 
 def test_references_of_two_adapters_add_up(
@@ -158,10 +160,13 @@ def test_references_of_two_adapters_add_up(
     model = apply(pack, model, second_adapter, other, weight=0.6)
     spy, second = (Spy(pack, adapter, unet) for adapter in (easyref, second_adapter))
     predict(spy.watch(model))
-    for seen in spy.seen:
-        own, others = spy.references(seen, tokens.cond), second.references(seen, other.cond)
-        wanted = spy.to_out(seen, seen.text + 0.8 * own + 0.6 * others)
-        assert difference(seen.out, wanted) < 1e-5
+    for record in spy.records:
+        own, others = (
+            spy.references(record, tokens.cond),
+            second.references(record, other.cond),
+        )
+        expected = spy.to_out(record, record.text + 0.8 * own + 0.6 * others)
+        assert difference(record.out, expected) < 1e-5
         assert difference(own, others) > 0.01
 
 
@@ -183,12 +188,12 @@ def test_a_copy_of_a_steered_model_steers_too_and_is_its_own(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
     steered = apply(pack, unet, easyref, tokens, mask=torch.ones(1, 8, 8), end_percent=0.9)
-    wanted = predict(steered, CFG)
+    expected = predict(steered, CFG)
     copy = steered.clone().clone()
-    assert torch.equal(predict(copy, CFG), wanted)
+    assert torch.equal(predict(copy, CFG), expected)
     more = apply(pack, copy, easyref, random_tokens(pack, easyref, seed=2))
-    assert difference(predict(more, CFG), wanted) > 0.1
-    assert torch.equal(predict(steered, CFG), wanted)
+    assert difference(predict(more, CFG), expected) > 0.1
+    assert torch.equal(predict(steered, CFG), expected)
 
 
 def test_copies_share_tokens_and_keys_instead_of_copying_them(
@@ -215,19 +220,17 @@ def test_the_window_is_a_switch_step_by_step(
     always, never = (apply(pack, unet, easyref, tokens, weight=w) for w in (1.0, 0.0))
     steps = sigmas(unet, *STEPS)
     x = latents() * torch.sqrt(steps[0] ** 2 + 1)
-    found = euler(guider(window, CFG), x, steps)
+    result = euler(guider(window, CFG), x, steps)
     inside = [bool(last <= sigma <= first) for sigma in steps[:-1]]
     assert start == end or (any(inside) and not all(inside))
     for number, acts in enumerate(inside):
         x = euler(guider(always if acts else never, CFG), x, steps[number : number + 2])
-    assert difference(found, x) < 1e-3
+    assert difference(result, x) < 1e-3
     everywhere = euler(guider(always, CFG), latents() * torch.sqrt(steps[0] ** 2 + 1), steps)
-    assert difference(found, everywhere) > 0.1
+    assert difference(result, everywhere) > 0.1
 
 
-def test_a_start_behind_the_end_is_refused(
-    pack: Pack, unet: Any, easyref: Any, tokens: Any
-) -> None:
+def test_a_start_after_the_end_is_refused(pack: Pack, unet: Any, easyref: Any, tokens: Any) -> None:
     with pack.refused("start_percent (0.8)", "end_percent (0.3)"):
         apply(pack, unet, easyref, tokens, start_percent=0.8, end_percent=0.3)
 
@@ -263,4 +266,4 @@ def test_settings_of_the_texts_do_not_reach_the_tokens(
     negative = text("negative", start_percent=0.9, end_percent=1.0)
     predict(model, CFG, negative=negative, timestep=601.0)
     assert spy.texts(golden("unet.text_states"), golden("unet.negative_text_states")) == [(0,)]
-    assert spy.wrong_by([(golden("unet.text_states"), tokens.cond)]) < 1e-5
+    assert spy.max_error([(golden("unet.text_states"), tokens.cond)]) < 1e-5

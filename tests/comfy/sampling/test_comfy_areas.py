@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_spy import Seen, Spy
+from attention_spy import LayerRecord, Spy
 from comfyhost import (
     Pack,
     apply,
@@ -65,10 +65,10 @@ def test_areas_and_the_counterparts_that_comfyui_copies(
     }[layout]
     predict(model, CFG, latents(1, 24, 24), positive=positive, negative=negative)
     truth = [*truth, (more[0][0], tokens.cond), (less[0][0], tokens.uncond)]
-    found = {n for call in spy.texts(*(t for t, _ in truth)) for n in call}
-    assert found >= {0, 1}
-    assert len({seen.grid for seen in spy.seen}) > 1, "no area was cut"
-    assert spy.wrong_by(truth) < EXACT
+    result = {n for call in spy.texts(*(t for t, _ in truth)) for n in call}
+    assert result >= {0, 1}
+    assert len({record.grid for record in spy.records}) > 1, "no area was cut"
+    assert spy.max_error(truth) < EXACT
 
 
 def test_masked_texts(spy: Spy, model: Any, truth: Truth, tokens: Any) -> None:
@@ -79,11 +79,11 @@ def test_masked_texts(spy: Spy, model: Any, truth: Truth, tokens: Any) -> None:
         masked = stock("nodes.ConditioningSetMask", more, mask, bounds, 0.7)
         predict(model, CFG, latents(1, 24, 24), positive=combine(text(), masked))
     truth = [*truth, (more[0][0], tokens.cond)]
-    assert len({seen.grid for seen in spy.seen}) > 1, "no area was cut"
-    assert spy.wrong_by(truth) < EXACT
+    assert len({record.grid for record in spy.records}) > 1, "no area was cut"
+    assert spy.max_error(truth) < EXACT
 
 
-HEIGHT, WIDTH = 24, 48  # of the latent; the golden UNet's attention sees half as many cells
+HEIGHT, WIDTH = 24, 48  # of the latent; the golden UNet's attention has half as many
 
 
 def right_third(parts: list[tuple[torch.Tensor, tuple[float, ...]]]) -> Any:
@@ -92,10 +92,10 @@ def right_third(parts: list[tuple[torch.Tensor, tuple[float, ...]]]) -> Any:
     All sizes here are multiples of what the UNet shrinks by, so every cell is 0 or 1.
     """
 
-    def scale(seen: Seen) -> torch.Tensor:
-        height, width = seen.grid
+    def scale(record: LayerRecord) -> torch.Tensor:
+        height, width = record.grid
         rows = []
-        for context in seen.context:
+        for context in record.context:
             own = [part for states, part in parts if torch.equal(states[0], context)]
             left = round(own[0][2] * WIDTH / 2) if own else 0
             columns = (torch.arange(width) + left >= WIDTH // 3).float()
@@ -117,9 +117,9 @@ def test_a_reference_mask_is_cut_to_the_area_where_it_lies(
     model = spy.watch(apply(pack, unet, easyref, tokens, mask=mask))
     positive = combine(text(), area(more, part))
     predict(model, x=latents(1, HEIGHT, WIDTH), positive=positive)
-    assert len({seen.grid for seen in spy.seen}) == 2
+    assert len({record.grid for record in spy.records}) == 2
     truth = [(text()[0][0], tokens.cond), (more[0][0], tokens.cond)]
-    assert spy.wrong_by(truth, right_third([(more[0][0], part)])) < EXACT
+    assert spy.max_error(truth, right_third([(more[0][0], part)])) < EXACT
 
 
 def test_two_areas_of_one_size_get_their_own_parts_of_a_mask(
@@ -134,7 +134,7 @@ def test_two_areas_of_one_size_get_their_own_parts_of_a_mask(
     predict(model, x=latents(1, HEIGHT, WIDTH), positive=positive)
     truth = [(left[0][0], tokens.cond), (right[0][0], tokens.cond)]
     parts = [(left[0][0], LEFT), (right[0][0], RIGHT)]
-    assert spy.wrong_by(truth, right_third(parts)) < EXACT
+    assert spy.max_error(truth, right_third(parts)) < EXACT
 
 
 def test_the_same_area_of_a_larger_picture_gets_another_part_of_a_mask(
@@ -148,5 +148,5 @@ def test_the_same_area_of_a_larger_picture_gets_another_part_of_a_mask(
     for size in ((24, 24), (24, 48), (48, 24)):
         x = latents(1, *size)
         fresh = apply(pack, unet, easyref, tokens, mask=mask.clone())
-        found = predict(model, CFG, x, positive=positive)
-        assert torch.equal(found, predict(fresh, CFG, x, positive=positive))
+        result = predict(model, CFG, x, positive=positive)
+        assert torch.equal(result, predict(fresh, CFG, x, positive=positive))

@@ -1,4 +1,4 @@
-"""Which reference tokens each conditioning gets, however many there are and whoever calls."""
+"""Which reference tokens each conditioning gets, for any number of them and any caller."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Truth = list[tuple[torch.Tensor, torch.Tensor]]
 def test_both_texts_in_one_call(spy: Spy, model: Any, truth: Truth) -> None:
     predict(model, CFG)
     assert sorted(spy.texts(*(t for t, _ in truth))[0]) == [0, 1]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_each_text_in_a_call_of_its_own(
@@ -46,7 +46,7 @@ def test_each_text_in_a_call_of_its_own(
     apart = predict(model, CFG)
     calls = spy.texts(*(t for t, _ in truth))
     assert sorted(calls) == [(0,), (1,)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
     monkeypatch.undo()
     assert difference(apart, predict(model, CFG)) < 5e-5
 
@@ -54,19 +54,19 @@ def test_each_text_in_a_call_of_its_own(
 def test_every_latent_of_a_batch_gets_its_texts_tokens(spy: Spy, model: Any, truth: Truth) -> None:
     predict(model, CFG, latents(3))
     assert sorted(spy.texts(*(t for t, _ in truth))[0]) == [0, 0, 0, 1, 1, 1]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_without_guidance_only_the_positive_text_runs(spy: Spy, model: Any, truth: Truth) -> None:
     predict(model, 1.0)
     assert spy.texts(*(t for t, _ in truth)) == [(0,)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_basic_guider(spy: Spy, model: Any, truth: Truth) -> None:
     predict_with(stock("comfy_extras.nodes_custom_sampler.BasicGuider", model, text()))
     assert spy.texts(*(t for t, _ in truth)) == [(0,)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 @pytest.mark.parametrize("style", ["regular", "nested"])
@@ -77,7 +77,7 @@ def test_dual_guider_whose_order_is_negative_middle_positive(
     predict_with(stock(DUAL, model, text(), middle, text("negative"), 5.0, 3.0, style))
     truth = [*truth, (middle[0][0], tokens.cond)]
     assert sorted(spy.texts(*(t for t, _ in truth))[0]) == [0, 1, 2]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_dual_guider_without_its_negative(spy: Spy, model: Any, truth: Truth, tokens: Any) -> None:
@@ -86,7 +86,7 @@ def test_dual_guider_without_its_negative(spy: Spy, model: Any, truth: Truth, to
     predict_with(stock(DUAL, model, text(), middle, text("negative"), 5.0, 1.0, "regular"))
     truth = [*truth, (middle[0][0], tokens.cond)]
     assert sorted(spy.texts(*(t for t, _ in truth))[0]) == [0, 2]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_perp_neg_guider_whose_empty_text_is_negative(
@@ -97,7 +97,7 @@ def test_perp_neg_guider_whose_empty_text_is_negative(
     predict_with(stock(node, model, text(), text("negative"), empty, 5.0, 1.0))
     truth = [*truth, (empty[0][0], tokens.uncond)]
     assert sorted(spy.texts(*(t for t, _ in truth))[0]) == [0, 1, 2]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_combined_texts_all_get_their_sides_tokens(
@@ -108,7 +108,7 @@ def test_combined_texts_all_get_their_sides_tokens(
     predict(model, CFG, positive=positive, negative=negative)
     truth = [*truth, (more[0][0], tokens.cond), (less[0][0], tokens.uncond)]
     assert sorted(n for call in spy.texts(*(t for t, _ in truth)) for n in call) == [0, 1, 2, 3]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_concatenated_texts(spy: Spy, model: Any, tokens: Any) -> None:
@@ -117,7 +117,7 @@ def test_concatenated_texts(spy: Spy, model: Any, tokens: Any) -> None:
     # ComfyUI repeats the shorter text so that both fit into one call.
     negative = golden("unet.negative_text_states").repeat(1, 2, 1)
     assert longer[0][0].shape == negative.shape
-    assert spy.wrong_by([(longer[0][0], tokens.cond), (negative, tokens.uncond)]) < EXACT
+    assert spy.max_error([(longer[0][0], tokens.cond), (negative, tokens.uncond)]) < EXACT
 
 
 def test_the_same_text_on_both_sides_keeps_its_roles(
@@ -144,10 +144,10 @@ def test_a_patch_that_asks_for_one_side_only_gets_that_sides_tokens(
 
     def ask_again(args: Any) -> Any:
         before = dict(args["model_options"]["transformer_options"])
-        for wanted in ("uncond", "cond"):
+        for expected in ("uncond", "cond"):
             comfy.samplers.calc_cond_batch(
                 args["model"],
-                [args[wanted]],
+                [args[expected]],
                 args["input"],
                 args["sigma"],
                 args["model_options"],
@@ -158,10 +158,10 @@ def test_a_patch_that_asks_for_one_side_only_gets_that_sides_tokens(
     model.set_model_sampler_post_cfg_function(ask_again)
     predict(model, CFG)
     assert spy.texts(*(t for t, _ in truth))[1:] == [(1,), (0,)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
-def test_conditionings_that_a_patch_brings_itself_follow_the_usual_order(
+def test_conditionings_that_a_patch_adds_follow_the_usual_order(
     spy: Spy, model: Any, truth: Truth, tokens: Any
 ) -> None:
     """The run does not know them; list 0 is positive then, and every other negative."""
@@ -178,7 +178,7 @@ def test_conditionings_that_a_patch_brings_itself_follow_the_usual_order(
     model.set_model_sampler_post_cfg_function(ask_with_copies)
     predict(model, CFG)
     assert [sorted(call) for call in spy.texts(*(t for t, _ in truth))] == [[0, 1], [0, 1]]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 @pytest.mark.parametrize(
@@ -202,11 +202,11 @@ def test_a_model_call_around_the_sampler_follows_the_usual_order(
         y=torch.zeros(len(roles), 80),
         transformer_options=options,
     )
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_roles_hold_on_every_step(spy: Spy, model: Any, truth: Truth, unet: Any) -> None:
     steps = sigmas(unet, 901.0, 601.0, 301.0, 1.0)
     euler(guider(model, CFG), latents(2) * 14, steps)
     assert len(spy.texts(*(t for t, _ in truth))) == 4
-    assert spy.wrong_by(truth) < 5e-5
+    assert spy.max_error(truth) < 5e-5

@@ -1,4 +1,4 @@
-"""A ControlNet in the same graph: it sees the text only, and both act."""
+"""A ControlNet in the same graph: it gets the text only, and both act."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class ControlSpy:
         self._handle.remove()
 
     def _note(self, module: Any, args: Any, kwargs: Any, out: Any) -> None:
-        found = [t.clone() for name in sorted(out) for t in out[name]]
-        self.calls.append((dict(kwargs), found))
+        result = [t.clone() for name in sorted(out) for t in out[name]]
+        self.calls.append((dict(kwargs), result))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def texts(demo: Any) -> tuple[Any, Any]:
     return positive, negative
 
 
-def test_both_act_and_the_controlnet_sees_only_the_text(
+def test_both_act_and_the_controlnet_gets_only_the_text(
     pack: Pack, demo: Any, demo_easyref: Any, texts: tuple[Any, Any]
 ) -> None:
     positive, negative = texts
@@ -68,7 +68,7 @@ def test_both_act_and_the_controlnet_sees_only_the_text(
     model = apply(pack, demo.model, demo_easyref, tokens)
     with ControlSpy(demo.control_net) as with_references:
         both = predict(spy.watch(model), CFG, x, positive=positive, negative=negative)
-    assert spy.wrong_by([(positive[0][0], tokens.cond), (negative[0][0], tokens.uncond)]) < EXACT
+    assert spy.max_error([(positive[0][0], tokens.cond), (negative[0][0], tokens.uncond)]) < EXACT
     with ControlSpy(demo.control_net) as without:
         control = predict(demo.model, CFG, x, positive=positive, negative=negative)
     for (given, out), (given_before, out_before) in zip(
@@ -114,8 +114,8 @@ def as_union(control_net: Any, kinds: int = 6) -> Any:
     """A copy with the parts that make it a union ControlNet, for hints of several kinds."""
     from comfy.cldm.cldm import ResBlockUnionControlnet
 
-    made = control_net.copy()
-    network = made.control_model = copy.deepcopy(control_net.control_model)
+    union = control_net.copy()
+    network = union.control_model = copy.deepcopy(control_net.control_model)
     width = network.model_channels
     with torch.random.fork_rng():
         torch.manual_seed(12)
@@ -125,10 +125,10 @@ def as_union(control_net: Any, kinds: int = 6) -> Any:
         network.transformer_layes = torch.nn.Sequential(block)
         network.spatial_ch_projs = torch.nn.Linear(width, width)
         network.control_add_embedding = TypeEmbedding(kinds, 4 * width)
-    made.control_model_wrapped = type(control_net.control_model_wrapped)(
+    union.control_model_wrapped = type(control_net.control_model_wrapped)(
         network, load_device=control_net.load_device, offload_device=torch.device("cpu")
     )
-    return made
+    return union
 
 
 def test_two_controlnets_in_windows_of_their_own_one_of_union_kind(
@@ -154,13 +154,13 @@ def test_two_controlnets_in_windows_of_their_own_one_of_union_kind(
     steered = apply(pack, demo.model, demo_easyref, tokens)
     both, *calls = run(spy.watch(steered))
     truth = [(sides[0][0][0], tokens.cond), (sides[1][0][0], tokens.uncond)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
     control, *before = run(demo.model)
     assert [len(of_net) for of_net in calls] == [len(of_net) for of_net in before] == [2, 3]
     for of_net, of_net_before in zip(calls, before, strict=True):
         for (given, _), (given_before, _) in zip(of_net, of_net_before, strict=True):
             assert torch.equal(given["context"], given_before["context"])
-    # In the first step the latents are still the same, so must be what the net makes of them.
+    # In the first step the latents are still the same, so must be the ControlNet's output.
     assert all(torch.equal(*pair) for pair in zip(calls[0][0][1], before[0][0][1], strict=True))
     references = euler(
         guider(steered, CFG, random_text(1, pooled=64), random_text(2, pooled=64)),

@@ -17,8 +17,8 @@ from comfyhost import (
     random_tokens,
     sigmas,
 )
+from device_waits import waits
 from goldens import difference
-from test_comfy_steps import waits
 
 CFG = 5.0
 CLOSE = 5e-5
@@ -38,7 +38,6 @@ def custom(pack: Pack, points: str, **settings: Any) -> Any:
 @pytest.mark.parametrize(
     ("shape", "middle", "quarter"),
     [
-        ("constant", 0.2, 0.2),
         ("linear", 0.6, 0.4),
         ("ease in", 0.4, 0.25),
         ("ease out", 0.8, 0.55),
@@ -49,7 +48,7 @@ def test_shapes_go_from_start_to_end(pack: Pack, shape: str, middle: float, quar
     values = {"start_value": 0.2, "end_value": 1.0}
     curve = node(pack, shape=shape, **values)
     assert curve.at(0.0) == 0.2
-    assert curve.at(1.0) == pytest.approx(0.2 if shape == "constant" else 1.0)
+    assert curve.at(1.0) == pytest.approx(1.0)
     assert curve.at(0.5) == pytest.approx(middle)
     assert curve.at(0.25) == pytest.approx(quarter)
 
@@ -57,8 +56,8 @@ def test_shapes_go_from_start_to_end(pack: Pack, shape: str, middle: float, quar
 def test_points_are_joined_by_straight_lines_and_level_outside(pack: Pack) -> None:
     curve = custom(pack, " 0.2:1 ,0.6 : -0.5,\n0.8:2, ")
     assert curve.points == ((0.2, 1.0), (0.6, -0.5), (0.8, 2.0))
-    found = [curve.at(p) for p in (0.0, 0.2, 0.4, 0.6, 0.7, 1.0)]
-    assert found == pytest.approx([1.0, 1.0, 0.25, -0.5, 0.75, 2.0])
+    result = [curve.at(p) for p in (0.0, 0.2, 0.4, 0.6, 0.7, 1.0)]
+    assert result == pytest.approx([1.0, 1.0, 0.25, -0.5, 0.75, 2.0])
     assert custom(pack, "0.3:2").at(0.9) == 2.0
     with pytest.raises(AttributeError):
         curve.points = ()
@@ -107,9 +106,9 @@ def test_every_kind_of_schedule_gives_the_factor_of_comfyuis_percent(
     curve = custom(pack, "0.1:1, 0.37:-0.5, 0.61:2, 0.95:0.5")
     places = [0.001, *(k / 50 for k in range(1, 50)), 0.1234, 0.37, 0.61, 0.999]
     t = torch.tensor([float(sampling.percent_to_sigma(p)) for p in places])
-    found = curve.at_sigmas(sampling, t)
-    wanted = torch.tensor([curve.at(p) for p in places])
-    assert difference(found, wanted) < exact
+    result = curve.at_sigmas(sampling, t)
+    expected = torch.tensor([curve.at(p) for p in places])
+    assert difference(result, expected) < exact
 
 
 @pytest.mark.parametrize("settings", [{}, {"end_percent": 0.6}])
@@ -120,13 +119,13 @@ def test_the_curve_is_the_weight_step_by_step(
     steps = sigmas(unet, *STEPS)
     x = latents(2) * torch.sqrt(steps[0] ** 2 + 1)
     curved = apply(pack, unet, easyref, tokens, curve=curve, weight=0.8, **settings)
-    found = euler(guider(curved, CFG), x, steps)
+    result = euler(guider(curved, CFG), x, steps)
     for number, timestep in enumerate(STEPS):
         place = 1 - timestep / 999
         weight = 0.8 * curve.at(place) if place <= settings.get("end_percent", 1) else 0.0
         model = apply(pack, unet, easyref, tokens, weight=weight)
         x = euler(guider(model, CFG), x, steps[number : number + 2])
-    assert difference(found, x) < 1e-3
+    assert difference(result, x) < 1e-3
 
 
 def test_a_constant_of_one_is_no_curve_and_another_is_a_weight(
@@ -135,7 +134,7 @@ def test_a_constant_of_one_is_no_curve_and_another_is_a_weight(
     def run(**settings: Any) -> torch.Tensor:
         return predict(apply(pack, unet, easyref, tokens, **settings), CFG, latents(2))
 
-    one, half = (node(pack, shape="constant", start_value=v) for v in (1.0, 0.5))
+    one, half = (custom(pack, f"0:{value}") for value in (1.0, 0.5))
     assert torch.equal(run(curve=one), run())
     assert torch.equal(run(curve=half), run(weight=0.5))
     level = custom(pack, "0:1, 1:1")
@@ -169,6 +168,6 @@ def test_a_step_with_curves_regions_and_prompts_own_tokens_never_waits(
     steps = sigmas(model, 901.0, 601.0, 301.0)
     x = latents(2) * 14
     euler(guider(model, CFG, positive), x, steps)
-    with waits(comfyui) as found:
+    with waits(comfyui) as result:
         euler(guider(model, CFG, positive), x, steps)
-    assert not found
+    assert not result

@@ -68,7 +68,7 @@ SETTINGS: dict[str, Callable[[Pack, Any], dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def plain(pack: Pack) -> list[dynamic_vram.Record]:
-    """What ComfyUI itself does in each model call of the same run: it moves the texts anew."""
+    """What ComfyUI itself does in each model call of the same run: it moves the texts again."""
     if not dynamic_vram.is_supported():
         pytest.skip(dynamic_vram.TOO_OLD)
     with torch.inference_mode(), dynamic_vram.dynamic_vram() as gpu:
@@ -99,9 +99,7 @@ def test_two_applies_and_a_conditioning_with_its_own_references(
     assert sample(gpu, model)[1] == plain[1]
 
 
-def test_projections_travel_as_they_are_in_the_file(
-    pack: Pack, gpu: Gpu, half_easyref: Any
-) -> None:
+def test_projections_are_moved_in_the_files_dtype(pack: Pack, gpu: Gpu, half_easyref: Any) -> None:
     """torch would widen them on the CPU and move twice the bytes."""
     tokens = random_tokens(pack, half_easyref, seed=1)
     with gpu.waiting_allowed(), gpu.watch() as seen:
@@ -115,7 +113,7 @@ def test_projections_travel_as_they_are_in_the_file(
 def test_the_lora_is_merged_as_weights_are_moved_and_only_once(
     pack: Pack, gpu: Gpu, half_easyref: Any, plain: list[dynamic_vram.Record]
 ) -> None:
-    """A changed weight of the references merges and moves nothing anew."""
+    """A changed weight of the references merges and moves nothing again."""
     unet = comfyhost.golden_unet(pack)
     tokens = random_tokens(pack, half_easyref, seed=1)
     sample(gpu, apply(pack, unet, half_easyref, tokens))

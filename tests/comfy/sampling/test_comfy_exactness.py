@@ -58,7 +58,7 @@ def test_tokens_at_the_real_image_size_are_the_official_ones(pack: Pack, easyref
     assert difference(tokens.uncond, golden("full_336.uncond_black.tokens")) < TOKENS
 
 
-def test_a_batch_at_images_is_read_like_references(pack: Pack, easyref: Any) -> None:
+def test_a_batch_at_images_is_encoded_like_references(pack: Pack, easyref: Any) -> None:
     (picture,) = pictures("one_ref_prompt")
     tokens = pack.run(
         "EasyRefEncode",
@@ -141,6 +141,6 @@ def test_sampled_latents_are_the_official_ones(
     model = apply(pack, unet, easyref, tokens, weight=plan["scale"])
     x = golden("generate.latents_in") * plan["init_noise_sigma"]
     texts = text(**picture), text("negative", **picture)
-    made = guider(model, plan["guidance_scale"], *texts)
-    out = euler(made, x, sigmas(model, *plan["timesteps"]))
+    cfg_guider = guider(model, plan["guidance_scale"], *texts)
+    out = euler(cfg_guider, x, sigmas(model, *plan["timesteps"]))
     assert difference(out, golden("generate.latents_out")) < GUIDED

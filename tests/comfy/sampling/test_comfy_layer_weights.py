@@ -1,4 +1,4 @@
-"""Layer weights: what the node says, and in which layers references act."""
+"""Layer weights: the node's output, and in which layers references act."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_spy import Seen, Spy
+from attention_spy import LayerRecord, Spy
 from comfyhost import Pack, apply, latents, predict, random_text, random_tokens
 from goldens import difference
 
@@ -38,12 +38,12 @@ def demo_tokens(pack: Pack, demo_easyref: Any) -> Any:
     return random_tokens(pack, demo_easyref, seed=3)
 
 
-def made(pack: Pack, profile: str = "all", **factors: float) -> Any:
+def weights_of(pack: Pack, profile: str = "all", **factors: float) -> Any:
     return pack.run("EasyRefLayerWeights", profile, **(dict.fromkeys(GROUPS, 1.0) | factors))
 
 
-def group_of(seen: Seen) -> str:
-    return next(g for g, module in MODULES.items() if seen.layer.startswith(module + "."))
+def group_of(record: LayerRecord) -> str:
+    return next(g for g, module in MODULES.items() if record.layer.startswith(module + "."))
 
 
 def test_the_node_multiplies_the_profile_and_shows_the_result(pack: Pack) -> None:
@@ -85,12 +85,12 @@ def test_all_at_one_is_as_without(
     pack: Pack, demo: Any, demo_easyref: Any, demo_tokens: Any, texts: dict[str, Any]
 ) -> None:
     plain = apply(pack, demo.model, demo_easyref, demo_tokens)
-    ones = apply(pack, demo.model, demo_easyref, demo_tokens, layer_weights=made(pack))
+    ones = apply(pack, demo.model, demo_easyref, demo_tokens, layer_weights=weights_of(pack))
     assert torch.equal(predict(ones, CFG, **texts), predict(plain, CFG, **texts))
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_group_at_zero_is_left_alone_and_the_others_are_as_they_were(
+def test_a_group_at_zero_gets_nothing_and_the_others_are_unchanged(
     pack: Pack,
     demo: Any,
     demo_easyref: Any,
@@ -104,17 +104,17 @@ def test_a_group_at_zero_is_left_alone_and_the_others_are_as_they_were(
     monkeypatch.setattr(
         module, "ReferenceAttention", lambda *args: taken.append(args[1]) or slot(*args)
     )
-    weights = made(pack, **{group: 0.0})
+    weights = weights_of(pack, **{group: 0.0})
     spy = Spy(pack, demo_easyref, demo.model)
     model = apply(pack, demo.model, demo_easyref, demo_tokens, layer_weights=weights)
     predict(spy.watch(model), positive=texts["positive"])
     assert taken
     assert not any(layer.startswith(MODULES[group] + ".") for layer in taken)
-    own = [seen for seen in spy.seen if group_of(seen) == group]
+    own = [record for record in spy.records if group_of(record) == group]
     assert own
-    assert all(torch.equal(seen.out, spy.to_out(seen, seen.text)) for seen in own)
+    assert all(torch.equal(record.out, spy.to_out(record, record.text)) for record in own)
     truth = [(texts["positive"][0][0], demo_tokens.cond)]
-    assert spy.wrong_by(truth, lambda seen: float(group_of(seen) != group)) < EXACT
+    assert spy.max_error(truth, lambda record: float(group_of(record) != group)) < EXACT
 
 
 def test_weights_multiply_in_each_group_with_mask_and_weight(
@@ -128,7 +128,7 @@ def test_weights_multiply_in_each_group_with_mask_and_weight(
         demo.model,
         demo_easyref,
         demo_tokens,
-        layer_weights=made(pack, **values),
+        layer_weights=weights_of(pack, **values),
         mask=mask,
         weight=1.5,
     )
@@ -137,17 +137,17 @@ def test_weights_multiply_in_each_group_with_mask_and_weight(
         (texts["positive"][0][0], demo_tokens.cond),
         (texts["negative"][0][0], demo_tokens.uncond),
     ]
-    assert spy.wrong_by(truth, lambda seen: 0.75 * values[group_of(seen)]) < EXACT
+    assert spy.max_error(truth, lambda record: 0.75 * values[group_of(record)]) < EXACT
 
 
-def test_two_profiles_on_two_applications_add_up(
+def test_two_profiles_on_two_apply_nodes_add_up(
     pack: Pack, demo: Any, demo_easyref: Any, demo_tokens: Any, texts: dict[str, Any]
 ) -> None:
     model = demo.model
     for name in ("style", "composition"):
-        weights = made(pack, name)
+        weights = weights_of(pack, name)
         model = apply(pack, model, demo_easyref, demo_tokens, layer_weights=weights)
-    both = made(pack, "style and composition")
+    both = weights_of(pack, "style and composition")
     once = apply(pack, demo.model, demo_easyref, demo_tokens, layer_weights=both)
     assert difference(predict(model, CFG, **texts), predict(once, CFG, **texts)) < 5e-5
 
@@ -158,11 +158,11 @@ def test_weights_for_layers_that_the_model_lacks_are_refused(
     layers = pack.part("nodes.host.unet_layers")
     present = {layers.group_of(x.block) for x in layers.cross_attention_layers(unet).values()}
     lacking = next(group for group in GROUPS if group not in present)
-    weights = made(pack, **{lacking: 0.5})
+    weights = weights_of(pack, **{lacking: 0.5})
     with pack.refused(lacking, "has no such layers", *sorted(present)):
         apply(pack, unet, easyref, tokens, layer_weights=weights)
     region = pack.run("EasyRefRegion", tokens, torch.ones(1, 8, 8), 1.0, layer_weights=weights)
     with pack.refused(lacking, "has no such layers"):
         apply(pack, unet, easyref, None, regions=region)
     own = next(group for group in GROUPS if group in present)
-    apply(pack, unet, easyref, tokens, layer_weights=made(pack, **{own: 0.5}))
+    apply(pack, unet, easyref, tokens, layer_weights=weights_of(pack, **{own: 0.5}))

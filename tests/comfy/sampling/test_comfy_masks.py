@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_spy import Seen, Spy
+from attention_spy import LayerRecord, Spy
 from comfyhost import Pack, apply, latents, predict, random_text, random_tokens
 from goldens import difference
 
@@ -39,11 +39,13 @@ def cells(side: str, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]
     return on.flatten(), off.flatten()
 
 
-def shares(spy: Spy, seen: Seen, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def shares(
+    spy: Spy, record: LayerRecord, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What the references changed in a layer's output, and what they would without a mask."""
-    text = spy.to_out(seen, seen.text)
-    whole = spy.to_out(seen, seen.text + spy.references(seen, tokens))
-    return seen.out - text, whole - text
+    text = spy.to_out(record, record.text)
+    whole = spy.to_out(record, record.text + spy.references(record, tokens))
+    return record.out - text, whole - text
 
 
 @pytest.fixture
@@ -71,10 +73,10 @@ def test_half_a_mask_acts_on_that_half_at_every_attention_resolution(
     spy = Spy(pack, demo_easyref, demo.model)
     model = apply(pack, demo.model, demo_easyref, demo_tokens, mask=mask)
     predict(spy.watch(model), x=latents(1, *size), positive=text)
-    assert len({seen.grid for seen in spy.seen}) > 1
-    for seen in spy.seen:
-        changed, whole = shares(spy, seen, demo_tokens.cond)
-        on, off = cells(side, seen.grid)
+    assert len({record.grid for record in spy.records}) > 1
+    for record in spy.records:
+        changed, whole = shares(spy, record, demo_tokens.cond)
+        on, off = cells(side, record.grid)
         assert on.any()
         assert off.any()
         assert difference(changed[:, on], whole[:, on]) < EXACT
@@ -95,9 +97,9 @@ def test_a_mask_of_another_shape_is_stretched_to_the_picture(
     mask = half("top", *shape)
     model = apply(pack, demo.model, demo_easyref, demo_tokens, mask=mask)
     predict(spy.watch(model), x=latents(1, 24, 40), positive=text)
-    for seen in spy.seen:
-        changed, whole = shares(spy, seen, demo_tokens.cond)
-        changed, whole = (share.unflatten(1, seen.grid) for share in (changed, whole))
+    for record in spy.records:
+        changed, whole = shares(spy, record, demo_tokens.cond)
+        changed, whole = (share.unflatten(1, record.grid) for share in (changed, whole))
         assert difference(changed[:, 0], whole[:, 0]) < EXACT
         assert float(changed[:, -1].abs().max()) < EXACT
 
@@ -109,7 +111,7 @@ def test_a_grey_mask_scales_the_references(
     mask = torch.full((1, 64, 64), 0.25)
     model = apply(pack, demo.model, demo_easyref, demo_tokens, mask=mask, weight=2.0)
     predict(spy.watch(model), positive=text)
-    assert spy.wrong_by([(text[0][0], demo_tokens.cond)], 0.5) < EXACT
+    assert spy.max_error([(text[0][0], demo_tokens.cond)], 0.5) < EXACT
 
 
 def test_values_beyond_black_and_white_are_black_and_white(
@@ -131,13 +133,13 @@ def test_a_line_thinner_than_a_cell_is_not_lost(
     model = apply(pack, demo.model, demo_easyref, demo_tokens, mask=mask)
     predict(spy.watch(model), positive=text)
 
-    def share_of_the_cell(seen: Seen) -> torch.Tensor:
-        height = seen.grid[0]
+    def share_of_the_cell(record: LayerRecord) -> torch.Tensor:
+        height = record.grid[0]
         rows = torch.zeros(height)
         rows[77 * height // 128] = height / 128
-        return rows[:, None].expand(seen.grid).reshape(1, -1, 1)
+        return rows[:, None].expand(record.grid).reshape(1, -1, 1)
 
-    assert spy.wrong_by([(text[0][0], demo_tokens.cond)], share_of_the_cell) < EXACT
+    assert spy.max_error([(text[0][0], demo_tokens.cond)], share_of_the_cell) < EXACT
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
@@ -153,7 +155,7 @@ def test_a_white_mask_is_none_and_a_black_one_is_weight_zero(
     assert difference(everywhere, nowhere) > 0.1
 
 
-def test_masks_of_two_applications_share_the_picture(
+def test_masks_of_two_apply_nodes_divide_the_picture(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
     """Complementary masks with the same tokens are those tokens everywhere."""
@@ -205,8 +207,8 @@ def test_a_mask_with_one_channel_is_a_mask(
 ) -> None:
     mask = torch.cat((half("left", 128, 128), half("top", 128, 128)))
     x = latents(2)
-    found = predict(apply(pack, unet, easyref, tokens, mask=mask[:, None]), CFG, x)
-    assert torch.equal(found, predict(apply(pack, unet, easyref, tokens, mask=mask), CFG, x))
+    result = predict(apply(pack, unet, easyref, tokens, mask=mask[:, None]), CFG, x)
+    assert torch.equal(result, predict(apply(pack, unet, easyref, tokens, mask=mask), CFG, x))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_what_is_no_mask_is_refused_at_the_node(
 def test_one_mask_serves_several_sizes_and_runs(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    """What a mask keeps of one run must not leak into the next one's sizes."""
+    """A mask's cache of one run must not leak into the sizes of the next."""
     mask = half("left", 96, 96)
     model = apply(pack, unet, easyref, tokens, mask=mask)
     for size in [(16, 16), (8, 32), (32, 8), (16, 16)]:

@@ -1,4 +1,4 @@
-"""Models that the adapter was not made for are refused by name, and are not changed."""
+"""Models of another architecture are refused by name, and are not changed."""
 
 from __future__ import annotations
 

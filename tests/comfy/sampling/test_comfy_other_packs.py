@@ -1,4 +1,4 @@
-"""What other packs put on a model: nothing of theirs is lost, nothing of ours stands in their way.
+"""Other packs' patches on a model: theirs and ours both work.
 
 The stand-ins here follow what the packs do, not their code.
 """
@@ -30,7 +30,7 @@ class HalfText(Spy):
         return 0.5 * super().attend(q, k, v, options)
 
 
-@pytest.mark.parametrize("order", ["before Apply", "behind Apply"])
+@pytest.mark.parametrize("order", ["before Apply", "after Apply"])
 def test_a_plain_function_on_the_slot_is_called_and_its_result_kept(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, truth: Any, order: str
 ) -> None:
@@ -40,8 +40,8 @@ def test_a_plain_function_on_the_slot_is_called_and_its_result_kept(
     else:
         model = other.watch(apply(pack, unet, easyref, tokens))
     predict(model, CFG)
-    assert len(other.seen) == len(easyref.checkpoint.cross_attention)
-    assert other.wrong_by(truth) < EXACT
+    assert len(other.records) == len(easyref.checkpoint.cross_attention)
+    assert other.max_error(truth) < EXACT
 
 
 def test_a_function_for_a_whole_block_is_called_and_its_result_kept(
@@ -55,8 +55,8 @@ def test_a_function_for_a_whole_block_is_called_and_its_result_kept(
     for block in {block[:2] for block in other.blocks}:
         model.set_model_attn2_replace(other._note_attention, *block)
     predict(apply(pack, model, easyref, tokens), CFG)
-    assert len(other.seen) == len(easyref.checkpoint.cross_attention)
-    assert other.wrong_by(truth) < EXACT
+    assert len(other.records) == len(easyref.checkpoint.cross_attention)
+    assert other.max_error(truth) < EXACT
 
 
 class Stack:
@@ -109,7 +109,7 @@ def test_objects_with_an_add_method_compose_in_every_order(
     assert difference(results[0], predict(apply(pack, unet, easyref, tokens), CFG)) > 0.1
 
 
-def test_apply_leaves_no_slot_taken_for_others_to_trip_over(
+def test_apply_leaves_the_attention_slots_free(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
     model = apply(pack, unet, easyref, tokens, mask=torch.ones(1, 8, 8))
@@ -120,7 +120,7 @@ def test_apply_leaves_no_slot_taken_for_others_to_trip_over(
 
 
 def couple(model: Any) -> Any:
-    """Attention couple: every row is asked about two texts, then the two are blended."""
+    """Attention couple: every row attends to two texts, then the results are blended."""
     model = model.clone()
 
     def double(n: Any, context: Any, value: Any, options: Any) -> tuple[Any, ...]:
@@ -135,15 +135,15 @@ def couple(model: Any) -> Any:
     return model
 
 
-def test_a_patch_that_changes_the_batch_is_left_alone_with_one_warning(
+def test_rows_of_a_changed_batch_get_no_references_and_one_warning(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pack.part("nodes.sampling.model_call").warn_of_rows.cache_clear()
+    pack.part("nodes.sampling.batch_rows").warn_of_rows.cache_clear()
     coupled = couple(apply(pack, unet, easyref, tokens, lora_strength=0.0))
     steps = sigmas(unet, 801.0, 401.0)
     with caplog.at_level(logging.WARNING):
-        found = euler(guider(coupled, CFG), latents(2), steps)
-    assert difference(found, euler(guider(couple(unet), CFG), latents(2), steps)) < EXACT
+        result = euler(guider(coupled, CFG), latents(2), steps)
+    assert difference(result, euler(guider(couple(unet), CFG), latents(2), steps)) < EXACT
     warnings = [r for r in caplog.records if "EasyRef" in r.getMessage()]
     assert len(warnings) == 1
     assert "left out" in warnings[0].getMessage()
@@ -164,13 +164,13 @@ def test_a_replaced_forward_of_the_unet_still_gets_the_references(
     model.add_object_patch("diffusion_model.forward", forward)
     predict(model, CFG)
     assert calls == [(2, 4, 16, 16)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
-def split(details: Any, row: int, **told: Any) -> dict[str, Any]:
-    """The arguments of one row of a model call, as a pack that runs rows one by one makes them."""
+def split(details: Any, row: int, **noted: Any) -> dict[str, Any]:
+    """The arguments of one row of a model call, as passed by a pack that runs rows one by one."""
     own = {n: v[row : row + 1] if torch.is_tensor(v) else v for n, v in details.items()}
-    own["transformer_options"] = {**details["transformer_options"], **told}
+    own["transformer_options"] = {**details["transformer_options"], **noted}
     return own
 
 
@@ -193,16 +193,16 @@ def test_a_wrapper_that_runs_each_side_alone_still_gets_its_references(
         return torch.cat(outs)
 
     model.set_model_unet_function_wrapper(each_alone)
-    found = predict(model, CFG)
+    result = predict(model, CFG)
     assert sorted(spy.texts(*(t for t, _ in truth))) == [(0,), (1,)]
-    assert spy.wrong_by(truth) < EXACT
-    assert difference(found, predict(apply(pack, unet, easyref, tokens), CFG)) < 5e-5
+    assert spy.max_error(truth) < EXACT
+    assert difference(result, predict(apply(pack, unet, easyref, tokens), CFG)) < 5e-5
 
 
-def test_a_wrapper_that_runs_rows_alone_and_tells_nothing_is_left_alone_with_one_warning(
+def test_rows_that_a_wrapper_runs_alone_without_a_note_get_no_references_and_one_warning(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pack.part("nodes.sampling.model_call").warn_of_rows.cache_clear()
+    pack.part("nodes.sampling.batch_rows").warn_of_rows.cache_clear()
 
     def row_by_row(apply_model: Any, args: Any) -> torch.Tensor:
         rows = range(args["input"].shape[0])
@@ -212,20 +212,20 @@ def test_a_wrapper_that_runs_rows_alone_and_tells_nothing_is_left_alone_with_one
     model = apply(pack, unet, easyref, tokens, lora_strength=0.0)
     model.set_model_unet_function_wrapper(row_by_row)
     with caplog.at_level(logging.WARNING):
-        found = predict(model, CFG)
-    assert difference(found, predict(unet, CFG)) < 5e-5
+        result = predict(model, CFG)
+    assert difference(result, predict(unet, CFG)) < 5e-5
     assert [r.getMessage().count("left out") for r in caplog.records] == [1]
 
 
 @pytest.mark.parametrize("positionally", [True, False])
-@pytest.mark.parametrize("order", ["before Apply", "behind Apply"])
+@pytest.mark.parametrize("order", ["before Apply", "after Apply"])
 def test_another_wrapper_around_the_model_call(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, truth: Any, order: str, positionally: bool
 ) -> None:
-    """It may hand the options on by position or by name, and sees none of our patches leak."""
+    """It may pass the options on by position or by name; they never contain our patches."""
     from comfy.patcher_extension import WrappersMP
 
-    seen = []
+    unchanged = []
 
     def wrapper(executor: Any, x: Any, t: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         names = ("c_concat", "c_crossattn", "control", "transformer_options")
@@ -238,7 +238,7 @@ def test_another_wrapper_around_the_model_call(
         else:
             out = executor(x, t, **given)
             options = given["transformer_options"]
-        seen.append(options.get("patches_replace", {}) == before)
+        unchanged.append(options.get("patches_replace", {}) == before)
         return out
 
     spy = Spy(pack, easyref, unet)
@@ -246,27 +246,27 @@ def test_another_wrapper_around_the_model_call(
     if order == "before Apply":
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "other", wrapper)
     model = spy.watch(apply(pack, model, easyref, tokens))
-    if order == "behind Apply":
+    if order == "after Apply":
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "other", wrapper)
     predict(model, CFG)
-    assert seen == [True]
-    assert spy.wrong_by(truth) < EXACT
+    assert unchanged == [True]
+    assert spy.max_error(truth) < EXACT
 
 
 def test_a_second_unet_in_the_same_run_is_not_steered(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    """A model that another pack calls in a step (a refiner, a guide) is none of ours."""
+    """A model that another pack calls in a step (a refiner, a guide) is not steered."""
     guide = golden_unet(pack)
     plain = predict(guide)
     model = apply(pack, unet, easyref, tokens)
-    found = []
+    result = []
 
     def ask_the_guide(args: Any) -> Any:
-        found.append(predict(guide))
+        result.append(predict(guide))
         return args["denoised"]
 
     model.set_model_sampler_post_cfg_function(ask_the_guide)
     predict(model, CFG)
-    assert len(found) == 1
-    assert torch.equal(found[0], plain)
+    assert len(result) == 1
+    assert torch.equal(result[0], plain)

@@ -35,12 +35,12 @@ def ip_adapter(**settings: Any) -> Add:
     seen, unseen = (torch.randn((1, 16), generator=noise) for _ in range(2))
 
     def add(model: Any) -> Any:
-        # A node trains nothing, but makes modules; in inference mode it could not keep them.
+        # The node builds modules, whose parameters must not be inference tensors.
         weights = {"image_proj": image_proj, "ip_adapter": attention_weights(model)}
         given = {"weight": 0.8, "weight_type": "linear", "start_at": 0.0, "end_at": 1.0}
         node = nodes["IPAdapterEmbeds"]()
-        made = node.apply_ipadapter(model, weights, seen, neg_embed=unseen, **(given | settings))
-        return made[0]
+        outputs = node.apply_ipadapter(model, weights, seen, neg_embed=unseen, **(given | settings))
+        return outputs[0]
 
     return add
 
@@ -133,7 +133,7 @@ def test_several_of_both_with_masks_compose(
 def test_frames_keep_their_own_in_animatediffs_windows(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    """Without a motion model frames do not see each other, so windows change nothing."""
+    """Without a motion model frames are independent, so windows change nothing."""
     nodes = load_pack("ComfyUI-AnimateDiff-Evolved").NODE_CLASS_MAPPINGS
     (windows,) = nodes["ADE_StandardStaticContextOptions"]().create_options(3, 1, "flat")
     evolved = nodes["ADE_UseEvolvedSampling"]()
@@ -149,8 +149,8 @@ def test_frames_keep_their_own_in_animatediffs_windows(
         mask[:, 4 * frame : 4 * frame + 4] = 1
     each = random_tokens(pack, easyref, 5, 6)
     steered = apply(pack, unet, easyref, each, mask=masks)
-    wanted = sample(steered)
-    assert difference(sample(unet), wanted) > 0.01
-    assert difference(sample(with_windows(steered)), wanted) < EXACT
+    expected = sample(steered)
+    assert difference(sample(unet), expected) > 0.01
+    assert difference(sample(with_windows(steered)), expected) < EXACT
     before = apply(pack, with_windows(unet), easyref, each, mask=masks)
-    assert difference(sample(before), wanted) < EXACT
+    assert difference(sample(before), expected) < EXACT

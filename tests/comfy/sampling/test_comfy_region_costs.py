@@ -9,7 +9,9 @@ import pytest
 import torch
 from comfyhost import Pack, apply, latents, predict, random_text, random_tokens
 from goldens import difference
-from test_comfy_regions import CFG, LEFT, RIGHT, box, regions
+from region_nodes import LEFT, RIGHT, box, regions
+
+CFG = 5.0
 
 
 @pytest.fixture
@@ -23,17 +25,17 @@ def groups(pack: Pack, demo_easyref: Any) -> list[Any]:
 
 
 @pytest.fixture
-def asked(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+def attended(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(rows x positions, tokens) of every attention over reference tokens."""
     layer = pack.part("nodes.sampling.layer")
-    attend, found = layer.reference_attention, []
+    attend, result = layer.reference_attention, []
 
     def noted(q: Any, k: Any, *args: Any) -> Any:
-        found.append((q.shape[0] * q.shape[1], k.shape[1]))
+        result.append((q.shape[0] * q.shape[1], k.shape[1]))
         return attend(q, k, *args)
 
     monkeypatch.setattr(layer, "reference_attention", noted)
-    return found
+    return result
 
 
 def tiles(pack: Pack, easyref: Any) -> list[tuple[Any, torch.Tensor, dict[str, Any]]]:
@@ -48,31 +50,31 @@ def tiles(pack: Pack, easyref: Any) -> list[tuple[Any, torch.Tensor, dict[str, A
     ]
 
 
-def test_a_region_asks_only_for_the_queries_under_its_mask(
+def test_a_region_attends_only_with_the_queries_under_its_mask(
     pack: Pack,
     demo: Any,
     demo_easyref: Any,
     groups: list[Any],
     texts: dict[str, Any],
-    asked: list[tuple[int, int]],
+    attended: list[tuple[int, int]],
 ) -> None:
     x = latents(1, 32, 32)
     predict(apply(pack, demo.model, demo_easyref, groups[0]), CFG, x, **texts)
-    whole = sum(queries for queries, _ in asked)
+    whole = sum(queries for queries, _ in attended)
     for given, share in (
         ([(groups[0], box(0, 0.25, 0, 0.25), {})], 1 / 16),
         ([(groups[0], LEFT, {}), (groups[1], RIGHT, {})], 1.0),
         ([(groups[0], box(0, 0.5, 0, 0.5), {}), (groups[1], LEFT, {})], 3 / 4),
         (tiles(pack, demo_easyref), 1.0),
     ):
-        asked.clear()
+        attended.clear()
         model = apply(pack, demo.model, demo_easyref, None, regions=regions(pack, *given))
         predict(model, CFG, x, **texts)
-        assert sum(queries for queries, _ in asked) == whole * share
+        assert sum(queries for queries, _ in attended) == whole * share
 
 
-def test_sixteen_small_regions_are_the_work_of_one_application(
-    pack: Pack, demo: Any, demo_easyref: Any, texts: dict[str, Any], asked: list[tuple[int, int]]
+def test_sixteen_small_regions_cost_as_much_as_one_apply_node(
+    pack: Pack, demo: Any, demo_easyref: Any, texts: dict[str, Any], attended: list[tuple[int, int]]
 ) -> None:
     given = tiles(pack, demo_easyref)
     small = apply(pack, demo.model, demo_easyref, None, regions=regions(pack, *given))
@@ -83,14 +85,14 @@ def test_sixteen_small_regions_are_the_work_of_one_application(
     x = latents(2, 32, 32)
     work, results = {}, {}
     for name, model in (("regions", small), ("applications", full)):
-        asked.clear()
+        attended.clear()
         results[name] = predict(model, 1.0, x, **texts)
-        work[name] = sum(queries * tokens for queries, tokens in asked)
+        work[name] = sum(queries * tokens for queries, tokens in attended)
     assert difference(results["regions"], results["applications"]) < 5e-4
     assert work["regions"] * 16 == work["applications"]
 
 
-def test_sixteen_small_regions_take_less_time_than_sixteen_applications(pack: Pack) -> None:
+def test_sixteen_small_regions_take_less_time_than_sixteen_apply_nodes(pack: Pack) -> None:
     """Measured in one layer of SDXL's width, since a tiny model spends its time elsewhere."""
     core = pack.part("easyref_core.adapter.attention")
     heads, positions, width = 10, 1024, 640
@@ -131,11 +133,11 @@ def test_an_empty_region_costs_nothing(
     demo_easyref: Any,
     groups: list[Any],
     texts: dict[str, Any],
-    asked: list[tuple[int, int]],
+    attended: list[tuple[int, int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = pack.part("nodes.host.key_value_cache")
-    monkeypatch.setattr(store, "project_tokens", lambda *args: pytest.fail("made keys for nothing"))
+    monkeypatch.setattr(store, "project_tokens", lambda *args: pytest.fail("computed"))
     for given in (
         (groups[0], torch.zeros(1, 8, 8), {}),
         (groups[0], LEFT, {"weight": 0.0}),
@@ -143,10 +145,10 @@ def test_an_empty_region_costs_nothing(
         model = apply(pack, demo.model, demo_easyref, None, regions=regions(pack, given))
         nothing = apply(pack, demo.model, demo_easyref, groups[1], weight=0.0)
         assert torch.equal(predict(model, CFG, **texts), predict(nothing, CFG, **texts))
-    assert asked == []
+    assert attended == []
 
 
-def test_keys_and_values_of_regions_are_made_once_for_each_tokens(
+def test_keys_and_values_of_regions_are_computed_once_for_each_tokens(
     pack: Pack,
     demo: Any,
     demo_easyref: Any,
@@ -155,10 +157,10 @@ def test_keys_and_values_of_regions_are_made_once_for_each_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = pack.part("nodes.host.key_value_cache")
-    project, made = store.project_tokens, []
+    project, computed = store.project_tokens, []
 
     def noted(checkpoint: Any, tokens: Any, *args: Any) -> Any:
-        made.append(tokens)
+        computed.append(tokens)
         return project(checkpoint, tokens, *args)
 
     monkeypatch.setattr(store, "project_tokens", noted)
@@ -168,4 +170,4 @@ def test_keys_and_values_of_regions_are_made_once_for_each_tokens(
     model = apply(pack, demo.model, demo_easyref, groups[1], regions=given)
     for seed in (1, 2):
         predict(model, CFG, latents(1, seed=seed), **texts)
-    assert sorted(map(id, made)) == sorted(map(id, groups[:2]))
+    assert sorted(map(id, computed)) == sorted(map(id, groups[:2]))

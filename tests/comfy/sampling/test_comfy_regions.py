@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_spy import Seen, Spy
+from attention_spy import LayerRecord, Spy
 from comfyhost import (
     GOLDEN_MLLM,
     Pack,
@@ -22,12 +22,11 @@ from comfyhost import (
     random_tokens,
 )
 from goldens import adapter_tensors, difference
+from region_nodes import LEFT, RIGHT, box, regions
 
 CFG = 5.0
 CLOSE = 5e-5
 EXACT = 2e-5
-
-Regions = tuple[Any, ...]
 
 
 @pytest.fixture
@@ -44,75 +43,57 @@ def groups(pack: Pack, demo_easyref: Any) -> list[Any]:
     return [random_tokens(pack, demo_easyref, seed) for seed in (1, 2, 3)]
 
 
-def box(top: float, bottom: float, left: float, right: float, cells: int = 64) -> torch.Tensor:
-    """A mask that is white in a part of the picture."""
-    mask = torch.zeros(1, cells, cells)
-    rows = slice(round(top * cells), round(bottom * cells))
-    mask[:, rows, round(left * cells) : round(right * cells)] = 1
-    return mask
-
-
-LEFT, RIGHT = box(0, 1, 0, 0.5), box(0, 1, 0.5, 1)
-
-
-def regions(pack: Pack, *given: tuple[Any, torch.Tensor, dict[str, Any]]) -> Regions:
-    """Chained Region nodes of (tokens, mask, settings)."""
-    chain = None
-    for tokens, mask, settings in given:
-        settings = {"weight": 1.0, **settings}
-        chain = pack.run("EasyRefRegion", tokens, mask, previous=chain, **settings)
-    assert chain is not None
-    return chain
-
-
 def truth_of(texts: dict[str, Any], tokens: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(texts["positive"][0][0], tokens.cond), (texts["negative"][0][0], tokens.uncond)]
 
 
-def wrong_by(
+def max_error(
     spy: Spy,
     texts: dict[str, Any],
-    shares: Sequence[tuple[Any, Callable[[Seen], Any]]],
+    shares: Sequence[tuple[Any, Callable[[LayerRecord], Any]]],
 ) -> float:
-    """How far layers are from the text plus each of (tokens, scale) at most."""
+    """The layers' largest difference from the text plus each of (tokens, scale)."""
     from attention_spy import _rows
 
     worst = 0.0
-    for seen in spy.seen:
-        wanted = seen.text
+    for record in spy.records:
+        expected = record.text
         for tokens, scale in shares:
-            rows = _rows(seen.context, truth_of(texts, tokens))
-            wanted = wanted + scale(seen) * spy.references(seen, rows)
-        worst = max(worst, difference(seen.out, spy.to_out(seen, wanted)))
-    assert spy.seen
+            rows = _rows(record.context, truth_of(texts, tokens))
+            expected = expected + scale(record) * spy.references(record, rows)
+        worst = max(worst, difference(record.out, spy.to_out(record, expected)))
+    assert spy.records
     return worst
 
 
-def cells(mask: torch.Tensor) -> Callable[[Seen], torch.Tensor]:
+def cells(mask: torch.Tensor) -> Callable[[LayerRecord], torch.Tensor]:
     """A mask at the positions of a layer, for masks that lie on whole cells."""
 
-    def at(seen: Seen) -> torch.Tensor:
-        step = mask.shape[-1] // seen.grid[1]
+    def at(record: LayerRecord) -> torch.Tensor:
+        step = mask.shape[-1] // record.grid[1]
         return mask[:, ::step, ::step].reshape(mask.shape[0], -1, 1)
 
     return at
 
 
-def test_two_regions_with_complementary_masks_are_the_two_single_applications(
+def test_two_regions_with_complementary_masks_equal_two_apply_nodes(
     pack: Pack, demo: Any, demo_easyref: Any, groups: list[Any], texts: dict[str, Any]
 ) -> None:
     both = regions(pack, (groups[0], LEFT, {}), (groups[1], RIGHT, {"weight": 0.6}))
     spy = Spy(pack, demo_easyref, demo.model)
     model = apply(pack, demo.model, demo_easyref, None, regions=both)
-    found = predict(spy.watch(model), CFG, latents(2), **texts)
-    shares = [(groups[0], cells(LEFT)), (groups[1], lambda seen: 0.6 * cells(RIGHT)(seen))]
-    assert wrong_by(spy, texts, shares) < EXACT
+    result = predict(spy.watch(model), CFG, latents(2), **texts)
+    shares = [
+        (groups[0], cells(LEFT)),
+        (groups[1], lambda record: 0.6 * cells(RIGHT)(record)),
+    ]
+    assert max_error(spy, texts, shares) < EXACT
     chain = apply(pack, demo.model, demo_easyref, groups[0], mask=LEFT)
     chain = apply(pack, chain, demo_easyref, groups[1], mask=RIGHT, weight=0.6)
-    assert difference(found, predict(chain, CFG, latents(2), **texts)) < CLOSE
+    assert difference(result, predict(chain, CFG, latents(2), **texts)) < CLOSE
 
 
-def test_regions_act_beside_the_tokens_and_overlaps_add_up(
+def test_regions_add_to_the_tokens_and_overlaps_add_up(
     pack: Pack, demo: Any, demo_easyref: Any, groups: list[Any], texts: dict[str, Any]
 ) -> None:
     middle = box(0, 1, 0.25, 0.75)
@@ -121,11 +102,11 @@ def test_regions_act_beside_the_tokens_and_overlaps_add_up(
     model = apply(pack, demo.model, demo_easyref, groups[0], regions=both)
     predict(spy.watch(model), CFG, **texts)
     shares = [
-        (groups[0], lambda seen: 1.0),
+        (groups[0], lambda record: 1.0),
         (groups[1], cells(LEFT)),
-        (groups[2], lambda seen: -0.5 * cells(middle)(seen)),
+        (groups[2], lambda record: -0.5 * cells(middle)(record)),
     ]
-    assert wrong_by(spy, texts, shares) < EXACT
+    assert max_error(spy, texts, shares) < EXACT
 
 
 def test_normalise_shares_the_weight_where_regions_overlap(
@@ -137,28 +118,28 @@ def test_normalise_shares_the_weight_where_regions_overlap(
     settings = {"regions": both, "normalise": True, "mask": box(0.5, 1, 0, 1)}
     predict(spy.watch(apply(pack, demo.model, demo_easyref, groups[0], **settings)), CFG, **texts)
 
-    def scales(seen: Seen) -> list[torch.Tensor]:
-        outer = cells(settings["mask"])(seen)
-        own = [outer, outer * cells(LEFT)(seen), -0.5 * outer * cells(middle)(seen)]
+    def scales(record: LayerRecord) -> list[torch.Tensor]:
+        outer = cells(settings["mask"])(record)
+        own = [outer, outer * cells(LEFT)(record), -0.5 * outer * cells(middle)(record)]
         total = sum(abs(scale) for scale in own)
         assert float(total.max()) > 2
         return [scale / total.clamp(min=1) for scale in own]
 
-    shares = [(group, lambda seen, i=i: scales(seen)[i]) for i, group in enumerate(groups)]
-    assert wrong_by(spy, texts, shares) < EXACT
+    shares = [(group, lambda record, i=i: scales(record)[i]) for i, group in enumerate(groups)]
+    assert max_error(spy, texts, shares) < EXACT
 
 
 def test_normalise_changes_nothing_where_the_weights_stay_below_one(
     pack: Pack, demo: Any, demo_easyref: Any, groups: list[Any], texts: dict[str, Any]
 ) -> None:
     both = regions(pack, (groups[0], LEFT, {"weight": 0.7}), (groups[1], RIGHT, {}))
-    found = [
+    result = [
         predict(
             apply(pack, demo.model, demo_easyref, None, regions=both, normalise=on), CFG, **texts
         )
         for on in (False, True)
     ]
-    assert difference(*found) < CLOSE
+    assert difference(*result) < CLOSE
 
 
 def test_the_settings_of_apply_count_for_its_regions_too(
@@ -167,12 +148,12 @@ def test_the_settings_of_apply_count_for_its_regions_too(
     top = box(0, 0.5, 0, 1, cells=96)
     one = regions(pack, (groups[0], LEFT, {"weight": 0.5}))
     settings = {"weight": 1.2, "mask": top, "end_percent": 0.9}
-    found = predict(
+    result = predict(
         apply(pack, demo.model, demo_easyref, None, regions=one, **settings), CFG, **texts
     )
     corner = box(0, 0.5, 0, 0.5)
-    wanted = apply(pack, demo.model, demo_easyref, groups[0], weight=0.6, mask=corner)
-    assert difference(found, predict(wanted, CFG, **texts)) < CLOSE
+    expected = apply(pack, demo.model, demo_easyref, groups[0], weight=0.6, mask=corner)
+    assert difference(result, predict(expected, CFG, **texts)) < CLOSE
     late = apply(pack, demo.model, demo_easyref, None, regions=one, start_percent=0.9)
     nothing = apply(pack, demo.model, demo_easyref, groups[0], weight=0.0)
     assert difference(predict(late, CFG, **texts), predict(nothing, CFG, **texts)) < CLOSE
@@ -224,16 +205,16 @@ def test_a_region_is_cut_where_a_texts_area_lies(
     x = latents(1, 32, 32)
     one = regions(pack, (groups[0], mask, {}))
     model = apply(pack, demo.model, demo_easyref, None, regions=one)
-    found = predict(model, CFG, x, positive=positive, negative=texts["negative"])
+    result = predict(model, CFG, x, positive=positive, negative=texts["negative"])
     batched = torch.cat([mask, mask])[:1].expand(1, -1, -1)
-    wanted = apply(pack, demo.model, demo_easyref, groups[0], mask=batched)
-    wanted = predict(wanted, CFG, x, positive=positive, negative=texts["negative"])
-    assert difference(found, wanted) < CLOSE
-    # Against the path that gathers nothing: a mask for each of two equal latents.
+    expected = apply(pack, demo.model, demo_easyref, groups[0], mask=batched)
+    expected = predict(expected, CFG, x, positive=positive, negative=texts["negative"])
+    assert difference(result, expected) < CLOSE
+    # Against the path without gathered positions: a mask for each of two equal latents.
     twice = x.expand(2, -1, -1, -1)
     full = apply(pack, demo.model, demo_easyref, groups[0], mask=torch.cat([mask, mask]))
     full = predict(full, CFG, twice, positive=positive, negative=texts["negative"])
-    assert difference(full[:1], found) < 1e-3
+    assert difference(full[:1], result) < 1e-3
 
 
 def test_layer_weights_and_curve_of_a_region_are_its_own(
@@ -252,11 +233,11 @@ def test_layer_weights_and_curve_of_a_region_are_its_own(
     predict(spy.watch(apply(pack, demo.model, demo_easyref, None, regions=own)), CFG, **texts)
     factor = {"up_blocks.0.attentions.1": 0.0, "mid_block.attentions.0": 2.0}
 
-    def scale(seen: Seen) -> torch.Tensor:
-        module = seen.layer.partition(".transformer_blocks")[0]
-        return 0.4 * factor.get(module, 1.0) * cells(LEFT)(seen)
+    def scale(record: LayerRecord) -> torch.Tensor:
+        module = record.layer.partition(".transformer_blocks")[0]
+        return 0.4 * factor.get(module, 1.0) * cells(LEFT)(record)
 
-    assert wrong_by(spy, texts, [(groups[0], scale), (groups[1], cells(RIGHT))]) < EXACT
+    assert max_error(spy, texts, [(groups[0], scale), (groups[1], cells(RIGHT))]) < EXACT
 
 
 def test_regions_compose_with_another_packs_patch_and_with_copies(
@@ -275,7 +256,9 @@ def test_regions_compose_with_another_packs_patch_and_with_copies(
         else:
             model = other.watch(steered)
         predict(model, CFG, **texts)
-        assert wrong_by(other, texts, [(groups[0], cells(LEFT)), (groups[1], cells(RIGHT))]) < EXACT
+        assert (
+            max_error(other, texts, [(groups[0], cells(LEFT)), (groups[1], cells(RIGHT))]) < EXACT
+        )
 
 
 # Bad input

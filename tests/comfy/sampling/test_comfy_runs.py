@@ -64,7 +64,7 @@ def test_a_run_with_other_texts_and_sizes_between_changes_nothing(steered: Any, 
 def test_an_interrupted_sampling_leaves_nothing_behind(steered: Any, unet: Any, step: int) -> None:
     import comfy.model_management as mm
 
-    plain, wanted = sample(unet), sample(steered)
+    plain, expected = sample(unet), sample(steered)
 
     def stop(number: int, *details: Any) -> None:
         """As the node's progress bar does when the user has pressed the button."""
@@ -75,12 +75,12 @@ def test_an_interrupted_sampling_leaves_nothing_behind(steered: Any, unet: Any, 
     with pytest.raises(mm.InterruptProcessingException):
         sample(steered, callback=stop)
     assert steered.model_options == {"transformer_options": {}}
-    assert torch.equal(sample(steered), wanted)
+    assert torch.equal(sample(steered), expected)
     assert torch.equal(sample(unet), plain)
 
 
 def test_an_error_inside_an_attention_layer_leaves_nothing_behind(steered: Any, unet: Any) -> None:
-    plain, wanted = sample(unet), sample(steered)
+    plain, expected = sample(unet), sample(steered)
     broken = steered.clone()
 
     def fail(*args: Any) -> Any:
@@ -89,7 +89,7 @@ def test_an_error_inside_an_attention_layer_leaves_nothing_behind(steered: Any, 
     broken.set_model_attn2_replace(fail, "middle", 0, 1)
     with pytest.raises(RuntimeError, match="another pack's mistake"):
         sample(broken)
-    assert torch.equal(sample(steered), wanted)
+    assert torch.equal(sample(steered), expected)
     assert torch.equal(sample(unet), plain)
 
 
@@ -115,7 +115,7 @@ def test_two_threads_give_what_one_after_the_other_gives(
             start.wait()
             return [sample(model, seed=number * 10 + i) for i in range(3)]
 
-    # ComfyUI's own list of loaded models is not made for threads.
+    # ComfyUI's own list of loaded models is not thread-safe.
     lock, load = threading.Lock(), mm.load_models_gpu
 
     def load_alone(*args: Any, **kwargs: Any) -> None:
@@ -128,17 +128,19 @@ def test_two_threads_give_what_one_after_the_other_gives(
         together = list(pool.map(run, range(2)))
     start = threading.Barrier(1)
     for number in range(2):
-        for found, wanted in zip(together[number], run(number), strict=True):
-            assert torch.equal(found, wanted)
+        for result, expected in zip(together[number], run(number), strict=True):
+            assert torch.equal(result, expected)
 
 
-def test_keys_and_values_asked_for_by_many_threads_are_made_once(
+def test_keys_and_values_requested_by_many_threads_are_computed_once(
     pack: Pack, fresh_easyref: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = pack.part("nodes.host.key_value_cache")
-    made = []
+    computed = []
     project = store.project_tokens
-    monkeypatch.setattr(store, "project_tokens", lambda *args: made.append(args) or project(*args))
+    monkeypatch.setattr(
+        store, "project_tokens", lambda *args: computed.append(args) or project(*args)
+    )
     barrier = threading.Barrier(8)
 
     def ask(number: int) -> Any:
@@ -146,13 +148,13 @@ def test_keys_and_values_asked_for_by_many_threads_are_made_once(
         return fresh_easyref.key_values.get(tokens, torch.device("cpu"), torch.float32)
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(ask, range(8)))
-    assert len(made) == 1
-    assert all(f is found[0] for f in found)
+        result = list(pool.map(ask, range(8)))
+    assert len(computed) == 1
+    assert all(f is result[0] for f in result)
 
 
-def test_a_model_in_training_can_use_the_keys_that_a_run_made(pack: Pack, easyref: Any) -> None:
-    """Tensors made in inference mode cannot be saved for a backward pass."""
+def test_a_model_in_training_can_use_the_keys_that_a_run_computed(pack: Pack, easyref: Any) -> None:
+    """Tensors of inference mode cannot be saved for a backward pass."""
     with torch.inference_mode(False):
         unet = golden_unet(pack)
     model = apply(pack, unet, easyref, random_tokens(pack, easyref, seed=1), lora_strength=0.0)
@@ -171,20 +173,20 @@ def test_a_model_in_training_can_use_the_keys_that_a_run_made(pack: Pack, easyre
     assert float(x.grad.abs().max()) > 0
 
 
-def test_a_forgotten_prompt_takes_its_keys_and_values_with_it(
+def test_keys_and_values_are_freed_with_their_tokens(
     pack: Pack, unet: Any, fresh_easyref: Any
 ) -> None:
     tokens = random_tokens(pack, fresh_easyref, seed=1)
     model = apply(pack, unet, fresh_easyref, tokens)
     predict(model, CFG)
-    made = fresh_easyref.key_values.get(tokens, torch.device("cpu"), torch.float32)
-    gone = weakref.ref(made)
-    del made, model, tokens
+    computed = fresh_easyref.key_values.get(tokens, torch.device("cpu"), torch.float32)
+    gone = weakref.ref(computed)
+    del computed, model, tokens
     gc.collect()
     assert gone() is None
 
 
-def test_a_file_that_changed_under_a_run_is_said(pack: Pack, unet: Any, tokens: Any) -> None:
+def test_a_file_that_changes_during_a_run_is_reported(pack: Pack, unet: Any, tokens: Any) -> None:
     name = put_adapter(pack, "changing.safetensors", adapter_tensors())
     easyref = pack.run("EasyRefLoader", name, GOLDEN_MLLM, "auto")
     model = apply(pack, unet, easyref, tokens)
@@ -197,7 +199,7 @@ def test_a_file_that_changed_under_a_run_is_said(pack: Pack, unet: Any, tokens: 
 
 def test_a_copy_of_a_runs_options_copies_no_keys_and_values(steered: Any) -> None:
     """Some nodes copy them whole at every step."""
-    wanted = predict(steered, CFG)
+    expected = predict(steered, CFG)
     copies: list[Any] = []
 
     def copying(args: dict[str, Any]) -> torch.Tensor:
@@ -207,7 +209,7 @@ def test_a_copy_of_a_runs_options_copies_no_keys_and_values(steered: Any) -> Non
 
     copied = steered.clone()
     copied.set_model_sampler_post_cfg_function(copying)
-    assert torch.equal(predict(copied, CFG), wanted)
+    assert torch.equal(predict(copied, CFG), expected)
     ((given, own),) = copies
     assert given["easyref_run"].key_values
     assert own["easyref_run"] is given["easyref_run"]
@@ -219,16 +221,16 @@ def test_references_act_once_in_a_run_inside_a_run(steered: Any) -> None:
 
     steps = sigmas(steered, *STEPS)
     noisy = latents(2) * 14
-    found: list[torch.Tensor] = []
+    result: list[torch.Tensor] = []
 
     class Nested(comfy.samplers.Sampler):
         def sample(self, outer: Any, _: Any, extra_args: Any, *__: Any, **___: Any) -> Any:
             inner = guider(outer.model_patcher, CFG)
             inner.model_options = extra_args["model_options"]
-            found.append(euler(inner, noisy, steps))
+            result.append(euler(inner, noisy, steps))
             return noisy
 
     zeros = torch.zeros_like(noisy)
     guider(steered, CFG).sample(zeros, zeros, Nested(), steps, disable_pbar=True)
-    wanted = euler(guider(steered, CFG), noisy, steps)
-    assert torch.equal(found[0], wanted)
+    expected = euler(guider(steered, CFG), noisy, steps)
+    assert torch.equal(result[0], expected)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import gc
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from comfyhost import (
-    ROOT,
     Pack,
     apply,
     euler,
@@ -23,73 +19,9 @@ from comfyhost import (
     random_tokens,
     sigmas,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
+from device_waits import waits
 
 CFG = 5.0
-WAITING_METHODS = (
-    "item",
-    "cpu",
-    "tolist",
-    "numpy",
-    "nonzero",
-    "__bool__",
-    "__float__",
-    "__int__",
-    "to",
-)
-WAITING_OPERATIONS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique")
-
-
-def asked_by_us(comfyui: Path) -> str | None:
-    """The line of the pack that is nearest on the stack, if none of ComfyUI's is nearer."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if name.startswith((str(ROOT / "nodes"), str(ROOT / "easyref_core"))):
-            return f"{Path(name).relative_to(ROOT)}:{frame.f_lineno}"
-        if name.startswith(str(comfyui)):
-            return None
-        frame = frame.f_back
-    return None
-
-
-class _Operations(TorchDispatchMode):
-    """Sees waiting that no method shows, such as indexing with a mask."""
-
-    def __init__(self, comfyui: Path, found: list[str]) -> None:
-        super().__init__()
-        self._comfyui, self._found = comfyui, found
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        line = asked_by_us(self._comfyui) if name in WAITING_OPERATIONS else None
-        if line:
-            self._found.append(f"{name} at {line}")
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def waits(comfyui: Path) -> Iterator[list[str]]:
-    """Every place of the pack that makes the host wait for the device, or moves a tensor."""
-    found: list[str] = []
-
-    def watched(name: str) -> Any:
-        own = getattr(torch.Tensor, name)
-
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            moves = any(isinstance(a, (str, torch.device)) for a in (*args[1:], *kwargs.values()))
-            line = asked_by_us(comfyui) if moves or name != "to" else None
-            if line:
-                found.append(f"{name} at {line}")
-            return own(*args, **kwargs)
-
-        return noted
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in (*WAITING_METHODS, "to"):
-            patch.setattr(torch.Tensor, name, watched(name))
-        with _Operations(comfyui, found):
-            yield found
 
 
 @pytest.fixture
@@ -106,20 +38,20 @@ def test_a_step_never_waits_for_the_device(comfyui: Path, full: Any) -> None:
     steps = sigmas(full, 901.0, 601.0, 301.0)
     x = latents(2) * 14
     euler(guider(full, CFG), x, steps)
-    with waits(comfyui) as found:
+    with waits(comfyui) as result:
         euler(guider(full, CFG), x, steps)
-    assert not found
+    assert not result
 
 
-def test_waiting_would_be_seen(
+def test_a_wait_is_detected(
     comfyui: Path, pack: Pack, unet: Any, fresh_easyref: Any, tokens: Any
 ) -> None:
     """The watch itself works: the first call checks the keys and values, and waits for that."""
     model = apply(pack, unet, fresh_easyref, tokens)
-    with waits(comfyui) as found:
+    with waits(comfyui) as result:
         predict(model, CFG)
-    assert {place.split(" at ")[0] for place in found} >= {"__bool__", "_local_scalar_dense", "to"}
-    assert {place.split(" at ")[1].split(":")[0] for place in found} == {
+    assert {place.split(" at ")[0] for place in result} >= {"__bool__", "_local_scalar_dense", "to"}
+    assert {place.split(" at ")[1].split(":")[0] for place in result} == {
         "easyref_core/adapter/key_values.py"
     }
 
@@ -128,37 +60,37 @@ def test_waiting_would_be_seen(
 def projections(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The tokens, device and dtype of every projection to keys and values."""
     store = pack.part("nodes.host.key_value_cache")
-    project, made = store.project_tokens, []
+    project, computed = store.project_tokens, []
 
     def noted(checkpoint: Any, tokens: Any, device: Any, dtype: Any) -> Any:
-        made.append((tokens, device, dtype))
+        computed.append((tokens, device, dtype))
         return project(checkpoint, tokens, device, dtype)
 
     monkeypatch.setattr(store, "project_tokens", noted)
-    return made
+    return computed
 
 
-def test_keys_and_values_are_made_once_for_all_steps_texts_and_sizes(
+def test_keys_and_values_are_computed_once_for_all_steps_texts_and_sizes(
     pack: Pack, unet: Any, fresh_easyref: Any, projections: list[Any]
 ) -> None:
     tokens = random_tokens(pack, fresh_easyref, seed=1)
     model = apply(pack, unet, fresh_easyref, tokens)
     euler(guider(model, CFG), latents(2) * 14, sigmas(model, 901.0, 601.0, 301.0))
     predict(model, CFG, latents(1, 24, 8), positive=random_text(1))
-    assert [made[0] for made in projections] == [tokens]
+    assert [projection[0] for projection in projections] == [tokens]
 
 
-def test_another_apply_with_the_same_tokens_makes_none_again(
+def test_another_apply_with_the_same_tokens_computes_none_again(
     pack: Pack, unet: Any, fresh_easyref: Any, projections: list[Any]
 ) -> None:
     tokens = random_tokens(pack, fresh_easyref, seed=1)
     for weight in (1.0, 0.5):
         model = apply(pack, unet, fresh_easyref, tokens, weight=weight)
         predict(apply(pack, model, fresh_easyref, tokens, weight=0.2), CFG)
-    assert [made[0] for made in projections] == [tokens]
+    assert [projection[0] for projection in projections] == [tokens]
 
 
-def test_other_tokens_and_other_precisions_are_made_by_themselves(
+def test_other_tokens_and_other_precisions_are_computed_separately(
     pack: Pack, unet: Any, fresh_easyref: Any, projections: list[Any]
 ) -> None:
     tokens = [random_tokens(pack, fresh_easyref, seed) for seed in (1, 2)]
@@ -173,7 +105,7 @@ def test_other_tokens_and_other_precisions_are_made_by_themselves(
     ]
 
 
-def test_weight_zero_makes_none(
+def test_weight_zero_computes_none(
     pack: Pack, unet: Any, fresh_easyref: Any, projections: list[Any]
 ) -> None:
     tokens = random_tokens(pack, fresh_easyref, seed=1)
@@ -181,15 +113,15 @@ def test_weight_zero_makes_none(
     assert projections == []
 
 
-def test_a_mask_is_shrunk_once_for_each_resolution(
+def test_a_mask_is_resized_once_for_each_resolution(
     pack: Pack, demo: Any, demo_easyref: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks = pack.part("nodes.sampling.masks")
-    shrink, made = masks._resize, []
+    resize, sizes = masks._resize, []
 
     def noted(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        made.append((height, width))
-        return shrink(mask, height, width)
+        sizes.append((height, width))
+        return resize(mask, height, width)
 
     monkeypatch.setattr(masks, "_resize", noted)
     tokens = random_tokens(pack, demo_easyref, seed=1)
@@ -197,7 +129,7 @@ def test_a_mask_is_shrunk_once_for_each_resolution(
     for _ in range(2):
         predict(model, CFG, latents(2, 16, 16), positive=random_text(1, pooled=64),
                 negative=random_text(2, pooled=64))  # fmt: skip
-    assert sorted(made) == [(4, 4), (8, 8)]
+    assert sorted(sizes) == [(4, 4), (8, 8)]
 
 
 def test_the_projections_do_not_stay_in_memory(
@@ -209,7 +141,7 @@ def test_the_projections_do_not_stay_in_memory(
     weight = fresh_easyref.checkpoint.file.read(parts)["to_k_ip"]
 
     def in_memory() -> int:
-        found = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == weight.shape]
-        return sum(torch.equal(t.to(weight), weight) for t in found)
+        tensors = [t for t in gc.get_objects() if type(t) is torch.Tensor]
+        return sum(t.shape == weight.shape and torch.equal(t.to(weight), weight) for t in tensors)
 
     assert in_memory() == 1, f"{layer} is kept beside the one read here"

@@ -1,4 +1,4 @@
-"""ComfyUI's own model nodes before and behind Apply: they act, and the references act too."""
+"""ComfyUI's own model nodes before and after Apply: they act, and the references act too."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_both_act_in_either_order(
     assert difference(predict(wrap(unet), CFG, x), behind) > 0.01
     spy = Spy(pack, easyref, unet)
     predict(spy.watch(wrap(apply(pack, unet, easyref, tokens))), CFG, x)
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_a_merged_model_is_steered_in_either_order(
@@ -125,28 +125,28 @@ def test_samplers_of_few_steps_without_guidance(
     import comfy.samplers
 
     def sample(model: Any) -> torch.Tensor:
-        made = guider(few_steps(model), 1.0)
+        cfg_guider = guider(few_steps(model), 1.0)
         steps = comfy.samplers.calculate_sigmas(
-            made.model_patcher.get_model_object("model_sampling"), "sgm_uniform", 4
+            cfg_guider.model_patcher.get_model_object("model_sampling"), "sgm_uniform", 4
         )
         picture = torch.zeros(1, 4, 16, 16)
         with torch.random.fork_rng():
             torch.manual_seed(2)
             how = comfy.samplers.ksampler(sampler)
-            return made.sample(latents(), picture, how, steps, disable_pbar=True, seed=2)
+            return cfg_guider.sample(latents(), picture, how, steps, disable_pbar=True, seed=2)
 
     spy = Spy(pack, easyref, unet)
-    found = sample(spy.watch(apply(pack, unet, easyref, tokens)))
-    assert found.isfinite().all()
-    assert spy.wrong_by([(text()[0][0], tokens.cond)]) < EXACT
-    assert difference(found, sample(unet)) > 0.01
+    result = sample(spy.watch(apply(pack, unet, easyref, tokens)))
+    assert result.isfinite().all()
+    assert spy.max_error([(text()[0][0], tokens.cond)]) < EXACT
+    assert difference(result, sample(unet)) > 0.01
 
 
 def test_token_merging_runs(pack: Pack, unet: Any, easyref: Any, tokens: Any) -> None:
     """It merges only at the full resolution, where SDXL has no attention."""
-    wanted = predict(apply(pack, unet, easyref, tokens), CFG)
+    expected = predict(apply(pack, unet, easyref, tokens), CFG)
     merged = apply(pack, token_merging(unet), easyref, tokens)
-    assert torch.equal(predict(merged, CFG), wanted)
+    assert torch.equal(predict(merged, CFG), expected)
 
 
 @pytest.mark.parametrize("wrap", [perturbed_attention, self_attention_guidance])
@@ -159,7 +159,7 @@ def test_guidance_nodes_call_the_model_again_with_the_right_side(
     both, again = spy.texts(*(t for t, _ in truth))
     assert sorted(both) == [0, 1]
     assert again == ((0,) if wrap is perturbed_attention else (1,))
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 @pytest.mark.parametrize(("factor", "grid"), [(2.0, (4, 12)), (1.5, (5, 16))])
@@ -171,14 +171,14 @@ def test_a_mask_acts_at_the_right_place_where_deep_shrink_changes_the_resolution
     spy = Spy(pack, easyref, unet)
     model = spy.watch(deep_shrink(apply(pack, unet, easyref, tokens, mask=mask), factor))
     predict(model, x=latents(1, 16, 48))
-    assert {seen.grid for seen in spy.seen} == {grid, (8, 24)}
+    assert {record.grid for record in spy.records} == {grid, (8, 24)}
 
-    def left_half(seen: Any) -> torch.Tensor:
-        height, width = seen.grid
+    def left_half(record: Any) -> torch.Tensor:
+        height, width = record.grid
         white = (torch.arange(width) < width // 2).float()
         return white.expand(height, width).reshape(1, -1, 1)
 
-    assert spy.wrong_by([(text()[0][0], tokens.cond)], left_half) < EXACT
+    assert spy.max_error([(text()[0][0], tokens.cond)], left_half) < EXACT
 
 
 def test_the_window_follows_a_replaced_noise_schedule(
@@ -194,7 +194,7 @@ def test_the_window_follows_a_replaced_noise_schedule(
         steps = torch.tensor([sigma, 0.0])
         euler(guider(spy.watch(model), CFG), latents() * sigma, steps)
         truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
-        assert spy.wrong_by(truth, scale) < EXACT
+        assert spy.max_error(truth, scale) < EXACT
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5, 0.0])
@@ -208,14 +208,14 @@ def test_references_act_on_a_merged_model(
     merged = stock("comfy_extras.nodes_model_merging.ModelMergeSimple", unet, other, ratio)
     steered = apply(pack, merged, easyref, tokens)
     spy = Spy(pack, easyref, unet)
-    found = predict(spy.watch(steered), CFG)
+    result = predict(spy.watch(steered), CFG)
     truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
     alone = {1.0: unet, 0.0: other}.get(ratio)
     if alone is not None:
-        assert difference(found, predict(apply(pack, alone, easyref, tokens), CFG)) < CLOSE
+        assert difference(result, predict(apply(pack, alone, easyref, tokens), CFG)) < CLOSE
     else:
-        assert difference(found, predict(apply(pack, unet, easyref, tokens), CFG)) > 0.01
+        assert difference(result, predict(apply(pack, unet, easyref, tokens), CFG)) > 0.01
 
 
 def test_a_lora_hook_on_one_text_only(pack: Pack, unet: Any, easyref: Any, tokens: Any) -> None:
@@ -230,9 +230,9 @@ def test_a_lora_hook_on_one_text_only(pack: Pack, unet: Any, easyref: Any, token
     truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
     assert sorted(spy.texts(*(t for t, _ in truth))) == [(0,), (1,)]
     assert difference(hooked, predict(model, CFG)) > 0.01
-    # Behind the run the hook's weights are gone, so layers whose to_out it changed are left out.
-    spy.seen = [seen for seen in spy.seen if not seen.layer.startswith("mid_block")]
-    assert spy.wrong_by(truth) < EXACT
+    # After the run the hook's weights are gone, so layers whose to_out it changed are left out.
+    spy.records = [record for record in spy.records if not record.layer.startswith("mid_block")]
+    assert spy.max_error(truth) < EXACT
 
 
 def test_several_samplers_and_schedules_run_with_window_and_mask(
@@ -262,13 +262,13 @@ def test_keys_and_values_follow_the_precision_the_model_computes_in(
     pack: Pack, unet: Any, fresh_easyref: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = pack.part("nodes.host.key_value_cache")
-    project, made = store.project_tokens, []
+    project, dtypes = store.project_tokens, []
     monkeypatch.setattr(
-        store, "project_tokens", lambda *args: made.append(args[-1]) or project(*args)
+        store, "project_tokens", lambda *args: dtypes.append(args[-1]) or project(*args)
     )
     exact = predict(apply(pack, unet, fresh_easyref, tokens), CFG)
     steered = apply(pack, unet, fresh_easyref, tokens)
     half = stock("comfy_extras.nodes_model_advanced.ModelComputeDtype", steered, "bf16")
-    found = predict(half, CFG)
-    assert made == [torch.float32, torch.bfloat16]
-    assert 1e-4 < difference(found, exact) < 0.1 * float(exact.abs().max())
+    result = predict(half, CFG)
+    assert dtypes == [torch.float32, torch.bfloat16]
+    assert 1e-4 < difference(result, exact) < 0.1 * float(exact.abs().max())

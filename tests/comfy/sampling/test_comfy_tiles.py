@@ -27,7 +27,7 @@ def tiled(model: Any, at_once: int, order: str = "tile by tile") -> Any:
     model = model.clone()
 
     def by_row(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-        """Behind each row of a tile the same row of the next tile."""
+        """After each row of a tile the same row of the next tile."""
         return tensor.unflatten(0, (-1, rows)).transpose(0, 1).flatten(0, 1)
 
     def sample(apply_model: Any, args: Any) -> torch.Tensor:
@@ -72,7 +72,7 @@ def test_each_row_of_a_tile_gets_the_tokens_of_its_text(
 ) -> None:
     predict(tiled(model, 2), CFG, latents(1, 16, 2 * TILE))
     assert sorted(spy.texts(*(states for states, _ in truth))[0]) == [0, 0, 1, 1]
-    assert spy.wrong_by(truth) < EXACT
+    assert spy.max_error(truth) < EXACT
 
 
 def test_tiles_of_a_batch_keep_each_latents_own_tokens(pack: Pack, unet: Any, easyref: Any) -> None:
@@ -82,16 +82,16 @@ def test_tiles_of_a_batch_keep_each_latents_own_tokens(pack: Pack, unet: Any, ea
     assert difference(predict(tiled(model, 1), CFG, x), predict(tiled(model, 2), CFG, x)) < EXACT
 
 
-def test_tiles_that_lie_row_by_row_are_left_alone_with_one_warning(
+def test_tiles_in_another_row_order_get_no_references_and_one_warning(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The texts tell that the rows have another order."""
-    pack.part("nodes.sampling.model_call").warn_of_rows.cache_clear()
+    pack.part("nodes.sampling.batch_rows").warn_of_rows.cache_clear()
     model = apply(pack, unet, easyref, tokens, lora_strength=0.0)
     x = latents(1, 16, 2 * TILE)
     with caplog.at_level(logging.WARNING):
-        found = predict(tiled(model, 2, "row by row"), CFG, x)
-    assert difference(found, predict(tiled(unet, 2), CFG, x)) < EXACT
+        result = predict(tiled(model, 2, "row by row"), CFG, x)
+    assert difference(result, predict(tiled(unet, 2), CFG, x)) < EXACT
     assert [r.getMessage().count("left out") for r in caplog.records] == [1]
 
 
@@ -113,7 +113,7 @@ def test_references_with_a_mask_are_left_out_of_tiles_with_one_warning(
     part = random_tokens(pack, easyref, seed=4)
     both = apply(pack, everywhere, easyref, part, lora_strength=0.0, mask=mask)
     with caplog.at_level(logging.WARNING):
-        found = predict(tiled(both, at_once), CFG, x)
-    assert difference(found, predict(tiled(everywhere, at_once), CFG, x)) < EXACT
+        result = predict(tiled(both, at_once), CFG, x)
+    assert difference(result, predict(tiled(everywhere, at_once), CFG, x)) < EXACT
     assert [r.getMessage().count("in tiles") for r in caplog.records] == [1]
     assert difference(predict(both, CFG, x), predict(everywhere, CFG, x)) > 0.01

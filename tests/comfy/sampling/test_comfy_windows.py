@@ -1,4 +1,4 @@
-"""Batches sampled in windows of a few frames: what belongs to a frame stays with it."""
+"""Batches sampled in windows of a few frames: each frame keeps its own tokens and mask."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_frames_in_windows_are_steered_as_in_one_batch(
         "mask": {"tokens": tokens, "mask": frame_masks()},
     }[what]
     model = apply(pack, unet, easyref, **each)
-    wanted = sample(model)
-    assert difference(sample(in_windows(model, schedule)), wanted) < CLOSE
-    assert difference(sample(unet), wanted) > 0.01
+    expected = sample(model)
+    assert difference(sample(in_windows(model, schedule)), expected) < CLOSE
+    assert difference(sample(unet), expected) > 0.01
 
 
 def test_as_many_masks_as_a_window_are_not_enough(
@@ -56,24 +56,28 @@ def test_as_many_masks_as_a_window_are_not_enough(
         sample(in_windows(model))
 
 
+def frames_of(pack: Pack, window: Any, count: int) -> Any:
+    """The latents of a model call with `count` rows in a context window."""
+    divide_rows = pack.part("nodes.sampling.batch_rows").divide_rows
+    return divide_rows(latents(count), None, [None], {"context_window": window}, None).batch
+
+
 def test_windows_over_another_dimension_hold_every_frame(pack: Pack) -> None:
     """Video models are cut along time, their batch is whole."""
-    batch_slice = pack.part("nodes.sampling.batch_rows").batch_slice
     import comfy.context_windows
 
     along_time = comfy.context_windows.IndexListContextWindow([1, 2], dim=2, total_frames=8)
-    assert batch_slice({"context_window": along_time}, 2).indices is None
+    assert frames_of(pack, along_time, 2).indices is None
     along_batch = comfy.context_windows.IndexListContextWindow([3, 4], dim=0, total_frames=8)
-    found = batch_slice({"context_window": along_batch}, 2)
-    assert (found.indices, found.total, found.count) == ((3, 4), 8, 2)
+    frames = frames_of(pack, along_batch, 2)
+    assert (frames.indices, frames.total, frames.count) == ((3, 4), 8, 2)
 
 
 def test_the_frame_sampled_before_a_window_keeps_its_own(pack: Pack) -> None:
     """Newer cores put it in front of the window's frames."""
-    batch_slice = pack.part("nodes.sampling.batch_rows").batch_slice
     import comfy.context_windows
 
     window = comfy.context_windows.IndexListContextWindow([3, 4], dim=0, total_frames=8)
     window.causal_anchor_index = 2
-    found = batch_slice({"context_window": window}, 3)
-    assert (found.indices, found.total, found.count) == ((2, 3, 4), 8, 3)
+    frames = frames_of(pack, window, 3)
+    assert (frames.indices, frames.total, frames.count) == ((2, 3, 4), 8, 3)

@@ -15,7 +15,7 @@ from easyref_core.adapter.key_values import check_tokens
 from easyref_core.tokens.combine import METHODS, WeightedTokens, combine_tokens, read_weights
 from easyref_core.tokens.reference_tokens import ReferenceTokens, load_tokens, save_tokens
 
-MIXES = ("average", "weighted average", "add", "subtract")
+MIXES = ("average", "add", "subtract")
 BLACK = torch.randn((1, 4, 6), generator=torch.Generator().manual_seed(99))
 
 
@@ -41,10 +41,10 @@ A, B, C = tokens(1), tokens(2), tokens(3)
 @pytest.mark.parametrize(
     ("method", "weights", "wanted"),
     [
-        ("average", (3, 1, 0), (A.cond + B.cond + C.cond) / 3),
-        ("weighted average", (1, 2, 1), (A.cond + 2 * B.cond + C.cond) / 4),
-        ("weighted average", (2, 0, 0), A.cond),
-        ("weighted average", (3, -1, -1), 3 * A.cond - B.cond - C.cond),
+        ("average", (1, 1, 1), (A.cond + B.cond + C.cond) / 3),
+        ("average", (1, 2, 1), (A.cond + 2 * B.cond + C.cond) / 4),
+        ("average", (2, 0, 0), A.cond),
+        ("average", (3, -1, -1), 3 * A.cond - B.cond - C.cond),
         ("add", (1, 1, 1), A.cond + B.cond + C.cond),
         ("add", (1, 0.5, -2), A.cond + 0.5 * B.cond - 2 * C.cond),
         ("subtract", (1, 1, 1), A.cond - B.cond - C.cond),
@@ -57,7 +57,7 @@ def test_arithmetic(method: str, weights: tuple[float, ...], wanted: torch.Tenso
     assert torch.equal(found.uncond, A.uncond), "the black picture stays as it is"
 
 
-def test_concatenation_puts_all_behind_each_other_and_keeps_every_bit() -> None:
+def test_concatenation_appends_groups_in_order_and_keeps_every_bit() -> None:
     long = tokens(4, count=8)
     found = combine_tokens(parts(A, long, weights=(0.0, 3.0)), "concatenate")
     assert torch.equal(found.cond, torch.cat((A.cond, long.cond), dim=1))
@@ -75,7 +75,7 @@ def test_other_negative_branches_are_averaged(method: str) -> None:
     other = replace(B, uncond=B.uncond + 1)
     weights = (1, 3)
     found = combine_tokens(parts(A, other, weights=weights), method)
-    share = 0.75 if method == "weighted average" else 0.5
+    share = 0.75 if method == "average" else 0.5
     assert goldens.difference(found.uncond, A.uncond + share) < 1e-6
 
 
@@ -92,7 +92,7 @@ def test_one_group_is_combined_with_each_of_a_batch(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_told_about_the_result(method: str) -> None:
+def test_the_result_names_prompts_counts_and_method(method: str) -> None:
     found = combine_tokens(parts(A, replace(B, num_references=5)), method)
     assert (found.adapter, found.adapter_name) == (A.adapter, A.adapter_name)
     assert found.prompt == "prompt 1 | prompt 2"
@@ -100,7 +100,7 @@ def test_what_is_told_about_the_result(method: str) -> None:
     assert found.aggregation == f"{method} of 2"
 
 
-def test_a_shared_prompt_is_said_once() -> None:
+def test_a_shared_prompt_appears_once() -> None:
     same = replace(B, prompt=A.prompt)
     assert combine_tokens(parts(A, same, replace(C, prompt="")), "average").prompt == A.prompt
 
@@ -181,7 +181,7 @@ def test_batches_of_different_sizes_are_refused(method: str) -> None:
 @pytest.mark.parametrize("weights", [(0, 0), (1, -1), (0.3, -0.3)])
 def test_weights_that_add_up_to_nothing_are_refused(weights: tuple[float, float]) -> None:
     with goldens.refused("add up to 0", f"{weights[1]:g}", "'subtract'"):
-        combine_tokens(parts(A, B, weights=weights), "weighted average")
+        combine_tokens(parts(A, B, weights=weights), "average")
 
 
 def test_a_weight_that_is_not_a_number_is_refused() -> None:
@@ -201,5 +201,5 @@ def test_avoid_takes_two() -> None:
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with goldens.refused("'multiply'", "weighted average"):
+    with goldens.refused("'multiply'", "average"):
         combine_tokens(parts(A, B), "multiply")

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import goldens
 import pytest
-from easyref_core.tokens.tokens import load_tokens
 from repository import copy_repository, run
+
+from easyref_core.tokens.reference_tokens import load_tokens
 
 PACK = Path(__file__).resolve().parents[3]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")

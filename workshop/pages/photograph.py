@@ -1,0 +1,207 @@
+"""Photographs nodes for the help pages, in ComfyUI's page.
+
+    python -m workshop.pages.photograph             all of web/docs/images
+    python -m workshop.pages.photograph apply crop  some of them
+
+Needs ComfyUI, playwright and a Chromium (tests/browser/install_chromium.sh). Graphs with previews
+are run on the demo models, so results in the pictures are real.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from ..comfyui.comfy_server import ComfyServer
+from ..comfyui.find_comfyui import PACK, find_comfyui
+from ..comfyui.page import Page, chromium, write_user_files
+from ..demo.references import FOLDER, read_rows
+from .graphs import GRAPHS, Graph
+
+OUT = PACK / "web" / "docs" / "images"
+WIDTH = 430  # CSS pixels: about that of the page's help panel
+MARGIN = 12
+SCALE = 2
+QUALITY = 90
+RESULTS = ("EasyRefInspect", "PreviewAny", "PreviewImage")
+NEWEST = Path(sys.prefix, "newest-page", "comfyui_frontend_package", "static")
+SETTINGS = {
+    "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
+    "Comfy.NodeBadge.NodeIdBadgeMode": "None",
+    "Comfy.Node.AllowImageSizeDraw": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Graph.LinkMarkers": 0,
+    "Comfy.Minimap.Visible": False,
+}
+BUILD = """async ({nodes}) => {
+    const made = nodes.map(({kind, title, size, values}) => {
+        const node = LiteGraph.createNode(kind);
+        app.graph.add(node);
+        if (title) node.title = title;
+        for (const [name, value] of Object.entries(values)) {
+            const widget = node.widgets.find((w) => w.name === name);
+            widget.value = value;
+            widget.callback?.(value);
+        }
+        return node;
+    });
+    nodes.forEach(({inputs}, index) => {
+        for (const [name, {node, name: output}] of Object.entries(inputs)) {
+            const from = made[node].outputs.findIndex((slot) => slot.name === output);
+            const to = made[index].inputs.findIndex(
+                (slot) => slot.name === name || slot.name.endsWith("." + name));
+            if (from < 0 || to < 0) throw new Error(`${nodes[index].kind}: ${output} to ${name}`);
+            made[node].connect(from, made[index], to);
+        }
+    });
+    window.photographed = made;
+}"""
+RUN = """() => new Promise((done) => {
+    const on = (name, read) => app.api.addEventListener(name, (e) => done(read(e)), {once: true});
+    on("execution_success", () => null);
+    on("execution_error", (e) => `${e.detail.node_type}: ${e.detail.exception_message}`);
+    app.queuePrompt(0).then((queued) => queued === false && done("the graph was refused"));
+})"""
+# Removes what is not shown and puts the rest into columns; width and height in units of the graph.
+LAY_OUT = """([columns, sizes]) => {
+    const gap = 30, title = LiteGraph.NODE_TITLE_HEIGHT, made = window.photographed;
+    const shown = new Set(columns.flat(2).map((index) => made[index]));
+    for (const node of [...app.graph.nodes]) if (!shown.has(node)) app.graph.remove(node);
+    sizes.forEach((size, index) => {
+        if (!size || !shown.has(made[index])) return;
+        const [, least] = made[index].computeSize();
+        made[index].setSize([size[0], size[1] || least]);
+    });
+    let left = 0, bottom = 0;
+    for (const column of columns) {
+        let top = 0, widest = 0;
+        for (const row of column) {
+            let x = left, height = 0;
+            for (const node of row.map((index) => made[index])) {
+                node.pos = [x, top + title];
+                x += node.size[0] + gap / 2;
+                height = Math.max(height, node.size[1] + title);
+            }
+            widest = Math.max(widest, x - gap / 2 - left);
+            top += height + gap / 2;
+        }
+        bottom = Math.max(bottom, top - gap / 2);
+        left += widest + gap;
+    }
+    return [left - gap, bottom];
+}"""
+LOOK = """([scale, x, y]) => {
+    app.canvas.ds.scale = scale;
+    app.canvas.ds.offset = [x / scale, y / scale];
+    app.canvas.deselectAll?.();
+    document.activeElement.blur();
+    app.graph.setDirtyCanvas(true, true);
+    const {left, top} = app.canvas.canvas.getBoundingClientRect();
+    return [left, top];
+}"""
+ARRIVED = """() => app.graph.nodes.every((node) =>
+    node.type !== "PreviewImage" || node.imgs?.every((image) => image.complete))
+    && [...document.querySelectorAll(".easyref-tile img")].every((image) => image.naturalWidth)"""
+
+
+def write_inputs(folder: Path) -> None:
+    """The pictures and masks that the graphs load, into ComfyUI's input folder."""
+    (folder / "easyref").mkdir(parents=True)
+    for row in read_rows():
+        for number, picture in enumerate(row.references, start=1):
+            picture.save(folder / "easyref" / f"{row.name} {number}.png")
+    for number, (wide, high) in ((1, (1.0, 0.7)), (2, (0.7, 1.0)), (4, (0.8, 1.0))):
+        file = folder / "easyref" / f"flower {number}.png"  # of several shapes
+        with Image.open(file) as picture:
+            (width, height), (x, y) = picture.size, ((1 - wide) / 2, (1 - high) / 2)
+            box = (width * x, height * y, width * (1 - x), height * (1 - y))
+            picture.crop(tuple(map(round, box))).save(file)
+    for name, box in (("left half", (0, 0, 127, 255)), ("right half", (128, 0, 255, 255))):
+        mask = Image.new("RGB", (256, 256))
+        ImageDraw.Draw(mask).rectangle(box, "white")
+        mask.save(folder / f"{name}.png")
+    scene = Image.open(FOLDER / "drop_with_friends" / "1.png").convert("RGB")
+    alpha = Image.new("L", scene.size, 255)
+    ImageDraw.Draw(alpha).ellipse((12, 104, 100, 222), 100)  # what the mask editor leaves
+    scene.putalpha(alpha)
+    scene.save(folder / "masked.png")
+
+
+def write_models(base: Path) -> None:
+    """Empty files under the names that the loaders show, so that the page misses none."""
+    names = ("models/easyref/model.safetensors", "output/easyref_tokens/people/ann.safetensors")
+    for name in names:
+        (base / name).parent.mkdir(parents=True)
+        (base / name).touch()
+    mllm = base / "models" / "LLM" / "Qwen2-VL-2B-Instruct"
+    mllm.mkdir(parents=True)
+    (mllm / "config.json").write_text('{"model_type": "qwen2_vl"}', encoding="utf-8")
+
+
+def photograph(page: Page, graph: Graph) -> Image.Image:
+    """Build a graph, run it if it shows results, and take a picture of the nodes that are shown."""
+    page.clear()
+    page.evaluate(BUILD, {"nodes": [dataclasses.asdict(node) for node in graph.nodes]})
+    if any(node.kind in RESULTS for node in graph.nodes):
+        problem = page.evaluate(RUN)
+        if problem:
+            raise SystemExit(problem)
+    page.tab.wait_for_timeout(1000)
+    page.tab.wait_for_function(ARRIVED)
+    indices = [[[node.index for node in row] for row in column] for column in graph.columns]
+    width, height = page.evaluate(LAY_OUT, [indices, [node.size for node in graph.nodes]])
+    scale = min(1.0, (WIDTH - 2 * MARGIN) / width)
+    x, y = 500, 120  # clear of the page's side bar and menus
+    left, top = page.evaluate(LOOK, [scale, x, y])
+    page.tab.wait_for_timeout(1000)
+    if graph.hover:
+        page.tab.locator(graph.hover).hover()
+        page.tab.wait_for_timeout(500)
+    clip = {
+        "x": left + x - MARGIN,
+        "y": top + y - MARGIN,
+        "width": width * scale + 2 * MARGIN,
+        "height": height * scale + 2 * MARGIN,
+    }
+    return Image.open(io.BytesIO(page.tab.screenshot(clip=clip))).convert("RGB")
+
+
+def main(names: Sequence[str]) -> None:
+    unknown = set(names) - GRAPHS.keys()
+    comfyui = find_comfyui()
+    if unknown or comfyui is None:
+        raise SystemExit(
+            f"No such picture: {', '.join(sorted(unknown))}. There are {', '.join(GRAPHS)}."
+            if unknown
+            else "No ComfyUI found: set COMFYUI_PATH."
+        )
+    arguments = ["--cpu"]
+    if NEWEST.is_dir():
+        arguments += ["--front-end-root", str(NEWEST)]
+    with tempfile.TemporaryDirectory() as base, chromium() as browser:
+        if browser is None:
+            raise SystemExit("No Chromium found: run tests/browser/install_chromium.sh.")
+        write_user_files(comfyui, Path(base))
+        write_inputs(Path(base, "input"))
+        write_models(Path(base))
+        with ComfyServer(comfyui, Path(base), arguments=arguments, seconds=600) as server:
+            page = Page(browser, server, (1280, 1200), SCALE)
+            page.open()
+            page.set_mode("classic")
+            for name, value in SETTINGS.items():
+                page.setting(name, value)
+            for name in names or GRAPHS:
+                picture = photograph(page, GRAPHS[name]())
+                path = OUT / f"{name}.webp"
+                picture.save(path, quality=QUALITY, method=6)
+                print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
