@@ -35,8 +35,6 @@ VOCABULARY = 49408
 TABLE = "text_model.embeddings.token_embedding.weight"
 STORED_IDS = "token_ids"  # stored beside a reduced table: the token id of each row
 STORED_SCALE = ".scale"  # suffix of the scales [out, 1, ...] of an int8 weight [out, ...]
-    ".scale"  # suffix of the scales [out, 1, ...] stored beside an int8 weight [out, ...]
-)
 
 
 def shipped_set() -> Path:
