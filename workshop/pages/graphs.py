@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..demo.parts import Settings
+from ..demo.rows import SamplingSettings
 
-SETTINGS = Settings()
+SETTINGS = SamplingSettings()
 TWO_SEED = 7  # one that gives two characters
 _PREVIEW = (170, 240)  # of a node that shows a square result
 
@@ -190,6 +190,24 @@ def apply() -> Graph:
         results.append(graph.result(models, applied["model"], positive["CONDITIONING"], title))
     assert shown is not None
     return graph.show([shown], [tuple(results[:2]), tuple(results[2:])])
+
+
+def demo_models() -> Graph:
+    graph, prompt = Graph(), "in a desert at sunset"
+    models = graph.add("EasyRefDemoModels", None, (210, 0))
+    references = graph.add("PreviewImage", "images", (210, 240), images=models["images"])
+    positive = graph.text(models, prompt)
+    applied = graph.add(
+        "EasyRefQuick",
+        model=models["model"],
+        easyref=models["easyref"],
+        images=models["images"],
+        prompt=prompt,
+    )
+    result = graph.result(
+        models, applied["model"], positive["CONDITIONING"], "result", (210, 240), seed=2
+    )
+    return graph.show([models], [references], [result])
 
 
 def quick() -> Graph:
@@ -385,6 +403,7 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
         apply,
         combine_tokens,
         crop,
+        demo_models,
         encode,
         inspect,
         layer_weights,
