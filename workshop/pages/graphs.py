@@ -1,6 +1,7 @@
-"""The graphs that the help pages show: which nodes, their values, and how they stand.
+"""The graphs photographed for the help pages: their nodes, values and layout.
 
-Nodes that are not shown run, too, so that previews hold real results of the demo models.
+Nodes that are not shown run too, so previews hold real results of the demo models. Rows are at most
+`WIDE` units wide, so that text stays readable in the narrow help panel.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 from ..demo.parts import Settings
 
 SETTINGS = Settings()
-TWO_SEED = 7  # one that gives two characters
-_PREVIEW = (170, 240)  # of a node that shows a square result
+TWO_SEED = 7  # gives two characters
+WIDE = 355
+PREVIEW = (170, 240)  # with a square result; two fit into a row
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,16 @@ class Node:
 
 @dataclass
 class Graph:
-    """Nodes, and those shown: columns from left to right, each a list of rows of nodes."""
+    """Nodes and their layout.
+
+    Attributes:
+        rows: the nodes shown, from top to bottom, each row from left to right.
+        hover: CSS selector of the element under the mouse.
+    """
 
     nodes: list[Node] = field(default_factory=list)
-    columns: list[list[tuple[Node, ...]]] = field(default_factory=list)
-    hover: str | None = None  # a CSS selector: what the mouse rests on
+    rows: list[tuple[Node, ...]] = field(default_factory=list)
+    hover: str | None = None
 
     def add(
         self, kind: str, title: str | None = None, size: tuple[int, int] | None = None, **given: Any
@@ -78,7 +85,7 @@ class Graph:
         model: Output,
         positive: Output,
         title: str,
-        size: tuple[int, int] = _PREVIEW,
+        size: tuple[int, int] = PREVIEW,
         across: int = 1,
         seed: int = SETTINGS.seed,
     ) -> Node:
@@ -117,10 +124,8 @@ class Graph:
             x=place * side,
         )
 
-    def show(self, *columns: Sequence[Node | tuple[Node, ...]]) -> Graph:
-        self.columns = [
-            [row if isinstance(row, tuple) else (row,) for row in column] for column in columns
-        ]
+    def show(self, *rows: Node | tuple[Node, ...]) -> Graph:
+        self.rows = [row if isinstance(row, tuple) else (row,) for row in rows]
         return self
 
 
@@ -131,13 +136,23 @@ def _encoded(graph: Graph, models: Node, row: str, prompt: str, count: int = 4) 
     )
 
 
+def _applied(graph: Graph, models: Node, **given: Any) -> Node:
+    return graph.add(
+        "EasyRefApply",
+        None,
+        (WIDE, 0),
+        model=models["model"],
+        easyref=models["easyref"],
+        **given,
+    )
+
+
 def loader() -> Graph:
     graph = Graph()
-    loaded = graph.add(
-        "EasyRefLoader", None, (270, 0), adapter="model.safetensors", mllm="Qwen2-VL-2B-Instruct"
+    size, mllm = (300, 0), "Qwen2-VL-2B-Instruct"
+    return graph.show(
+        graph.add("EasyRefLoader", None, size, adapter="model.safetensors", mllm=mllm)
     )
-    encoded = graph.add("EasyRefEncode", None, (230, 240), easyref=loaded["easyref"])
-    return graph.show([loaded], [encoded])
 
 
 def references() -> Graph:
@@ -149,20 +164,17 @@ def references() -> Graph:
         {"number": 4},
     ]
     graph.hover = ".easyref-tile:nth-child(2)"
-    return graph.show([graph.gallery("flower", entries)])
+    return graph.show(graph.gallery("flower", entries))
 
 
 def encode() -> Graph:
     graph = Graph()
     group = graph.gallery("flower", range(1, 4))
+    prompt = "a watercolour of this character in a forest"
     encoded = graph.add(
-        "EasyRefEncode",
-        None,
-        (270, 300),
-        references=group["references"],
-        prompt="a watercolour of this character in a forest",
+        "EasyRefEncode", None, (330, 230), references=group["references"], prompt=prompt
     )
-    return graph.show([group], [encoded])
+    return graph.show(group, encoded)
 
 
 def apply() -> Graph:
@@ -170,54 +182,50 @@ def apply() -> Graph:
     models = graph.add("EasyRefDemoModels")
     encoded, positive = _encoded(graph, models, "star", prompt), graph.text(models, prompt)
     right = graph.add("LoadImageMask", image="right half.png", channel="red")
-    shown, results = None, []
-    for title, given in (
-        ("weight 0", {"weight": 0}),
-        ("weight 0.5", {"weight": 0.5}),
-        ("weight 1", {"weight": 1}),
-        ("mask: right half", {"mask": right["MASK"]}),
-    ):
-        applied = graph.add(
-            "EasyRefApply",
-            None,
-            (240, 0),
-            model=models["model"],
-            easyref=models["easyref"],
-            tokens=encoded["tokens"],
-            **given,
-        )
-        shown = applied if title == "weight 1" else shown
+    settings = {
+        "weight 0": {"weight": 0},
+        "weight 0.5": {"weight": 0.5},
+        "weight 1": {"weight": 1},
+        "mask: right half": {"mask": right["MASK"]},
+    }
+    results = []
+    for title, given in settings.items():
+        applied = _applied(graph, models, tokens=encoded["tokens"], **given)
         results.append(graph.result(models, applied["model"], positive["CONDITIONING"], title))
-    assert shown is not None
-    return graph.show([shown], [tuple(results[:2]), tuple(results[2:])])
+    return graph.show(applied, tuple(results[:2]), tuple(results[2:]))
 
 
 def quick() -> Graph:
     graph, prompt = Graph(), "in a city at night"
     models = graph.add("EasyRefDemoModels")
-    group = graph.gallery("star", range(1, 5), size=(300, 0))
+    group = graph.gallery("star", range(1, 5), size=(330, 0))
     quick = graph.add(
         "EasyRefQuick",
         None,
-        (250, 200),
+        (330, 190),
         model=models["model"],
         easyref=models["easyref"],
         references=group["references"],
         prompt=prompt,
     )
     positive = graph.text(models, prompt)
-    result = graph.result(models, quick["model"], positive["CONDITIONING"], "result", (250, 320))
-    return graph.show([group], [quick, result])
+    result = graph.result(models, quick["model"], positive["CONDITIONING"], "result", (330, 310))
+    return graph.show(group, quick, result)
 
 
 def crop() -> Graph:
     graph = Graph()
-    picture = graph.add("LoadImage", None, (220, 314), image="masked.png")
+    picture = graph.add("LoadImage", None, (170, 266), image="masked.png")
     cropped = graph.add(
-        "EasyRefCrop", None, (220, 0), images=picture["IMAGE"], mask=picture["MASK"], padding=0.1
+        "EasyRefCrop",
+        None,
+        (WIDE, 0),
+        images=picture["IMAGE"],
+        mask=picture["MASK"],
+        padding=0.1,
     )
-    preview = graph.add("PreviewImage", "crop", _PREVIEW, images=cropped["images"])
-    return graph.show([picture], [cropped], [preview])
+    preview = graph.add("PreviewImage", "crop", (170, 266), images=cropped["images"])
+    return graph.show(cropped, (picture, preview))
 
 
 def combine_tokens() -> Graph:
@@ -225,44 +233,38 @@ def combine_tokens() -> Graph:
     models = graph.add("EasyRefDemoModels")
     first, second = (_encoded(graph, models, row, prompt) for row in ("star", "square"))
     positive = graph.text(models, prompt)
-    sets = {"tokens_1": first, "tokens_2": second}
-    shown = None
-    for method in ("concatenate", "average"):
-        sets[method] = graph.add(
+    combined = {
+        method: graph.add(
             "EasyRefCombineTokens",
             None,
-            (240, 0),
+            (WIDE, 0),
             tokens_1=first["tokens"],
             tokens_2=second["tokens"],
             method=method,
         )
-        shown = shown or sets[method]
-    assert shown is not None
+        for method in ("average", "concatenate")
+    }
     results = []
-    for title, tokens in sets.items():
-        applied = graph.add(
-            "EasyRefApply",
-            model=models["model"],
-            easyref=models["easyref"],
-            tokens=tokens["tokens"],
-        )
+    for title, tokens in {"tokens_1": first, "tokens_2": second, **combined}.items():
+        applied = _applied(graph, models, tokens=tokens["tokens"])
         results.append(graph.result(models, applied["model"], positive["CONDITIONING"], title))
-    return graph.show(results[:2], [shown], results[2:])
+    return graph.show(tuple(results[:2]), combined["concatenate"], tuple(results[2:]))
 
 
 def inspect() -> Graph:
     graph = Graph()
     models = graph.add("EasyRefDemoModels")
     group = graph.gallery("flower", range(1, 3))
-    inspected = graph.add(
-        "EasyRefInspect",
-        None,
-        (360, 412),
-        easyref=models["easyref"],
-        references=group["references"],
-        prompt="in the snow at night",
+    return graph.show(
+        graph.add(
+            "EasyRefInspect",
+            None,
+            (WIDE, 405),
+            easyref=models["easyref"],
+            references=group["references"],
+            prompt="in the snow at night",
+        )
     )
-    return graph.show([inspected])
 
 
 def region() -> Graph:
@@ -277,40 +279,29 @@ def region() -> Graph:
             graph.add(
                 "EasyRefRegion",
                 f"Region: {half}",
-                (230, 0),
+                (190, 0),
                 tokens=encoded["tokens"],
                 mask=mask["MASK"],
                 **before,
             )
         )
-    applied = graph.add(
-        "EasyRefApply",
-        model=models["model"],
-        easyref=models["easyref"],
-        regions=regions[-1]["regions"],
-    )
+    applied = _applied(graph, models, regions=regions[-1]["regions"])
     both = graph.add(
         "ConditioningCombine",
         conditioning_1=graph.half(models, prompt, 0)["CONDITIONING"],
         conditioning_2=graph.half(models, prompt, 1)["CONDITIONING"],
     )
     result = graph.result(
-        models,
-        applied["model"],
-        both["CONDITIONING"],
-        "result",
-        (475, 270),
-        across=2,
-        seed=TWO_SEED,
+        models, applied["model"], both["CONDITIONING"], "result", (395, 240), 2, TWO_SEED
     )
-    return graph.show([tuple(regions), result])
+    return graph.show(tuple(regions), result)
 
 
 def layer_weights() -> Graph:
     graph = Graph()
-    layers = graph.add("EasyRefLayerWeights", None, (270, 0), profile="style and composition")
-    text = graph.add("PreviewAny", None, (220, 338), source=layers["text"])
-    return graph.show([layers], [text])
+    layers = graph.add("EasyRefLayerWeights", None, (330, 0), profile="style and composition")
+    text = graph.add("PreviewAny", None, (330, 290), source=layers["text"])
+    return graph.show(layers, text)
 
 
 def set_conditioning() -> Graph:
@@ -323,7 +314,7 @@ def set_conditioning() -> Graph:
             graph.add(
                 "EasyRefSetConditioning",
                 f"Set Conditioning: {half}",
-                (300, 0),
+                (WIDE, 0),
                 conditioning=graph.half(models, prompt, place)["CONDITIONING"],
                 tokens=encoded["tokens"],
             )
@@ -331,51 +322,40 @@ def set_conditioning() -> Graph:
     both = graph.add(
         "ConditioningCombine",
         None,
-        (270, 0),
+        (WIDE, 0),
         conditioning_1=halves[0]["conditioning"],
         conditioning_2=halves[1]["conditioning"],
     )
-    applied = graph.add("EasyRefApply", model=models["model"], easyref=models["easyref"])
     result = graph.result(
         models,
-        applied["model"],
+        _applied(graph, models)["model"],
         both["CONDITIONING"],
         "result",
-        (270, 220),
-        across=2,
-        seed=TWO_SEED,
+        (WIDE, 240),
+        2,
+        TWO_SEED,
     )
-    return graph.show(halves, [both, result])
+    return graph.show(*halves, both, result)
 
 
 def save_tokens() -> Graph:
     graph = Graph()
-    encoded = graph.add("EasyRefEncode", None, (230, 240), prompt="a portrait of this woman")
-    saved = graph.add(
-        "EasyRefSaveTokens",
-        None,
-        (240, 0),
-        tokens=encoded["tokens"],
-        filename_prefix="people/ann",
+    encoded = graph.add("EasyRefEncode")
+    return graph.show(
+        graph.add(
+            "EasyRefSaveTokens",
+            None,
+            (300, 0),
+            tokens=encoded["tokens"],
+            filename_prefix="people/ann",
+        )
     )
-    return graph.show([encoded], [saved])
 
 
 def load_tokens() -> Graph:
     graph = Graph()
-    loaded = graph.add(
-        "EasyRefLoader", None, (240, 0), adapter="model.safetensors", mllm="from adapter"
-    )
-    tokens = graph.add(
-        "EasyRefLoadTokens",
-        None,
-        (240, 0),
-        file="people/ann.safetensors [output]",
-    )
-    applied = graph.add(
-        "EasyRefApply", None, (230, 0), easyref=loaded["easyref"], tokens=tokens["tokens"]
-    )
-    return graph.show([loaded, tokens], [applied])
+    file = "people/ann_00001_.safetensors [output]"
+    return graph.show(graph.add("EasyRefLoadTokens", None, (330, 0), file=file))
 
 
 # The name of the picture -> its graph.
