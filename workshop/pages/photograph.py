@@ -27,7 +27,7 @@ from .graphs import GRAPHS, Graph
 OUT = PACK / "web" / "docs" / "images"
 MARGIN = 12
 SCALE = 2
-QUALITY = 90
+QUALITY = 85
 TOKENS = "people/ann_00001_.safetensors"
 RESULTS = ("EasyRefInspect", "PreviewAny", "PreviewImage")
 NEWEST = Path(sys.prefix, "newest-page", "comfyui_frontend_package", "static")
