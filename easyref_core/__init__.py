@@ -59,33 +59,27 @@ if TYPE_CHECKING:
     from .tokens.reference_tokens import ReferenceTokens, load_tokens, save_tokens, stack_tokens
 
 _MODULES = {
-    "adapter.checkpoint": ("AdapterCheckpoint", "load_checkpoint"),
-    "encode.group": ("GroupPlan", "Reference", "plan_group"),
-    "encode.heat_maps": ("draw_heat_maps",),
-    "encode.inspection": ("Inspection", "inspect_references"),
-    "encode.passes": ("EncodingCache", "encode_references"),
-    "encode.plan_encoder": ("EncoderPlan", "plan_encoder"),
-    "errors": ("EasyRefError",),
-    "pictures.loading": ("open_picture",),
-    "qwen2vl.prompt": ("PromptTokenizer",),
-    "sdxl_diffusers.adapter": (
-        "append_tokens",
-        "attach_adapter",
-        "detach_adapter",
-        "hide_references",
-        "merge_lora",
-        "set_scale",
-        "set_tokens",
-    ),
-    "tokens.combine": ("WeightedTokens", "combine_tokens"),
-    "tokens.reference_tokens": ("ReferenceTokens", "load_tokens", "save_tokens", "stack_tokens"),
+    "adapter.checkpoint": "AdapterCheckpoint load_checkpoint",
+    "encode.group": "GroupPlan Reference plan_group",
+    "encode.heat_maps": "draw_heat_maps",
+    "encode.inspection": "Inspection inspect_references",
+    "encode.passes": "EncodingCache encode_references",
+    "encode.plan_encoder": "EncoderPlan plan_encoder",
+    "errors": "EasyRefError",
+    "pictures.loading": "open_picture",
+    "qwen2vl.prompt": "PromptTokenizer",
+    "sdxl_diffusers.adapter": "append_tokens attach_adapter detach_adapter hide_references "
+    "merge_lora set_scale set_tokens",
+    "tokens.combine": "WeightedTokens combine_tokens",
+    "tokens.reference_tokens": "ReferenceTokens load_tokens save_tokens stack_tokens",
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

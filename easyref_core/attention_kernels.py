@@ -1,4 +1,4 @@
-"""Which kernel computes attention."""
+"""Attention with PyTorch's fused kernels, or in chunks where a device has none."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import torch
 import torch.nn.functional as F
 
 SCORE_BYTES = 128 * 2**20
-"""What the float32 scores of one chunk of queries may take where no fused kernel computes them."""
+"""Largest float32 scores of one chunk of queries, where no fused kernel computes them."""
 
-Attend = Callable[..., torch.Tensor]
-"""As `attend`."""
+Attend = Callable[..., torch.Tensor]  # the signature of `attend`
 
 
 def attend_of(operations: Any) -> Attend:
-    """The attention that comes with `operations` (an attribute `attend`); `torch.nn` has none, so
-    PyTorch's own by default."""
+    """The attention of `operations` (an attribute `attend`), or `attend` where it has none."""
     return getattr(operations, "attend", attend)
 
 
@@ -30,24 +28,24 @@ def attend(
 ) -> torch.Tensor:
     """softmax(query key^T / sqrt(head_dim) + mask) value.
 
-    PyTorch's fused kernel, and chunks of queries where the device has none; in training on a CPU
-    plain matrix products, which take less than half its time forth and back.
+    PyTorch's fused kernel, or chunks of queries where the device has none. Training on a CPU uses
+    plain matrix products, which take less than half the time, backward pass included.
 
     Args:
         query: [B, heads, T, head_dim].
         key, value: [B, heads, S, head_dim].
         mask: [T, S], added; none if causal.
-        causal: row t sees columns up to t only.
+        causal: row t attends to columns up to t only.
     """
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    if learns and query.device.type == "cpu":
+    training = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    if training and query.device.type == "cpu":
         scores = (query * query.shape[-1] ** -0.5) @ key.mT  # [B, heads, T, S]
         if causal:
             mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype).triu(1)
         if mask is not None:
             scores = scores + mask
         return scores.softmax(dim=-1).to(value) @ value
-    if learns or is_fused(query, key, value, mask, causal):
+    if training or is_fused(query, key, value, mask, causal):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
     return attend_in_chunks(query, key, value, mask, causal)
 
@@ -62,32 +60,32 @@ def attend_in_chunks(
     """`attend` with plain matrix products, as many queries at a time as `SCORE_BYTES` allow.
 
     Scores are float32 in every precision, as in a fused kernel. Not for training: autograd would
-    keep all of them.
+    store all of them.
     """
     batch, heads, length, head_dim = query.shape
     columns = key.shape[2]
     step = max(1, SCORE_BYTES // (batch * heads * columns * 4))
-    # Once, or each chunk's products would copy them again.
-    wide, value = key.float().contiguous(), value.contiguous()
+    # Contiguous once, or the products of each chunk would copy them again.
+    key, value = key.float().contiguous(), value.contiguous()
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     for start in range(0, length, step):
         end = min(start + step, length)
-        seen = min(end, columns) if causal else columns
-        asked = query[:, :, start:end].float() * head_dim**-0.5
-        scores = asked @ wide[:, :, :seen].mT  # [B, heads, end - start, seen]
+        visible = min(end, columns) if causal else columns
+        chunk = query[:, :, start:end].float() * head_dim**-0.5
+        scores = chunk @ key[:, :, :visible].mT  # [B, heads, end - start, visible]
         if causal:
-            later = torch.full((end - start, seen), float("-inf"), device=query.device)
+            later = torch.full((end - start, visible), float("-inf"), device=query.device)
             scores += later.triu(start + 1)
         if mask is not None:
             scores += mask[start:end]
         scores = scores.softmax(dim=-1)
-        out[:, :, start:end] = scores.to(value.dtype) @ value[:, :, :seen]
-        del scores  # before the next chunk's
+        out[:, :, start:end] = scores.to(value.dtype) @ value[:, :, :visible]
+        del scores  # before those of the next chunk
     return out
 
 
 def has_fused(device: torch.device, dtype: torch.dtype, head_dim: int, causal: bool) -> bool:
-    """Whether `attend` needs no room for scores there."""
+    """Whether `attend` uses a fused kernel there, without memory for scores."""
     query = torch.empty((1, 1, 64, head_dim), device=device, dtype=dtype)
     return is_fused(query, query, query, None, causal)
 
@@ -99,9 +97,9 @@ def is_fused(
     mask: torch.Tensor | None,
     causal: bool,
 ) -> bool:
-    """Whether PyTorch has a kernel for these that never writes the scores down."""
+    """Whether PyTorch has a kernel for these that never writes scores to memory."""
     try:
-        # What scaled_dot_product_attention itself asks; 0 are plain matrix products.
+        # The choice of scaled_dot_product_attention; 0 is the one without a fused kernel.
         chosen = torch._fused_sdp_choice(query, key, value, mask, is_causal=causal)
     except (AttributeError, RuntimeError):  # MPS, DirectML and others answer with an error
         return False

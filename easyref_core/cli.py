@@ -19,7 +19,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0 done, 1 refused with a sentence on stderr."""
+    """Run the command; returns the exit status: 0 done, 1 refused, with a message on stderr."""
     options = _parsed(arguments)
     try:
         return options.run(options)
@@ -32,14 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; settings of a recipe may stand behind options too."""
+    """The options; `section.key=value` may come after options too."""
     parser = _parser()
-    options, left = parser.parse_known_args(arguments)
-    settings = [text for text in left if "=" in text and not text.startswith("-")]
-    if left and (left != settings or "overrides" not in options):
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
-    if left:
-        options.overrides += left
+    options, rest = parser.parse_known_args(arguments)
+    settings = [text for text in rest if "=" in text and not text.startswith("-")]
+    if rest and (rest != settings or "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     return options
 
 
@@ -47,69 +47,42 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="easyref", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    inspect = commands.add_parser("inspect", help="say what an adapter file holds")
-    inspect.add_argument("file", type=Path, metavar="FILE", help="adapter file")
-    inspect.add_argument("--json", action="store_true", help="print plain JSON")
+    inspect = commands.add_parser("inspect", help="show the contents of an adapter file")
     inspect.set_defaults(run=_inspect)
+    add = inspect.add_argument
+    add("file", type=Path, metavar="FILE", help="adapter file")
+    add("--json", action="store_true", help="print plain JSON")
 
     encode = commands.add_parser(
-        "encode", help="condense reference images and a prompt into reference tokens"
-    )
-    encode.add_argument(
-        "--adapter", type=Path, required=True, metavar="FILE", help="EasyRef adapter file"
-    )
-    encode.add_argument(
-        "--mllm", type=Path, metavar="DIR", help="Qwen2-VL directory: tokenizer, sizes, weights"
-    )
-    encode.add_argument(
-        "--prompt", default="", metavar="TEXT", help="read along with the images; default: none"
-    )
-    encode.add_argument(
-        "--image-size",
-        type=int,
-        default=0,
-        metavar="PIXELS",
-        help="at which images are read; 0, the default: as the adapter was trained",
-    )
-    encode.add_argument(
-        "--aggregation",
-        default="easyref",
-        metavar="NAME",
-        help="easyref (default), average or concatenate",
-    )
-    encode.add_argument(
-        "--insert-before",
-        type=int,
-        metavar="LAYERS",
-        help="reference tokens enter before the last 1, 2 or 3 layers (default: as trained)",
-    )
-    encode.add_argument(
-        "--dtype", choices=_DTYPES, default="float32", help="to compute in; default: %(default)s"
-    )
-    encode.add_argument("--device", default="cpu", help="default: %(default)s")
-    encode.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="safetensors file to write"
-    )
-    encode.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="reference image, in their order"
+        "encode", help="encode reference images and a prompt into reference tokens"
     )
     encode.set_defaults(run=_encode)
+    add = encode.add_argument
+    add("images", type=Path, nargs="+", metavar="IMAGE", help="reference images, in order")
+    add("--adapter", type=Path, required=True, metavar="FILE", help="EasyRef adapter file")
+    add("--mllm", type=Path, metavar="DIR", help="Qwen2-VL directory: tokenizer, sizes, weights")
+    add("--prompt", default="", metavar="TEXT", help="for the MLLM, with the images; default: none")
+    help_size = "of the images; 0, the default: as the adapter was trained"
+    add("--image-size", type=int, default=0, metavar="PIXELS", help=help_size)
+    help_aggregation = "easyref (default), average or concatenate"
+    add("--aggregation", default="easyref", metavar="NAME", help=help_aggregation)
+    help_insert = "reference tokens enter before the last 1, 2 or 3 layers (default: as trained)"
+    add("--insert-before", type=int, metavar="LAYERS", help=help_insert)
+    help_dtype = "of weights and computation; default: %(default)s"
+    add("--dtype", choices=_DTYPES, default="float32", help=help_dtype)
+    add("--device", default="cpu", help="default: %(default)s")
+    add("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
 
     train = commands.add_parser("train", help="train an adapter, one stage a recipe")
-    train.add_argument("recipe", type=Path, metavar="CONFIG.yaml", help="such as those in recipes/")
-    train.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="instead of what the recipe says"
-    )
-    train.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print what is trained, the memory it takes, and draw the first batch",
-    )
-    train.add_argument("--restart", action="store_true", help="do not resume; start anew")
-    train.add_argument(
-        "--force", action="store_true", help="resume even though the settings have changed"
-    )
     train.set_defaults(run=_train)
+    add = train.add_argument
+    add("recipe", type=Path, metavar="CONFIG.yaml", help="such as those in recipes/")
+    help_setting = "replaces a setting of the recipe"
+    add("overrides", nargs="*", metavar="section.key=value", help=help_setting)
+    help_dry_run = "print what is trained and the memory needed, and draw the first batch"
+    add("--dry-run", action="store_true", help=help_dry_run)
+    add("--restart", action="store_true", help="start from the beginning; do not resume")
+    add("--force", action="store_true", help="resume although the settings have changed")
     return parser
 
 
@@ -161,7 +134,7 @@ def _encode(options: argparse.Namespace) -> int:
 
 
 def _encode_group(options: argparse.Namespace, device: Any) -> ReferenceTokens:
-    """What can be refused is refused before weights are read."""
+    """Everything is checked before weights are read."""
     import torch
 
     from .adapter.checkpoint import load_checkpoint
@@ -178,7 +151,7 @@ def _encode_group(options: argparse.Namespace, device: Any) -> ReferenceTokens:
     references = []
     for path in options.images:
         picture = open_picture(path)
-        with named(str(path)):  # photographs at full size would fill the memory
+        with named(str(path)):  # full-size photographs would fill the memory
             references.append(Reference(reduced(picture, size), name=str(path)))
     plan = plan_group(
         encoder_plan,
@@ -202,7 +175,7 @@ def _encode_group(options: argparse.Namespace, device: Any) -> ReferenceTokens:
 
 
 def _train(options: argparse.Namespace) -> int:
-    require_extra("Training", "train", "diffusers", "accelerate", "yaml")
+    require_extra("Training", "train", "diffusers", "accelerate", "pydantic", "yaml")
     from .training.config import load_settings
     from .training.loop import dry_run, train
 

@@ -1,4 +1,4 @@
-"""The demo's model set, shipped in `demo/weights`: where it is, and what its `set.json` says.
+"""The demo's model set, shipped in `demo/weights`: its place, and the content of its `set.json`.
 
 unet/           diffusers UNet2DConditionModel
 vae/            diffusers AutoencoderTiny
@@ -24,11 +24,11 @@ SET_FILE = "set.json"
 TRAINED_SET = Path(__file__).resolve().parents[1] / "demo" / "weights"
 _SIDE = 128  # of sets that do not say
 
-# CLIP's word table has 49,408 rows; a set stores the rows of the words that its captions use, and
-# one more that all other words share.
+# CLIP's token embedding has 49,408 rows; a set stores the rows of its captions' tokens, and one
+# more that all other tokens share.
 VOCABULARY = 49408
 TABLE = "text_model.embeddings.token_embedding.weight"
-STORED_IDS = "token_ids"  # beside a cut-down table: the token id of each row
+STORED_IDS = "token_ids"  # stored beside a reduced table: the token id of each row
 
 
 def shipped_set() -> Path:
@@ -46,12 +46,12 @@ def shipped_set() -> Path:
 
 
 def is_trained(directory: Path) -> bool:
-    """Whether a set's pictures can be expected to show anything."""
+    """Whether a set is trained, so that its pictures show something."""
     return bool((read_set_info(directory) or {}).get("trained"))
 
 
 def picture_side(directory: Path) -> int:
-    """Side of the square pictures a set is made for, in pixels."""
+    """Side of the square pictures of a set, in pixels."""
     return int((read_set_info(directory) or {}).get("side", _SIDE))
 
 
@@ -65,14 +65,14 @@ def read_set_info(directory: Path) -> dict[str, Any] | None:
 
 
 def rows_of_ids(ids: torch.Tensor) -> torch.Tensor:
-    """[49408] row of each token id in a cut-down table; the last row is "unknown"."""
+    """[49408] row of each token id in a reduced table; the last row is for unknown tokens."""
     rows = torch.full((VOCABULARY,), len(ids))
     rows[ids] = torch.arange(len(ids))
     return rows
 
 
 def whole_table(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A text encoder's weights with all 49,408 rows; a table that is whole stays as it is."""
+    """A text encoder's weights with all 49,408 rows; a whole table is left as it is."""
     weights = dict(state)
     ids = weights.pop(STORED_IDS, None)
     if ids is not None:

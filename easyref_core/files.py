@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writing files atomically, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .errors import EasyRefError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it into place.
+    """Call `write` with a temporary file beside `path`, then move that into place.
 
-    A reader or an interrupted run never sees half a file, and processes that write the same file
+    Nobody reads half a file, even after an interrupted run, and processes that write the same file
     do not disturb each other.
 
     Raises:
@@ -32,10 +32,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Say of a file that a person named, and that cannot be written, what to do.
+    """Turn an OSError of the block into EasyRefError.
 
-    Raises:
-        EasyRefError: in place of an OSError of the block.
+    Args:
+        path: named by the user.
     """
     try:
         yield
@@ -44,10 +44,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def check_place(path: str | Path) -> None:
-    """
-    Raises:
-        EasyRefError: nothing can be written there, as far as can be told without writing.
-    """
+    """Raise EasyRefError where `path` cannot be written, as far as can be told without writing."""
     path = Path(path)
     folder = next((parent for parent in path.parents if parent.exists()), None)
     if path.is_dir():

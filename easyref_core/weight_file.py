@@ -1,4 +1,4 @@
-"""Lazy reading of weight files: what a file holds without copying it, then tensor by tensor.
+"""Lazy reading of weight files: names and shapes first, then tensor by tensor.
 
 Formats are told apart by their first bytes, never by the file's name.
 """
@@ -17,22 +17,17 @@ import torch
 
 from .errors import EasyRefError
 
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
+_DTYPES = {  # safetensors' names
+    **{f"F{bits}": f"float{bits}" for bits in (64, 32, 16)},
+    **{f"I{bits}": f"int{bits}" for bits in (64, 32, 16, 8)},
     "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
     "U8": "uint8",
     "BOOL": "bool",
 }
 
-Reader = Callable[[str], torch.Tensor]
+GetTensor = Callable[[str], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,9 +40,11 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A weight file that has been looked at but not read.
+    """A weight file whose header has been read, not its weights.
 
-    `tensors` maps names to shapes and dtypes; `metadata` is the safetensors header's.
+    Attributes:
+        metadata: of the safetensors header.
+        stamp: size and modification time, to notice when the file is replaced.
     """
 
     path: Path
@@ -57,11 +54,11 @@ class WeightFile:
     is_safetensors: bool
 
     @contextmanager
-    def open(self) -> Iterator[Reader]:
+    def open(self) -> Iterator[GetTensor]:
         """Yield a function that reads one tensor by name, memory-mapped, on the CPU.
 
         Raises:
-            EasyRefError: the file is gone or is no longer the one that was looked at.
+            EasyRefError: the file is gone or has changed since its header was read.
         """
         self.check_unchanged()
         if self.is_safetensors:
@@ -70,11 +67,10 @@ class WeightFile:
             with safe_open(self.path, framework="pt", device="cpu") as handle:
                 yield handle.get_tensor
         else:
-            tensors = _load_pickle(self.path)
-            yield tensors.__getitem__
+            yield _load_pickle(self.path).__getitem__
 
     def check_unchanged(self) -> None:
-        """Raise EasyRefError unless the file is still the one that was looked at."""
+        """Raise EasyRefError where the file has changed since its header was read."""
         if _stamp(self.path) != self.stamp:
             raise EasyRefError(
                 f"{self.path} has changed since it was loaded. Queue the prompt again (or run "
@@ -87,8 +83,8 @@ class WeightFile:
             return {wanted: get(name) for wanted, name in names.items()}
 
 
-def look(path: str | Path) -> WeightFile:
-    """Look at a weight file: safetensors, or a PyTorch file of tensors only.
+def open_weight_file(path: str | Path) -> WeightFile:
+    """Read the header of a safetensors file, or of a PyTorch file of tensors only.
 
     Raises:
         EasyRefError: missing, empty, truncated, foreign, or a pickle that carries code.
@@ -138,15 +134,14 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _safetensors_header(path: Path, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Names, shapes and metadata; the format's own checks run when the file is opened below."""
+    """Names, shapes and metadata."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt", device="cpu"):
+        with safe_open(path, framework="pt", device="cpu"):  # the format's own checks
             pass
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(length))
+            header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     except (SafetensorError, OSError, ValueError) as error:
         raise EasyRefError(
             f"{path} is not a whole safetensors file: {error} ({size:,} bytes on disk). "

@@ -1,4 +1,4 @@
-"""Decoupled cross-attention, the one piece of maths every host's patch uses.
+"""Decoupled cross-attention, shared by the diffusers processors and ComfyUI's patches.
 
 out = softmax(q k_text) v_text + scale * softmax(q k_ref) v_ref, before `to_out`: two separate
 softmaxes over one shared query. Source: IP-Adapter (arXiv 2308.06721, section 3.2.2), as EasyRef
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import attention_kernels as kernels
+from .. import attention_kernels
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -25,21 +25,21 @@ def add_references(
     scale: float | torch.Tensor,
     attend: Attend,
 ) -> torch.Tensor:
-    """Add what the query finds in the reference tokens to what it found in the text.
+    """Add attention over the reference tokens to attention over the text.
 
     Args:
         text: [B, T, heads * head_dim], the text's attention output.
         query: [B, T, heads * head_dim].
         key, value: [B, N, heads * head_dim] of the reference tokens.
         scale: a number, or a tensor that broadcasts to [B, T, 1].
-        attend: the host's own attention of (query, key, value) in these shapes.
+        attend: the host's attention of (query, key, value) in these shapes.
     """
     return text + attend(query, key, value) * scale
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceShare:
-    """Reference tokens for some rows and positions of a layer.
+    """Keys and values of reference tokens, for some rows and positions of a layer.
 
     Attributes:
         key, value: [R, N, heads * head_dim], for the R rows.
@@ -58,11 +58,11 @@ class ReferenceShare:
 def add_shares(
     text: torch.Tensor, query: torch.Tensor, shares: Sequence[ReferenceShare], attend: Attend
 ) -> torch.Tensor:
-    """`add_references` for several tokens, each at its own rows and positions and nowhere else.
+    """`add_references` for several sets of tokens, each only at its rows and positions.
 
     Args:
         text, query: [B, T, heads * head_dim]; neither is changed.
-        attend: the host's own attention; asked for no more queries than a share has.
+        attend: the host's attention; called with the queries of these rows and positions alone.
     """
     out = text
     for share in shares:
@@ -72,22 +72,22 @@ def add_shares(
         if out is text:
             out = text.clone(memory_format=torch.contiguous_format)
         rows = slice(None) if share.rows is None else share.rows
-        asked = query[rows]
+        queries = query[rows]
         if share.positions is not None:
-            asked = asked.index_select(1, share.positions)
-        found = (attend(asked, share.key, share.value) * share.scale).to(out.dtype)
+            queries = queries.index_select(1, share.positions)
+        added = (attend(queries, share.key, share.value) * share.scale).to(out.dtype)
         if share.positions is None:
-            out[rows] += found
+            out[rows] += added
         else:
-            out[rows].index_add_(1, share.positions, found)
+            out[rows].index_add_(1, share.positions, added)
     return out
 
 
 def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-    """Multi-head attention over [B, T, heads * head_dim] tensors with PyTorch's own kernel."""
+    """Multi-head attention of [B, T, heads * head_dim] tensors; see `attention_kernels.attend`."""
 
     def split(x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, heads, T, head_dim]
 
-    out = kernels.attend(split(query), split(key), split(value))
+    out = attention_kernels.attend(split(query), split(key), split(value))
     return out.transpose(1, 2).flatten(2)

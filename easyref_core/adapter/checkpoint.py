@@ -1,14 +1,14 @@
-"""What an EasyRef checkpoint holds, told from its keys and shapes alone.
+"""The adapter's checkpoint, recognised by its keys and shapes alone.
 
-Source: official code (`EasyRef.load_from_checkpoint`) for the layout; see `layout.py` for the
-MLLM's names. Nothing here reads more than a few rows of the weights.
+Source: official code (`EasyRef.load_from_checkpoint`); see `qwen2vl/names.py` for the MLLM's names.
+Nothing here reads more than a few rows of the weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,15 @@ import torch
 from ..errors import EasyRefError
 from ..pictures.preprocessing import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE
 from ..qwen2vl.names import canonical_names
-from ..weight_file import TensorInfo, WeightFile, look
+from ..weight_file import WeightFile, open_weight_file
 
 PROJECTOR = "image_proj_model."
 FINAL = "mllm_final_layer."
 BODY = "multimodal_llm."
 IMAGE_SIZE = "image_size"  # in the metadata of files that `easyref train` writes
+TOKENS = "reference_tokens"
+KEY_VALUE = ("to_k_ip", "to_v_ip")
+LORA = ("to_q", "to_k", "to_v", "to_out")
 
 _IP = re.compile(r"^unet\.(?P<layer>.+\.attn\d+)\.processor\.(?P<part>to_[kv]_ip)\.weight$")
 _LORA = re.compile(
@@ -48,7 +51,7 @@ _LOOKALIKES = (
 
 @dataclass(frozen=True)
 class AdapterCheckpoint:
-    """A recognised EasyRef adapter file. Maps go from local names to names in the file.
+    """An EasyRef adapter file. Maps go from local names to names in the file.
 
     Attributes:
         projector: `proj.{0,2,3}.*`.
@@ -59,8 +62,7 @@ class AdapterCheckpoint:
         base_unet: names of base UNet weights found beside them (reported, not used: the user's
             own SDXL model supplies them).
         ignored: names of duplicates and anything else not used.
-        num_tokens, mllm_width, token_width, final_layers, lora_rank: sizes; rank 0 without LoRA.
-        image_size: at which references were read in training; the released weights' where the
+        image_size: size of the references in training, in pixels; the released weights' where the
             file does not say.
     """
 
@@ -74,20 +76,20 @@ class AdapterCheckpoint:
     ignored: tuple[str, ...]
     image_size: int = DEFAULT_IMAGE_SIZE
 
-    def _info(self, name: str) -> TensorInfo:
-        return self.file.tensors[name]
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return self.file.tensors[name].shape
 
     @property
     def num_tokens(self) -> int:
-        return self._info(self.final["reference_tokens"]).shape[0]
+        return self._shape(self.final[TOKENS])[0]
 
     @property
     def mllm_width(self) -> int:
-        return self._info(self.final["reference_tokens"]).shape[1]
+        return self._shape(self.final[TOKENS])[1]
 
     @property
     def token_width(self) -> int:
-        return self._info(self.projector["proj.2.weight"]).shape[0]
+        return self._shape(self.projector["proj.2.weight"])[0]
 
     @property
     def final_layers(self) -> int:
@@ -95,8 +97,9 @@ class AdapterCheckpoint:
 
     @property
     def lora_rank(self) -> int:
+        """0 without LoRA."""
         first = next(iter(self.lora.values()), None)
-        return self._info(first["to_q"]["down"]).shape[0] if first else 0
+        return self._shape(first["to_q"]["down"])[0] if first else 0
 
     @property
     def path(self) -> Path:
@@ -114,52 +117,59 @@ class AdapterCheckpoint:
     @property
     def dtype(self) -> str:
         """dtype of the adapter's own weights."""
-        return self._info(self.projector["proj.0.weight"]).dtype
+        return self.file.tensors[self.projector["proj.0.weight"]].dtype
 
     @cached_property
     def identity(self) -> str:
         """Sixteen hex digits that tell this adapter from any other.
 
-        Made from the parts that give the tokens their meaning (reference tokens, projector,
-        shapes of everything, one row of every key and value projection), so the same adapter with
-        and without the MLLM inside, or under another file name, has the same identity.
+        Of the parts that give the tokens their meaning (reference tokens, projector, shapes of
+        everything, one row of every key and value projection), so the same adapter with and
+        without the MLLM inside, or under another file name, has the same identity.
         """
-        digest = hashlib.sha256()
         own = {**self.projector, **self.final}
-        with self.file.open() as get:
-            for local in sorted(own):
-                digest.update(f"{local}{self._info(own[local]).shape}".encode())
-            for local in (*sorted(self.projector), "reference_tokens"):
-                digest.update(_bytes(get(own[local])))
-            for layer in sorted(self.cross_attention):
-                for part, name in sorted(self.cross_attention[layer].items()):
-                    digest.update(f"{layer}.{part}{self._info(name).shape}".encode())
-                    digest.update(_bytes(get(name)[:1]))
-        return digest.hexdigest()[:16]
+        return self._fingerprint(
+            [
+                *((local, own[local], 0) for local in sorted(own)),
+                *(("", own[local], None) for local in (*sorted(self.projector), TOKENS)),
+                *(
+                    (f"{layer}.{part}", name, 1)
+                    for layer, parts in sorted(self.cross_attention.items())
+                    for part, name in sorted(parts.items())
+                ),
+            ]
+        )
 
     @cached_property
     def lora_identity(self) -> str:
         """Sixteen hex digits that tell this adapter's LoRA from any other; empty without LoRA.
 
-        Made from one row of every weight. Tokens do not depend on the LoRA, so `identity` leaves
-        it out.
+        Of one row of every weight. Tokens do not depend on the LoRA, so `identity` leaves it out.
         """
-        if not self.lora:
-            return ""
+        entries = [
+            (f"{layer}.{part}.{half}", name, 1)
+            for layer, parts in sorted(self.lora.items())
+            for part, halves in sorted(parts.items())
+            for half, name in sorted(halves.items())
+        ]
+        return self._fingerprint(entries) if entries else ""
+
+    def _fingerprint(self, entries: Iterable[tuple[str, str, int | None]]) -> str:
+        """Hash of (label with the weight's shape, name in the file, rows of it; None for all)."""
         digest = hashlib.sha256()
         with self.file.open() as get:
-            for layer in sorted(self.lora):
-                for part, halves in sorted(self.lora[layer].items()):
-                    for half, name in sorted(halves.items()):
-                        shape = self._info(name).shape
-                        digest.update(f"{layer}.{part}.{half}{shape}".encode())
-                        digest.update(_bytes(get(name)[:1]))
+            for label, name, rows in entries:
+                if label:
+                    digest.update(f"{label}{self._shape(name)}".encode())
+                if rows != 0:
+                    content = get(name)[:rows].flatten()
+                    digest.update(content.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def report(self) -> dict[str, Any]:
-        """What was found, as plain values (for `easyref inspect --json`)."""
+        """Contents as plain values (for `easyref inspect --json`)."""
         embedding = sorted(n for n in self.file.tensors if "embed_tokens" in n or "lm_head" in n)
-        body_dtypes = sorted({self._info(n).dtype for n in self.body.values()})
+        body_dtypes = sorted({self.file.tensors[n].dtype for n in self.body.values()})
         return {
             "file": str(self.path),
             "bytes": self.file.stamp[0],
@@ -183,18 +193,14 @@ class AdapterCheckpoint:
         }
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.flatten().view(torch.uint8).numpy().tobytes()
-
-
 def load_checkpoint(path: str | Path) -> AdapterCheckpoint:
-    """Look at a file and recognise an EasyRef adapter in it, without reading the weights.
+    """Recognise an EasyRef adapter in a file, without reading the weights.
 
     Raises:
-        EasyRefError: see `weights.look`; or the file is something else (said what it looks
-            like); or parts are missing or do not fit together (named).
+        EasyRefError: see `open_weight_file`; the file is something else (its likely kind is
+            named); parts are missing or do not fit together (named).
     """
-    return recognise(look(path))
+    return recognise(open_weight_file(path))
 
 
 def recognise(file: WeightFile) -> AdapterCheckpoint:
@@ -226,17 +232,8 @@ def recognise(file: WeightFile) -> AdapterCheckpoint:
         raise EasyRefError(_not_an_adapter(file, projector, final, cross))
     _check_parts(file, projector, final, cross, lora)
     body = {local: body[source] for local, source in canonical_names(body).items()}
-    return AdapterCheckpoint(
-        file,
-        projector,
-        final,
-        body,
-        cross,
-        lora,
-        tuple(base_unet),
-        tuple(ignored),
-        _image_size(file),
-    )
+    unused = (tuple(base_unet), tuple(ignored))
+    return AdapterCheckpoint(file, projector, final, body, cross, lora, *unused, _image_size(file))
 
 
 def _image_size(file: WeightFile) -> int:
@@ -252,25 +249,23 @@ def _image_size(file: WeightFile) -> int:
 
 
 def _not_an_adapter(file: WeightFile, projector: Any, final: Any, cross: Any) -> str:
-    names = list(file.tensors)
-    looks = next((what for p, what in _LOOKALIKES if any(n.startswith(p) for n in names)), None)
-    if projector or final or cross:
-        lacks = [
-            prefix
-            for prefix, part in ((PROJECTOR, projector), (FINAL, final), ("unet.*.to_k_ip", cross))
-            if not part
-        ]
+    parts = {PROJECTOR: projector, FINAL: final, "unet.*.to_k_ip": cross}
+    if any(parts.values()):
+        lacking = ", ".join(prefix for prefix, part in parts.items() if not part)
         return (
-            f"{file.path} is only part of an EasyRef adapter: it lacks {', '.join(lacks)}. "
-            "Get the whole model.safetensors."
+            f"{file.path} is only part of an EasyRef adapter: it lacks {lacking}. Get the whole "
+            "model.safetensors."
         )
-    found = f"It looks like {looks}." if looks else f"It holds {len(names)} tensors"
-    if not looks and names:
-        found += f", such as {', '.join(sorted(names)[:3])}."
-    elif not looks:
-        found += "."
+    names = sorted(file.tensors)
+    found = f"It holds {len(names)} tensors"
+    if names:
+        found += f", such as {', '.join(names[:3])}"
+    for prefix, kind in _LOOKALIKES:
+        if any(name.startswith(prefix) for name in names):
+            found = f"It looks like {kind}"
+            break
     return (
-        f"{file.path} is not an EasyRef adapter. {found} An adapter holds {PROJECTOR}*, {FINAL}* "
+        f"{file.path} is not an EasyRef adapter. {found}. An adapter holds {PROJECTOR}*, {FINAL}* "
         "and unet.*.processor.to_k_ip; the official one is model.safetensors of "
         "zongzhuofan/EasyRef."
     )
@@ -283,62 +278,56 @@ def _check_parts(
     cross: Mapping[str, Mapping[str, str]],
     lora: Mapping[str, Mapping[str, Mapping[str, str]]],
 ) -> None:
-    """Everything needed is there and the widths fit together."""
-    wanted = {f"proj.{n}.{kind}" for n in (0, 2, 3) for kind in ("weight", "bias")}
-    missing = [PROJECTOR + n for n in sorted(wanted - projector.keys())]
-    missing += [
-        FINAL + n
-        for n in ("reference_tokens", "norm.weight", "layers.0.self_attn.q_proj.weight")
-        if n not in final
-    ]
-    missing += [
-        f"unet.{layer}.processor.{part}.weight"
-        for layer, parts in cross.items()
-        for part in ("to_k_ip", "to_v_ip")
-        if part not in parts
-    ]
-    missing += [
+    """Raise EasyRefError where weights are missing or widths do not fit together."""
+    wanted = [f"{PROJECTOR}proj.{n}.{kind}" for n in (0, 2, 3) for kind in ("bias", "weight")]
+    wanted += [FINAL + n for n in (TOKENS, "norm.weight", "layers.0.self_attn.q_proj.weight")]
+    wanted += [f"unet.{layer}.processor.{part}.weight" for layer in cross for part in KEY_VALUE]
+    wanted += [
         f"unet.{layer}.processor.{part}_lora.{half}.weight"
-        for layer, parts in lora.items()
-        for part in ("to_q", "to_k", "to_v", "to_out")
+        for layer in lora
+        for part in LORA
         for half in ("down", "up")
-        if half not in parts.get(part, {})
     ]
+    present = {name.removeprefix("module.") for name in file.tensors}
+    missing = [name for name in wanted if name not in present]
     if missing:
         raise EasyRefError(
             f"{file.path} lacks {len(missing)} weights of an EasyRef adapter: "
             f"{', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}. "
             "The file is damaged or was converted wrongly; get it again."
         )
-    halves = [pair for parts in lora.values() for pair in parts.values()]
-    matrices = [final["reference_tokens"], projector["proj.0.weight"], projector["proj.2.weight"]]
-    matrices += [name for parts in (*cross.values(), *halves) for name in parts.values()]
+    shapes = {name: info.shape for name, info in file.tensors.items()}
+    pairs = [halves for parts in lora.values() for halves in parts.values()]
+    matrices = [final[TOKENS], projector["proj.0.weight"], projector["proj.2.weight"]]
+    matrices += [name for parts in (*cross.values(), *pairs) for name in parts.values()]
     for name in matrices:
-        if len(file.tensors[name].shape) != 2:
+        if len(shapes[name]) != 2:
             raise EasyRefError(
-                f"{file.path}: {name} has shape {list(file.tensors[name].shape)}, but a matrix is "
-                "needed. The file is damaged or was converted wrongly; get it again."
+                f"{file.path}: {name} has shape {list(shapes[name])}, but a matrix is needed. The "
+                "file is damaged or was converted wrongly; get it again."
             )
-    tokens = file.tensors[final["reference_tokens"]].shape
-    width = file.tensors[projector["proj.2.weight"]].shape[0]
-    if file.tensors[projector["proj.0.weight"]].shape[1] != tokens[1]:
-        raise EasyRefError(
-            f"{file.path}: the reference tokens have shape {list(tokens)}, which does not fit the "
-            f"projector's input {file.tensors[projector['proj.0.weight']].shape[1]}. "
-            "The file mixes parts of two adapters; get it again."
+
+    def mixed(said: str) -> EasyRefError:
+        return EasyRefError(
+            f"{file.path}: {said}. The file mixes parts of two adapters; get it again."
         )
+
+    tokens, inputs = shapes[final[TOKENS]], shapes[projector["proj.0.weight"]][1]
+    if inputs != tokens[1]:
+        raise mixed(
+            f"the reference tokens have shape {list(tokens)}, which does not fit the projector's "
+            f"input {inputs}"
+        )
+    width = shapes[projector["proj.2.weight"]][0]
     for layer, parts in cross.items():
-        shapes = [file.tensors[parts[p]].shape for p in ("to_k_ip", "to_v_ip")]
-        if shapes[0] != shapes[1] or shapes[0][-1] != width:
-            raise EasyRefError(
-                f"{file.path}: {layer} projects {list(shapes[0])} and {list(shapes[1])}, but the "
-                f"reference tokens are {width} wide. The file mixes parts of two adapters; "
-                "get it again."
+        key, value = (shapes[parts[part]] for part in KEY_VALUE)
+        if key != value or key[-1] != width:
+            raise mixed(
+                f"{layer} projects {list(key)} and {list(value)}, but the reference tokens are "
+                f"{width} wide"
             )
-    ranks = {file.tensors[pair["down"]].shape[0] for pair in halves}
-    ranks |= {file.tensors[pair["up"]].shape[1] for pair in halves}
+    ranks = {shapes[pair["down"]][0] for pair in pairs} | {shapes[pair["up"]][1] for pair in pairs}
     if len(ranks) > 1:
-        raise EasyRefError(
-            f"{file.path}: its LoRA has ranks {', '.join(map(str, sorted(ranks)))}, but one rank "
-            "is needed. The file mixes parts of two adapters; get it again."
+        raise mixed(
+            f"its LoRA has ranks {', '.join(map(str, sorted(ranks)))}, but one rank is needed"
         )

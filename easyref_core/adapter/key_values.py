@@ -1,6 +1,6 @@
-"""The adapter's share of the UNet: key and value projections of the reference tokens, and LoRA.
+"""The adapter's weights for the UNet: key and value projections of the reference tokens, and LoRA.
 
-Weights stay in their file; they are read layer by layer when needed.
+Weights stay in their file and are read layer by layer when needed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens, describe
-from ..weight_file import Reader, all_finite
-from .checkpoint import AdapterCheckpoint
+from ..weight_file import GetTensor, all_finite
+from .checkpoint import KEY_VALUE, AdapterCheckpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +38,9 @@ def project_tokens(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> TokenKeyValues:
-    """Keys and values of the tokens, computed in float32 and kept in `dtype` on `device`.
+    """Keys and values of the tokens, computed in float32 and stored in `dtype` on `device`.
 
-    Only one layer's projections are on the device at a time; they travel as they are in the file.
+    Only one layer's projections are on the device at a time.
 
     Raises:
         EasyRefError: the adapter's file changed, or its weights are not numbers (named).
@@ -49,19 +49,19 @@ def project_tokens(
     layers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     with checkpoint.file.open() as get:
         for layer, parts in checkpoint.cross_attention.items():
-            pair = tuple(
-                F.linear(both, _widened(get(parts[p]), both.device)).to(dtype)
-                for p in ("to_k_ip", "to_v_ip")
+            key, value = (
+                F.linear(both, _float32_on(both.device, get(parts[part]))).to(dtype)
+                for part in KEY_VALUE
             )
-            layers[layer] = (pair[0], pair[1])
-    # One check for all layers: a check each would make a GPU wait a hundred times.
+            layers[layer] = (key, value)
+    # One check for all layers: one for each would synchronise a GPU a hundred times.
     finite = torch.stack([torch.isfinite(t).all() for pair in layers.values() for t in pair])
     if not finite.all():
         number = int((~finite).nonzero()[0])
-        layer = list(layers)[number // 2]
         raise EasyRefError(
-            f"The reference tokens overflow in {layer} ({('to_k_ip', 'to_v_ip')[number % 2]}) of "
-            f"{checkpoint.name} as {str(dtype).removeprefix('torch.')}: the adapter's weights hold "
+            f"The reference tokens overflow in {list(layers)[number // 2]} "
+            f"({KEY_VALUE[number % 2]}) of {checkpoint.name} as "
+            f"{str(dtype).removeprefix('torch.')}: the adapter's weights hold "
             "NaN, or the values are too large. Get the file again, or run the model in bf16."
         )
     return TokenKeyValues(layers, tokens.batch)
@@ -70,37 +70,36 @@ def project_tokens(
 def projection_bytes(
     checkpoint: AdapterCheckpoint, tokens: ReferenceTokens, dtype: torch.dtype
 ) -> int:
-    """What `project_tokens` takes on the device: its result, and one projection as it is in the
-    file and in float32."""
+    """Memory of `project_tokens` on the device: its result, and one projection in the file's dtype
+    and in float32."""
     shapes = [
-        checkpoint.file.tensors[parts[p]].shape
+        checkpoint.file.tensors[parts[part]].shape
         for parts in checkpoint.cross_attention.values()
-        for p in ("to_k_ip", "to_v_ip")
+        for part in KEY_VALUE
     ]
     rows = 2 * tokens.batch * tokens.num_tokens
-    kept = sum(width for width, _ in shapes) * rows * dtype.itemsize
-    widest = max((width * context for width, context in shapes), default=0)
-    return kept + widest * 8
+    result = sum(width for width, _ in shapes) * rows * dtype.itemsize
+    largest = max((width * context for width, context in shapes), default=0)
+    return result + largest * 8
 
 
-def _widened(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A weight in float32 on the device, moved as it is in the file: half precision takes half the
-    bytes."""
-    if not _travels(weight.dtype, device):
+def _float32_on(device: torch.device, weight: torch.Tensor) -> torch.Tensor:
+    """A weight in float32 on the device, moved in the file's dtype: half precision takes half the
+    transfer."""
+    if not _has_dtype(device, weight.dtype):
         weight = weight.float()
     return weight.to(device).float()
 
 
-def _travels(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the device has tensors of this dtype at all; MPS knows no float64, and neither MPS
-    nor DirectML every small one."""
-    plain = dtype in (torch.float32, torch.float16)
-    return plain or device.type not in ("mps", "privateuseone")
+def _has_dtype(device: torch.device, dtype: torch.dtype) -> bool:
+    """MPS has no float64, and neither MPS nor DirectML every small dtype."""
+    usual = dtype in (torch.float32, torch.float16)
+    return usual or device.type not in ("mps", "privateuseone")
 
 
 def lora_weights(checkpoint: AdapterCheckpoint) -> dict[str, torch.Tensor]:
-    """LoRA under the official names (`unet.<layer>.processor.to_q_lora.up.weight`); no alpha, so
-    its strength is exactly up @ down.
+    """LoRA under the official names (`unet.<layer>.processor.to_q_lora.up.weight`), without alpha:
+    it adds exactly up @ down.
 
     Raises:
         EasyRefError: the file changed, or a weight is not a number (named).
@@ -115,7 +114,7 @@ def lora_weights(checkpoint: AdapterCheckpoint) -> dict[str, torch.Tensor]:
         return {official: read_finite(checkpoint, get, name) for official, name in names.items()}
 
 
-def read_finite(checkpoint: AdapterCheckpoint, get: Reader, name: str) -> torch.Tensor:
+def read_finite(checkpoint: AdapterCheckpoint, get: GetTensor, name: str) -> torch.Tensor:
     """One weight of the adapter by its name in the file.
 
     Args:
@@ -140,7 +139,7 @@ def check_model_layers(
 
     Args:
         layers: the UNet's cross-attention layers -> (query width, context width).
-        model: what the UNet is called, for the message.
+        model: name of the UNet, for messages.
     """
     if not layers:
         raise EasyRefError(

@@ -1,6 +1,6 @@
 """Weights for SDXL's groups of cross-attention layers, with named profiles.
 
-What the groups are known for, from published work on SDXL: InstantStyle (arXiv 2404.02733) adds a
+The profiles follow published work on SDXL: InstantStyle (arXiv 2404.02733) adds a
 reference in one block for style (up_blocks.0.attentions.1) and in one more for layout
 (down_blocks.2.attentions.1); B-LoRA (arXiv 2403.14572) finds content in up_blocks.0.attentions.0
 and style and colour in up_blocks.0.attentions.1. That the last, finest layers decide appearance
@@ -35,7 +35,7 @@ GROUPS = (
 
 @dataclass(frozen=True, init=False)
 class LayerWeights:
-    """A factor for each group of layers; 1 where none is given, 0 leaves the group's layers alone.
+    """A factor of the weight for each group of layers: 1 by default, 0 leaves the group out.
 
     Attributes:
         factors: in the order of `GROUPS`.
@@ -64,12 +64,12 @@ class LayerWeights:
         return self.factors[GROUPS.index(group)] if group in GROUPS else 1.0
 
     def times(self, other: LayerWeights) -> LayerWeights:
-        """Both at once."""
+        """Product with others, group by group."""
         both = (a * b for a, b in zip(self.factors, other.factors, strict=True))
         return LayerWeights(dict(zip(GROUPS, both, strict=True)))
 
     def text(self) -> str:
-        """One line a group, for people."""
+        """One line for each group."""
         lines = zip(GROUPS, self.factors, strict=True)
         return "\n".join(f"{group}: {round(factor, 4):g}" for group, factor in lines)
 
@@ -88,15 +88,11 @@ PROFILES: Mapping[str, LayerWeights] = {
 
 
 def check_groups(weights: LayerWeights, present: Iterable[str], model: str) -> None:
-    """Raise EasyRefError if a weight is for layers that the model does not have."""
-    found = sorted(set(present))
-    lacking = [
-        group
-        for group, factor in zip(GROUPS, weights.factors, strict=True)
-        if factor != 1 and group not in found
-    ]
-    if lacking:
+    """Raise EasyRefError where a weight is for layers that the model does not have."""
+    groups = sorted(set(present))
+    missing = [g for g in GROUPS if weights.of(g) != 1 and g not in groups]
+    if missing:
         raise EasyRefError(
-            f"The layer weights change {', '.join(lacking)}, but {model} has no such layers; it "
-            f"has {', '.join(found)}. Set these weights to 1, or connect an SDXL model."
+            f"The layer weights change {', '.join(missing)}, but {model} has no such layers; it "
+            f"has {', '.join(groups)}. Set these weights to 1, or connect an SDXL model."
         )

@@ -1,13 +1,13 @@
 """Qwen2-VL body, the reference tokens' final layers, and the projector, as one module.
 
 Its state dict has exactly the official checkpoint's keys. Source: EasyRef (arXiv 2412.09618,
-section 3.2) and the official code's effect: the body's norm is applied before the reference
+section 3.2) and what the official code computes: the body's norm is applied before the reference
 tokens are appended, and the final layer is causal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ def _no_step() -> None:
 
 
 class FinalLayers(nn.Module):
-    """The learned reference tokens and the decoder layer(s) that fill them."""
+    """The learned reference tokens and the decoder layers they pass through."""
 
     def __init__(
         self, config: MllmConfig, layers: int, num_tokens: int, operations: Any, **factory: Any
@@ -45,7 +45,7 @@ class FinalLayers(nn.Module):
 
 
 class Projector(nn.Module):
-    """From the MLLM's width to the cross-attention's."""
+    """From the MLLM's width to that of the cross-attention's context."""
 
     def __init__(self, width: int, token_width: int, operations: Any, **factory: Any) -> None:
         super().__init__()
@@ -97,45 +97,34 @@ class EasyRefEncoder(nn.Module):
         self.mllm_final_layer = FinalLayers(config, final_layers, num_tokens, operations, **factory)
         self.image_proj_model = Projector(config.hidden_size, token_width, operations, **factory)
 
-    @property
-    def num_layers(self) -> int:
-        """Decoder layers a group passes, final ones included (for progress)."""
-        return len(self.multimodal_llm.model.layers) + len(self.mllm_final_layer.layers)
-
-    @property
-    def default_insertion(self) -> int:
-        """Before how many last layers the reference tokens enter when nothing else is said."""
-        return len(self.mllm_final_layer.layers)
-
     def encode_image(self, patches: Patches, device: torch.device) -> torch.Tensor:
-        """Image features of one picture: [n, hidden], n image tokens."""
+        """Image features [n, hidden] of one picture of n image tokens."""
         pixels = patches.pixels[None].to(device, self.compute_dtype)
         return self.multimodal_llm.visual(pixels, patches.rows, patches.columns)[0]
 
     def encode_images(
         self, pictures: Sequence[Patches], device: torch.device
     ) -> list[torch.Tensor]:
-        """Image features of each picture [n, hidden]; pictures of one grid share a pass."""
+        """Image features [n, hidden] of each picture; pictures of one grid share a pass."""
         grids: dict[tuple[int, int], list[int]] = {}
         for number, picture in enumerate(pictures):
             grids.setdefault((picture.rows, picture.columns), []).append(number)
         features: dict[int, torch.Tensor] = {}
-        for (rows, columns), numbers in grids.items():
+        for grid, numbers in grids.items():
             pixels = torch.stack([pictures[n].pixels for n in numbers])
-            pixels = pixels.to(device, self.compute_dtype)
-            encoded = self.multimodal_llm.visual(pixels, rows, columns)
+            encoded = self.multimodal_llm.visual(pixels.to(device, self.compute_dtype), *grid)
             features |= dict(zip(numbers, encoded, strict=True))
         return [features[number] for number in range(len(pictures))]
 
     def embed(
-        self, prompt: TokenizedPrompt, pictures: Sequence[torch.Tensor], device: torch.device
+        self, chat: TokenizedPrompt, features: Sequence[torch.Tensor], device: torch.device
     ) -> torch.Tensor:
-        """The body's input [1, L, hidden]."""
-        ids = prompt.ids.to(device)
-        return self.multimodal_llm.embed(ids, prompt.image_spans, pictures, self.compute_dtype)
+        """The language model's input [1, L, hidden]: word embeddings and image features."""
+        ids = chat.ids.to(device)
+        return self.multimodal_llm.embed(ids, chat.image_spans, features, self.compute_dtype)
 
     def body_states(self, embeds: torch.Tensor, on_step: OnStep = _no_step) -> torch.Tensor:
-        """The body's output behind its norm [1, L, hidden] (the "penultimate" states)."""
+        """Hidden states after the body's norm ("penultimate"): [B, L, hidden], like `embeds`."""
         model = self.multimodal_llm.model
         position = rope(self.config, embeds.shape[1], embeds.device, embeds.dtype)
         return model.norm(self._run(model.layers, embeds, position, on_step))
@@ -143,23 +132,21 @@ class EasyRefEncoder(nn.Module):
     def reference_states(
         self,
         embeds: torch.Tensor,
-        *,
         insert_before: int | None = None,
         column_bias: torch.Tensor | None = None,
         on_step: OnStep = _no_step,
     ) -> torch.Tensor:
-        """The reference tokens' rows behind the final norm [1, N, hidden].
+        """Hidden states [1, N, hidden] of the reference tokens after the final norm.
 
         Args:
-            embeds: the body's input [1, L, hidden].
-            insert_before: before how many of the last layers the tokens enter (paper, Table 4).
-                Later layers do not see them earlier and nothing before them changes, since
-                attention is causal.
+            embeds: the language model's input [1, L, hidden].
+            insert_before: the tokens enter before this many last layers (paper, Table 4); None for
+                where they were trained. As attention is causal, nothing before them changes.
             column_bias: [L] added to the tokens' attention logits in the very last layer.
+            on_step: called after each layer.
         """
-        x, position = self._before_the_last_layer(embeds, insert_before, on_step)
+        x, position, bias = self._last_layer_inputs(embeds, insert_before, column_bias, on_step)
         final = self.mllm_final_layer
-        bias = self._whole_bias(column_bias)
         x = final.layers[-1](x, position, queries=self.num_tokens, bias=bias)
         on_step()
         return final.norm(x)
@@ -167,80 +154,66 @@ class EasyRefEncoder(nn.Module):
     def reference_attention(
         self,
         embeds: torch.Tensor,
-        *,
         insert_before: int | None = None,
         column_bias: torch.Tensor | None = None,
         on_step: OnStep = _no_step,
     ) -> torch.Tensor:
-        """How the reference tokens share their attention in the very last layer: [N, L + N]
+        """Attention probabilities of the reference tokens in the very last layer: [N, L + N]
         float32, the mean of all heads; each row adds up to 1. See `reference_states`."""
-        x, position = self._before_the_last_layer(embeds, insert_before, on_step)
-        last, bias = self.mllm_final_layer.layers[-1], self._whole_bias(column_bias)
-        shares = last.attention(x, position, queries=self.num_tokens, bias=bias)
+        x, position, bias = self._last_layer_inputs(embeds, insert_before, column_bias, on_step)
+        last = self.mllm_final_layer.layers[-1]
+        probabilities = last.attention(x, position, queries=self.num_tokens, bias=bias)
         on_step()
-        return shares[0]
+        return probabilities[0]
 
-    def _before_the_last_layer(
-        self, embeds: torch.Tensor, insert_before: int | None, on_step: OnStep
-    ) -> tuple[torch.Tensor, Rope]:
-        """What the very last layer reads [1, L + N, hidden], and its positions."""
+    def _last_layer_inputs(
+        self,
+        embeds: torch.Tensor,
+        insert_before: int | None,
+        column_bias: torch.Tensor | None,
+        on_step: OnStep,
+    ) -> tuple[torch.Tensor, Rope, torch.Tensor | None]:
+        """Hidden states [1, L + N, hidden] before the very last layer, positions, bias [L + N]."""
         model, final = self.multimodal_llm.model, self.mllm_final_layer
-        body, last = list(model.layers), list(final.layers)
-        insert_before = self.default_insertion if insert_before is None else insert_before
+        layers = [*model.layers, *final.layers]
+        entry = len(layers) - (insert_before or len(final.layers))
         length = embeds.shape[1] + self.num_tokens
         position = rope(self.config, length, embeds.device, embeds.dtype)
-        x, inside_body = embeds, insert_before - len(last)
-        if inside_body > 0:
-            x = self._run(body[:-inside_body], x, position, on_step)
-            x = self._run(body[-inside_body:], self._append(x), position, on_step)
-            x = model.norm(x)
-        else:
-            x = model.norm(self._run(body, x, position, on_step))
-            split = len(last) - insert_before
-            x = self._run(last[:split], x, position, on_step)
-            x = self._append(x)
-            last = last[split:]
-        return self._run(last[:-1], x, position, on_step), position
-
-    def _whole_bias(self, column_bias: torch.Tensor | None) -> torch.Tensor | None:
-        """[L] -> [L + N]: none on the reference tokens themselves."""
-        if column_bias is None:
-            return None
-        return nn.functional.pad(column_bias, (0, self.num_tokens))
+        x = embeds
+        for number, layer in enumerate(layers):
+            if number == len(model.layers):
+                x = model.norm(x)
+            if number == entry:
+                # The parameter does not belong to a layer that casts, so it is cast here.
+                x = torch.cat((x, final.reference_tokens.to(x)[None]), dim=1)
+            if number < len(layers) - 1:
+                x = self._run([layer], x, position, on_step)
+        if column_bias is not None:
+            column_bias = nn.functional.pad(column_bias, (0, self.num_tokens))
+        return x, position, column_bias
 
     def batch_reference_states(self, embeds: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Reference rows [B, N, hidden] of several groups of any lengths, each [1, L, hidden].
+        """`reference_states` [B, N, hidden] of several groups of any lengths, each [1, L, hidden].
 
-        Padding stands behind each group and attention is causal, so it changes nothing.
+        Each group is padded at its end; attention is causal, so that changes nothing.
         """
-        model, final = self.multimodal_llm.model, self.mllm_final_layer
+        final = self.mllm_final_layer
         lengths = [e.shape[1] for e in embeds]
-        x = pad_sequence([e[0] for e in embeds], batch_first=True)  # [B, longest, hidden]
-        length = x.shape[1] + self.num_tokens
-        position = rope(self.config, length, x.device, x.dtype)
-        x = model.norm(self._run(model.layers, x, position, _no_step))
+        x = self.body_states(pad_sequence([e[0] for e in embeds], batch_first=True))
         tokens = final.reference_tokens.to(x)
         groups = [torch.cat((x[b, :n], tokens)) for b, n in enumerate(lengths)]
         x = pad_sequence(groups, batch_first=True)  # [B, longest + N, hidden]
+        position = rope(self.config, x.shape[1], x.device, x.dtype)
         x = self._run(final.layers, x, position, _no_step)
         rows = [x[b, n : n + self.num_tokens] for b, n in enumerate(lengths)]
         return final.norm(torch.stack(rows))
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
-        """[1, N, hidden] -> reference tokens [1, N, token_width]."""
+        """[B, N, hidden] -> reference tokens [B, N, token_width]."""
         return self.image_proj_model(states)
 
-    def _append(self, x: torch.Tensor) -> torch.Tensor:
-        # The parameter does not belong to a layer that casts, so it is cast here.
-        tokens = self.mllm_final_layer.reference_tokens.to(x)
-        return torch.cat((x, tokens[None].expand(x.shape[0], -1, -1)), dim=1)
-
     def _run(
-        self,
-        layers: Sequence[DecoderLayer] | nn.ModuleList,
-        x: torch.Tensor,
-        position: Rope,
-        on_step: OnStep,
+        self, layers: Iterable[nn.Module], x: torch.Tensor, position: Rope, on_step: OnStep
     ) -> torch.Tensor:
         for layer in layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():

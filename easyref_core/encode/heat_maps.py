@@ -1,27 +1,40 @@
-"""Heat maps over the references: which parts of each picture the reference tokens looked at."""
+"""Heat maps over the references: how much attention each part of a picture gets."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import PurePosixPath
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from .inspection import Inspection, PictureShare, percent
 
-# Cards are seen at a quarter of this size, side by side on the node: the share is written large.
+# Nodes show cards at a quarter of this size, side by side, so the share is in large type.
 SIDE = 512
 FOOTER = 132
 MARGIN = 16
 
-_GROUND = (38, 40, 46)
+_BACKGROUND = (38, 40, 46)
 _TEXT = (236, 238, 242)
-_SOFT = (160, 166, 178)
-_LEGEND = 14  # pixels high, between picture and text
-_BRIGHTEST = 0.99  # of all places, this share lies below the top of the scale: one must not rule
+_FAINT_TEXT = (160, 166, 178)
+_LEGEND = 14  # height in pixels, between picture and text
+_TOP = 0.99  # quantile at the top of the scale, so that a single position does not set it
+
+# Dark violet over red to light yellow, sRGB. Lightness rises evenly: it reads in grey too.
+_COLOURS = (
+    (22, 2, 69),
+    (63, 6, 98),
+    (113, 11, 111),
+    (165, 18, 107),
+    (212, 47, 87),
+    (247, 90, 51),
+    (252, 150, 65),
+    (253, 199, 108),
+    (254, 241, 160),
+)
 
 
 def draw_heat_maps(inspection: Inspection, pictures: Sequence[Image.Image]) -> list[Image.Image]:
@@ -30,59 +43,43 @@ def draw_heat_maps(inspection: Inspection, pictures: Sequence[Image.Image]) -> l
     Args:
         pictures: the references themselves, in order.
     """
-    every = torch.cat([picture.heat.flatten() for picture in inspection.pictures])
-    top = float(every.quantile(_BRIGHTEST))
-    total = inspection.all_pictures
-    return [
-        _card(picture, share, number, top, total)
-        for number, (picture, share) in enumerate(
-            zip(pictures, inspection.pictures, strict=True), start=1
-        )
-    ]
+    heat = torch.cat([picture.heat.flatten() for picture in inspection.pictures])
+    top = float(heat.quantile(_TOP))
+    pairs = enumerate(zip(pictures, inspection.pictures, strict=True), start=1)
+    return [_card(picture, share, n, top, inspection) for n, (picture, share) in pairs]
 
 
 def _card(
-    picture: Image.Image, share: PictureShare, number: int, top: float, total: float
+    picture: Image.Image, share: PictureShare, number: int, top: float, inspection: Inspection
 ) -> Image.Image:
-    card = Image.new("RGB", (SIDE, SIDE + FOOTER), _GROUND)
+    card = Image.new("RGB", (SIDE, SIDE + FOOTER), _BACKGROUND)
     room = SIDE - 2 * MARGIN
-    zoom = min(room / picture.width, room / picture.height)
-    size = (max(1, round(picture.width * zoom)), max(1, round(picture.height * zoom)))
-    shown = overlay(picture.resize(size, Image.Resampling.LANCZOS), share.heat, top)
-    card.paste(shown, ((SIDE - size[0]) // 2, MARGIN + (room - size[1]) // 2))
+    scale = min(room / picture.width, room / picture.height)
+    width, height = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    map_ = overlay(picture.resize((width, height), Image.Resampling.LANCZOS), share.heat, top)
+    card.paste(map_, ((SIDE - width) // 2, MARGIN + (room - height) // 2))
+    ramp = torch.linspace(0, 1, room)[None].expand(_LEGEND, -1) ** 2  # undoes the square root
+    grey = Image.new("RGB", (room, _LEGEND), (190, 190, 190))
+    card.paste(overlay(grey, ramp, 1.0), (MARGIN, SIDE))
 
     draw = ImageDraw.Draw(card)
-    big, middle, small = (ImageFont.load_default(size) for size in (72, 36, 26))
-    line = SIDE + (FOOTER + _LEGEND) // 2
-    among = percent(share.share / total if total > 0 else 0.0)
-    draw.text((MARGIN, line), percent(share.share), _TEXT, big, "lm")
-    right = SIDE - MARGIN
-    room = right - 2 * MARGIN - draw.textlength(percent(share.share), big)
-    draw.text(
-        (right, line - 20),
-        _short(f"{number}. {PurePosixPath(share.name).name}", middle, room),
-        _TEXT,
-        middle,
-        "rm",
-    )
-    draw.text((right, line + 22), _short(f"{among} of pictures", small, room), _SOFT, small, "rm")
-    _legend(card)
+    large, medium, small = (ImageFont.load_default(size) for size in (72, 36, 26))
+    middle, right = SIDE + (FOOTER + _LEGEND) // 2, SIDE - MARGIN
+    draw.text((MARGIN, middle), percent(share.share), _TEXT, large, "lm")
+    room -= MARGIN + draw.textlength(percent(share.share), large)
+    name = _shortened(f"{number}. {PurePosixPath(share.name).name}", medium, room)
+    draw.text((right, middle - 20), name, _TEXT, medium, "rm")
+    among = _shortened(f"{inspection.among_pictures(share)} of pictures", small, room)
+    draw.text((right, middle + 22), among, _FAINT_TEXT, small, "rm")
     return card
 
 
-def _legend(card: Image.Image) -> None:
-    """The colours from none to most, as they lie over a middle grey."""
-    ramp = torch.linspace(0, 1, SIDE - 2 * MARGIN)[None].expand(_LEGEND, -1) ** 2  # no square root
-    plain = Image.new("RGB", (SIDE - 2 * MARGIN, _LEGEND), (190, 190, 190))
-    card.paste(overlay(plain, ramp, 1.0), (MARGIN, SIDE))
-
-
-def _short(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, room: float) -> str:
+def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
     """The text, cut off where it is wider than so many pixels."""
     if font.getlength(text) <= room:
         return text
-    kept = next(n for n in range(len(text), -1, -1) if font.getlength(text[:n] + "…") <= room)
-    return text[:kept] + "…"
+    lengths = range(len(text), -1, -1)
+    return text[: next(n for n in lengths if font.getlength(text[:n] + "…") <= room)] + "…"
 
 
 def overlay(picture: Image.Image, heat: torch.Tensor, top: float) -> Image.Image:
@@ -90,62 +87,25 @@ def overlay(picture: Image.Image, heat: torch.Tensor, top: float) -> Image.Image
 
     The colour's strength follows the square root of the heat, as attention has a long tail.
     """
-    width, height = picture.size
-    smooth = torch.nn.functional.interpolate(
-        heat[None, None].float(), (height, width), mode="bicubic", align_corners=False
-    )[0, 0]
+    size = (picture.height, picture.width)
+    smooth = F.interpolate(heat[None, None].float(), size, mode="bicubic")[0, 0]
     level = (smooth / top).clamp(0, 1).sqrt() if top > 0 else torch.zeros_like(smooth)
-    colours = torch.tensor(colour_scale())[(level * 255).round().long()]  # [H, W, 3]
-    grey = _tensor(picture.convert("L").convert("RGB"))
+    grey = _pixels(picture.convert("L").convert("RGB"))
     # Dim, so that only heat is bright; the colour keeps light and dark of the picture.
-    plain = 0.34 * grey + 0.12 * _tensor(picture)
-    lit = colours * (0.55 + 0.6 * grey)
-    strength = (0.15 + 0.6 * level)[..., None]
-    mixed = plain * (1 - strength) + lit * strength
+    plain = 0.34 * grey + 0.12 * _pixels(picture)
+    lit = colours(level) * (0.55 + 0.6 * grey)
+    mixed = plain.lerp(lit, (0.15 + 0.6 * level)[..., None])
     return Image.fromarray((mixed.clamp(0, 1) * 255).round().to(torch.uint8).numpy(), "RGB")
 
 
-def _tensor(picture: Image.Image) -> torch.Tensor:
-    import numpy as np
+def colours(levels: torch.Tensor) -> torch.Tensor:
+    """[H, W] levels 0 to 1 -> [H, W, 3] sRGB 0 to 1."""
+    table = torch.tensor(_COLOURS) / 255
+    place = levels * (len(table) - 1)
+    below = place.long().clamp(max=len(table) - 2)
+    return table[below].lerp(table[below + 1], (place - below)[..., None])
 
+
+def _pixels(picture: Image.Image) -> torch.Tensor:
+    """[H, W, 3] 0 to 1"""
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)
-
-
-@lru_cache(maxsize=1)
-def colour_scale() -> tuple[tuple[float, float, float], ...]:
-    """256 colours from dark violet over red to light yellow, sRGB 0..1.
-
-    Lightness rises evenly in OKLab, so equal steps look equal and the scale also reads in grey;
-    each colour is about as vivid as sRGB allows.
-    """
-    return tuple(_vivid(0.2 + 0.75 * i / 255, 285 + 175 * i / 255) for i in range(256))
-
-
-def _vivid(lightness: float, hue: float) -> tuple[float, float, float]:
-    low, high = 0.0, 0.21
-    for _ in range(20):
-        middle = (low + high) / 2
-        if all(-1e-6 <= c <= 1 + 1e-6 for c in _linear_rgb(lightness, middle, hue)):
-            low = middle
-        else:
-            high = middle
-    r, g, b = (_encoded(c) for c in _linear_rgb(lightness, low * 0.95, hue))
-    return r, g, b
-
-
-def _linear_rgb(lightness: float, chroma: float, hue: float) -> tuple[float, float, float]:
-    """OKLCh to linear sRGB (B. Ottosson, "A perceptual color space for image processing")."""
-    a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
-    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
-    medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
-    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
-    return (
-        4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
-        -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
-        -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
-    )
-
-
-def _encoded(linear: float) -> float:
-    linear = min(max(linear, 0.0), 1.0)
-    return 12.92 * linear if linear <= 0.0031308 else 1.055 * linear ** (1 / 2.4) - 0.055

@@ -1,9 +1,8 @@
-"""What of the references went into the reference tokens.
+"""How much attention the reference tokens pay to each reference.
 
-Measured where the tokens are filled: in the final decoder layer, by how the reference tokens share
-their attention between the pictures, the prompt and themselves, on average over tokens and heads.
-Earlier layers have mixed pictures and text before that, so it is where the tokens looked, not proof
-of what they took.
+Measured in the final decoder layer: the attention probabilities of the reference tokens over the
+pictures, the prompt and themselves, averaged over tokens and heads. Earlier layers have mixed
+pictures and text before that, so attention to a picture is no proof of what was used of it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from .passes import EncoderRun, EncodingCache, Progress, no_progress
 
 @dataclass(frozen=True)
 class PictureShare:
-    """One reference's part in the attention.
+    """The attention to one reference.
 
     Attributes:
         name: for people.
@@ -35,12 +34,12 @@ class PictureShare:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Where the reference tokens looked. All shares add up to 1.
+    """The attention of the reference tokens. All shares add up to 1.
 
     Attributes:
         pictures: the references, in order.
-        prompt: share of what the person typed.
-        frame: share of the rest of the chat, the instruction among it.
+        prompt: share of the user's prompt.
+        frame: share of the rest of the chat, the instruction included.
         tokens: share of the reference tokens themselves.
     """
 
@@ -52,6 +51,10 @@ class Inspection:
     @property
     def all_pictures(self) -> float:
         return sum(picture.share for picture in self.pictures)
+
+    def among_pictures(self, picture: PictureShare) -> str:
+        """A reference's share of the attention to all references, in percent."""
+        return percent(picture.share / self.all_pictures if self.all_pictures > 0 else 0.0)
 
 
 @torch.no_grad()
@@ -78,7 +81,7 @@ def inspect_references(
         )
     (mllm_pass,) = plan.passes
     chat, images = mllm_pass.chat, mllm_pass.images
-    total = len(images) + encoder.num_layers
+    total = len(images) + encoder.config.num_layers
     cache = cache or EncodingCache()
     run = EncoderRun(encoder, plan, torch.device(device), cache, progress, total)
     attention = run.attention(mllm_pass)
@@ -100,15 +103,13 @@ def inspect_references(
 
 def report(inspection: Inspection) -> str:
     """One line a reference, then the rest; in percent of all attention."""
-    total = inspection.all_pictures
-    lines = []
-    for number, picture in enumerate(inspection.pictures, start=1):
-        among = percent(picture.share / total if total > 0 else 0.0)
-        lines.append(
-            f"{number}. {picture.name}: {percent(picture.share)} ({among} of the pictures)"
-        )
+    lines = [
+        f"{number}. {picture.name}: {percent(picture.share)} "
+        f"({inspection.among_pictures(picture)} of the pictures)"
+        for number, picture in enumerate(inspection.pictures, start=1)
+    ]
     others = {
-        "all references": total,
+        "all references": inspection.all_pictures,
         "prompt": inspection.prompt,
         "instruction and chat format": inspection.frame,
         "reference tokens themselves": inspection.tokens,

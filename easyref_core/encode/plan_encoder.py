@@ -1,11 +1,12 @@
-"""Puts adapter file and MLLM directory together into an encoder, strictly.
+"""The plan of an encoder: which weight comes from which file of adapter and MLLM.
 
-Which weights go where is decided, and every size checked, before the first tensor is read.
+Every name and size is checked before the first tensor is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 from ..adapter.checkpoint import BODY, FINAL, PROJECTOR, AdapterCheckpoint
 from ..errors import EasyRefError
 from ..qwen2vl.config import MllmConfig, config_from_shapes
-from ..qwen2vl.directory import MllmDirectory, look_at_directory
+from ..qwen2vl.directory import MllmDirectory, open_directory
 from ..qwen2vl.names import EMBEDDING, truncate
 from ..weight_file import WeightFile
 from .encoder import EasyRefEncoder
@@ -27,9 +28,10 @@ _PATCH_EMBED = "visual.patch_embed.proj.weight"
 
 @dataclass(frozen=True)
 class EncoderPlan:
-    """Everything needed to build the encoder; nothing big is held.
+    """Everything needed to build the encoder, without its weights.
 
     Attributes:
+        directory: of the MLLM; None where the adapter carries all of it.
         sources: official key -> (file, name in the file).
     """
 
@@ -60,19 +62,57 @@ class EncoderPlan:
         Raises:
             EasyRefError: a file changed in between.
         """
-        encoder = EasyRefEncoder(
-            self.config,
-            self.checkpoint.num_tokens,
-            self.checkpoint.token_width,
-            self.checkpoint.final_layers,
-            operations=operations,
-            compute_dtype=compute_dtype,
-            device="meta",
-            dtype=dtype,
-        )
+        encoder = self._skeleton(operations=operations, compute_dtype=compute_dtype, dtype=dtype)
         state = read_sources(self.sources, dtype if convert else None)
         encoder.load_state_dict(state, strict=True, assign=True)
         return encoder.eval().requires_grad_(False)
+
+    def _skeleton(self, **options: Any) -> EasyRefEncoder:
+        """The encoder without memory for its weights."""
+        sizes = (self.checkpoint.num_tokens, self.checkpoint.token_width)
+        layers = self.checkpoint.final_layers
+        return EasyRefEncoder(self.config, *sizes, layers, device="meta", **options)
+
+    def _check(self) -> None:
+        """Raise EasyRefError unless the sources have every weight, in its shape, and no other."""
+        checkpoint, directory, sources = self.checkpoint, self.directory, self.sources
+        wanted = {n: tuple(p.shape) for n, p in self._skeleton().state_dict().items()}
+        where = checkpoint.name + (f" with {directory}" if directory else "")
+        missing = sorted(wanted.keys() - sources.keys())
+        if missing:
+            embedding = " (nor its twin lm_head.weight)" if missing[0] == BODY + EMBEDDING else ""
+            raise EasyRefError(
+                f"{where}: {len(missing)} weights are missing, first {missing[0]}{embedding}. "
+                f"{self._missing_hint(missing)}"
+            )
+        unexpected = sorted(sources.keys() - wanted.keys())
+        if unexpected:
+            raise EasyRefError(
+                f"{where}: {len(unexpected)} weights are not part of Qwen2-VL with EasyRef, first "
+                f"{unexpected[0]}. The MLLM is of another size or family, or the file is damaged."
+            )
+        by = f" by {directory / 'config.json'}" if directory else ""
+        for key, (file, name) in sources.items():
+            shape = stored = file.tensors[name].shape
+            if key == BODY + _PATCH_EMBED:
+                shape = (*shape[:1], math.prod(shape[1:]))
+            if shape != wanted[key]:
+                raise EasyRefError(
+                    f"{name} in {file.path} has shape {list(stored)}, but {list(wanted[key])} is "
+                    f"needed{by}. The adapter and the MLLM directory are of different sizes; "
+                    "choose the one the adapter was trained with."
+                )
+
+    def _missing_hint(self, missing: Sequence[str]) -> str:
+        if all(name.startswith(BODY) for name in missing):
+            if self.directory is None:
+                return "Choose the Qwen2-VL-2B-Instruct directory to complete them."
+            if not any(key.startswith(BODY) for key in self.sources):
+                return (
+                    "The adapter does not carry the MLLM (those of the first training stage do "
+                    "not), and the directory holds no weights. Choose the one it was trained from."
+                )
+        return "The files are damaged or belong to different models; get them again."
 
 
 def read_sources(
@@ -112,7 +152,7 @@ def plan_encoder(
         EasyRefError: no MLLM anywhere; an MLLM of another size; weights missing, unexpected or of
             a wrong shape (named).
     """
-    directory = look_at_directory(mllm_directory) if mllm_directory is not None else None
+    directory = open_directory(mllm_directory) if mllm_directory is not None else None
     config = _config(checkpoint, directory)
     if config.hidden_size != checkpoint.mllm_width:
         raise EasyRefError(
@@ -124,13 +164,12 @@ def plan_encoder(
     layers = config.num_layers - checkpoint.final_layers
     body = dict(directory.sources()) if directory else {}
     body.update({n: (checkpoint.file, s) for n, s in checkpoint.body.items()})
-    sources: dict[str, Source] = {
-        BODY + n: body[n] for n in truncate(dict.fromkeys(body, ""), layers)
-    }
+    sources = {BODY + n: source for n, source in truncate(body, layers).items()}
     sources |= {FINAL + n: (checkpoint.file, s) for n, s in checkpoint.final.items()}
     sources |= {PROJECTOR + n: (checkpoint.file, s) for n, s in checkpoint.projector.items()}
-    _check(checkpoint, config, directory, sources)
-    return EncoderPlan(checkpoint, config, directory.path if directory else None, sources)
+    plan = EncoderPlan(checkpoint, config, directory.path if directory else None, sources)
+    plan._check()
+    return plan
 
 
 def _config(checkpoint: AdapterCheckpoint, directory: MllmDirectory | None) -> MllmConfig:
@@ -154,52 +193,3 @@ def _config(checkpoint: AdapterCheckpoint, directory: MllmDirectory | None) -> M
             f"{checkpoint.name} carries an MLLM whose weights have other shapes than Qwen2-VL's. "
             "The file is damaged or was converted wrongly; get it again."
         ) from error
-
-
-def _check(
-    checkpoint: AdapterCheckpoint,
-    config: MllmConfig,
-    directory: MllmDirectory | None,
-    sources: Mapping[str, Source],
-) -> None:
-    skeleton = EasyRefEncoder(
-        config,
-        checkpoint.num_tokens,
-        checkpoint.token_width,
-        checkpoint.final_layers,
-        device="meta",
-    )
-    wanted = {n: tuple(p.shape) for n, p in skeleton.state_dict().items()}
-    where = checkpoint.name + (f" with {directory.path}" if directory else "")
-    missing = sorted(wanted.keys() - sources.keys())
-    if missing:
-        hint = "The files are damaged or belong to different models; get them again."
-        if all(n.startswith(BODY) for n in missing):
-            if directory is None:
-                hint = "Choose the Qwen2-VL-2B-Instruct directory to complete them."
-            elif not checkpoint.has_mllm and not directory.files:
-                hint = (
-                    "The adapter does not carry the MLLM (those of the first training stage do "
-                    "not), and the directory holds no weights. Choose the one it was trained from."
-                )
-        embedding = " (nor its twin lm_head.weight)" if missing[0] == BODY + EMBEDDING else ""
-        raise EasyRefError(
-            f"{where}: {len(missing)} weights are missing, first {missing[0]}{embedding}. {hint}"
-        )
-    unexpected = sorted(sources.keys() - wanted.keys())
-    if unexpected:
-        raise EasyRefError(
-            f"{where}: {len(unexpected)} weights are not part of Qwen2-VL with EasyRef, first "
-            f"{unexpected[0]}. The MLLM is of another size or family, or the file is damaged."
-        )
-    by = f" by {directory.path / 'config.json'}" if directory else ""
-    for key, (file, name) in sources.items():
-        shape = file.tensors[name].shape
-        if key == BODY + _PATCH_EMBED:
-            shape = (*shape[:1], int(torch.Size(shape[1:]).numel()))
-        if shape != wanted[key]:
-            raise EasyRefError(
-                f"{name} in {file.path} has shape {list(file.tensors[name].shape)}, but "
-                f"{list(wanted[key])} is needed{by}. The adapter and the MLLM directory are of "
-                "different sizes; choose the one the adapter was trained with."
-            )

@@ -1,7 +1,7 @@
-"""What of a picture to keep so that a face or a thing fills the frame.
+"""Crop pictures to a box or a mask, so that a face or an object fills the frame.
 
-A crop is found in whole pixels: the pixels that a box or a mask covers, with padding around them,
-made square if wanted. It never leaves the picture and never cuts into what is covered.
+A crop is in whole pixels: those that the box or mask covers, padded, and squared if wanted. It
+never leaves the picture and never cuts into what is covered.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 
 from ..errors import EasyRefError
 
-_TINY = 1e-6  # what rounding may add to a share
+_TOLERANCE = 1e-6  # rounding errors of a fraction
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in shares of the picture's width and height, 0 to 1."""
+    """A rectangle in fractions of the picture's width and height, 0 to 1."""
 
     x: float = 0.0
     y: float = 0.0
@@ -34,7 +34,7 @@ class Box:
                     f"The box has {side} {size:g} at {axis} {first:g}; nothing is left of the "
                     f"picture. Choose a {side} above 0."
                 )
-            if first < -_TINY or first + size > 1 + _TINY:
+            if first < -_TOLERANCE or first + size > 1 + _TOLERANCE:
                 raise EasyRefError(
                     f"The box reaches from {first:g} to {first + size:g} of the picture's {side} "
                     f"({axis} {first:g} + {side} {size:g}), but the picture ends at 0 and 1. Make "
@@ -43,11 +43,13 @@ class Box:
 
 
 def mask_box(mask: torch.Tensor, name: str) -> Box:
-    """The box around what a mask [H, W] covers: all that is at least half as bright as its
-    brightest place, so that feathered and faint masks work too.
+    """The bounding box of a mask [H, W].
+
+    A pixel is covered if it is at least half as bright as the brightest, so that feathered and
+    faint masks work too.
 
     Raises:
-        EasyRefError: nothing is covered, or the mask is no picture of numbers.
+        EasyRefError: nothing is covered, no pixels, or values that are not numbers.
     """
     if mask.ndim != 2 or 0 in mask.shape:
         raise EasyRefError(
@@ -96,14 +98,14 @@ def crop_window(
     """The crop of a picture of this size, in whole pixels: (left, top, right, bottom).
 
     Args:
-        padding: around the box, as a share of its larger side.
-        square: as square as the picture has room for; only ever grows the crop.
+        padding: around the box, as a fraction of its larger side.
+        square: as square as the picture allows; only ever enlarges the crop.
     """
     columns = _covered(box.x, box.width, width)
     rows = _covered(box.y, box.height, height)
-    covered = [end - first for first, end in (columns, rows)]
-    more = 2 * round(padding * max(covered))
-    sizes = [size + more for size in covered]
+    sizes = [end - first for first, end in (columns, rows)]
+    margin = 2 * round(padding * max(sizes))
+    sizes = [size + margin for size in sizes]
     if square:
         sizes = [max(sizes)] * 2
     left, right = _around(columns, sizes[0], width)
@@ -111,15 +113,15 @@ def crop_window(
     return left, top, right, bottom
 
 
-def _covered(first: float, share: float, pixels: int) -> tuple[int, int]:
-    """Every pixel that a part of a side touches, at least one."""
-    start = min(max(math.floor(first * pixels + _TINY), 0), pixels - 1)
-    end = min(math.ceil((first + share) * pixels - _TINY), pixels)
+def _covered(first: float, length: float, pixels: int) -> tuple[int, int]:
+    """(first, end) pixel of a part of a side, partly covered pixels included, at least one."""
+    start = min(max(math.floor(first * pixels + _TOLERANCE), 0), pixels - 1)
+    end = min(math.ceil((first + length) * pixels - _TOLERANCE), pixels)
     return start, max(end, start + 1)
 
 
 def _around(covered: tuple[int, int], size: int, pixels: int) -> tuple[int, int]:
-    """`size` pixels with the covered ones in their middle, moved and cut to lie in the picture."""
+    """(first, end) of `size` pixels centred on the covered ones, moved and cut to fit the side."""
     size = min(size, pixels)
     first, end = covered
     start = first - (size - (end - first)) // 2

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +21,8 @@ VERSION = 1
 Crop = tuple[float, float, float, float]
 
 _ANNOTATED = re.compile(r"\[(?:input|output|temp)\]$")
-_SLACK = 1e-6  # shares come from a browser's arithmetic
-_HOW_TO_MEND = "Mend the text of gallery, or clear it and add the pictures again."
+_TOLERANCE = 1e-6  # rounding errors of the browser's fractions
+_HOW_TO_FIX = "Correct the text of gallery, or clear it and add the pictures again."
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class GalleryPicture:
     Attributes:
         file: its name inside ComfyUI's input folder, with / between folders.
         weight: 0 or more; multiplies the weight of the node.
-        crop: left, top, width and height of the part that is used, as shares 0 to 1 of the upright
-            picture; None for the whole.
+        crop: left, top, width and height of the part that is used, as fractions 0 to 1 of the
+            upright picture; None for the whole.
     """
 
     file: str
@@ -54,17 +53,17 @@ def parse_gallery(text: str) -> tuple[GalleryPicture, ...]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise EasyRefError(f"The gallery's text is not JSON ({error}). {_HOW_TO_MEND}") from None
+        raise EasyRefError(f"The gallery's text is not JSON ({error}). {_HOW_TO_FIX}") from None
     if not isinstance(content, dict):
         raise EasyRefError(
-            f"The gallery's text holds {_kind(content)} where an object with version and pictures "
-            f"belongs. {_HOW_TO_MEND}"
+            f"The gallery's text holds {_kind(content)} where an object with version and "
+            f"pictures is needed. {_HOW_TO_FIX}"
         )
     version = content.get("version")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise EasyRefError(
             f"The gallery's version is {_shown(version)}; it must be a number from 1 to {VERSION}. "
-            f"{_HOW_TO_MEND}"
+            f"{_HOW_TO_FIX}"
         )
     if version > VERSION:
         raise EasyRefError(
@@ -74,26 +73,13 @@ def parse_gallery(text: str) -> tuple[GalleryPicture, ...]:
     pictures = content.get("pictures")
     if not isinstance(pictures, list):
         raise EasyRefError(
-            f"The gallery's pictures are {_kind(pictures)} where a list belongs. {_HOW_TO_MEND}"
+            f"The gallery's pictures are {_kind(pictures)} where a list is needed. {_HOW_TO_FIX}"
         )
     return tuple(_picture(entry, number) for number, entry in enumerate(pictures, start=1))
 
 
-def to_text(pictures: Sequence[GalleryPicture]) -> str:
-    """The text that `parse_gallery` reads; empty where there is no picture."""
-    if not pictures:
-        return ""
-    entries: list[dict[str, Any]] = []
-    for picture in pictures:
-        entry: dict[str, Any] = {"file": picture.file, "weight": picture.weight}
-        if picture.crop is not None:
-            entry["crop"] = list(picture.crop)
-        entries.append(entry)
-    return json.dumps({"version": VERSION, "pictures": entries}, ensure_ascii=False)
-
-
 def crop_pixels(crop: Crop, width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a part in whole pixels, at least one each way."""
+    """(left, top, right, bottom) of a crop in whole pixels, at least one each way."""
     x, y, w, h = crop
     left = min(round(x * width), width - 1)
     top = min(round(y * height), height - 1)
@@ -103,10 +89,10 @@ def crop_pixels(crop: Crop, width: int, height: int) -> tuple[int, int, int, int
 
 
 def checked_file(file: Any, where: str) -> str:
-    """A file name as the gallery keeps it: inside the input folder, by its name alone.
+    """A file name as the gallery stores it: inside the input folder, with / between folders.
 
     Args:
-        where: which picture it is, for messages.
+        where: the picture, for messages.
 
     Raises:
         EasyRefError: no name, or one that leads out of the input folder.
@@ -114,7 +100,7 @@ def checked_file(file: Any, where: str) -> str:
     if not isinstance(file, str) or not file.strip():
         raise EasyRefError(
             f"{where} has {_shown(file)} as its file; it must be the name of a picture in "
-            f"ComfyUI's input folder. {_HOW_TO_MEND}"
+            f"ComfyUI's input folder. {_HOW_TO_FIX}"
         )
     if _ANNOTATED.search(file):
         raise EasyRefError(
@@ -145,10 +131,10 @@ def checked_crop(crop: Any, where: str) -> Crop | None:
     if not isinstance(crop, list) or len(crop) != 4 or not all(_is_number(v) for v in crop):
         raise EasyRefError(
             f"{where}: crop is {_shown(crop)}; it must be four numbers: left, top, width and "
-            f"height as shares from 0 to 1. {_HOW_TO_MEND}"
+            f"height as fractions from 0 to 1. {_HOW_TO_FIX}"
         )
     x, y, w, h = (float(value) for value in crop)
-    inside = min(x, y) >= -_SLACK and max(x + w, y + h) <= 1 + _SLACK
+    inside = min(x, y) >= -_TOLERANCE and max(x + w, y + h) <= 1 + _TOLERANCE
     if not inside or w <= 0 or h <= 0:
         raise EasyRefError(
             f"{where}: crop is {_shown(crop)}, which is not a part of the picture. Left and top "
@@ -164,15 +150,15 @@ def _picture(entry: Any, number: int) -> GalleryPicture:
     where = f"Picture {number} of the gallery"
     if not isinstance(entry, dict):
         raise EasyRefError(
-            f"{where} is {_kind(entry)} where an object with file, weight and crop belongs. "
-            f"{_HOW_TO_MEND}"
+            f"{where} is {_kind(entry)} where an object with file, weight and crop is "
+            f"needed. {_HOW_TO_FIX}"
         )
     file = checked_file(entry.get("file"), where)
     where = f"{where} ({file})"
     weight = entry.get("weight", 1.0)
     if not _is_number(weight) or weight < 0:
         raise EasyRefError(
-            f"{where} has weight {_shown(weight)}; it must be a number of 0 or more. {_HOW_TO_MEND}"
+            f"{where} has weight {_shown(weight)}; it must be a number of 0 or more. {_HOW_TO_FIX}"
         )
     return GalleryPicture(file, float(weight), checked_crop(entry.get("crop"), where))
 

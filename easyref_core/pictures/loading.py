@@ -1,4 +1,4 @@
-"""Pictures from files or tensors as plain 8-bit RGB, whatever mode they came in.
+"""Load pictures from files or tensors as 8-bit RGB, whatever their mode.
 
 Alpha is dropped, not composited, as in the official preprocessing.
 """
@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import EasyRefError
 
-_TURNS = {  # what undoes each EXIF orientation; 1 stands upright
+_TRANSPOSE = {  # undoes each EXIF orientation; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -43,8 +44,8 @@ def open_picture(source: str | Path | BinaryIO, name: str | None = None) -> Imag
 
 @contextmanager
 def decoding(name: str) -> Iterator[None]:
-    """Turn whatever Pillow raises while it opens and decodes a picture into EasyRefError; only
-    MemoryError passes, which is not the file's fault.
+    """Turn all that Pillow raises while opening and decoding a picture into EasyRefError, except
+    MemoryError, which is not the file's fault.
     """
     try:
         yield
@@ -72,19 +73,19 @@ def decoding(name: str) -> Iterator[None]:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The decoded picture, turned as its EXIF orientation says; EXIF that cannot be read says
-    nothing. Only that one tag is looked at: odd values elsewhere do no harm.
+    """The decoded picture, transposed by its EXIF orientation; EXIF that cannot be read is ignored.
+    Only that one tag is read: odd values elsewhere do no harm.
     """
     image.load()
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        transpose = _TRANSPOSE.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # damaged EXIF raises anything, struct.error and TypeError too
-        turn = None
-    return image if turn is None else image.transpose(turn)
+        transpose = None
+    return image if transpose is None else image.transpose(transpose)
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Turn any PIL mode into 8-bit RGB.
+    """Convert any PIL mode to 8-bit RGB.
 
     16-bit greys are scaled to 8 bits (PIL's own conversion would clip them to white).
 
@@ -96,25 +97,23 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
             f"{name} has no pixels ({image.width}x{image.height}). Choose another picture."
         )
     if image.mode.startswith("I"):
-        values = _numbers(image)
+        values = _grey_levels(image)
         # Mode I holds 16-bit files too, and 8-bit pictures: there the scale follows the content.
-        return _grey(values / 257 if image.mode != "I" or values.max() > 255 else values)
+        return _grey_picture(values / 257 if image.mode != "I" or values.max() > 255 else values)
     if image.mode == "F":
-        values = _numbers(image)
+        values = _grey_levels(image)
         if not torch.isfinite(values).all():
             raise EasyRefError(f"{name} holds pixels that are not numbers (NaN or infinite).")
-        return _grey(values * 255 if values.max() <= 1 else values)
+        return _grey_picture(values * 255 if values.max() <= 1 else values)
     return image.convert("RGB")
 
 
-def _numbers(image: Image.Image) -> torch.Tensor:
+def _grey_levels(image: Image.Image) -> torch.Tensor:
     """Grey levels [H, W] in float32."""
-    import numpy as np
-
     return torch.from_numpy(np.array(image, dtype=np.float32))
 
 
-def _grey(values: torch.Tensor) -> Image.Image:
+def _grey_picture(values: torch.Tensor) -> Image.Image:
     pixels = values.round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.numpy(), "L").convert("RGB")
 
@@ -152,8 +151,8 @@ def tensor_to_picture(pixels: torch.Tensor, name: str) -> Image.Image:
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
-    """Put the picture's name before errors raised while it is being handled."""
+    """Put the picture's name before EasyRefErrors raised inside."""
     try:
         yield
     except EasyRefError as error:
-        raise type(error)(f"{name}: {error}") from error
+        raise EasyRefError(f"{name}: {error}") from error

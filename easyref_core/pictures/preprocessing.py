@@ -1,4 +1,4 @@
-"""From a picture of any size to the patches Qwen2-VL's vision tower reads.
+"""From a picture of any size to patches, the input of Qwen2-VL's vision tower.
 
 Source: official code, which resizes twice with PIL's bicubic filter: first as qwen_vl_utils'
 `fetch_image` does, then as the Qwen2-VL image processor does with limits that follow from
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -27,7 +28,7 @@ MIN_IMAGE_SIZE = 2 * FACTOR
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
 _STD = (0.26862954, 0.26130258, 0.27577711)
-_BICUBIC = Image.Resampling.BICUBIC
+_FILTER = Image.Resampling.BICUBIC
 
 
 @dataclass(frozen=True)
@@ -104,53 +105,49 @@ def preprocess(image: Image.Image, image_size: int = DEFAULT_IMAGE_SIZE) -> Patc
     Raises:
         EasyRefError: too elongated, or `image_size` too small.
     """
-    fitted = fit(image, image_size)
-    return Patches(
-        cut(normalise(picture_levels(fitted))), fitted.height // PATCH, fitted.width // PATCH
-    )
+    image = resize(image, image_size)
+    pixels = cut(normalise(picture_levels(image)))
+    return Patches(pixels, image.height // PATCH, image.width // PATCH)
 
 
 def reduced(image: Image.Image, image_size: int) -> Image.Image:
-    """A smaller picture from which `preprocess` makes exactly the same patches; the same one where
-    there is none.
+    """A smaller picture with exactly the same patches after `preprocess`, or the same picture
+    where there is none.
 
     Raises:
         EasyRefError: as `preprocess`.
     """
     _, (width, height) = plan_sizes(*image.size, image_size)
     smaller = width * height < image.width * image.height
-    stays = plan_sizes(width, height, image_size) == ((width, height),) * 2
-    return fit(image, image_size) if smaller and stays else image
+    unchanged = plan_sizes(width, height, image_size) == ((width, height),) * 2
+    return resize(image, image_size) if smaller and unchanged else image
 
 
-def fit(image: Image.Image, image_size: int) -> Image.Image:
+def resize(image: Image.Image, image_size: int) -> Image.Image:
     """Resize an RGB picture twice, as `preprocess` does.
 
     Raises:
         EasyRefError: too elongated, or `image_size` too small.
     """
     first, second = plan_sizes(image.width, image.height, image_size)
-    return _resize(_resize(image, first), second)
+    return _bicubic(_bicubic(image, first), second)
 
 
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """PIL's bicubic resize as Pillow 13 does it, the same with every version.
+def _bicubic(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """PIL's bicubic resize in the axis order of Pillow 13, the same with every version.
 
-    It goes one axis at a time and rounds in between, so the order shows in a few pixels. Pillow 13
-    starts with the height where that loses enough of it; versions before always started with the
-    width.
+    PIL resizes one axis after the other and rounds in between, so the order changes a few pixels.
+    Pillow 13 starts with the height where that shrinks enough; older versions with the width.
     """
     width, height = size
     shorter, narrower = image.height - height, image.width - width
     height_first = shorter > 0 and shorter > 2 * narrower
     between = (image.width, height) if height_first else (width, image.height)
-    return image.resize(between, _BICUBIC).resize(size, _BICUBIC)
+    return image.resize(between, _FILTER).resize(size, _FILTER)
 
 
 def picture_levels(image: Image.Image) -> torch.Tensor:
     """[channels, H, W] uint8"""
-    import numpy as np
-
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 

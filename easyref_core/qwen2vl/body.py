@@ -1,4 +1,4 @@
-"""The multimodal language model's body: Qwen2-VL without the layers that EasyRef keeps apart.
+"""The body of the MLLM: Qwen2-VL without the last decoder layers, which EasyRef trains.
 
 Source: official code (`multimodal_llm`); weight names as in Hugging Face's files.
 """
@@ -17,7 +17,7 @@ from .vision import VisionTower
 
 
 class LanguageModel(nn.Module):
-    """Word embedding, the body's decoder layers and the norm behind them."""
+    """Word embedding, the body's decoder layers and the norm after them."""
 
     def __init__(self, config: MllmConfig, layers: int, operations: Any, **factory: Any) -> None:
         super().__init__()
@@ -40,15 +40,15 @@ class MllmBody(nn.Module):
         self,
         ids: torch.Tensor,
         spans: Sequence[tuple[int, int]],
-        pictures: Sequence[torch.Tensor],
+        features: Sequence[torch.Tensor],
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        """Word embeddings with the pictures' tokens in their places.
+        """Word embeddings, with image features at the positions of `<|image_pad|>`.
 
         Args:
             ids: [L] int64.
-            spans: where each picture stands in `ids`.
-            pictures: [n, hidden] each, n as long as its span.
+            spans: (first, end) positions of each picture.
+            features: [n, hidden] of each picture, n as long as its span.
 
         Returns:
             [1, L, hidden] in `dtype`, on the device of `ids`.
@@ -56,7 +56,7 @@ class MllmBody(nn.Module):
         words = self.model.embed_tokens(ids[None]).to(dtype)
         pieces: list[torch.Tensor] = []
         start = 0
-        for (first, end), picture in zip(spans, pictures, strict=True):
+        for (first, end), picture in zip(spans, features, strict=True):
             pieces += [words[:, start:first], picture[None].to(words)]
             start = end
         return torch.cat([*pieces, words[:, start:]], dim=1)

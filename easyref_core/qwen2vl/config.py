@@ -1,4 +1,4 @@
-"""Sizes of a Qwen2-VL model, read from its config.json or from the shapes of its weights.
+"""Sizes of a Qwen2-VL model, from its config.json or from the shapes of its weights.
 
 Source: Hugging Face's Qwen2-VL configuration files; defaults are those of Qwen2-VL-2B.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,13 @@ def config_from_dict(data: Mapping[str, Any], source: str) -> MllmConfig:
             "other weights. Choose a Qwen2-VL-2B-Instruct directory."
         )
     text = {**data, **(data.get("text_config") or {})}
-    vision = data.get("vision_config") or {}
     rope = text.get("rope_parameters") or {}
+    vision = {"embed_dim": VisionConfig.embed_dim, **(data.get("vision_config") or {})}
+    if "in_chans" in vision:
+        vision.setdefault("in_channels", vision["in_chans"])
+    own = {field.name for field in fields(VisionConfig)} - {"mlp_dim"}
     try:
-        embed_dim = vision.get("embed_dim", 1280)
+        vision.setdefault("hidden_size", text["hidden_size"])
         return MllmConfig(
             hidden_size=text["hidden_size"],
             intermediate_size=text["intermediate_size"],
@@ -102,19 +105,12 @@ def config_from_dict(data: Mapping[str, Any], source: str) -> MllmConfig:
             num_heads=text["num_attention_heads"],
             num_kv_heads=text["num_key_value_heads"],
             vocab_size=text["vocab_size"],
-            max_positions=text.get("max_position_embeddings", 32768),
-            rms_norm_eps=text.get("rms_norm_eps", 1e-6),
-            rope_theta=text.get("rope_theta") or rope.get("rope_theta", 1_000_000.0),
+            max_positions=text.get("max_position_embeddings", MllmConfig.max_positions),
+            rms_norm_eps=text.get("rms_norm_eps", MllmConfig.rms_norm_eps),
+            rope_theta=text.get("rope_theta") or rope.get("rope_theta", MllmConfig.rope_theta),
             vision=VisionConfig(
-                embed_dim=embed_dim,
-                depth=vision.get("depth", 32),
-                num_heads=vision.get("num_heads", 16),
-                mlp_dim=int(embed_dim * vision.get("mlp_ratio", 4)),
-                hidden_size=vision.get("hidden_size", text["hidden_size"]),
-                patch_size=vision.get("patch_size", 14),
-                spatial_merge_size=vision.get("spatial_merge_size", 2),
-                temporal_patch_size=vision.get("temporal_patch_size", 2),
-                in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
+                mlp_dim=int(vision["embed_dim"] * vision.get("mlp_ratio", 4)),
+                **{name: value for name, value in vision.items() if name in own},
             ),
         )
     except KeyError as error:
@@ -128,16 +124,17 @@ def config_from_shapes(
 ) -> MllmConfig:
     """Infer the configuration from the body's weights alone, for adapters that carry the MLLM.
 
-    The number of heads does not show in any shape; it is taken as Qwen2-VL's heads of 128
-    (language) and 80 (vision).
+    No shape depends on the number of heads; Qwen2-VL's head sizes, 128 (language) and 80 (vision),
+    are assumed.
 
     Args:
         shapes: body weights by name as in Hugging Face's files (`visual.*`, `model.*`).
         final_layers: decoder layers kept apart from the body.
-        source: named in errors.
+        source: for messages.
 
     Raises:
         EasyRefError: the widths do not divide into such heads, so a directory is needed.
+        KeyError, IndexError: a weight is missing, or has too few dimensions.
     """
     hidden = shapes["model.norm.weight"][0]
     query = shapes["model.layers.0.self_attn.q_proj.weight"][0]
@@ -155,13 +152,13 @@ def config_from_shapes(
     return MllmConfig(
         hidden_size=hidden,
         intermediate_size=shapes["model.layers.0.mlp.gate_proj.weight"][0],
-        num_layers=_count(shapes, "model.layers.") + final_layers,
+        num_layers=_count_layers(shapes, "model.layers.") + final_layers,
         num_heads=query // 128,
         num_kv_heads=key // 128,
         vocab_size=embedding[0] if embedding else MllmConfig.vocab_size,
         vision=VisionConfig(
             embed_dim=embed_dim,
-            depth=_count(shapes, "visual.blocks."),
+            depth=_count_layers(shapes, "visual.blocks."),
             num_heads=embed_dim // 80,
             mlp_dim=shapes["visual.blocks.0.mlp.fc1.weight"][0],
             hidden_size=hidden,
@@ -173,7 +170,5 @@ def config_from_shapes(
     )
 
 
-def _count(names: Mapping[str, Any], prefix: str) -> int:
-    """How many consecutive numbered modules stand under `prefix`."""
-    numbers = {int(n[len(prefix) :].split(".", 1)[0]) for n in names if n.startswith(prefix)}
-    return len(numbers)
+def _count_layers(names: Mapping[str, Any], prefix: str) -> int:
+    return len({n[len(prefix) :].split(".", 1)[0] for n in names if n.startswith(prefix)})

@@ -1,7 +1,7 @@
 """Qwen2 decoder layers, with plain positions 0..L-1 and causal attention.
 
-Source: Qwen2's Hugging Face weights, whose names are kept. EasyRef never hands the language model
-token ids or grids, so its multimodal rotary positions are plain ones (official code's effect).
+Source: Qwen2's Hugging Face weights, whose names are kept. The official code passes embeddings
+alone, no token ids and no grids, so Qwen2-VL's multimodal rotary positions never apply.
 """
 
 from __future__ import annotations
@@ -26,10 +26,6 @@ def rope(config: MllmConfig, length: int, device: torch.device, dtype: torch.dty
     half = torch.arange(length, device=device).float()[:, None] * frequencies
     angles = torch.cat((half, half), dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def _first(position: Rope, length: int) -> Rope:
-    return position[0][:length], position[1][:length]
 
 
 def _rotate(x: torch.Tensor, position: Rope) -> torch.Tensor:
@@ -67,7 +63,7 @@ class SelfAttention(nn.Module):
     def probabilities(
         self, x: torch.Tensor, position: Rope, queries: int, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """How the last `queries` rows of x [B, L, D] share their attention: [B, queries, L]
+        """Attention probabilities of the last `queries` rows of x [B, L, D]: [B, queries, L]
         float32, the mean of all heads. Each row adds up to 1."""
         q, k = (t.float() for t in self._queries_and_keys(x, position, queries))
         mask = _mask(queries, x.shape[1], bias, x.device, torch.float32)
@@ -76,7 +72,7 @@ class SelfAttention(nn.Module):
     def _queries_and_keys(
         self, x: torch.Tensor, position: Rope, queries: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turned to their positions: [B, heads, queries, head_dim], [B, heads, L, head_dim]."""
+        """With rotary positions: [B, heads, queries, head_dim], [B, heads, L, head_dim]."""
         start = x.shape[1] - queries
         q = self._heads(self.q_proj(x[:, start:]))
         k = self._heads(self.k_proj(x))
@@ -95,8 +91,8 @@ def _mask(
     device: torch.device,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Additive causal mask [queries, length] for the last `queries` of `length` positions, with
-    the columns' bias [length] on it."""
+    """Additive causal mask [queries, length] for the last `queries` of `length` positions, plus
+    bias [length]."""
     mask = torch.full((queries, length), float("-inf"), device=device, dtype=dtype)
     mask = mask.triu(length - queries + 1)
     return mask if bias is None else mask + bias.to(mask)
@@ -136,13 +132,13 @@ class DecoderLayer(nn.Module):
 
         Args:
             position: cosines and sines of at least L positions.
-            queries: how many of the last rows are wanted (all by default); each still attends to
-                every row before it.
-            bias: [L], added to every wanted row's attention logits before the softmax.
+            queries: compute only so many last rows (all by default); each still attends to every
+                row before it.
+            bias: [L], added to the attention logits of each computed row.
         """
         length = x.shape[1]
         queries = length if queries is None else queries
-        position = _first(position, length)
+        position = (position[0][:length], position[1][:length])
         x = x[:, length - queries :] + self.self_attn(
             self.input_layernorm(x), position, queries, bias
         )
@@ -151,7 +147,5 @@ class DecoderLayer(nn.Module):
     def attention(
         self, x: torch.Tensor, position: Rope, queries: int, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What this layer's attention makes of x; see `forward` and
-        `SelfAttention.probabilities`."""
-        position = _first(position, x.shape[1])
+        """`SelfAttention.probabilities` for the input x of `forward`, at L positions."""
         return self.self_attn.probabilities(self.input_layernorm(x), position, queries, bias)

@@ -1,4 +1,4 @@
-"""A Qwen2-VL directory as Hugging Face has it: which weights it holds, in how many files."""
+"""A Qwen2-VL directory as downloaded from Hugging Face: its sizes and weight files."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import EasyRefError
-from ..weight_file import WeightFile, look
+from ..weight_file import WeightFile, open_weight_file
 from .config import MllmConfig, read_config
 from .names import canonical_names
 
 
 @dataclass(frozen=True)
 class MllmDirectory:
-    """A looked-at MLLM directory.
+    """An MLLM directory, its weights not read.
 
     Attributes:
-        config: its sizes.
-        files: its weight files; empty where the directory has only config and tokenizer.
+        files: weight files; none where the directory has only config and tokenizer.
     """
 
     path: Path
@@ -34,8 +33,8 @@ class MllmDirectory:
         }
 
 
-def look_at_directory(path: str | Path) -> MllmDirectory:
-    """Look at an MLLM directory without reading its weights.
+def open_directory(path: str | Path) -> MllmDirectory:
+    """Read the sizes of an MLLM directory and the headers of its weight files.
 
     Raises:
         EasyRefError: no directory, no config, another family, or a shard that is missing.
@@ -64,4 +63,4 @@ def look_at_directory(path: str | Path) -> MllmDirectory:
     else:
         files = [f for f in (path / "model.safetensors", path / "pytorch_model.bin") if f.is_file()]
         files = files[:1]
-    return MllmDirectory(path, config, tuple(look(f) for f in files))
+    return MllmDirectory(path, config, tuple(open_weight_file(f) for f in files))

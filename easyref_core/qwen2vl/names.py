@@ -1,4 +1,4 @@
-"""Names of Qwen2-VL's weights: one layout inside the project, whatever library wrote the file.
+"""Names of Qwen2-VL's weights: one layout in the project, whatever library wrote the file.
 
 transformers up to 4.51 wrote `visual.X` and `model.X`; newer ones `model.visual.X` and
 `model.language_model.X`. The first is used here, as in Hugging Face's files.
@@ -7,6 +7,9 @@ transformers up to 4.51 wrote `visual.X` and `model.X`; newer ones `model.visual
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Source = TypeVar("Source")
 
 _PREFIXES = (
     ("model.visual.", "visual."),
@@ -41,11 +44,11 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def truncate(names: Mapping[str, str], layers: int) -> dict[str, str]:
-    """Drop decoder layers from number `layers` on: they belong to the final layers."""
+def truncate(sources: Mapping[str, Source], layers: int) -> dict[str, Source]:
+    """Only the first decoder `layers` of weights by canonical name, and all other weights."""
     prefix = "model.layers."
     return {
         name: source
-        for name, source in names.items()
+        for name, source in sources.items()
         if not name.startswith(prefix) or int(name[len(prefix) :].split(".", 1)[0]) < layers
     }

@@ -1,4 +1,4 @@
-"""The question put to the MLLM: chat format, instruction, token ids.
+"""The MLLM's prompt: chat format, instruction, token ids.
 
 Source: official training code and demo; the newline after the instruction matters.
 """
@@ -29,16 +29,12 @@ _SPECIAL = (IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD)
 
 
 def chat_parts(num_images: int, prompt: str) -> list[str]:
-    """The chat as alternating plain text and special tokens; joined, it is the prompt string."""
+    """The chat as plain texts and special tokens, one `<|image_pad|>` for each picture; joined,
+    they are the prompt string."""
     parts = [IM_START, f"system\n{SYSTEM}", IM_END, "\n", IM_START, "user\n"]
     parts += [VISION_START, IMAGE_PAD, VISION_END] * num_images
     parts += [INSTRUCTION + prompt, IM_END, "\n", IM_START, "assistant\n"]
     return parts
-
-
-def prompt_string(num_images: int, prompt: str) -> str:
-    """The whole chat, one `<|image_pad|>` a picture."""
-    return "".join(chat_parts(num_images, prompt))
 
 
 @dataclass(frozen=True)
@@ -46,9 +42,9 @@ class TokenizedPrompt:
     """Token ids of a chat.
 
     Attributes:
-        ids: [L] int64, `<|image_pad|>` repeated for every merged patch.
+        ids: [L] int64, `<|image_pad|>` repeated for every image token.
         image_spans: (first, end) positions of each picture's tokens.
-        prompt_span: (first, end) positions of what the person typed.
+        prompt_span: (first, end) positions of the user's prompt.
     """
 
     ids: torch.Tensor
@@ -60,11 +56,14 @@ class TokenizedPrompt:
 
 
 class PromptTokenizer:
-    """Qwen2-VL's tokenizer, to which the user's text is always plain text.
+    """Qwen2-VL's tokenizer; a special token spelled in the user's text stays text.
 
     Args:
         tokenizer: a transformers tokenizer.
-        source: where it came from, for errors.
+        source: where it came from, for messages.
+
+    Attributes:
+        special_ids: of the chat's special tokens.
 
     Raises:
         EasyRefError: the special tokens of Qwen2-VL are not in its vocabulary.
@@ -80,11 +79,11 @@ class PromptTokenizer:
                 f"The tokenizer of {source} lacks {', '.join(missing)}; it is not Qwen2-VL's. "
                 "Choose a Qwen2-VL-2B-Instruct directory with all its files."
             )
-        self._special = {token: added[token] for token in _SPECIAL}
-        # Any added token's text in a prompt is cut after its first character, so that the
-        # tokenizer sees only plain text and nothing is injected.
+        self.special_ids = {token: added[token] for token in _SPECIAL}
+        # Text that spells an added token is split after its first character, so that the
+        # tokenizer gets plain text only.
         names = sorted(added, key=len, reverse=True)
-        self._defuse = re.compile(
+        self._split = re.compile(
             "|".join(f"{re.escape(n[0])}(?={re.escape(n[1:])})" for n in names)
         )
 
@@ -113,19 +112,11 @@ class PromptTokenizer:
             ) from error
         return cls(tokenizer, str(directory))
 
-    @property
-    def image_token_id(self) -> int:
-        return self._special[IMAGE_PAD]
-
-    def special_id(self, token: str) -> int:
-        """Id of one of the chat's special tokens."""
-        return self._special[token]
-
     def text_ids(self, text: str) -> list[int]:
-        """Ids of plain text: text that spells a special token stays text."""
+        """Ids of plain text."""
         ids: list[int] = []
         start = 0
-        for match in self._defuse.finditer(text):
+        for match in self._split.finditer(text):
             ids += self._encode(text[start : match.end()])
             start = match.end()
         return ids + self._encode(text[start:])
@@ -134,10 +125,13 @@ class PromptTokenizer:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
     def tokenize(self, image_tokens: Sequence[int], prompt: str) -> TokenizedPrompt:
-        """Ids of the whole chat for pictures of so many merged patches each, and the prompt.
+        """Ids of the whole chat.
+
+        Args:
+            image_tokens: number of tokens of each picture.
 
         Raises:
-            EasyRefError: the prompt holds half of a character, which no tokenizer reads.
+            EasyRefError: the prompt holds half of a character, which no tokenizer accepts.
         """
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise EasyRefError(
@@ -152,14 +146,14 @@ class PromptTokenizer:
             if part == IMAGE_PAD:
                 count = next(remaining)
                 spans.append((len(ids), len(ids) + count))
-                ids += [self.image_token_id] * count
-            elif part in self._special:
-                ids.append(self._special[part])
+                ids += [self.special_ids[IMAGE_PAD]] * count
+            elif part in self.special_ids:
+                ids.append(self.special_ids[part])
             else:
                 text = self.text_ids(part)
                 if part == INSTRUCTION + prompt:
-                    # Tokens may join the two, so the prompt starts where the text first differs
-                    # from the instruction alone.
+                    # A token may span both, so the prompt starts where the ids first differ from
+                    # the instruction's.
                     instruction = self.text_ids(INSTRUCTION)
                     pairs = zip(text, instruction, strict=False)
                     start = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))

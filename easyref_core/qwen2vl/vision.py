@@ -1,4 +1,4 @@
-"""Qwen2-VL's vision tower: patches of a picture to tokens of the language model's width.
+"""Qwen2-VL's vision tower: patches of a picture to image features of the language model's width.
 
 Source: Qwen2-VL (arXiv 2409.12191, section 2.1) and its Hugging Face weights, whose names are
 kept. `operations` supplies Linear and LayerNorm (`torch.nn`, or ComfyUI's casting ones), and
@@ -18,7 +18,7 @@ from .config import VisionConfig
 
 
 class VisionAttention(nn.Module):
-    """Full attention within each picture, rotary positions over rows and columns."""
+    """Full attention within a picture, with rotary positions over rows and columns."""
 
     def __init__(self, config: VisionConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class VisionAttention(nn.Module):
 
 def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Rotary embedding in float32, as the original does in every precision."""
-    # No more than three float32 copies at a time: at large picture sizes they are the widest.
+    # At most three float32 copies at a time: in large pictures they set the peak memory.
     wide = x.float()
     first, second = wide.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    turned = turned * angles.sin()
+    rotated = torch.cat((-second, first), dim=-1)
+    rotated = rotated * angles.sin()
     del first, second
     wide = wide * angles.cos()
-    return (wide + turned).to(x.dtype)
+    return (wide + rotated).to(x.dtype)
 
 
 class VisionMlp(nn.Module):
@@ -103,7 +103,7 @@ class PatchMerger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Each picture is seen on its own, as in the official code; pictures of one grid together."""
+    """Encodes each picture on its own, as the official code does; those of one grid as a batch."""
 
     def __init__(self, config: VisionConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class VisionTower(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(self, pixels: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """Patches [B, P, 1176] of pictures of one grid -> tokens [B, P / 4, hidden_size]."""
+        """Patches [B, P, 1176] of one grid -> image features [B, P / 4, hidden_size]."""
         x = self.patch_embed(pixels)
         angles = self._angles(rows, columns).to(x.device)
         for block in self.blocks:

@@ -1,7 +1,7 @@
 """The adapter on a diffusers `UNet2DConditionModel`, for use without ComfyUI and for training.
 
 As in the official code, the UNet's encoder states are text states followed by N reference tokens,
-and each processor tells them apart. The processors' state dict has the official checkpoint's keys
+and each processor splits them. The processors' state dict has the official checkpoint's keys
 (`<layer>.processor.to_k_ip.weight`, `<layer>.processor.to_q_lora.down.weight`, ...).
 """
 
@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..adapter.checkpoint import AdapterCheckpoint
+from ..adapter.checkpoint import LORA, AdapterCheckpoint
 from ..adapter.key_values import check_model_layers, check_tokens, read_finite
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens
 from .processors import (
-    PROJECTIONS,
     Attachment,
     EasyRefProcessor,
     LowRank,
@@ -36,13 +35,13 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, tuple[int, i
     return {
         name.removesuffix(_SUFFIX): _widths(unet, name)
         for name in unet.attn_processors
-        if _is_crossed(name)
+        if _is_cross_attention(name)
     }
 
 
 def new_adapter(unet: UNet2DConditionModel, num_tokens: int, rank: int = 0) -> None:
     """Put an untrained adapter on a UNet: to_k_ip and to_v_ip start from the base's to_k and to_v
-    (official training), LoRA from zero. On a UNet of sizes alone (device meta) it has sizes alone.
+    (official training), LoRA from zero. On a UNet on the meta device it is on the meta device too.
 
     Raises:
         EasyRefError: the UNet holds the LoRA of an adapter already.
@@ -50,7 +49,7 @@ def new_adapter(unet: UNet2DConditionModel, num_tokens: int, rank: int = 0) -> N
     attachment = _attachment_for(unet, "new_adapter")
     processors = _processors(unet, rank, attachment)
     for name, processor in processors.items():
-        if processor.crossed:
+        if processor.is_cross_attention:
             attn = unet.get_submodule(name.removesuffix(_SUFFIX))
             processor.to_k_ip.load_state_dict({"weight": attn.to_k.weight})
             processor.to_v_ip.load_state_dict({"weight": attn.to_v.weight})
@@ -66,13 +65,13 @@ def attach_adapter(
 ) -> None:
     """Put a trained adapter on a UNet, LoRA included (it stays on at every scale, as officially).
 
-    It takes the place of another adapter. The encoder states' last rows are taken for the
-    adapter's reference tokens, until `append_tokens` or `set_tokens` says otherwise.
+    It replaces another adapter. The encoder states' last rows are the adapter's reference tokens
+    until `append_tokens` or `set_tokens` says otherwise.
 
     Args:
         scale: see `set_scale`.
-        new_lora_rank: an adapter without LoRA gets one of this rank that starts from zero (0 for
-            none); one that has a LoRA keeps it.
+        new_lora_rank: rank of a new LoRA, starting from zero, for an adapter without one; 0 for
+            none.
 
     Raises:
         EasyRefError: the adapter was made for another UNet, or is damaged; the UNet's weights are
@@ -81,28 +80,19 @@ def attach_adapter(
     check_model_layers(checkpoint, cross_attention_layers(unet), type(unet).__name__)
     _check_in_memory(unet, "attach_adapter")
     attachment = _attachment_for(unet, "attach_adapter")
-    draws = bool(new_lora_rank) and not checkpoint.lora
-    # Weights that all come from the file need neither memory nor random numbers before.
-    with nullcontext() if draws else torch.device("meta"):
+    new_lora = bool(new_lora_rank) and not checkpoint.lora
+    # Weights that all come from the file need no memory and no random numbers before.
+    with nullcontext() if new_lora else torch.device("meta"):
         processors = _processors(unet, checkpoint.lora_rank or new_lora_rank, attachment)
     like = next(unet.parameters())
     with checkpoint.file.open() as get:
         for name, processor in processors.items():
             layer = name.removesuffix(_SUFFIX)
-            sources = {
-                f"{part}.weight": source
-                for part, source in checkpoint.cross_attention.get(layer, {}).items()
-            }
-            sources |= {
-                f"{part}_lora.{half}.weight": source
-                for part, halves in checkpoint.lora.get(layer, {}).items()
-                for half, source in halves.items()
-            }
-            drawn = processor.state_dict() if draws else {}
-            weights = {name: weight for name, weight in drawn.items() if "_lora." in name}
-            for own, source in sources.items():
+            state = processor.state_dict()
+            weights = {own: state[own] for own in state if new_lora and "_lora." in own}
+            for own, source in _sources(checkpoint, layer).items():
                 weight = read_finite(checkpoint, get, source)
-                # A copy: what is read lazily changes, or crashes, when the file is overwritten.
+                # A copy: a mapped tensor changes, or crashes, when its file is overwritten.
                 weights[own] = weight.to(like.device, like.dtype, copy=True)
             try:
                 processor.load_state_dict(weights, assign=True)
@@ -117,7 +107,7 @@ def attach_adapter(
 
 
 def detach_adapter(unet: UNet2DConditionModel) -> None:
-    """Take the adapter off: the UNet is what it was before `attach_adapter`.
+    """Remove the adapter: the UNet is as it was before `attach_adapter`.
 
     Raises:
         EasyRefError: there is no adapter, or its LoRA has been merged.
@@ -125,11 +115,11 @@ def detach_adapter(unet: UNet2DConditionModel) -> None:
     attachment = _attached(unet)
     _check_not_merged(attachment, "detach_adapter")
     unet.set_attn_processor(dict(attachment.before))
-    attachment.references, attachment.text = 0, None  # for a ControlNet that follows it
+    attachment.references, attachment.text = 0, None  # for a ControlNet of `hide_references`
 
 
 def set_scale(unet: UNet2DConditionModel, scale: float) -> None:
-    """How strongly the reference tokens act; 0 leaves only the LoRA.
+    """Set the weight of the reference tokens; 0 leaves only the LoRA.
 
     Raises:
         EasyRefError: there is no adapter on the UNet.
@@ -138,11 +128,11 @@ def set_scale(unet: UNet2DConditionModel, scale: float) -> None:
 
 
 def set_tokens(unet: UNet2DConditionModel, tokens: ReferenceTokens | None) -> None:
-    """Say which tokens stand at the end of the encoder states from now on; `append_tokens` does.
+    """Set which tokens end the encoder states from now on; `append_tokens` calls it.
 
     Args:
         tokens: None for a prompt without references: all rows are text. The LoRA stays on. An
-            untrained adapter takes any.
+            untrained adapter accepts any.
 
     Raises:
         EasyRefError: there is no adapter on the UNet, or another one made the tokens.
@@ -160,7 +150,7 @@ def append_tokens(
     text: torch.Tensor,
     negative: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Put reference tokens behind text states; the UNet expects the result from now on.
+    """Append reference tokens to text states; the UNet expects the result from now on.
 
     Args:
         tokens: of one group for all prompts, or of one group each.
@@ -193,8 +183,8 @@ def append_tokens(
 
 @torch.no_grad()
 def merge_lora(unet: UNet2DConditionModel) -> None:
-    """Fold the LoRA into the UNet's own weights: the same result, with no cost at run time. Other
-    LoRAs of diffusers (`load_lora_weights`) stay what they are.
+    """Merge the LoRA into the UNet's own weights: the same result at no cost in sampling. Other
+    LoRAs of diffusers (`load_lora_weights`) stay unmerged.
 
     Raises:
         EasyRefError: there is no adapter; the UNet's weights are not in memory, or cannot be added
@@ -202,11 +192,11 @@ def merge_lora(unet: UNet2DConditionModel) -> None:
     """
     attachment = _attached(unet)
     _check_in_memory(unet, "merge_lora")
-    found: list[tuple[EasyRefProcessor, str, LowRank, nn.Parameter]] = []
+    merges: list[tuple[EasyRefProcessor, str, LowRank, nn.Parameter]] = []
     for name, processor in unet.attn_processors.items():
         layer = name.removesuffix(_SUFFIX)
         attn = unet.get_submodule(layer)
-        for part in PROJECTIONS:
+        for part in LORA:
             lora = processor.lora(part) if isinstance(processor, EasyRefProcessor) else None
             if lora is None:
                 continue
@@ -216,18 +206,18 @@ def merge_lora(unet: UNet2DConditionModel) -> None:
                     f"merge_lora: {layer}.{part} is kept as {weight.dtype}, to which a LoRA cannot "
                     "be added. Use the adapter without merging, or a UNet in bfloat16."
                 )
-            found.append((processor, part, lora, weight))
-    for processor, part, lora, weight in found:
+            merges.append((processor, part, lora, weight))
+    for processor, part, lora, weight in merges:
         attachment.merged = True
-        # One projection after the other: wherever this is broken off, the sum is the same.
+        # Wherever this is interrupted, each LoRA counts once: beside its weight, or in it.
         weight.data += (lora.up.weight.float() @ lora.down.weight.float()).to(weight)
         delattr(processor, f"{part}_lora")
 
 
 def hide_references(controlnet: ControlNetModel, unet: UNet2DConditionModel) -> None:
-    """Let a ControlNet see the text alone, as in the official code, whatever tokens the UNet gets.
+    """Give a ControlNet the text alone, as in the official code, whatever tokens the UNet gets.
 
-    Needed anew after `detach_adapter`.
+    To be called again after `detach_adapter`.
 
     Raises:
         EasyRefError: there is no adapter on the UNet.
@@ -235,7 +225,17 @@ def hide_references(controlnet: ControlNetModel, unet: UNet2DConditionModel) -> 
     controlnet.set_attn_processor(TextOnlyProcessor(_attached(unet)))
 
 
-def _is_crossed(processor: str) -> bool:
+def _sources(checkpoint: AdapterCheckpoint, layer: str) -> dict[str, str]:
+    """A processor's weights by name -> name in the adapter's file."""
+    cross, lora = checkpoint.cross_attention.get(layer, {}), checkpoint.lora.get(layer, {})
+    return {f"{part}.weight": name for part, name in cross.items()} | {
+        f"{part}_lora.{half}.weight": name
+        for part, halves in lora.items()
+        for half, name in halves.items()
+    }
+
+
+def _is_cross_attention(processor: str) -> bool:
     return processor.endswith(f"attn2{_SUFFIX}")
 
 
@@ -256,7 +256,7 @@ def _processors(
 ) -> dict[str, EasyRefProcessor]:
     """Untrained processors for every attention layer, by diffusers' name."""
     return {
-        name: EasyRefProcessor(*_widths(unet, name), rank, _is_crossed(name), attachment)
+        name: EasyRefProcessor(*_widths(unet, name), rank, _is_cross_attention(name), attachment)
         for name in unet.attn_processors
     }
 
@@ -266,16 +266,16 @@ def _install(
 ) -> None:
     like = next(unet.parameters())
     unet.set_attn_processor({n: p.to(like.device, like.dtype) for n, p in processors.items()})
-    attachment.text, attachment.scale = None, 1.0  # whatever another adapter left there
+    attachment.text, attachment.scale = None, 1.0  # another adapter may have set them
 
 
-def _found(unet: UNet2DConditionModel) -> Attachment | None:
+def _attachment_of(unet: UNet2DConditionModel) -> Attachment | None:
     processors = unet.attn_processors.values()
     return next((p.attachment for p in processors if isinstance(p, EasyRefProcessor)), None)
 
 
 def _attached(unet: UNet2DConditionModel) -> Attachment:
-    attachment = _found(unet)
+    attachment = _attachment_of(unet)
     if attachment is None:
         raise EasyRefError(
             "There is no EasyRef adapter on this UNet. Call attach_adapter first, and after "
@@ -286,8 +286,8 @@ def _attached(unet: UNet2DConditionModel) -> Attachment:
 
 
 def _attachment_for(unet: UNet2DConditionModel, what: str) -> Attachment:
-    """What the processors of a new adapter share: the same as those they replace."""
-    attachment = _found(unet)
+    """The attachment of a new adapter: that of the processors it replaces, where there are any."""
+    attachment = _attachment_of(unet)
     if attachment is None:
         return Attachment(unet.attn_processors)
     _check_not_merged(attachment, what)

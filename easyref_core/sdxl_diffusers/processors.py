@@ -1,4 +1,4 @@
-"""Attention processors for diffusers: EasyRef's own, and one that shows a ControlNet text only."""
+"""Attention processors for diffusers: EasyRef's, and one that gives a ControlNet the text alone."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from ..adapter.attention import add_references, sdpa
 from ..adapter.checkpoint import AdapterCheckpoint
 from ..errors import EasyRefError
 
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
-
 
 @dataclass(eq=False)
 class Attachment:
-    """What the processors of one UNet share.
+    """State shared by all EasyRef processors of one UNet.
 
     Attributes:
-        before: the processors that were there, by diffusers' name.
+        before: the processors that they replace, by diffusers' name.
         checkpoint: the adapter; None for an untrained one.
-        references: how many of the encoder states' last rows are reference tokens.
-        text: how many rows stand before them; None where any number is right.
-        scale: see `diffusers_adapter.set_scale`.
-        merged: the LoRA, or part of it, is in the UNet's own weights.
+        references: number of reference tokens, the last rows of the encoder states.
+        text: number of rows before them; None for any.
+        scale: weight of the reference tokens.
+        merged: the LoRA, or part of it, is merged into the UNet's own weights.
     """
 
     before: Mapping[str, Any]
@@ -40,7 +38,7 @@ class Attachment:
         """Encoder states [B, T + N, W] -> text [B, T, W] and reference tokens [B, N, W] or None.
 
         Raises:
-            EasyRefError: other encoder states than those `append_tokens` or `set_tokens` announced.
+            EasyRefError: not the encoder states that `append_tokens` or `set_tokens` announced.
         """
         if not self.references:
             return states, None
@@ -75,24 +73,27 @@ class EasyRefProcessor(nn.Module):
 
     Args:
         width: of the queries.
-        context_width: of what keys and values are made from (the text's, or `width`).
+        context_width: of the input of keys and values (the text's width, or `width`).
         rank: of the LoRA; 0 for none.
-        crossed: whether this is cross-attention.
-        attachment: shared by all processors of the UNet.
     """
 
     def __init__(
-        self, width: int, context_width: int, rank: int, crossed: bool, attachment: Attachment
+        self,
+        width: int,
+        context_width: int,
+        rank: int,
+        is_cross_attention: bool,
+        attachment: Attachment,
     ) -> None:
         super().__init__()
-        self.crossed = crossed
+        self.is_cross_attention = is_cross_attention
         self.attachment = attachment
         if rank:
             self.to_q_lora = LowRank(width, width, rank)
             self.to_k_lora = LowRank(context_width, width, rank)
             self.to_v_lora = LowRank(context_width, width, rank)
             self.to_out_lora = LowRank(width, width, rank)
-        if crossed:
+        if is_cross_attention:
             self.to_k_ip = nn.Linear(context_width, width, bias=False)
             self.to_v_ip = nn.Linear(context_width, width, bias=False)
 
@@ -116,7 +117,7 @@ class EasyRefProcessor(nn.Module):
             )
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         references = None
-        if self.crossed:
+        if self.is_cross_attention:
             context, references = self.attachment.split(context)
         query = self._project(attn.to_q, "to_q", hidden_states)
         key = self._project(attn.to_k, "to_k", context)
@@ -135,7 +136,7 @@ class EasyRefProcessor(nn.Module):
         return attn.to_out[1](out)  # dropout
 
     def lora(self, part: str) -> LowRank | None:
-        """The LoRA of one of `PROJECTIONS`; None without one, or where it has been merged."""
+        """The LoRA of "to_q", ...; None without one, or where it has been merged."""
         return getattr(self, f"{part}_lora", None)
 
     def _project(self, linear: nn.Module, part: str, x: torch.Tensor) -> torch.Tensor:
@@ -144,7 +145,7 @@ class EasyRefProcessor(nn.Module):
 
 
 class TextOnlyProcessor:
-    """For a ControlNet that is handed the UNet's encoder states: it drops the reference tokens."""
+    """For a ControlNet that gets the UNet's encoder states: ignores the reference tokens."""
 
     def __init__(self, attachment: Attachment) -> None:
         self.attachment = attachment

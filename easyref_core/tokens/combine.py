@@ -1,15 +1,15 @@
-"""Reference tokens of several groups made into one.
+"""Combine the reference tokens of several groups into one set.
 
-`concatenate` lets attention choose between the groups; the averages and sums calculate with the
-tokens themselves; `avoid` makes one group the unconditional branch of another, so that guidance
-leads away from it.
+`concatenate` lets attention choose between the groups; averages and sums are of the tokens
+themselves; `avoid` makes one group the unconditional branch of another, so that guidance leads away
+from it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -32,8 +32,8 @@ class WeightedTokens:
     """One group's tokens.
 
     Attributes:
+        weight: used by the methods in `WEIGHING`.
         name: for messages.
-        weight: its share or factor, where the method has one.
     """
 
     tokens: ReferenceTokens
@@ -42,21 +42,21 @@ class WeightedTokens:
 
 
 def combine_tokens(parts: Sequence[WeightedTokens], method: str) -> ReferenceTokens:
-    """One set of tokens of two or more groups.
+    """Combine two or more groups into one set of tokens.
 
     `cond` is, of tokens t and weights w:
 
-    - concatenate: all tokens, one group's behind the other's; weights are not used
+    - concatenate: all tokens, group after group; weights are not used
     - average: their mean; weights are not used
     - weighted average: sum of w * t, divided by the sum of w
     - add: sum of w * t
     - subtract: w * t of the first less w * t of the others
     - avoid: the first's tokens; weights are not used
 
-    `uncond` is a black picture in every group as a rule, and then stays what it is. Where groups
+    `uncond` is usually the same black picture in every group, and then stays as it is. Where groups
     differ, it is concatenated or averaged like `cond`. `add` and `subtract` take the plain mean: a
-    sum would make the black picture act twice, a difference would cancel it. `avoid` takes the
-    second group's `cond`.
+    sum would count the black picture twice, a difference would cancel it. `avoid` takes the second
+    group's `cond`.
 
     Raises:
         EasyRefError: fewer than two parts (`avoid`: other than two); other adapters, widths, token
@@ -64,19 +64,19 @@ def combine_tokens(parts: Sequence[WeightedTokens], method: str) -> ReferenceTok
             average; an unknown method.
     """
     _check(parts, method)
-    parts = _same_batch(parts)
-    conds = [part.tokens.cond for part in parts]
-    unconds = [part.tokens.uncond for part in parts]
+    batch = _common_batch(parts)
+    conds = [part.tokens.cond.expand(batch, -1, -1) for part in parts]
+    unconds = [part.tokens.uncond.expand(batch, -1, -1) for part in parts]
     weights = [part.weight for part in parts]
     if method == CONCATENATE:
         cond, uncond = torch.cat(conds, dim=1), torch.cat(unconds, dim=1)
     elif method == AVOID:
         cond, uncond = conds
     else:
-        cond = _sum(conds, _factors(method, weights))
-        plain = [1 / len(parts)] * len(parts)
-        shares = _factors(method, weights) if method == WEIGHTED else plain
-        uncond = unconds[0] if _all_equal(unconds) else _sum(unconds, shares)
+        cond = _weighted_sum(conds, _factors(method, weights))
+        factors = _factors(WEIGHTED if method == WEIGHTED else AVERAGE, weights)
+        same = all(torch.equal(unconds[0], other) for other in unconds[1:])
+        uncond = unconds[0] if same else _weighted_sum(unconds, factors)
     first = parts[0].tokens
     return ReferenceTokens(
         cond,
@@ -99,11 +99,10 @@ def read_weights(text: str, count: int | None = None) -> tuple[float, ...]:
         As many as were written.
 
     Raises:
-        EasyRefError: something else than a number was found, or too many of them.
+        EasyRefError: something that is not a number, or too many numbers.
     """
-    pieces = [piece.strip() for piece in text.split(",")] if text.strip() else []
     weights = []
-    for piece in pieces:
+    for piece in map(str.strip, text.split(",") if text.strip() else ()):
         try:
             weight = float(piece)
         except ValueError:
@@ -123,7 +122,7 @@ def read_weights(text: str, count: int | None = None) -> tuple[float, ...]:
 
 
 def _factors(method: str, weights: Sequence[float]) -> list[float]:
-    """What each group is multiplied by before all are added."""
+    """Of each group in a sum of all."""
     if method == AVERAGE:
         return [1 / len(weights)] * len(weights)
     if method == WEIGHTED:
@@ -133,12 +132,8 @@ def _factors(method: str, weights: Sequence[float]) -> list[float]:
     return list(weights)
 
 
-def _sum(tensors: Sequence[torch.Tensor], factors: Sequence[float]) -> torch.Tensor:
+def _weighted_sum(tensors: Sequence[torch.Tensor], factors: Sequence[float]) -> torch.Tensor:
     return torch.stack([t * f for t, f in zip(tensors, factors, strict=True)]).sum(dim=0)
-
-
-def _all_equal(tensors: Sequence[torch.Tensor]) -> bool:
-    return all(torch.equal(tensors[0], other) for other in tensors[1:])
 
 
 def _check(parts: Sequence[WeightedTokens], method: str) -> None:
@@ -161,8 +156,7 @@ def _check(parts: Sequence[WeightedTokens], method: str) -> None:
     first = parts[0]
     for part in parts[1:]:
         ours, theirs = first.tokens, part.tokens
-        same = (ours.adapter, ours.width) == (theirs.adapter, theirs.width)
-        if not same:
+        if (ours.adapter, ours.width) != (theirs.adapter, theirs.width):
             raise EasyRefError(
                 f"{first.name} were made by {describe(ours)}, but {part.name} by "
                 f"{describe(theirs)}. Tokens of one adapter can be combined; encode the references "
@@ -185,8 +179,8 @@ def _check(parts: Sequence[WeightedTokens], method: str) -> None:
         )
 
 
-def _same_batch(parts: Sequence[WeightedTokens]) -> list[WeightedTokens]:
-    """Every part with as many groups: one group serves all latents."""
+def _common_batch(parts: Sequence[WeightedTokens]) -> int:
+    """Groups in the batch of all parts; a single group counts for every latent."""
     largest = max(parts, key=lambda part: part.tokens.batch)
     batch = largest.tokens.batch
     for part in parts:
@@ -195,14 +189,4 @@ def _same_batch(parts: Sequence[WeightedTokens]) -> list[WeightedTokens]:
                 f"{part.name} hold {part.tokens.batch} groups and {largest.name} {batch}. Combine "
                 "sets of as many groups, or one group with any number."
             )
-    return [
-        replace(
-            part,
-            tokens=replace(
-                part.tokens,
-                cond=part.tokens.cond.expand(batch, -1, -1),
-                uncond=part.tokens.uncond.expand(batch, -1, -1),
-            ),
-        )
-        for part in parts
-    ]
+    return batch

@@ -1,6 +1,6 @@
-"""Reference tokens: what the encoder makes of a group, and what the adapter reads.
+"""Reference tokens: the encoder's output for a group, and the adapter's input.
 
-The safetensors form holds `cond` and `uncond` and says in its metadata which adapter made them.
+Their safetensors file holds `cond` and `uncond`, and names the adapter in its metadata.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from ..errors import EasyRefError
 from ..files import write_atomically, writing
-from ..weight_file import look
+from ..weight_file import open_weight_file
 
 FORMAT = "easyref.reference_tokens"
 FORMAT_VERSION = 1
@@ -22,16 +22,16 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class ReferenceTokens:
-    """Reference tokens of one group, or of a batch of groups. Immutable; tensors never change.
+    """Reference tokens of one group, or of a batch of groups. Immutable, tensors included.
 
     Attributes:
         cond: [B, N, W] float32, of the references and the prompt.
         uncond: [B, N, W] float32, of the unconditional branch (a black picture, no prompt).
         adapter: identity of the adapter that made them (`AdapterCheckpoint.identity`).
         adapter_name: its file name, for people.
-        prompt: the prompt read with the references.
+        prompt: given to the MLLM with the references.
         num_references: pictures in the group.
-        aggregation: how the group was condensed.
+        aggregation: how the group was encoded.
     """
 
     cond: torch.Tensor
@@ -62,7 +62,7 @@ class ReferenceTokens:
 
     @property
     def batch(self) -> int:
-        """Groups, one for each latent of a batch, or 1 for all."""
+        """Number of groups: one for each latent of a batch, or 1 for all."""
         return self.cond.shape[0]
 
     @property
@@ -75,17 +75,17 @@ class ReferenceTokens:
 
 
 def stack_tokens(groups: Sequence[ReferenceTokens]) -> ReferenceTokens:
-    """One batch of several groups, for one latent each.
+    """Put several groups into one batch, one for each latent.
 
     Raises:
-        EasyRefError: no group, other adapters, or other shapes.
+        EasyRefError: no group; different adapters, aggregations or shapes.
     """
     if not groups:
         raise EasyRefError("There are no reference tokens to put into a batch. Encode some.")
     first = groups[0]
     for group in groups[1:]:
-        same = (group.adapter, group.aggregation) == (first.adapter, first.aggregation)
-        if not same or group.cond.shape[1:] != first.cond.shape[1:]:
+        kinds = [(t.adapter, t.aggregation, t.cond.shape[1:]) for t in (first, group)]
+        if kinds[0] != kinds[1]:
             raise EasyRefError(
                 f"Reference tokens of {describe(first)} and {describe(group)} cannot be put into "
                 "one batch. Encode all groups with the same adapter and aggregation."
@@ -102,7 +102,7 @@ def stack_tokens(groups: Sequence[ReferenceTokens]) -> ReferenceTokens:
 
 
 def join_prompts(prompts: Iterable[str]) -> str:
-    """The prompts of several groups as one text; what groups share is said once."""
+    """The prompts of several groups as one text, each once."""
     return " | ".join(dict.fromkeys(prompt for prompt in prompts if prompt))
 
 
@@ -148,7 +148,7 @@ def load_tokens(path: str | Path) -> ReferenceTokens:
     Raises:
         EasyRefError: missing, truncated or foreign file, a newer format, or unusable tensors.
     """
-    file = look(path)
+    file = open_weight_file(path)
     metadata = file.metadata
     if metadata.get("format") != FORMAT or not {"cond", "uncond"} <= file.tensors.keys():
         names = ", ".join(sorted(file.tensors)[:3]) or "nothing"
@@ -171,7 +171,7 @@ def load_tokens(path: str | Path) -> ReferenceTokens:
     tensors = file.read({"cond": "cond", "uncond": "uncond"})
     try:
         return ReferenceTokens(
-            # Copies: what is read lazily changes, or crashes, when the file is overwritten.
+            # Copies: a mapped tensor changes, or crashes, when its file is overwritten.
             tensors["cond"].to(torch.float32, copy=True),
             tensors["uncond"].to(torch.float32, copy=True),
             metadata.get("adapter", ""),

@@ -1,1 +1,10 @@
-"""Training: the three progressive stages of EasyRef (arXiv 2412.09618, section 3.3)."""
+"""Training: the three progressive stages of EasyRef (arXiv 2412.09618, section 3.3).
+
+config, recipe      settings from YAML, validated
+records, samples    data files to samples; augment crops and chooses
+base, model         frozen SDXL; encoder and adapter around its UNet
+batches             samples to latents, noise and text states
+engine, checkpoints optimiser steps and resuming, shared with the demo's pretraining
+processes, memory   accelerate; estimate of the memory needed
+loop                a run of all these; progress and preview show it
+"""

@@ -1,7 +1,7 @@
-"""How targets and references are cropped and varied.
+"""Crops and random choices of targets and references.
 
-Source: official training code's effect; every random choice comes from the caller's generator, so
-that a sample is the same on any number of processes and after resuming.
+Source: the effect of the official training code; every random choice comes from the caller's
+generator, so that a sample is the same on any number of processes and after resuming.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from PIL import Image, ImageOps
 from ..errors import EasyRefError
 
 STRIDE = 64
-MAX_ASPECT = 50  # the whole picture is scaled, so a line of pixels would take all memory
+MAX_ASPECT = 50  # scaling a long line of pixels would need too much memory
 
 
 @dataclass(frozen=True)
 class Target:
-    """A target picture and what SDXL is told about its size (height, width pairs)."""
+    """A target image and SDXL's size conditioning for it, as (height, width) pairs."""
 
     picture: Image.Image
     original_size: tuple[int, int]
@@ -28,23 +28,23 @@ class Target:
 
     @property
     def time_ids(self) -> tuple[int, ...]:
-        """original size, crop's top left, target size"""
+        """SDXL's six numbers: original size, crop's top left, target size."""
         return (*self.original_size, *self.crop, self.picture.height, self.picture.width)
 
 
 def aspect_target(picture: Image.Image, size: int) -> Target:
-    """Keep the shape: an area near size x size, both sides multiples of 64.
+    """Keep the aspect ratio: an area near size x size, both sides multiples of 64.
 
     Raises:
-        EasyRefError: the picture is too elongated.
+        EasyRefError: the image is too elongated.
     """
     _check_shape(picture)
     width, height = picture.size
-    times = math.sqrt(width * height / size**2)
+    factor = math.sqrt(width * height / size**2)
     if width == height:
         width = height = size
-    elif not 0.8 <= times <= 1.1:
-        width, height = math.ceil(width / times), math.ceil(height / times)
+    elif not 0.8 <= factor <= 1.1:
+        width, height = math.ceil(width / factor), math.ceil(height / factor)
     sides = [STRIDE * math.ceil(side / STRIDE) for side in (width, height)]
     resized = picture.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
     return Target(resized, (resized.height, resized.width), (0, 0))
@@ -53,10 +53,10 @@ def aspect_target(picture: Image.Image, size: int) -> Target:
 def square_corner(
     picture: Image.Image, size: int, rng: random.Random, centred: bool
 ) -> tuple[int, int]:
-    """(top, left) of a size x size square in the picture scaled so that its short side is size.
+    """(top, left) of a size x size square in the image scaled so that its short side is size.
 
     Raises:
-        EasyRefError: the picture is too elongated.
+        EasyRefError: the image is too elongated.
     """
     width, height = _covering(picture, size)
     if centred:
@@ -65,14 +65,14 @@ def square_corner(
 
 
 def square_crop(picture: Image.Image, size: int, corner: tuple[int, int]) -> Image.Image:
-    """The size x size square at (top, left) of the picture scaled to cover it.
+    """The size x size square at (top, left) of the image scaled to cover it.
 
     Raises:
-        EasyRefError: the picture is too elongated.
+        EasyRefError: the image is too elongated.
     """
     scaled = picture.resize(_covering(picture, size), Image.Resampling.BILINEAR)
     top, left = corner
-    # Another picture than the corner was drawn for may be smaller there.
+    # The corner may come from another image, which was longer.
     top, left = min(top, scaled.height - size), min(left, scaled.width - size)
     return scaled.crop((left, top, left + size, top + size))
 
@@ -90,7 +90,7 @@ def _covering(picture: Image.Image, size: int) -> tuple[int, int]:
 def _check_shape(picture: Image.Image) -> None:
     """
     Raises:
-        EasyRefError: the picture is too elongated.
+        EasyRefError: the image is too elongated.
     """
     aspect = max(picture.size) / min(picture.size)
     if aspect > MAX_ASPECT:
@@ -103,8 +103,8 @@ def _check_shape(picture: Image.Image) -> None:
 def face_crop(
     picture: Image.Image, box: tuple[float, float, float, float], rng: random.Random
 ) -> Image.Image:
-    """A square around the face, expanded by up to half on each side, inside the picture, mirrored
-    every other time."""
+    """A square around the face, expanded randomly by up to half on each side, inside the image,
+    and mirrored with probability 1/2."""
     x1, y1, x2, y2 = box
     side = max(x2 - x1, y2 - y1, 2.0)
     side = min(side * (1 + 2 * rng.randint(0, 49) / 100), picture.width, picture.height)
@@ -117,8 +117,8 @@ def face_crop(
 def choose_references(
     count: int, rng: random.Random, most: int, subset_probability: float
 ) -> list[int]:
-    """Which references are shown, in which order: shuffled, at most `most`, now and then a random
-    subset of at least two."""
+    """Indices of the references to use, shuffled: at most `most`, and with a probability of
+    `subset_probability` a random subset of at least two."""
     order = list(range(count))
     rng.shuffle(order)
     order = order[:most]

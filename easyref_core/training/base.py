@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import EasyRefError
-from ..files import write_atomically
-from .disk import writing
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
-# Told so, older transformers read weights in the first process alone and leave the others' empty,
-# for FSDP to fill; it never sees the text encoders.
-_EMPTY_ELSEWHERE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+# With this set, older transformers read weights in the first process only and leave the others'
+# empty for FSDP to fill; but FSDP does not wrap the text encoders.
+_READ_IN_FIRST_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
 @dataclass
 class Base:
-    """The base model's parts; only the UNet takes part in backpropagation."""
+    """The base model's parts, frozen; gradients pass through the UNet only."""
 
     unet: UNet2DConditionModel
     vae: Any
@@ -36,7 +33,7 @@ class Base:
     scheduler: DDPMScheduler
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Base:
-        """Move everything but the UNet; the VAE stays in float32, as SDXL's needs."""
+        """Move all but the UNet; the VAE stays in float32, as SDXL's overflows in float16."""
         self.vae.to(device)
         for encoder in self.text_encoders:
             encoder.to(device, dtype)
@@ -61,13 +58,12 @@ class Base:
         return torch.cat(states, dim=-1), pooled
 
     @torch.no_grad()
-    def encode_picture(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Scaled latents [C, h, w] of one picture [3, H, W] in -1..1."""
+    def encode_image(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Scaled latents [C, h, w] of one image [3, H, W] in -1..1."""
         out = self.vae.encode(pixels[None].to(self.vae.device, torch.float32))
         if hasattr(out, "latent_dist"):
-            spread = out.latent_dist
-            noise = torch.randn(spread.mean.shape, generator=generator).to(spread.mean)
-            latents = spread.mean + spread.std * noise
+            mean, std = out.latent_dist.mean, out.latent_dist.std
+            latents = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
         else:  # AutoencoderTiny has no distribution
             latents = out.latents
         return latents[0] * self.vae.config.scaling_factor
@@ -118,49 +114,18 @@ def load_base(folder: str | Path) -> Base:
 
 @contextmanager
 def _read_everywhere() -> Iterator[None]:
-    """Have every process read the weights, whatever accelerate was configured to."""
-    configured = os.environ.pop(_EMPTY_ELSEWHERE, None)
+    """Let all processes read the weights, whatever accelerate is configured to do."""
+    configured = os.environ.pop(_READ_IN_FIRST_ONLY, None)
     try:
         yield
     finally:
         if configured is not None:
-            os.environ[_EMPTY_ELSEWHERE] = configured
+            os.environ[_READ_IN_FIRST_ONLY] = configured
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Another one for every base model: where it lies, and when which weights were written."""
+    """Text that differs between base models: the path, and each weight file's size and time."""
     folder = Path(folder).resolve()
     files = sorted(folder.glob("*/*.safetensors")) + sorted(folder.glob("*/*.bin"))
     stats = [(file.relative_to(folder).as_posix(), file.stat()) for file in files]
     return f"{folder} {[(name, s.st_size, s.st_mtime_ns) for name, s in stats]}"
-
-
-class TensorCache:
-    """Tensors on disk by what they were made from.
-
-    Args:
-        folder: None keeps nothing.
-        base: the models that make them (`fingerprint`); part of every key.
-    """
-
-    def __init__(self, folder: str | Path | None, base: str) -> None:
-        self._base = base
-        self._folder = Path(folder) if folder is not None else None
-
-    def get(self, key: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """What `make` gives, read from disk when it was made before."""
-        if self._folder is None:
-            return make()
-        from safetensors.torch import load_file, save_file
-
-        whole = f"{self._base} {key}"
-        # File names need not be Unicode; Python keeps such bytes as surrogates.
-        name = hashlib.sha256(whole.encode(errors="surrogateescape")).hexdigest()
-        path = self._folder / name[:2] / f"{name}.safetensors"
-        if path.is_file():
-            return load_file(path)
-        made = make()
-        stored = {n: t.contiguous().cpu() for n, t in made.items()}
-        with writing(path):
-            write_atomically(path, lambda partial: save_file(stored, partial))
-        return made

@@ -1,4 +1,4 @@
-"""What a run will need of a device's memory, before its first step."""
+"""An estimate of the device memory that a run needs, before its first step."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ SMALLER = (
     "Lower optimiser.batch_size and raise accumulation, turn on gradient_checkpointing, set ema to "
     "null, or use several GPUs with ZeRO-2."
 )
-# Part -> (plain, with gradient checkpointing): numbers kept for the backward pass for each one that
-# passes a layer, or a level of the UNet. Counted by benchmarks/training_memory.py.
+# Part -> (plain, with gradient checkpointing): activations stored for the backward pass per element
+# of a layer's input (of a level's, in the UNet). Measured by benchmarks/training_memory.py.
 FACTORS = {
     "UNet": (84.11, 6.65),
     "vision tower": (22.66, 1.16),
     "decoder": (37.27, 1.0),
 }
-_UNET_BLOCKS = 20  # so large a share of everything is its largest block
+_UNET_BLOCKS = 20  # the largest block stores a 20th of all
 _ADAM_BYTES = 4 + 4 + 4  # gradient and two moments, float32
-_CHAT = 100  # words around the pictures, about
+_CHAT = 100  # about as many prompt tokens beside those of the images
 
 
 def parameters_by_part(model: TrainedModel) -> dict[str, tuple[int, int]]:
@@ -33,7 +33,7 @@ def parameters_by_part(model: TrainedModel) -> dict[str, tuple[int, int]]:
     total: Counter[str] = Counter()
     trained: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        part = part_of(model.official_name(name)) or "base"
+        part = part_of(model.checkpoint_name(name)) or "base"
         total[part] += parameter.numel()
         trained[part] += parameter.numel() if parameter.requires_grad else 0
     return {part: (total[part], trained[part]) for part in (*PARTS, "base") if total[part]}
@@ -44,51 +44,51 @@ def estimate_bytes(
     base: Base,
     settings: Settings,
     references: int,
-    shares: tuple[int, int] = (1, 1),
+    shards: tuple[int, int] = (1, 1),
 ) -> dict[str, int]:
-    """What one process needs, by purpose; activations are what the backward pass finds kept.
+    """Bytes that one process needs, by purpose.
 
     Args:
-        references: of the longest group.
-        shares: among how many processes the weights, and the optimiser's state, are shared out.
+        references: images of the largest group.
+        shards: over how many processes the weights, and the optimiser's state, are sharded.
     """
     optimiser = settings.optimiser
     width = 4 if optimiser.precision == "no" else 2
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters()) // shares[0]
+    weights = sum(p.numel() * p.element_size() for p in model.parameters()) // shards[0]
     if width == 2:
-        weights += trained * width  # what autocast computes with
+        weights += trained * width  # autocast's copies
     frozen = sum(p.numel() * 4 for p in base.vae.parameters())
     frozen += sum(p.numel() * width for e in base.text_encoders for p in e.parameters())
-    found = {
+    needed = {
         "weights": weights + frozen,
-        "optimiser": trained * _ADAM_BYTES // shares[1],
+        "optimiser": trained * _ADAM_BYTES // shards[1],
         "activations": round(_activations(model, settings, references) * width),
     }
     if optimiser.ema is not None:
-        found["average"] = trained * 4
-    return found
+        needed["average"] = trained * 4
+    return needed
 
 
 def _activations(model: TrainedModel, settings: Settings, references: int) -> float:
-    """How many numbers are kept."""
+    """Number of activations that are stored for the backward pass."""
     config, parts = model.encoder.config, settings.optimiser.parts
     patches = references * (settings.data.image_size // PATCH) ** 2
     length = patches // MERGE**2 + _CHAT + model.encoder.num_tokens
-    # Nothing is kept of frozen layers that no trained one lies before.
+    # Frozen layers with no trained one before them store nothing.
     layers = config.num_layers if "mllm" in parts else len(model.encoder.mllm_final_layer.layers)
     depth = config.vision.depth if "mllm" in parts else 0
     area, levels = (settings.data.resolution // 8) ** 2, settings.optimiser.noise_levels
-    kept = {
+    stored = {  # part -> (elements, blocks)
         "UNet": (area * sum(model.unet.config.block_out_channels) * levels, _UNET_BLOCKS),
         "vision tower": (patches * config.vision.embed_dim * depth, depth),
         "decoder": (length * config.hidden_size * layers, layers),
     }
     total = 0.0
-    for name, (unit, blocks) in kept.items():
+    for name, (unit, blocks) in stored.items():
         plain, checkpointed = FACTORS[name]
         if settings.optimiser.gradient_checkpointing:
-            # One block at a time is computed again.
+            # Plus those of the one block that is recomputed.
             total += unit * (checkpointed + plain / max(1, blocks))
         else:
             total += unit * plain
@@ -96,7 +96,10 @@ def _activations(model: TrainedModel, settings: Settings, references: int) -> fl
 
 
 def check_fits(needed: dict[str, int], device: torch.device) -> None:
-    """Raise EasyRefError where a GPU's free memory is less than the estimate."""
+    """
+    Raises:
+        EasyRefError: a GPU has less free memory than the estimate.
+    """
     if device.type != "cuda":
         return
     free, _ = torch.cuda.mem_get_info(device)

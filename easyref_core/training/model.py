@@ -1,12 +1,12 @@
-"""What is trained: encoder and adapter around a frozen UNet, in one module.
+"""The trained module: encoder and adapter around a frozen UNet.
 
 Source: official training code. Parameters keep the official checkpoint's names
-(`unet.<layer>.processor...`, `mllm_final_layer...`), so freezing, saving and exporting go by name.
+(`unet.<layer>.processor...`, `mllm_final_layer...`), so freezing and saving go by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,30 +19,31 @@ from ..encode.encoder import EasyRefEncoder
 from ..encode.plan_encoder import Source, plan_encoder, read_sources
 from ..errors import EasyRefError
 from ..pictures.preprocessing import Patches
-from ..qwen2vl.directory import MllmDirectory, look_at_directory
+from ..qwen2vl.directory import MllmDirectory, open_directory
 from ..qwen2vl.prompt import PromptTokenizer
 from ..sdxl_diffusers.adapter import attach_adapter, new_adapter
 from .config import ModelSettings
+from .engine import TrainableModule
+from .processes import FSDP_LAYERS
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
+_PATCH_EMBED = BODY + "visual.patch_embed.proj.weight"
 _LAYERS = "model.layers."
 _REFERENCE_STD = 0.1  # official initialisation of the reference tokens
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch on its way through the UNet, all targets of one size.
-
-    Each of the B samples stands there with L noise levels, one after the other.
+    """B samples whose targets have one size, each at L noise levels in consecutive rows.
 
     Attributes:
         noisy, noise: [B * L, C, h, w].
-        timesteps, weights: [B * L]; a row's loss is multiplied with its weight.
+        timesteps, weights: [B * L]; a row's loss is multiplied by its weight.
         text: [B, 77, W]; pooled: [B, P]; time_ids: [B, 6].
-        references: pictures of each sample.
-        captions: what the MLLM reads with them.
+        references: preprocessed images of each sample.
+        captions: prompts that the MLLM gets with them.
     """
 
     noisy: torch.Tensor
@@ -56,18 +57,15 @@ class Batch:
     captions: Sequence[str]
 
 
-class TrainedModel(nn.Module):
-    """Encoder and UNet with adapter; calling it gives the loss of each sample.
+class TrainedModel(TrainableModule):
+    """Encoder and UNet with adapter; calling it returns the loss of each sample.
 
     Args:
-        average: each picture is read alone, and a group's tokens averaged.
-        carries_mllm: the MLLM is not the one everybody has, so checkpoints must hold it.
+        average: each image is encoded alone, and a group's tokens are averaged.
+        carries_mllm: checkpoints must hold the MLLM, because it differs from the published one.
     """
 
-    # What FSDP may gather by itself, found there by accelerate: every process calls these equally
-    # often, one UNet pass and one of the decoder a batch. The vision tower sees a batch's pictures
-    # in as many passes as they have shapes.
-    _no_split_modules = ("DecoderLayer", "BasicTransformerBlock")
+    _no_split_modules = FSDP_LAYERS  # where accelerate looks for them
 
     def __init__(
         self,
@@ -91,22 +89,21 @@ class TrainedModel(nn.Module):
         if self._average:
             alone = [[picture] for group in references for picture in group]
             repeated = [c for g, c in zip(references, captions, strict=True) for _ in g]
-            tokens = self._read(alone, repeated).split([len(group) for group in references])
+            tokens = self._encode(alone, repeated).split([len(group) for group in references])
             return torch.stack([of_group.mean(0) for of_group in tokens])
-        return self._read(references, captions)
+        return self._encode(references, captions)
 
-    def _read(
+    def _encode(
         self, references: Sequence[Sequence[Patches]], captions: Sequence[str]
     ) -> torch.Tensor:
-        """Tokens [B, N, W] of groups that are each read together."""
+        """Reference tokens [B, N, W], one MLLM pass per group."""
         device = self.encoder.mllm_final_layer.reference_tokens.device
-        everything = [picture for group in references for picture in group]
-        seen = iter(self.encoder.encode_images(everything, device))
+        images = [image for group in references for image in group]
+        features = iter(self.encoder.encode_images(images, device))
         embeds = []
         for group, caption in zip(references, captions, strict=True):
-            pictures = [next(seen) for _ in group]
-            prompt = self._tokenizer.tokenize([p.num_tokens for p in group], caption)
-            embeds.append(self.encoder.embed(prompt, pictures, device))
+            prompt = self._tokenizer.tokenize([image.num_tokens for image in group], caption)
+            embeds.append(self.encoder.embed(prompt, [next(features) for _ in group], device))
         return self.encoder.project(self.encoder.batch_reference_states(embeds))
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -125,13 +122,38 @@ class TrainedModel(nn.Module):
         rows = errors.mean((1, 2, 3)) * batch.weights
         return rows.unflatten(0, (-1, levels)).mean(1)
 
-    def official_name(self, name: str) -> str:
+    def checkpoint_name(self, name: str) -> str:
         """A parameter's name in the official checkpoint."""
         return name.removeprefix("encoder.")
 
+    def checkpoint_state(
+        self,
+        state: Mapping[str, torch.Tensor] | None = None,
+        replaced: Mapping[str, torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Weights under the official names, trained or not, but without the base.
+
+        The MLLM is included only if it has been trained, now or before (officially: from the second
+        stage on); until then every user of the checkpoint has it already.
+        """
+        replaced = replaced or {}
+        weights: dict[str, torch.Tensor] = {}
+        for own_name, weight in (self.state_dict() if state is None else state).items():
+            name = self.checkpoint_name(own_name)
+            part = part_of(name)
+            if part is None or (part == "mllm" and not self.carries_mllm):
+                continue
+            weight = replaced.get(name, weight).detach().cpu()
+            if name == _PATCH_EMBED:
+                vision = self.encoder.config.vision
+                patch = (vision.patch_size, vision.patch_size)
+                weight = weight.reshape(-1, vision.in_channels, vision.temporal_patch_size, *patch)
+            weights[name] = weight.contiguous()
+        return weights
+
 
 def part_of(name: str) -> str | None:
-    """Which part (`config.PARTS`) a parameter belongs to by its official name; None: the base."""
+    """The part (one of `config.PARTS`) of a parameter, by its official name; None: the base."""
     if name.startswith(FINAL):
         return "final_layers"
     if name.startswith(PROJECTOR):
@@ -148,12 +170,12 @@ def build_model(
 ) -> TrainedModel:
     """Put encoder and adapter around a base UNet, and freeze all but `parts`.
 
-    A new adapter starts as the official one: to_k_ip and to_v_ip from the base's to_k and to_v,
-    the final layers from the MLLM's last, reference tokens from 0.1 * randn. An adapter of the
+    A new adapter is initialised as officially: to_k_ip and to_v_ip from the base's to_k and to_v,
+    the final layers from the MLLM's last, reference tokens from 0.1 * randn. The adapter of the
     stage before is continued; a LoRA it does not have yet starts from zero.
 
     Raises:
-        EasyRefError: parts do not fit together.
+        EasyRefError: models that do not fit together.
     """
     tokenizer = PromptTokenizer.from_directory(settings.mllm)
     with torch.random.fork_rng(devices=[]):
@@ -176,7 +198,7 @@ def build_model(
         carries_mllm=trained_before or "mllm" in parts,
     )
     for name, parameter in model.named_parameters():
-        trained = part_of(model.official_name(name)) in parts
+        trained = part_of(model.checkpoint_name(name)) in parts
         parameter.requires_grad_(trained)
         if trained:
             parameter.data = parameter.data.float()
@@ -184,18 +206,18 @@ def build_model(
 
 
 def _check_sizes(settings: ModelSettings, checkpoint: AdapterCheckpoint) -> None:
-    found = (checkpoint.num_tokens, checkpoint.final_layers)
+    has = (checkpoint.num_tokens, checkpoint.final_layers)
     wanted = (settings.reference_tokens, settings.final_layers)
-    if found != wanted or (checkpoint.lora_rank and checkpoint.lora_rank != settings.lora_rank):
+    if has != wanted or (checkpoint.lora_rank and checkpoint.lora_rank != settings.lora_rank):
         raise EasyRefError(
-            f"model.adapter {checkpoint.name} has {found[0]} reference tokens, {found[1]} final "
+            f"model.adapter {checkpoint.name} has {has[0]} reference tokens, {has[1]} final "
             f"layers and LoRA rank {checkpoint.lora_rank}; the recipe says {wanted[0]}, "
             f"{wanted[1]} and {settings.lora_rank}. Make the recipe say what the adapter has."
         )
 
 
 def _new_encoder(unet: UNet2DConditionModel, settings: ModelSettings) -> EasyRefEncoder:
-    directory = look_at_directory(settings.mllm)
+    directory = open_directory(settings.mllm)
     if settings.final_layers > directory.config.num_layers:
         raise EasyRefError(
             f"model.final_layers is {settings.final_layers}, but the MLLM in {settings.mllm} has "
@@ -208,7 +230,7 @@ def _new_encoder(unet: UNet2DConditionModel, settings: ModelSettings) -> EasyRef
         settings.final_layers,
     )
     sources = _mllm_sources(directory, settings.final_layers)
-    new = {name: weight for name, weight in encoder.state_dict().items() if _starts_new(name)}
+    new = {name: weight for name, weight in encoder.state_dict().items() if _is_new(name)}
     try:
         encoder.load_state_dict(new | read_sources(sources, torch.float32))
     except RuntimeError as error:
@@ -220,14 +242,14 @@ def _new_encoder(unet: UNet2DConditionModel, settings: ModelSettings) -> EasyRef
     return encoder.eval()
 
 
-def _starts_new(name: str) -> bool:
-    """Weights that no MLLM has, so that they start random."""
+def _is_new(name: str) -> bool:
+    """Whether a weight is the adapter's own, so that it is initialised randomly."""
     return name.startswith(PROJECTOR) or name == FINAL + "reference_tokens"
 
 
 def _mllm_sources(directory: MllmDirectory, final_layers: int) -> dict[str, Source]:
     """The directory's weights under official names: its last layers become the final ones, and
-    its norm serves behind both."""
+    its norm is used after both."""
     layers = directory.config.num_layers - final_layers
     sources: dict[str, Source] = {}
     for name, source in directory.sources().items():

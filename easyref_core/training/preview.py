@@ -1,4 +1,4 @@
-"""Pictures of a run: the first batch as it will be seen, and generations during training."""
+"""Images of a run: its first batch, and images generated for validation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STD = torch.tensor((0.26862954, 0.26130258, 0.27577711))
 
 
 def sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Pictures in rows, each fitted into a square cell."""
+    """Images in rows, each fitted into a square cell."""
     columns = max(len(row) for row in rows)
     size = (columns * (_CELL + _GAP) + _GAP, len(rows) * (_CELL + _GAP) + _GAP)
     result = Image.new("RGB", size, _BACKGROUND)
@@ -47,7 +47,7 @@ def sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
 
 
 def batch_sheet(samples: Sequence[Sample]) -> Image.Image:
-    """One row a sample: its target, then its references as the MLLM sees them."""
+    """One row per sample: its target, then its references as the MLLM gets them."""
     return sheet([[_picture(s.target), *(unpatch(p) for p in s.references)] for s in samples])
 
 
@@ -58,7 +58,7 @@ def _picture(pixels: torch.Tensor) -> Image.Image:
 
 
 def unpatch(patches: Patches) -> Image.Image:
-    """The picture that patches were cut from."""
+    """The image that patches were cut from."""
     from einops import rearrange
 
     pixels = rearrange(
@@ -76,16 +76,14 @@ def unpatch(patches: Patches) -> Image.Image:
 
 @dataclass(frozen=True)
 class ValidationGroup:
-    """References that a picture is generated from, and its caption."""
+    """References and caption of an image to generate."""
 
     pictures: tuple[Image.Image, ...]
     caption: str
 
 
 def validation_groups(records: Sequence[Record], settings: DataSettings) -> list[ValidationGroup]:
-    """Read them once; those that cannot be read are named on standard error and left out.
-
-    A face's crop is the same one each time.
+    """Read the validation images; those that cannot be read are named on stderr and left out.
 
     Raises:
         EasyRefError: none can be read.
@@ -107,7 +105,9 @@ def validation_groups(records: Sequence[Record], settings: DataSettings) -> list
 def _references(record: Record) -> list[Image.Image]:
     record.check()
     if record.face is not None:
-        return [face_crop(record.target.open(), record.face, random.Random(0))]
+        return [
+            face_crop(record.target.open(), record.face, random.Random(0))
+        ]  # the same crop each time
     return [source.open() for source in record.references]
 
 
@@ -120,17 +120,16 @@ def generate(
     device: torch.device,
     seed: int,
 ) -> Image.Image:
-    """One row a group: its references, then a generation from them and its caption."""
+    """One row per group: its references, then the image generated from them and the caption."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler.from_config(base.scheduler.config)
     black = preprocess(black_picture(), settings.image_size)
     rows: list[list[Image.Image]] = []
     for number, group in enumerate(groups):
-        seen = [preprocess(p, settings.image_size) for p in group.pictures]
-        caption = group.caption
-        tokens = model.tokens([[black], seen], ["", caption])
-        text, pooled = base.encode_text(["", caption])
+        references = [preprocess(p, settings.image_size) for p in group.pictures]
+        tokens = model.tokens([[black], references], ["", group.caption])
+        text, pooled = base.encode_text(["", group.caption])
         side = settings.resolution
         times = torch.tensor([[side, side, 0, 0, side, side]] * 2, device=device)
         scheduler.set_timesteps(_STEPS)
@@ -152,8 +151,8 @@ def generate(
     return sheet(rows)
 
 
-def save_picture(picture: Image.Image, path: Path) -> Path:
-    """Write a PNG, making its folder."""
+def save_image(image: Image.Image, path: Path) -> Path:
+    """Write a PNG, and its folder; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
     return path

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, and finds of it afterwards."""
+"""Progress bar, log of losses and trackers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..files import writing as writing_to
 from .config import Settings
 from .disk import writing
 
-_TAIL = 4096  # bytes; a line of losses is far shorter
+_TAIL = 4096  # bytes, more than a line of losses has
 
 
 class Bar:
-    """Progress on stderr: loss, pictures a second, memory."""
+    """Progress on stderr: loss, samples per second, memory."""
 
     def __init__(self, settings: Settings, accelerator: Accelerator, first: int) -> None:
         from tqdm import tqdm
 
         optimiser = settings.optimiser
-        self._pictures = optimiser.batch_size * optimiser.accumulation * accelerator.num_processes
+        self._samples = optimiser.batch_size * optimiser.accumulation * accelerator.num_processes
         self._device = accelerator.device
         self._start, self._first = time.perf_counter(), first
         self._bar = tqdm(
@@ -38,8 +38,8 @@ class Bar:
 
     def show(self, step: int, loss: float) -> None:
         seconds = time.perf_counter() - self._start
-        speed = (step - self._first) * self._pictures / max(seconds, 1e-9)
-        shown = {"loss": f"{loss:.4f}", "pictures/s": f"{speed:.1f}"}
+        speed = (step - self._first) * self._samples / max(seconds, 1e-9)
+        shown = {"loss": f"{loss:.4f}", "samples/s": f"{speed:.1f}"}
         if self._device.type == "cuda":
             shown["GB"] = f"{torch.cuda.max_memory_allocated(self._device) / 1e9:.1f}"
         self._bar.set_postfix(shown)
@@ -49,10 +49,10 @@ class Bar:
 
 
 class Losses:
-    """`losses.jsonl`: one line a step; after resuming, a step's last line counts."""
+    """`losses.jsonl`: one line per step; after resuming, a step's last line counts."""
 
     def __init__(self, folder: Path) -> None:
-        """Cut off the line that a kill left half written, or the next one would be joined to it.
+        """Remove a line that a killed run left half written; the next would be appended to it.
 
         Raises:
             EasyRefError: the file cannot be written.
@@ -79,7 +79,7 @@ class Losses:
 
 
 def start_trackers(accelerator: Accelerator, settings: Settings) -> None:
-    """Tell output.trackers what is run.
+    """Start output.trackers, with the settings as their run's configuration.
 
     Raises:
         EasyRefError: their files cannot be written.

@@ -5,8 +5,8 @@ JSON is the official layout: a list of {"image_file": [..] or "..", "text": [..]
 follows WebDataset: files with one key are one record, `KEY.json` with "text" (and "face"),
 `KEY.target.png` and `KEY.0.png`, `KEY.1.png`, ... for the references.
 
-A record that cannot be used stays in its place in the list and says why, so that it is skipped,
-counted and named like one whose picture turns out to be broken.
+A record that cannot be used stays in the list with the reason, so that it is skipped, counted and
+reported like one whose image turns out to be broken.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PICTURES = {"png", "jpg", "jpeg", "webp", "bmp"}
 
 @dataclass(frozen=True)
 class PictureSource:
-    """Where a picture is: a file, or `size` bytes at `offset` of a tar shard."""
+    """Location of an image: a file, or `size` bytes at `offset` of a tar shard."""
 
     path: Path
     offset: int | None = None
@@ -37,7 +37,7 @@ class PictureSource:
     name: str = ""
 
     def open(self) -> Image.Image:
-        """The picture as RGB.
+        """The image as RGB.
 
         Raises:
             EasyRefError: missing or broken.
@@ -49,7 +49,7 @@ class PictureSource:
             return open_picture(BytesIO(file.read(self.size)), str(self))
 
     def fingerprint(self) -> str:
-        """Another one for other bytes: where they lie, and when they were written."""
+        """Text that differs between images: path, offset, the file's size and time."""
         stat = self.path.stat()
         return f"{self} {self.offset} {stat.st_size} {stat.st_mtime_ns}"
 
@@ -63,11 +63,11 @@ class Record:
 
     Attributes:
         name: for logs.
-        target: what is to be generated.
-        texts: captions, one of which is drawn each time; may be empty.
-        references: the group's other pictures, empty where `face` is given.
+        target: image to generate.
+        texts: captions, of which one is chosen at random each time; may be empty.
+        references: the group's other images, empty where `face` is given.
         face: (x1, y1, x2, y2) in the target, which is then its own reference.
-        broken: why it cannot be used; empty where it can.
+        broken: why the record cannot be used; empty if it can.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Record:
 
 
 def read_records(files: Sequence[str | Path], root: str | Path) -> list[Record]:
-    """All records of several data files, in order, those that cannot be used too.
+    """All records of several data files, in order, including those that cannot be used.
 
     Raises:
         EasyRefError: a file is neither JSON list nor tar shard, or there is no record at all, or
@@ -118,19 +118,19 @@ def _from_json(file: Path, root: Path) -> list[Record]:
     if not isinstance(items, list):
         raise EasyRefError(f"{file} holds no JSON list of records.")
 
-    def made(item: Any, name: str) -> Record:
+    def read(item: Any, name: str) -> Record:
         item = item if isinstance(item, dict) else {}
         target = item.get("target")
         source = PictureSource(root / target) if isinstance(target, str) else None
         files = _names(item.get("image_file"), "image_file")
-        return _record(name, item, source, tuple(PictureSource(root / one) for one in files))
+        return _record(name, item, source, tuple(PictureSource(root / file) for file in files))
 
-    return [_unless_broken(made, item, f"{file}[{n}]") for n, item in enumerate(items)]
+    return [_or_broken(read, item, f"{file}[{n}]") for n, item in enumerate(items)]
 
 
-def _unless_broken(make: Callable[[Any, str], Record], item: Any, name: str) -> Record:
+def _or_broken(read: Callable[[Any, str], Record], item: Any, name: str) -> Record:
     try:
-        return make(item, name)
+        return read(item, name)
     except EasyRefError as error:
         return Record(name, broken=str(error))
 
@@ -143,7 +143,7 @@ def _record(
 ) -> Record:
     """
     Raises:
-        EasyRefError: what the record lacks, to stand behind its name.
+        EasyRefError: what the record lacks; the sentence continues its name.
     """
     if target is None:
         raise EasyRefError("has no target")
@@ -158,17 +158,17 @@ def _texts(item: dict[str, Any]) -> tuple[str, ...]:
     for text in texts:
         try:
             text.encode("utf-8")
-        except UnicodeEncodeError:  # half a pair, as a text cut in an emoji has; no tokenizer's
+        except UnicodeEncodeError:  # half a surrogate pair, which tokenizers do not take
             raise EasyRefError(f"has a text that is no Unicode: {text!r}") from None
     return texts
 
 
 def _names(value: Any, key: str) -> tuple[str, ...]:
-    """Text, or a list of texts; nothing where the key is absent."""
-    found = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(one, str) for one in found):
+    """A text, or a list of texts; empty where the key is absent."""
+    texts = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
         raise EasyRefError(f"has something else than text as {key}: {value!r}")
-    return tuple(found)
+    return tuple(texts)
 
 
 def _face(item: dict[str, Any]) -> tuple[float, float, float, float] | None:
@@ -186,10 +186,10 @@ def _face(item: dict[str, Any]) -> tuple[float, float, float, float] | None:
 
 
 def _from_tar(file: Path) -> list[Record]:
-    """Index a shard: where each picture's bytes are, without reading them."""
+    """Index a shard: the offset of each image, without reading it."""
     groups: dict[str, dict[str, Any]] = {}
     try:
-        with tarfile.open(file, "r:") as tar:  # bytes of compressed ones lie nowhere
+        with tarfile.open(file, "r:") as tar:  # compressed ones have no offsets
             for member in tar:
                 if member.isfile():
                     _note_member(groups, file, tar, member)
@@ -199,7 +199,7 @@ def _from_tar(file: Path) -> list[Record]:
             "unpack it with gunzip, or pack it again."
         ) from error
 
-    def made(group: Any, name: str) -> Record:
+    def read(group: Any, name: str) -> Record:
         try:
             item = json.loads(group.get("json", "{}"))
         except ValueError as error:
@@ -212,7 +212,7 @@ def _from_tar(file: Path) -> list[Record]:
         return _record(name, item, target, ordered)
 
     return [
-        _unless_broken(made, group, f"{file}:{key}")
+        _or_broken(read, group, f"{file}:{key}")
         for key, group in groups.items()
         if group["pictures"] or "json" in group
     ]

@@ -1,6 +1,6 @@
-"""From a record to a training sample, the same on any number of processes.
+"""Training samples of records, the same on any number of processes.
 
-A sample is named by its position in an endless shuffled walk through the records; all chance in it
+A sample is identified by its position in an endless sequence of shuffled epochs; all its randomness
 comes from the run's seed and that position.
 """
 
@@ -34,14 +34,14 @@ class Sample:
     """One training sample.
 
     Attributes:
-        position: in the walk; seeds its noise and timestep.
+        position: in the sequence; seeds its noise and timestep.
         record: name of the record it was made from.
-        source: where its target's picture is, and of when.
+        source: fingerprint of its target's file.
         target: [3, H, W] in -1..1.
         time_ids: SDXL's six size numbers.
         text: caption, empty where dropped.
-        references: preprocessed pictures; the black one where dropped.
-        skipped: broken records passed over to get here, with the reason.
+        references: preprocessed images; the black one where dropped.
+        skipped: broken records that it stands in for, with the reason.
     """
 
     position: int
@@ -55,7 +55,7 @@ class Sample:
 
 
 class TrainingSamples(Dataset[Sample]):
-    """Samples by position. Broken records are replaced by the next one of the walk and named."""
+    """Samples by position. A broken record is replaced by the next one and reported."""
 
     def __init__(self, records: Sequence[Record], settings: DataSettings, seed: int) -> None:
         self._records = records
@@ -84,12 +84,12 @@ class TrainingSamples(Dataset[Sample]):
 
     @property
     def most_references(self) -> int:
-        """Of the longest group, as far as it is shown."""
+        """References of the largest group, as far as they are used."""
         longest = max(len(record.references) for record in self._records)
         return max(1, min(longest, self._settings.max_references))
 
     def _open(self, source: PictureSource) -> Image.Image:
-        """The picture. One that cannot be decoded stays so, and is not decoded again to say it.
+        """The image; one that cannot be decoded is remembered and not decoded again.
 
         Raises:
             EasyRefError: missing or broken.
@@ -100,7 +100,7 @@ class TrainingSamples(Dataset[Sample]):
             return source.open()
         except EasyRefError as error:
             cause = error.__context__
-            # What the system says may pass, and costs little to ask for again.
+            # Errors of the operating system may be temporary, and are cheap to try again.
             if not (isinstance(cause, OSError) and cause.errno is not None):
                 self._damaged[source] = str(error)
             raise
@@ -112,7 +112,7 @@ class TrainingSamples(Dataset[Sample]):
 
 
 class SafeSamples(Dataset["Sample | EasyRefError"]):
-    """The same, with errors as values: a worker process would make a traceback of them."""
+    """`TrainingSamples` with errors as values: worker processes would turn them into tracebacks."""
 
     def __init__(self, samples: TrainingSamples) -> None:
         self._samples = samples
@@ -124,7 +124,7 @@ class SafeSamples(Dataset["Sample | EasyRefError"]):
             return error
 
 
-def unless_failed(samples: Sequence[Sample | EasyRefError]) -> list[Sample]:
+def raise_errors(samples: Sequence[Sample | EasyRefError]) -> list[Sample]:
     """
     Raises:
         EasyRefError: one of them is an error.
@@ -142,12 +142,12 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def _mix(seed: int, number: int) -> int:
-    """Seeds of neighbouring positions must not be neighbours."""
+    """A seed; those of neighbouring numbers are far apart."""
     return (seed * 1_000_003 + number * 7_919 + 12_345) % (2**63 - 1)
 
 
 def noise_generator(seed: int, position: int) -> torch.Generator:
-    """Of a sample's noise and timestep, on the CPU so that every device gets the same."""
+    """Generator of a sample's noise and timestep, on the CPU so that all devices get the same."""
     return torch.Generator().manual_seed(_mix(seed + 1, position))
 
 
@@ -158,13 +158,13 @@ def make_sample(
     position: int,
     opened: Callable[[PictureSource], Image.Image] = PictureSource.open,
 ) -> Sample:
-    """Read a record's pictures and vary them.
+    """Read and augment a record's images.
 
     Args:
-        opened: reads a picture.
+        opened: reads an image.
 
     Raises:
-        EasyRefError: a picture is missing or broken, or the record itself.
+        EasyRefError: an image is missing or broken, or the record itself.
     """
     record.check()
     rng = random.Random(_mix(seed, position))
@@ -197,7 +197,7 @@ def make_sample(
 
 
 def _chosen(record: Record, settings: DataSettings, rng: random.Random) -> list[PictureSource]:
-    """The references that are shown this time, in their order."""
+    """The references to use, in order."""
     chosen = choose_references(
         len(record.references), rng, settings.max_references, settings.subset_probability
     )
@@ -207,7 +207,7 @@ def _chosen(record: Record, settings: DataSettings, rng: random.Random) -> list[
 def _target(
     picture: Image.Image, settings: DataSettings, rng: random.Random
 ) -> tuple[Target, tuple[int, int] | None]:
-    """The target, and the corner of its square where it was cropped."""
+    """The target, and the (top, left) of its square unless it keeps its aspect ratio."""
     size = settings.resolution
     if settings.crop == "aspect":
         return aspect_target(picture, size), None
@@ -224,12 +224,12 @@ def _pixels(picture: Image.Image) -> torch.Tensor:
     return levels.permute(2, 0, 1) / 127.5 - 1
 
 
-class Walk:
-    """Which positions one process takes: batches of the global batch, without overlap.
+class PositionSampler:
+    """Batches of positions for one process; all processes' batches together are the global batch.
 
     Process p's batch a of optimiser step s holds positions
-    s * G + (a * P + p) * B ... + B - 1, G = P * A * B, so one process with accumulation sees
-    exactly what several without it see.
+    s * G + (a * P + p) * B ... + B - 1, where G = P * A * B, so one process with accumulation gets
+    the samples that several without it get.
 
     Args:
         batch, accumulation, processes, process: B, A, P, p.

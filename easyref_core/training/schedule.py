@@ -1,4 +1,9 @@
-"""How the learning rate goes over a run, and how much a noise level's loss counts."""
+"""Learning rates, timesteps and loss weights.
+
+Learning rates are functions of the step's number: there is no scheduler state to save, and every
+step's rate is exact after resuming. diffusers' and transformers' schedulers start their warm-up at
+0 and do not reach the cosine's end at the last step.
+"""
 
 from __future__ import annotations
 
@@ -8,53 +13,49 @@ import torch
 
 from .config import OptimiserSettings
 
-_LAST = 0.02  # of the full rate is what a cosine ends with
+_FINAL = 0.02  # of the full learning rate, at the end of a cosine
 
 
 def learning_rate(settings: OptimiserSettings, step: int) -> float:
-    """The learning rate of a step, counted from 1: a straight warm-up, then constant or falling as
-    a cosine until the last step."""
+    """The learning rate of a step, counted from 1: linear warm-up, then constant, or a cosine that
+    ends with the last step."""
     if step <= settings.warmup_steps:
         return settings.learning_rate * step / settings.warmup_steps
     if settings.learning_rate_schedule == "constant":
         return settings.learning_rate
-    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.learning_rate * cosine(done)
+    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    return settings.learning_rate * cosine(progress)
 
 
-def cosine(done: float) -> float:
-    """The share of the full learning rate that is left; falls from 1 to a fiftieth.
-
-    Args:
-        done: 0 at the start, 1 at the end.
-    """
-    return _LAST + (1 - _LAST) / 2 * (1 + math.cos(math.pi * done))
+def cosine(progress: float) -> float:
+    """Factor of the learning rate: 1 at progress 0, falling to a fiftieth at progress 1."""
+    return _FINAL + (1 - _FINAL) / 2 * (1 + math.cos(math.pi * progress))
 
 
 def spread_timesteps(count: int, levels: int, generator: torch.Generator) -> torch.Tensor:
-    """Timesteps [levels] of 0 .. count - 1: one by chance, the others at even distances from it."""
+    """[levels] timesteps in 0 .. count - 1: a random one, and others at even distances from it."""
     first = torch.randint(0, count, (), generator=generator)
     return (first + torch.arange(levels) * count // levels) % count
 
 
 def loss_weights(
-    levels: torch.Tensor, timesteps: torch.Tensor, weighting: str, snr_gamma: float
+    alphas_cumprod: torch.Tensor, timesteps: torch.Tensor, weighting: str, snr_gamma: float
 ) -> torch.Tensor:
-    """What each sample's squared error on the noise is multiplied with, [B].
+    """Factor of each sample's loss, [B].
 
-    Little noise is hard to tell from the picture, much noise is easy to see: an unweighted loss is
-    mostly about the former, though what a picture shows is decided in the latter.
+    Noise is hard to predict where there is little of it: an unweighted loss is mostly about weak
+    noise, though strong noise decides what an image shows.
 
     Args:
-        levels: cumulative products of the noise schedule's alphas, [T].
+        alphas_cumprod: of the noise schedule, [T].
         timesteps: [B].
         weighting: "none", "min_snr" (arXiv 2303.09556) or "debiased" (arXiv 2310.08442).
         snr_gamma: of min_snr.
     """
-    level = levels[timesteps.to(levels.device)].float()
-    ratio = level / (1 - level)
+    alphas = alphas_cumprod[timesteps.to(alphas_cumprod.device)].float()
+    snr = alphas / (1 - alphas)
     if weighting == "min_snr":
-        return ratio.clamp(max=snr_gamma) / ratio
+        return snr.clamp(max=snr_gamma) / snr
     if weighting == "debiased":
-        return ratio.rsqrt()
-    return torch.ones_like(ratio)
+        return snr.rsqrt()
+    return torch.ones_like(snr)

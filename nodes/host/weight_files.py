@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import comfy.utils
 
-from ...easyref_core.weight_file import Reader, WeightFile
+from ...easyref_core.weight_file import GetTensor, WeightFile
 from .patcher import loads_dynamically
 
 _SUFFIXES = (".safetensors", ".sft")  # by which ComfyUI recognises the format
@@ -28,7 +28,7 @@ class HostWeightFile(WeightFile):
         return cls(**{field.name: getattr(file, field.name) for field in fields(file)})
 
     @contextmanager
-    def open(self) -> Iterator[Reader]:
+    def open(self) -> Iterator[GetTensor]:
         """See `WeightFile.open`."""
         if loads_dynamically() and self.is_safetensors and self.path.suffix.lower() in _SUFFIXES:
             self.check_unchanged()

@@ -17,7 +17,7 @@ from torch.torch_version import TorchVersion
 from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.errors import EasyRefError
 from easyref_core.tokens.reference_tokens import load_tokens
-from easyref_core.weight_file import look
+from easyref_core.weight_file import open_weight_file
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -185,4 +185,4 @@ def test_file_without_tensors(tmp_path: Path) -> None:
 def test_refusals_are_one_type() -> None:
     assert issubclass(EasyRefError, ValueError)
     with pytest.raises(EasyRefError):
-        look("nowhere")
+        open_weight_file("nowhere")

@@ -1,4 +1,4 @@
-"""A surface to draw smooth flat shapes on: everything is drawn larger and then reduced."""
+"""A surface for smooth flat shapes: drawn larger, then downscaled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OVERSAMPLING = 3
 
 
 class Canvas:
-    """A picture to draw on in its own pixels, whatever the oversampling."""
+    """An image to draw on in its own pixels, with oversampling inside."""
 
     def __init__(self, width: int, height: int, top: Colour, bottom: Colour) -> None:
         self.size = (width, height)
@@ -34,7 +34,7 @@ class Canvas:
         self._draw.polygon(_scaled(points), fill=colour)
 
     def curve(self, points: Sequence[Point], radii: Sequence[float], colour: Colour) -> None:
-        """A round brush along a smooth curve near the points; its radius changes on the way."""
+        """A round brush along a Bezier curve of the points, with changing radius."""
         length = sum(math.dist(a, b) for a, b in pairwise(points))
         steps = max(1, math.ceil(length / max(0.5, 0.25 * min(radii))))
         for step in range(steps + 1):

@@ -1,4 +1,4 @@
-"""The demo's pictures made by a real ComfyUI server, from the shipped workflows."""
+"""The demo's images, sampled by a real ComfyUI server with the shipped workflows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..comfyui.comfy_server import ComfyServer
 from ..comfyui.find_comfyui import comfyui_version
-from .parts import Material, Pictures, Row, RowPictures, Settings
+from .rows import DemoImages, DemoInputs, Row, RowImages, SamplingSettings
 from .workflow import (
     EXAMPLE,
     Graph,
@@ -25,8 +25,8 @@ from .workflow import (
 )
 
 
-def make_pictures(comfyui: Path, material: Material) -> Pictures:
-    """Start the server, run the workflows on the demo models, and stop it again.
+def make_images(comfyui: Path, inputs: DemoInputs) -> DemoImages:
+    """Start a server, run the workflows on the demo models, and stop it.
 
     Raises:
         ComfyUIError: the server did not start, or refused a workflow.
@@ -35,11 +35,11 @@ def make_pictures(comfyui: Path, material: Material) -> Pictures:
         tempfile.TemporaryDirectory(prefix="easyref_demo_") as base,
         ComfyServer(comfyui, Path(base)) as server,
     ):
-        rows = tuple(_make_row(server, row, material.settings) for row in material.rows)
-    return Pictures(rows, f"ComfyUI {comfyui_version(comfyui)}")
+        rows = tuple(_make_row(server, row, inputs.settings) for row in inputs.rows)
+    return DemoImages(rows, f"ComfyUI {comfyui_version(comfyui)}")
 
 
-def _make_row(server: ComfyServer, row: Row, settings: Settings) -> RowPictures:
+def _make_row(server: ComfyServer, row: Row, settings: SamplingSettings) -> RowImages:
     names = [f"{row.name}_{number}.png" for number in range(1, len(row.references) + 1)]
     for name, picture in zip(names, row.references, strict=True):
         server.upload(name, picture)
@@ -47,7 +47,7 @@ def _make_row(server: ComfyServer, row: Row, settings: Settings) -> RowPictures:
 
     single = _prepared("easyref_character", names, row, settings)
     controlled = _prepared("easyref_controlnet", names, row, settings)
-    # The outline is drawn already.
+    # The row has its outline already.
     controlled = without_nodes(controlled, "Canny", "image")
     controlled = set_inputs(
         controlled, "ControlNetApplyAdvanced", strength=settings.control_strength
@@ -57,7 +57,7 @@ def _make_row(server: ComfyServer, row: Row, settings: Settings) -> RowPictures:
     def saved(graph: Graph) -> Image.Image:
         return server.pictures(server.run(graph), only_node(graph, "SaveImage"))[0]
 
-    return RowPictures(
+    return RowImages(
         prompt_only=saved(without_easyref(single)),
         easyref=saved(single),
         controlled=saved(controlled),
@@ -65,12 +65,12 @@ def _make_row(server: ComfyServer, row: Row, settings: Settings) -> RowPictures:
     )
 
 
-def _prepared(workflow: str, references: list[str], row: Row, settings: Settings) -> Graph:
-    """A shipped workflow with the demo's models, pictures, texts and settings."""
+def _prepared(workflow: str, references: list[str], row: Row, settings: SamplingSettings) -> Graph:
+    """A shipped workflow with the demo's models, references, prompts and settings."""
     graph = use_demo_models(load_workflow(workflow))
     graph = with_references(graph, references)
     graph = set_prompts(graph, row.prompt, settings.negative)
     graph = set_inputs(graph, "EmptyLatentImage", width=settings.side, height=settings.side)
     sampling = {"seed": settings.seed, "steps": settings.steps, "cfg": settings.cfg}
-    # The noise levels of `DemoModels`, so that both ways give the same pictures.
+    # The timesteps of `DemoModels`, so that both backends give the same images.
     return set_inputs(graph, "KSampler", scheduler="ddim_uniform", **sampling)

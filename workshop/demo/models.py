@@ -1,7 +1,7 @@
-"""A demo model set in memory: encodes groups of references and samples batches of pictures.
+"""A demo model set in memory, which samples batches of images.
 
-Everything is deterministic, and each picture's noise depends on its own seed alone, so a picture
-does not change with the batch it is made in.
+Everything is deterministic, and each image's noise depends on its own seed alone, so an image does
+not depend on the batch it is sampled in.
 """
 
 from __future__ import annotations
@@ -9,107 +9,35 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from PIL import Image
 from safetensors import SafetensorError
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging
 
-from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
 from easyref_core.demo_set import SET_FILE, read_set_info, whole_table
-from easyref_core.encode.encoder import EasyRefEncoder
-from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.errors import EasyRefError
-from easyref_core.pictures.preprocessing import black_picture, preprocess
-from easyref_core.qwen2vl.prompt import PromptTokenizer
-from easyref_core.sdxl_diffusers.adapter import attach_adapter, set_scale
-from easyref_core.tokens.reference_tokens import ReferenceTokens, join_prompts
-from easyref_core.training.model import TrainedModel
+from easyref_core.sdxl_diffusers.adapter import set_scale
+from easyref_core.tokens.reference_tokens import ReferenceTokens
 
-from .parts import Settings
-from .pretraining.base import NOISE, LoadedText, load_tokenizers, write_tokenizers
+from .adapter import AppliedReferences, DemoAdapter, load_adapter
+from .pretraining.base import NOISE
 from .pretraining.controlnet import control_residuals
+from .pretraining.text_encoders import LoadedText, load_tokenizers, write_tokenizers
+from .rows import SamplingSettings
 
-_ROWS = 32  # pictures sampled at once
-_READ = 16  # groups read at once
-
-
-@dataclass(frozen=True)
-class DemoAdapter:
-    """An adapter on a UNet of its own, with its encoder."""
-
-    checkpoint: AdapterCheckpoint
-    unet: UNet2DConditionModel
-    encoder: EasyRefEncoder
-    tokenizer: PromptTokenizer
-
-    @torch.no_grad()
-    def encode(
-        self,
-        groups: Sequence[Sequence[Image.Image]],
-        prompts: Sequence[str],
-        average: bool = False,
-    ) -> ReferenceTokens:
-        """Read groups of references, each with its prompt, as `encode_references` reads one.
-
-        Args:
-            groups: RGB pictures of any sizes, in order.
-            average: read each picture alone and take the mean of their tokens.
-
-        Returns:
-            Tokens [B, N, W], one row a group.
-
-        Raises:
-            EasyRefError: no group, or an empty one.
-        """
-        if not groups or not all(groups):
-            raise EasyRefError("There is a group without pictures. Give each at least one.")
-        size = self.checkpoint.image_size
-        model = TrainedModel(self.unet, self.encoder, self.tokenizer, average)
-        found = []
-        for start in range(0, len(groups), _READ):
-            part = slice(start, start + _READ)
-            read = [[preprocess(picture, size) for picture in group] for group in groups[part]]
-            found.append(model.tokens(read, prompts[part]))
-        cond = torch.cat(found).float().cpu()
-        uncond = model.tokens([[preprocess(black_picture(), size)]], [""]).float().cpu()
-        return ReferenceTokens(
-            cond,
-            uncond.repeat(len(cond), 1, 1),
-            self.checkpoint.identity,
-            self.checkpoint.name,
-            join_prompts(prompts),
-            sum(map(len, groups)),
-            "average" if average else "easyref",
-        )
-
-
-@dataclass(frozen=True)
-class Steering:
-    """References at work: an adapter, the tokens it made, and their weight.
-
-    Attributes:
-        tokens: one row a picture, or one for all.
-        weight: of EasyRef's cross-attention; at 0 only the adapter's LoRA is left.
-    """
-
-    adapter: DemoAdapter
-    tokens: ReferenceTokens
-    weight: float = 1.0
+_BATCH = 32  # images sampled at once
 
 
 class DemoModels:
     """UNet, autoencoder, text encoders and, where the set has one, ControlNet.
 
     Args:
-        directory: of the set, see `tiny`.
-        device: where all of it runs.
-        half: sample in bfloat16; by default where the device is quick at it.
+        directory: of the set, see `easyref_core.demo_set`.
+        half: sample in bfloat16; by default where that is faster than float32.
 
     Raises:
         EasyRefError: not a model set, or a part that cannot be loaded (named).
@@ -135,60 +63,52 @@ class DemoModels:
 
     @property
     def precision(self) -> str:
-        """In which it samples."""
+        """The dtype of sampling."""
         return "bfloat16" if self._half else "float32"
 
     def adapter(self, path: Path | None = None, mllm: Path | None = None) -> DemoAdapter:
-        """An adapter file for this set; its own `easyref.safetensors` by default.
+        """Load an adapter file for this set; its own `easyref.safetensors` by default.
 
         Args:
-            mllm: Qwen2-VL directory; the set's by default, which need not hold weights, as the
-                set's own adapter carries them.
+            mllm: Qwen2-VL directory; the set's by default, whose weights the set's own adapter
+                carries.
 
         Raises:
             EasyRefError: missing, damaged, or made for other models.
         """
         path = path or self.directory / "easyref.safetensors"
-        checkpoint = load_checkpoint(path)
         mllm = mllm or self.directory / "mllm"
-        unet = self._load(UNet2DConditionModel, "unet")
-        attach_adapter(unet, checkpoint)
-        return DemoAdapter(
-            checkpoint,
-            unet.eval(),
-            plan_encoder(checkpoint, mllm).build().to(self.device),
-            PromptTokenizer.from_directory(mllm),
-        )
+        return load_adapter(path, mllm, self._load(UNet2DConditionModel, "unet"))
 
     def sample(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
-        settings: Settings,
-        steering: Steering | None = None,
+        settings: SamplingSettings,
+        references: AppliedReferences | None = None,
         outlines: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Pictures [B, 3, side, side], uint8 on the CPU, of `sample_latents`."""
-        latents = self.sample_latents(prompts, seeds, settings, steering, outlines)
+        """Images [B, 3, side, side], uint8 on the CPU, decoded from `sample_latents`."""
+        latents = self.sample_latents(prompts, seeds, settings, references, outlines)
         scaled = latents / self._vae.config.scaling_factor
         with torch.inference_mode(), self._precision():
-            return torch.cat([_levels(self._vae.decode(s).sample) for s in scaled.split(_ROWS)])
+            return torch.cat([_levels(self._vae.decode(s).sample) for s in scaled.split(_BATCH)])
 
     def sample_latents(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
-        settings: Settings,
-        steering: Steering | None = None,
+        settings: SamplingSettings,
+        references: AppliedReferences | None = None,
         outlines: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Latents [B, 4, side / 8, side / 8], float32: those of ComfyUI's KSampler with the sampler
         `ddim` and the scheduler `ddim_uniform`, where `steps` divides 1000.
 
         Args:
-            prompts, seeds: one a picture.
-            settings: its own seed is not used.
-            steering: None samples with the plain UNet, without the adapter's LoRA too.
+            prompts, seeds: one per image.
+            settings: its seed is not used.
+            references: None samples with the plain UNet, without the adapter's LoRA, too.
             outlines: [B, 3, side, side] uint8 for the ControlNet.
 
         Raises:
@@ -198,38 +118,40 @@ class DemoModels:
         if outlines is not None and self._control is None:
             raise EasyRefError(f"The model set {self.directory} has no ControlNet.")
         given = {"seeds": len(seeds)} | ({} if outlines is None else {"outlines": len(outlines)})
-        if steering is not None and steering.tokens.batch > 1:
-            given["rows of tokens"] = steering.tokens.batch
-        for name, found in given.items():
-            if found != count:
-                raise EasyRefError(f"There are {count} prompts but {found} {name}.")
-        made = []
-        for start in range(0, count, _ROWS):
-            part = slice(start, start + _ROWS)
-            tokens = steering and _rows(steering.tokens, part, len(prompts[part]))
+        if references is not None and references.tokens.batch > 1:
+            given["rows of tokens"] = references.tokens.batch
+        for name, number in given.items():
+            if number != count:
+                raise EasyRefError(f"There are {count} prompts but {number} {name}.")
+        batches = []
+        for start in range(0, count, _BATCH):
+            part = slice(start, start + _BATCH)
+            tokens = references and _guidance_rows(references.tokens, part, len(prompts[part]))
             hint = None if outlines is None else outlines[part]
-            made.append(self._denoise(prompts[part], seeds[part], settings, steering, tokens, hint))
-        return torch.cat(made)
+            batches.append(
+                self._denoise(prompts[part], seeds[part], settings, references, tokens, hint)
+            )
+        return torch.cat(batches)
 
-    def rebuild(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the autoencoder leaves of pictures [B, 3, S, S], uint8: no generation is better."""
-        made = []
-        for part in pixels.split(_ROWS):
+    def reconstruct(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode and decode images [B, 3, S, S], uint8: the best that sampling could reach."""
+        batches = []
+        for part in pixels.split(_BATCH):
             with torch.inference_mode(), self._precision():
                 levels = part.to(self.device).float() / 127.5 - 1
-                made.append(_levels(self._vae.decode(self._vae.encode(levels).latents).sample))
-        return torch.cat(made)
+                batches.append(_levels(self._vae.decode(self._vae.encode(levels).latents).sample))
+        return torch.cat(batches)
 
     def _denoise(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
-        settings: Settings,
-        steering: Steering | None,
+        settings: SamplingSettings,
+        references: AppliedReferences | None,
         tokens: torch.Tensor | None,
         outlines: torch.Tensor | None,
     ) -> torch.Tensor:
-        """One batch; rows of both halves stand in the order negative, conditional."""
+        """One batch; of the doubled rows the negative ones come first."""
         count, side = len(prompts), settings.side
         scheduler = DDIMScheduler(**NOISE, set_alpha_to_one=True)
         scheduler.set_timesteps(settings.steps)
@@ -240,9 +162,9 @@ class DemoModels:
             sizes = torch.tensor([[side, side, 0, 0, side, side]] * 2 * count).float()
             added = {"text_embeds": pooled, "time_ids": sizes.to(self.device)}
             unet, context = self._unet, text
-            if steering is not None and tokens is not None:
-                unet = steering.adapter.unet
-                set_scale(unet, steering.weight)
+            if references is not None and tokens is not None:
+                unet = references.adapter.unet
+                set_scale(unet, references.weight)
                 context = torch.cat((text, tokens.to(text)), dim=1)
             add = self._residuals(text, added, outlines, settings.control_strength)
             for step in scheduler.timesteps:
@@ -260,7 +182,7 @@ class DemoModels:
         outlines: torch.Tensor | None,
         strength: float,
     ) -> Callable[[torch.Tensor, torch.Tensor], dict[str, Any]]:
-        """(noisy latents, timestep) -> what the ControlNet adds to the UNet; it sees text only."""
+        """(noisy latents, timestep) -> the ControlNet's residuals; it attends to text only."""
         control = self._control
         if outlines is None or control is None:
             return lambda noisy, step: {}
@@ -270,7 +192,7 @@ class DemoModels:
         )
 
     def _encode_text(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """States [B, 77, W] and pooled [B, P]; each text is read once."""
+        """States [B, 77, W] and pooled [B, P]; equal texts are encoded once."""
         different = list(dict.fromkeys(texts))
         states, pooled = self._text(*self._text.tokenizers(different))
         rows = torch.tensor([different.index(text) for text in texts], device=self.device)
@@ -286,13 +208,13 @@ class DemoModels:
         return self._named(name, load).to(self.device).eval()
 
     def _named(self, name: str, load: Callable[[Path], Any]) -> Any:
-        """Load a part; whatever goes wrong, the message says in which."""
+        """Load a part; errors name it."""
         try:
             return load(self.directory / name)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise EasyRefError(
-                f"{name} of the model set {self.directory} cannot be loaded ({error}). Make or "
-                "get the set again."
+                f"{name} of the model set {self.directory} cannot be loaded ({error}). Get or "
+                "train the set again."
             ) from error
 
     def _load_text(self, directory: Path) -> LoadedText:
@@ -307,12 +229,12 @@ class DemoModels:
 
 
 def has_quick_bfloat16(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16 at more than float32's pace."""
+    """Whether a device is faster in bfloat16 than in float32."""
     if device.type != "cpu":
         return device.type == "cuda"
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:  # not Linux: float32 is always right
+    except OSError:  # not Linux: float32 works everywhere
         return False
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
 
@@ -322,7 +244,7 @@ def _read_info(directory: Path) -> dict[str, Any]:
     if info is None:
         raise EasyRefError(
             f"{directory} is not a demo model set: it has no readable {SET_FILE}. Name the folder "
-            "of a set; `python -m workshop.demo train --set FOLDER` makes one."
+            "of a set; `python -m workshop.demo train --set FOLDER` writes one."
         )
     return info
 
@@ -330,15 +252,15 @@ def _read_info(directory: Path) -> dict[str, Any]:
 def _load_clip(kind: Any, directory: Path) -> Any:
     from safetensors.torch import load_file
 
-    # Handed over rather than read from the folder: the stored word table may be cut down.
+    # Not from_pretrained of the folder: the stored word table may be cut down.
     state = whole_table(load_file(directory / "model.safetensors"))
     config = CLIPTextConfig.from_pretrained(directory)
     whole = {"state_dict": state, "torch_dtype": torch.float32}
     return kind.from_pretrained(None, config=config, **whole).eval()
 
 
-def _rows(tokens: ReferenceTokens, part: slice, count: int) -> torch.Tensor:
-    """[2 * count, N, W] of a part of the batch, in the order negative, conditional."""
+def _guidance_rows(tokens: ReferenceTokens, part: slice, count: int) -> torch.Tensor:
+    """[2 * count, N, W] tokens of a part of the batch, those of the negative rows first."""
     pair = (tokens.uncond, tokens.cond)
     if tokens.batch == 1:
         return torch.cat([half.expand(count, -1, -1) for half in pair])
@@ -346,7 +268,7 @@ def _rows(tokens: ReferenceTokens, part: slice, count: int) -> torch.Tensor:
 
 
 def _noise(seeds: Sequence[int], side: int) -> torch.Tensor:
-    """[B, 4, side / 8, side / 8], drawn on the CPU so that it is the same for every device."""
+    """[B, 4, side / 8, side / 8], drawn on the CPU so that all devices get the same."""
     shape = (4, side // 8, side // 8)
     rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows)

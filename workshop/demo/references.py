@@ -2,12 +2,12 @@
 
     python -m workshop.demo.references     draws demo/references anew
 
-No training picture shows these characters (`dataset.splits`). They were chosen by what they look
-like, before there was a model to choose them by.
+No training image shows these characters (`dataset.splits`). They were chosen before there was a
+model whose results could have influenced the choice.
 
     rows.json                 name -> kind, prompt and facts, in the order of the sheet
     NAME/1.png ... 4.png      references
-    NAME/outline.png          what the ControlNet sees: the same character in another pose
+    NAME/outline.png          for the ControlNet: the same character in another pose
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .dataset.characters import SHAPES, Identity
 from .dataset.groups import Drawn, Style, draw_identity, draw_style, identity_group
 from .dataset.scenes import Scene
 from .dataset.splits import identities
-from .parts import Row
+from .rows import Row
 
 FOLDER = PACK / "demo" / "references"
 REFERENCES = 4
 _SIDE = 256
-_OUTLINE_SIDE = 128  # of the pictures that the ControlNet was trained with
+_OUTLINE_SIDE = 128  # of the ControlNet's training images
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,19 @@ class Group:
     """What is drawn for a row.
 
     Attributes:
-        meant: what the references share.
+        shared: what the references have in common.
         scene: what the prompt asks for: a scene, or a shape for a style.
-        friends: whether somebody else stands beside the character.
+        friends: whether another character stands beside it in each reference.
     """
 
     name: str
-    meant: Identity | Style
+    shared: Identity | Style
     scene: Scene | str
     friends: bool = False
 
     @property
     def kind(self) -> str:
-        if isinstance(self.meant, Style):
+        if isinstance(self.shared, Style):
             return "style"
         return "crowded" if self.friends else "identity"
 
@@ -90,32 +90,32 @@ GROUPS = (
 def draw_row(group: Group) -> Row:
     """Draw one group; the same every time."""
     rng = random.Random(f"demo {group.name}")
-    if isinstance(group.meant, Style):
+    if isinstance(group.shared, Style):
         shape = str(group.scene)
         others = rng.sample([s for s in SHAPES if s != shape], REFERENCES)
-        drawn = [draw_style(group.meant, other, _SIDE, rng) for other in others]
-        target = draw_style(group.meant, shape, _OUTLINE_SIDE, rng)
+        drawn = [draw_style(group.shared, other, _SIDE, rng) for other in others]
+        target = draw_style(group.shared, shape, _OUTLINE_SIDE, rng)
     else:
         assert isinstance(group.scene, Scene)
-        drawn = _elsewhere(group.meant, group.scene, group.friends, rng)
-        target = draw_identity(group.meant, _OUTLINE_SIDE, rng, scene=group.scene)
-    pictures = tuple(one.picture for one in drawn)
-    return Row(group.name, group.kind, target.caption, pictures, target.outline, target.facts)
+        drawn = _elsewhere(group.shared, group.scene, group.friends, rng)
+        target = draw_identity(group.shared, _OUTLINE_SIDE, rng, scene=group.scene)
+    references = tuple(image.picture for image in drawn)
+    return Row(group.name, group.kind, target.caption, references, target.outline, target.facts)
 
 
 def _elsewhere(identity: Identity, scene: Scene, friends: bool, rng: random.Random) -> list[Drawn]:
-    """References in four places, none of them the one that is asked for."""
+    """References in four different places, none of them the prompt's."""
     strangers = identities()[0] if friends else ()
     while True:
         group = identity_group(identity, REFERENCES + 1, _SIDE, rng, strangers)[1:]
-        places = [one.facts["place"] for one in group]
-        times = {one.facts["time"] for one in group}
+        places = [image.facts["place"] for image in group]
+        times = {image.facts["time"] for image in group}
         if scene.place not in places and len(set(places)) == REFERENCES and len(times) > 1:
             return group
 
 
 def write_references(folder: Path = FOLDER) -> Path:
-    """Draw all groups into a folder; pictures of the same names are replaced."""
+    """Draw all groups into a folder; existing files are replaced."""
     listed = {}
     for group in GROUPS:
         row = draw_row(group)

@@ -1,14 +1,14 @@
-"""The demo's result as one picture: a row for each group, its references and what came of them."""
+"""The demo's results as one image: a row per group, with its references and the images sampled."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat
+from PIL import Image, ImageDraw, ImageFont
 
 from .canvas import Colour
-from .parts import Material, Pictures, Row, RowPictures
-from .readings import RowReadings, summary
+from .predictions import RowPredictions, summary
+from .rows import DemoImages, DemoInputs, Row, RowImages
 
 _PAPER: Colour = (250, 248, 244)
 _LINE: Colour = (222, 216, 206)
@@ -18,13 +18,13 @@ _ACCENT: Colour = (34, 139, 141)
 
 _MARGIN = 48
 _GAP = 20
-_TILE = 256  # twice the demo's pictures
+_TILE = 256  # pixels, twice the demo's images
 _SMALL_GAP = 8
 _HEADER = 124
 _HEADINGS = 66
 _CAPTION = 44
 _NOTE = 30
-_BETWEEN = 22  # rows
+_ROW_GAP = 22
 _FOOTER = 72
 
 _NARROW = (_TILE - _SMALL_GAP) // 2
@@ -33,13 +33,13 @@ _NARROW = (_TILE - _SMALL_GAP) // 2
 _COLUMNS = (
     ("References", "all that EasyRef is given", _TILE),
     ("Prompt only", "the same model without EasyRef", _TILE),
-    ("EasyRef", "references read together", _TILE),
+    ("EasyRef", "references encoded together", _TILE),
     ("Outline", "for the ControlNet", _NARROW),
     ("EasyRef + ControlNet", "composition from the outline", _TILE),
-    ("Averaged", "each reference read alone", _TILE),
+    ("Averaged", "each reference encoded alone", _TILE),
 )
 _OUTLINE = 3
-# Column of each of `RowPictures.named`.
+# Column of each of `RowImages.named`.
 _PLACES = {"prompt_only": 1, "easyref": 2, "easyref_controlnet": 4, "average": 5}
 _KINDS = {
     "identity": "One character",
@@ -49,30 +49,25 @@ _KINDS = {
 
 
 def draw_sheet(
-    material: Material,
-    pictures: Pictures,
-    trained: bool,
-    readings: Sequence[RowReadings] | None = None,
+    inputs: DemoInputs, images: DemoImages, predictions: Sequence[RowPredictions]
 ) -> Image.Image:
     """Compose the sheet.
 
     Args:
-        readings: what the judge sees, by row; without it the notes say how far each picture is
-            away from the one that the prompt alone gives.
+        predictions: by row; the note below each image says how many attributes are correct.
     """
-    row_height = _CAPTION + _TILE + _NOTE + _BETWEEN
+    row_height = _CAPTION + _TILE + _NOTE + _ROW_GAP
     width = _column(len(_COLUMNS)) - _GAP + _MARGIN
     top = _HEADER + _HEADINGS
-    height = top + len(material.rows) * row_height + _FOOTER
+    height = top + len(inputs.rows) * row_height + _FOOTER
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    _header(draw, width, trained)
-    for number, row in enumerate(material.rows):
-        reading = readings[number] if readings is not None else None
+    _header(draw)
+    for number, row in enumerate(inputs.rows):
         y = top + number * row_height
-        _row(sheet, draw, y, row, pictures.rows[number], reading)
+        _row(sheet, draw, y, row, images.rows[number], predictions[number])
     draw.line((_MARGIN, height - _FOOTER, width - _MARGIN, height - _FOOTER), _LINE, 2)
-    for line, text in enumerate(_footer(material, pictures, trained, readings is not None)):
+    for line, text in enumerate(_footer(inputs, images)):
         draw.text((_MARGIN, height - _FOOTER + 14 + 24 * line), text, _GREY, _font(16))
     return sheet
 
@@ -87,15 +82,10 @@ def fact_words(row: Row) -> str:
     return ", ".join([f"{facts['colour']} {facts['shape']}", *pattern, eyes, facts["accessory"]])
 
 
-def _header(draw: ImageDraw.ImageDraw, width: int, trained: bool) -> None:
+def _header(draw: ImageDraw.ImageDraw) -> None:
     draw.text((_MARGIN, 34), "EasyRef for ComfyUI", _INK, _font(38))
     line = "Each row: four references, one prompt that does not describe them, one seed."
     draw.text((_MARGIN, 84), line, _GREY, _font(18))
-    if not trained:
-        text = "untrained models: the results are noise"
-        left = width - _MARGIN - draw.textlength(text, _font(18)) - 36
-        draw.rounded_rectangle((left, 38, width - _MARGIN, 78), 20, (250, 228, 204))
-        draw.text((left + 18, 58), text, (140, 80, 24), _font(18), anchor="lm")
     for column, (label, note, wide) in enumerate(_COLUMNS):
         x = _column(column)
         line_colour = _ACCENT if column in _PLACES.values() else _LINE
@@ -109,10 +99,10 @@ def _row(
     draw: ImageDraw.ImageDraw,
     y: int,
     row: Row,
-    pictures: RowPictures,
-    readings: RowReadings | None,
+    images: RowImages,
+    predictions: RowPredictions,
 ) -> None:
-    """Caption, references as a block, results with a note below each."""
+    """Caption, references in a square, results with a note below each."""
     base = y + _CAPTION - 14
     prompt = f"“{row.prompt}”"
     draw.text((_MARGIN, base), prompt, _INK, _font(20), anchor="ls")
@@ -121,55 +111,42 @@ def _row(
     right = sheet.width - _MARGIN
     draw.text((right, base), _KINDS[row.kind], _ACCENT, _font(16), anchor="rs")
     top = y + _CAPTION
-    _block(sheet, (_MARGIN, top), row.references)
+    _grid(sheet, (_MARGIN, top), row.references)
     middle = top + (_TILE - _NARROW) // 2
-    sheet.paste(_sized(row.outline, _NARROW), (_column(_OUTLINE), middle))
-    for name, picture in pictures.named().items():
+    sheet.paste(_resized(row.outline, _NARROW), (_column(_OUTLINE), middle))
+    for name, image in images.named().items():
         x = _column(_PLACES[name])
-        sheet.paste(_sized(picture, _TILE), (x, top))
-        note = _difference(picture, pictures.prompt_only)
-        if readings is not None:
-            note = summary(readings[name])
-        elif picture is pictures.prompt_only:
-            note = "no references"
+        sheet.paste(_resized(image, _TILE), (x, top))
+        note = summary(predictions[name])
         draw.text((x, top + _TILE + 20), note, _GREY, _font(15), anchor="ls")
 
 
-def _block(sheet: Image.Image, corner: tuple[int, int], pictures: Sequence[Image.Image]) -> None:
-    """Up to four pictures in two columns, as large as one result."""
+def _grid(sheet: Image.Image, corner: tuple[int, int], images: Sequence[Image.Image]) -> None:
+    """Up to four images in two columns, as large as one result."""
     step = _NARROW + _SMALL_GAP
-    for number, picture in enumerate(pictures[:4]):
+    for number, image in enumerate(images[:4]):
         down, right = divmod(number, 2)
-        sheet.paste(_sized(picture, _NARROW), (corner[0] + right * step, corner[1] + down * step))
+        sheet.paste(_resized(image, _NARROW), (corner[0] + right * step, corner[1] + down * step))
 
 
-def _footer(material: Material, pictures: Pictures, trained: bool, judged: bool) -> tuple[str, str]:
-    settings = material.settings
-    held_out = "No training picture shows these characters and this style. " if trained else ""
-    notes = "how many attributes the judge network reads as wanted"
-    if not judged:
-        notes = "how far a picture's levels are from the prompt alone, in percent of their range"
+def _footer(inputs: DemoInputs, images: DemoImages) -> tuple[str, str]:
+    settings = inputs.settings
     return (
-        f"Made by {pictures.made_by}: DDIM, {settings.steps} steps, CFG {settings.cfg:g}, seed "
-        f"{settings.seed} for every picture, ControlNet strength {settings.control_strength:g}, "
+        f"Made by {images.made_by}: DDIM, {settings.steps} steps, CFG {settings.cfg:g}, seed "
+        f"{settings.seed} for every image, ControlNet strength {settings.control_strength:g}, "
         f"{settings.side} x {settings.side} pixels, shown at {_TILE / settings.side:g} times that.",
-        f"{held_out}Below each picture: {notes}.",
+        "No training image shows these characters and this style. Below each image: how many "
+        "attributes a classifier finds as expected.",
     )
 
 
 def _column(number: int) -> int:
-    """Where a column begins."""
+    """Left edge of a column, in pixels."""
     return _MARGIN + sum(wide + _GAP for _, _, wide in _COLUMNS[:number])
 
 
-def _sized(picture: Image.Image, side: int) -> Image.Image:
-    return picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-
-
-def _difference(first: Image.Image, second: Image.Image) -> str:
-    """Mean difference of the levels, in percent of their range."""
-    levels = ImageStat.Stat(ImageChops.difference(first.convert("RGB"), second.convert("RGB")))
-    return f"{sum(levels.mean) / len(levels.mean) / 255:.1%} from prompt only"
+def _resized(image: Image.Image, side: int) -> Image.Image:
+    return image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -1,9 +1,8 @@
-"""A complete, tiny, untrained model set, so that every workflow runs without a download.
+"""A complete, tiny model set with random weights, for tests.
 
-The set is structurally real: a UNet with SDXL's blocks, an autoencoder, two text encoders, a
-ControlNet, a Qwen2-VL and an EasyRef adapter, each in the layout in which its big sister is
-published. The numbers are random, so the pictures are noise; but every part has its effect.
-`easyref_core.demo_set` says which files a set has.
+It has the structure of the real models: a UNet with SDXL's blocks, an autoencoder, two text
+encoders, a ControlNet, a Qwen2-VL and an EasyRef adapter, each in the layout in which it is
+published. Images are noise, but all parts have an effect. `easyref_core.demo_set` lists the files.
 """
 
 from __future__ import annotations
@@ -26,12 +25,8 @@ _LAYOUT = 1
 def write_tiny_set(directory: Path, seed: int = 0) -> Path:
     """Write the random model set, about 38 MB, into a directory.
 
-    The same seed gives the same numbers. A directory that already holds this set is left as it
+    The same seed gives the same weights. A directory that already holds this set is left as it
     is. `set.json` is written last: while it is missing, the set is incomplete.
-
-    Args:
-        directory: Where to; created if need be.
-        seed: Seed of all random weights.
 
     Returns:
         The directory.
@@ -40,16 +35,16 @@ def write_tiny_set(directory: Path, seed: int = 0) -> Path:
         EasyRefError: The directory holds a trained set, which would be lost.
     """
     directory = Path(directory)
-    wanted = {
+    info = {
         "trained": False,
         "seed": seed,
         "layout": _LAYOUT,
-        "note": "Random weights for trying out workflows: the pictures are noise.",
+        "note": "Random weights for tests: the images are noise.",
     }
-    found = read_set_info(directory)
-    if found == wanted:
+    existing = read_set_info(directory)
+    if existing == info:
         return directory
-    if found is not None and found.get("trained"):
+    if existing is not None and existing.get("trained"):
         raise EasyRefError(
             f"{directory} holds a trained model set, which the random one would replace. Choose "
             "another directory."
@@ -62,5 +57,5 @@ def write_tiny_set(directory: Path, seed: int = 0) -> Path:
     write_text_encoders(directory / "text_encoders", seed)
     _, mllm = write_mllm(directory / "mllm", seed)
     write_adapter(directory / "easyref.safetensors", seed, unet, mllm)
-    write_json(directory / SET_FILE, wanted)
+    write_json(directory / SET_FILE, info)
     return directory

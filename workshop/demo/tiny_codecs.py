@@ -1,4 +1,4 @@
-"""Tiny random autoencoder and text encoders: what turns pictures and words into tensors.
+"""Tiny random autoencoder and text encoders.
 
 The autoencoder has exactly TAESD's shape, in diffusers' `AutoencoderTiny` layout. The two text
 encoders are CLIP text models with CLIP's own vocabulary, in the layout of transformers, one for
@@ -100,7 +100,7 @@ def vae_weights(seed: int) -> dict[str, torch.Tensor]:
     weights.conv("encoder.layers.0", VAE_CONFIG["in_channels"], VAE_WIDTH, gain=2.0)
     index = 1
     for stage, count in enumerate(blocks):
-        if stage > 0:  # halves the picture
+        if stage > 0:  # halves the size
             weights.conv(f"encoder.layers.{index}", VAE_WIDTH, VAE_WIDTH, bias=False)
             index += 1
         for _ in range(count):
@@ -117,7 +117,7 @@ def vae_weights(seed: int) -> dict[str, torch.Tensor]:
         weights.conv(f"decoder.layers.{index + 1}", VAE_WIDTH, VAE_WIDTH, bias=False)
         index += 2  # the upsampler and the convolution after it
     _add_vae_block(weights, f"decoder.layers.{index}")
-    # Around mid grey with room on both sides, so that different latents give different pictures.
+    # Around mid grey with room on both sides, so that different latents give different images.
     last = f"decoder.layers.{index + 1}"
     weights.conv(last, VAE_WIDTH, VAE_CONFIG["out_channels"], gain=0.2, bias_mean=0.5)
     return weights.tensors

@@ -1,4 +1,4 @@
-"""Named random tensors and the file writing shared by the parts of the tiny model set."""
+"""Named random tensors, and writing of weights and JSON."""
 
 from __future__ import annotations
 

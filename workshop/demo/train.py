@@ -1,4 +1,4 @@
-"""The command `train`: all demo models from nothing, part by part; done parts are kept."""
+"""The command `train`: all demo models from scratch, part by part; finished parts are kept."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,63 +15,65 @@ import torch
 
 from easyref_core.errors import EasyRefError
 from easyref_core.files import writing
-from easyref_core.training.config import make_settings, read_recipe
-from easyref_core.training.processes import started
+from easyref_core.training.config import make_settings
+from easyref_core.training.processes import world_size
+from easyref_core.training.recipe import read_recipe
 
 from .pretraining.recipe import Pretraining, load_pretraining
-from .pretraining.steps import Schedule, leave_processes
+from .pretraining.steps import leave_processes
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "demo"
-WORK = "runs/demo"  # as the recipes write it
+WORK = "runs/demo"  # in the recipes
 
-# On a CPU both processes train each part of a single lane; two lanes, which do not need each other
-# and take about equally long, get one process each. The samples of a part depend on that.
-_LANES: tuple[tuple[tuple[str, ...], ...], ...] = (
+# Rounds of sequences of parts. On a CPU a round's only sequence is trained by two processes
+# together; two sequences, which are independent and take about equally long, get one process each.
+# The samples of a part depend on that.
+_ROUNDS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("vae", "base", "mllm"),),
     (("controlnet", "judge"), ("decoder",)),
     (("1_alignment", "2_single_reference", "3_multi_reference"),),
 )
-PARTS = ("data", *(part for lanes in _LANES for lane in lanes for part in lane))
+PARTS = ("data", *(part for sequences in _ROUNDS for parts in sequences for part in parts))
 PRETRAINED = tuple(part for part in PARTS if part != "data" and not part[0].isdigit())
-# Trained only to compare with.
-COMPARISONS = ("3_averaged", "3_from_scratch")
+# Baselines, trained only when named.
+BASELINES = ("3_averaged", "3_from_scratch")
 
-# glibc gives large blocks back to the system and has them cleared again in each step.
+# Otherwise glibc returns large blocks to the system, which clears them again in each step.
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
 def train_demo(work: Path, device: torch.device, recipes: Path = RECIPES) -> Path:
-    """Train whatever is not trained yet; returns the last stage's adapter.
+    """Train all parts that are not finished; returns the last stage's adapter.
 
-    On a CPU with several cores two processes work: together on a part, or on small parts that do
-    not need each other. That is quicker than two threads.
+    On a CPU with several cores two processes train: one part together, or independent parts. That
+    is faster than two threads.
 
     Raises:
         EasyRefError: a recipe that cannot be used, or a part that failed.
     """
     train_part("data", work, device, recipes)
-    for lanes in _LANES:
+    for sequences in _ROUNDS:
         if device.type == "cpu" and (os.cpu_count() or 1) > 1:
-            _in_two_processes(lanes, work, recipes)
+            _in_two_processes(sequences, work, recipes)
         else:
-            for part in (part for lane in lanes for part in lane):
+            for part in (part for parts in sequences for part in parts):
                 train_part(part, work, device, recipes)
     return adapter_of(work, "3_multi_reference")
 
 
 def adapter_of(work: Path, stage: str) -> Path:
-    """The averaged weights a stage ends with."""
+    """The EMA weights of a finished stage."""
     return work / stage / "easyref_ema.safetensors"
 
 
 def write_set(work: Path, to: Path) -> tuple[int, tuple[str, ...]]:
-    """Write the model set; before the last stage is done, its pretrained parts that are.
+    """Write the model set; before the last stage is finished, the pretrained parts that are.
 
     Returns:
-        Bytes of all safetensors files; the parts written, none if the set is whole.
+        Bytes of all safetensors files; the parts written, empty if the set is whole.
 
     Raises:
-        EasyRefError: a part is missing, none is done, or it cannot be written there.
+        EasyRefError: a part is missing, none is finished, or it cannot be written there.
     """
     from .pretraining.assemble import assemble_parts, assemble_set
 
@@ -84,14 +86,16 @@ def write_set(work: Path, to: Path) -> tuple[int, tuple[str, ...]]:
 
 
 def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECIPES) -> None:
-    """Train one part, unless it is done; the parts it needs must be.
+    """Train one part unless it is finished; the parts that it needs must be.
 
     Raises:
         EasyRefError: an unknown part, or one that it needs is missing.
     """
-    work = work.resolve()  # spelt in any way, it is the same folder to go on in
-    recipe = _share(load_pretraining(recipes / "pretraining.yaml"))
-    makers: Mapping[str, Callable[[Pretraining, Path, torch.device], object]] = {
+    work = work.resolve()  # however it is spelt, an interrupted part continues
+    from easyref_core.training.checkpoints import OtherSettings
+
+    recipe = _split_batches(load_pretraining(recipes / "pretraining.yaml"))
+    trainers: Mapping[str, Callable[[Pretraining, Path, torch.device], object]] = {
         "data": _data,
         "vae": _vae,
         "mllm": _mllm,
@@ -100,33 +104,38 @@ def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECI
         "judge": _judge,
         "decoder": _decoder,
     }
-    stages = [stage for stage in (*PARTS, *COMPARISONS) if stage not in makers]
-    if part not in makers and part not in stages:
+    stages = [stage for stage in (*PARTS, *BASELINES) if stage not in trainers]
+    if part not in trainers and part not in stages:
         raise EasyRefError(
-            f"There is no part {part!r}. Choose one of {', '.join((*PARTS, *COMPARISONS))}."
+            f"There is no part {part!r}. Choose one of {', '.join((*PARTS, *BASELINES))}."
         )
     if is_done(work, part):
         return
     print(f"training {part}", file=sys.stderr, flush=True)
-    if part in makers:
-        makers[part](recipe, work, device)
-        leave_processes()
-    else:
-        _stage(part, work, recipes, device)
+    try:
+        if part in trainers:
+            trainers[part](recipe, work, device)
+            leave_processes()
+        else:
+            _stage(part, work, recipes, device)
+    except OtherSettings as error:
+        raise EasyRefError(
+            f"{work / part} was begun with other settings: {'; '.join(error.changed)}. Restore "
+            f"them to continue, or delete {work / part} to train this part again from its start."
+        ) from error
 
 
-def _share(recipe: Pretraining) -> Pretraining:
-    """Under torchrun every process takes its share of each batch."""
+def _split_batches(recipe: Pretraining) -> Pretraining:
+    """Under torchrun every process computes its share of each batch."""
     shares = {
-        field.name: replace(schedule, batch=max(1, schedule.batch // started()))
-        for field in fields(recipe)
-        if isinstance(schedule := getattr(recipe, field.name), Schedule)
+        part: replace(schedule, batch=max(1, schedule.batch // world_size()))
+        for part, schedule in recipe.schedules().items()
     }
     return replace(recipe, **shares)
 
 
 def is_done(work: Path, part: str) -> bool:
-    """Whether a part's result is there; results appear whole."""
+    """Whether a part's result exists; results are written atomically."""
     weights = "diffusion_pytorch_model.safetensors"
     results = {
         "data": work / "data" / "facts.json",
@@ -146,10 +155,10 @@ def _data(recipe: Pretraining, work: Path, device: torch.device) -> None:
     final, unfinished = work / "data", work / "data.unfinished"
     if final.exists():
         raise EasyRefError(
-            f"{final} is there, but holds no whole drawn data set. Move it away, or choose another "
+            f"{final} exists, but holds no whole drawn data set. Move it away, or choose another "
             "--folder."
         )
-    shutil.rmtree(unfinished, ignore_errors=True)  # an interrupted drawing begins anew
+    shutil.rmtree(unfinished, ignore_errors=True)  # an interrupted drawing starts again
     write_dataset(unfinished, recipe.data).rename(final)
 
 
@@ -181,23 +190,23 @@ def _base(recipe: Pretraining, work: Path, device: torch.device) -> None:
 
 
 def _controlnet(recipe: Pretraining, work: Path, device: torch.device) -> None:
-    from .pretraining.base import encode_pictures
+    from .pretraining.base import encode_images
     from .pretraining.controlnet import train_controlnet
     from .pretraining.pictures import read_outlines, read_pictures
 
     data, base = _needed(work, "data"), _needed(work, "base")
     pictures = read_pictures(data, recipe.base_pictures)
-    kept = work / "base" / "latents.pt"
-    latents = encode_pictures(_autoencoder(work, device), pictures, device, kept)
+    cache = work / "base" / "latents.pt"
+    latents = encode_images(_autoencoder(work, device), pictures, device, cache)
     outlines, folder = read_outlines(data, pictures), work / "controlnet"
     train_controlnet(pictures, outlines, latents, base, recipe.controlnet, folder, device)
 
 
 def _judge(recipe: Pretraining, work: Path, device: torch.device) -> None:
-    from .judging.judge import train_judge
+    from .evaluation.classifier import train_classifier
     from .pretraining.pictures import read_pictures
 
-    train_judge(read_pictures(_needed(work, "data")), recipe.judge, work / "judge", device)
+    train_classifier(read_pictures(_needed(work, "data")), recipe.judge, work / "judge", device)
 
 
 def _decoder(recipe: Pretraining, work: Path, device: torch.device) -> None:
@@ -213,8 +222,8 @@ def _decoder(recipe: Pretraining, work: Path, device: torch.device) -> None:
 def _autoencoder(work: Path, device: torch.device) -> Any:
     from diffusers import AutoencoderTiny
 
-    kept = _needed(work, "vae")
-    return AutoencoderTiny.from_pretrained(kept, torch_dtype=torch.float32).to(device).eval()
+    vae = AutoencoderTiny.from_pretrained(_needed(work, "vae"), torch_dtype=torch.float32)
+    return vae.to(device).eval()
 
 
 def _needed(work: Path, part: str) -> Path:
@@ -225,41 +234,34 @@ def _needed(work: Path, part: str) -> Path:
 
 def _stage(part: str, work: Path, recipes: Path, device: torch.device) -> None:
     from easyref_core.training.loop import train
-    from easyref_core.training.state import OtherSettings
 
-    if device.type == "cuda" and device.index is not None:  # the trainer takes the current one
+    if device.type == "cuda" and device.index is not None:  # accelerate takes the current one
         torch.cuda.set_device(device)
-    settings = make_settings(_moved(read_recipe(recipes / f"{part}.yaml"), work), source=part)
-    share = max(1, settings.optimiser.batch_size // started())
+    settings = make_settings(_relocated(read_recipe(recipes / f"{part}.yaml"), work))
+    share = max(1, settings.optimiser.batch_size // world_size())
     optimiser = replace(settings.optimiser, batch_size=share)
-    try:
-        train(replace(settings, optimiser=optimiser), cpu=device.type == "cpu")
-    except OtherSettings as error:
-        raise EasyRefError(
-            f"{work / part} was begun with other settings: {'; '.join(error.changed)}. Restore "
-            f"them to go on, or delete {work / part} to train this part anew."
-        ) from error
+    train(replace(settings, optimiser=optimiser), cpu=device.type == "cpu")
 
 
-def _moved(content: Any, work: Path) -> Any:
-    """A recipe's content with its folder in place of the usual one."""
+def _relocated(content: Any, work: Path) -> Any:
+    """A recipe's content with `work` in place of `WORK`."""
     if isinstance(content, dict):
-        return {key: _moved(value, work) for key, value in content.items()}
+        return {key: _relocated(value, work) for key, value in content.items()}
     if isinstance(content, list):
-        return [_moved(value, work) for value in content]
+        return [_relocated(value, work) for value in content]
     if isinstance(content, str) and content.startswith(WORK + "/"):
         return str(work / content[len(WORK) + 1 :])
     return content
 
 
-def _in_two_processes(lanes: tuple[tuple[str, ...], ...], work: Path, recipes: Path) -> None:
-    """Two lanes side by side, or one with both processes on each of its parts."""
+def _in_two_processes(sequences: Sequence[Sequence[str]], work: Path, recipes: Path) -> None:
+    """Train two sequences side by side, or the parts of one with two processes each."""
     python = [sys.executable, "-m"]
-    if len(lanes) == 1:
+    if len(sequences) == 1:
         python += ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-        rounds = [[(part,)] for part in lanes[0]]
+        rounds = [[(part,)] for part in sequences[0]]
     else:
-        rounds = [list(lanes)]
+        rounds = [list(sequences)]
     command = [*python, "workshop.demo", "train", "--device", "cpu"]
     command += ["--folder", str(work), "--recipes", str(recipes), "--only"]
     threads = max(1, (os.cpu_count() or 1) // 2)

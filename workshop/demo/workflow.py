@@ -15,7 +15,7 @@ Graph = dict[str, dict[str, Any]]
 
 WORKFLOWS = PACK / "workflows"
 DEMO_NODE = "demo"
-EXAMPLE = "example.png"  # what Load Image nodes of the templates show
+EXAMPLE = "example.png"  # the file in the templates' Load Image nodes
 _SWITCH = "EasyRefDemoModels"
 _SLOT = "images.image_"
 _LATENT = "latent"  # its input that is not muted with the models
@@ -109,7 +109,7 @@ def set_prompts(graph: Graph, prompt: str, negative: str) -> Graph:
 
 
 def without_easyref(graph: Graph) -> Graph:
-    """The same graph with every EasyRef Apply taken out: what the prompt alone gives."""
+    """The same graph without EasyRef Apply nodes: the prompt alone."""
     return without_nodes(graph, "EasyRefApply", "model")
 
 

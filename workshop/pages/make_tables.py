@@ -14,9 +14,9 @@ from typing import Any
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-from workshop.demo.judging.measures import Estimate, Row  # noqa: E402
-from workshop.demo.judging.rows import COMPARED  # noqa: E402
-from workshop.demo.judging.table import cells  # noqa: E402
+from workshop.demo.evaluation.metrics import Estimate, Row  # noqa: E402
+from workshop.demo.evaluation.table import cells  # noqa: E402
+from workshop.demo.evaluation.table_rows import COMPARED  # noqa: E402
 
 BEGIN, END = "<!-- measured -->\n", "<!-- end -->\n"
 MEASURES = re.compile(

@@ -17,8 +17,8 @@ from easyref_core.errors import EasyRefError
 
 from ..comfyui.comfy_server import ComfyServer
 from ..comfyui.find_comfyui import find_comfyui
-from ..demo.parts import Row, Settings
 from ..demo.references import read_rows
+from ..demo.rows import Row, SamplingSettings
 from ..demo.workflow import (
     EXAMPLE,
     WORKFLOWS,
@@ -131,7 +131,7 @@ SCENES = (
 
 
 def make_result(
-    server: ComfyServer, scene: Scene, rows: Mapping[str, Row], settings: Settings
+    server: ComfyServer, scene: Scene, rows: Mapping[str, Row], settings: SamplingSettings
 ) -> Image.Image:
     """Run a scene's workflow with its references, in the demo's size."""
     names = []
@@ -183,7 +183,7 @@ def write_pictures(comfyui: Path, folder: Path = WORKFLOWS) -> list[Path]:
             shown = [rows[row].references[number - 1] for row, number in scene.references]
             if scene.outline is not None:
                 shown.append(rows[scene.outline].outline)
-            result = make_result(server, scene, rows, Settings())
+            result = make_result(server, scene, rows, SamplingSettings())
             target = folder / f"{scene.file}.jpg"
             written.append(write_thumbnail(shown, result, scene.title, scene.caption, target))
     return written

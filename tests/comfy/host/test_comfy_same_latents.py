@@ -12,11 +12,12 @@ from goldens import difference
 
 from easyref_core.demo_set import TRAINED_SET
 from easyref_core.pictures.preprocessing import picture_levels
-from workshop.demo.models import DemoAdapter, DemoModels, Steering
-from workshop.demo.parts import Row, Settings
+from workshop.demo.adapter import AppliedReferences, DemoAdapter
+from workshop.demo.models import DemoModels
 from workshop.demo.references import read_rows
+from workshop.demo.rows import Row, SamplingSettings
 
-SETTINGS = Settings(steps=5)
+SETTINGS = SamplingSettings(steps=5)
 ALIKE = 1e-3
 
 
@@ -60,13 +61,15 @@ def host(pack: Pack) -> Any:
 
 
 def in_diffusers(models: DemoModels, adapter: DemoAdapter, row: Row, case: Case) -> torch.Tensor:
-    steering, outlines = None, None
+    references, outlines = None, None
     if case.easyref:
         average = case.aggregation == "average"
-        steering = Steering(adapter, adapter.encode([row.references], [row.prompt], average))
+        references = AppliedReferences(
+            adapter, adapter.encode([row.references], [row.prompt], average)
+        )
     if case.outline:
         outlines = picture_levels(row.outline)[None]
-    return models.sample_latents([row.prompt], [SETTINGS.seed], SETTINGS, steering, outlines)
+    return models.sample_latents([row.prompt], [SETTINGS.seed], SETTINGS, references, outlines)
 
 
 def in_comfyui(pack: Pack, host: Any, row: Row, case: Case) -> torch.Tensor:

@@ -124,7 +124,7 @@ def test_nan_in_lora_is_named(whole: Tensors, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_file_that_changed_since_it_was_looked_at(
+def test_a_file_that_changed_since_it_was_opened_is_refused(
     whole: Tensors, tmp_path: Path, suffix: str
 ) -> None:
     path = tmp_path / f"adapter.{suffix}"

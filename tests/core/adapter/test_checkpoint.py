@@ -65,7 +65,7 @@ def test_report_of_the_golden_adapter(checkpoint: AdapterCheckpoint) -> None:
     }
 
 
-def test_every_golden_key_is_put_to_use(checkpoint: AdapterCheckpoint) -> None:
+def test_every_golden_key_is_used(checkpoint: AdapterCheckpoint) -> None:
     keys = json.loads((goldens.GOLDEN / "checkpoint_keys.json").read_text(encoding="utf-8"))
     sources = set(plan_encoder(checkpoint, goldens.MLLM).sources)
     unet = {name for parts in checkpoint.cross_attention.values() for name in parts.values()}
@@ -246,7 +246,7 @@ print(json.dumps([seconds, found.report()["bytes"], peak() - before]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux reports it")
-def test_looking_at_a_big_file_reads_next_to_nothing(tmp_path: Path) -> None:
+def test_recognising_a_big_file_reads_next_to_nothing(tmp_path: Path) -> None:
     path = goldens.sparse_file(tmp_path / "big.safetensors", goldens.real_shapes())
     done = subprocess.run(
         [sys.executable, "-c", LOOK, str(path)], capture_output=True, text=True, check=True
@@ -258,7 +258,7 @@ def test_looking_at_a_big_file_reads_next_to_nothing(tmp_path: Path) -> None:
     assert kilobytes < 64 * 1024
 
 
-def test_inspect_prints_what_was_found(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(goldens.ADAPTER)]) == 0
     out = capsys.readouterr().out
     rows = dict(line.split("  ", 1) for line in out.splitlines())

@@ -27,7 +27,7 @@ def one_byte(save: Callable) -> Callable[[torch.dtype], AdapterCheckpoint]:
 
 
 @pytest.mark.parametrize("dtype", SMALL)
-def test_such_an_adapter_does_all_an_adapter_does(
+def test_a_one_byte_adapter_encodes_and_projects(
     one_byte: Callable, tokenizer: PromptTokenizer, dtype: torch.dtype
 ) -> None:
     checkpoint = one_byte(dtype)
@@ -40,7 +40,7 @@ def test_such_an_adapter_does_all_an_adapter_does(
     assert {weight.dtype for weight in lora_weights(checkpoint).values()} == {dtype}
 
 
-def test_damage_is_found_there_too(save: Callable) -> None:
+def test_damage_in_one_byte_weights_is_named(save: Callable) -> None:
     tensors = goldens.adapter_tensors()
     name = next(n for n in tensors if "_lora.up" in n)
     tensors[name][0, 0] = float("nan")

@@ -64,7 +64,7 @@ def test_golden_visual_tokens(encoder: EasyRefEncoder, case: str) -> None:
 
 
 @torch.no_grad()
-def test_pictures_of_one_grid_seen_together_stay_apart(encoder: EasyRefEncoder) -> None:
+def test_a_batch_of_pictures_equals_single_passes(encoder: EasyRefEncoder) -> None:
     pictures = [p.resize(s) for p in goldens.pictures(FOUR) for s in ((96, 96), (150, 90))]
     patches = [preprocess(p, goldens.IMAGE_SIZE) for p in pictures]
     assert len({(p.rows, p.columns) for p in patches}) == 2
@@ -75,7 +75,7 @@ def test_pictures_of_one_grid_seen_together_stay_apart(encoder: EasyRefEncoder) 
 
 
 @torch.no_grad()
-def test_groups_of_any_length_in_one_batch_stay_apart(
+def test_a_batch_of_groups_of_any_length_equals_single_passes(
     encoder: EasyRefEncoder, tokenizer: PromptTokenizer
 ) -> None:
     embeds = [embedded(encoder, tokenizer, case) for case in CASES]
@@ -115,7 +115,7 @@ def test_golden_tokens_at_the_real_image_size(encode: Callable, case: str) -> No
     assert goldens.difference(found.cond, wanted) <= 1e-4
 
 
-def test_result_says_what_it_was_made_of(encode: Callable) -> None:
+def test_tokens_name_adapter_prompt_and_aggregation(encode: Callable) -> None:
     found = encode(prompt="a boat")
     assert (found.adapter, found.adapter_name, found.prompt) == ("it", "it.safetensors", "a boat")
     assert (found.num_references, found.aggregation) == (4, "easyref")
@@ -146,7 +146,7 @@ def test_number_of_reference_tokens_is_the_adapters(
     assert found.cond.shape == found.uncond.shape == (1, num_tokens, goldens.TOKEN_WIDTH)
 
 
-def test_reference_tokens_see_each_other_in_order(encode: Callable) -> None:
+def test_reference_tokens_attend_to_each_other_causally(encode: Callable) -> None:
     """Causal: the first ones do not depend on how many follow."""
     long = goldens.random_encoder(32)
     short = goldens.random_encoder(16)
@@ -168,7 +168,7 @@ def test_bfloat16_lands_within_five_percent(
         assert 0 < float((tokens - wanted).norm() / wanted.norm()) < 0.05
 
 
-def test_weights_may_be_kept_as_they_are_in_their_files(
+def test_weights_can_keep_the_dtype_of_their_files(
     whole: Tensors, plan: Callable[..., EncoderPlan]
 ) -> None:
     body = {n: t.bfloat16() for n, t in whole.items() if n.startswith(goldens.BODY)}
@@ -210,7 +210,7 @@ def test_baselines_weigh_whole_pictures(encode: Callable) -> None:
             encode([replace(r, weight=0.0) for r in references], aggregation=aggregation)
 
 
-def test_one_reference_is_the_same_however_condensed(encode: Callable) -> None:
+def test_one_reference_gives_the_same_tokens_with_every_aggregation(encode: Callable) -> None:
     one = goldens.references("one_ref_prompt")
     plain = encode(one).cond
     for aggregation in ("average", "concatenate"):
@@ -256,7 +256,7 @@ def test_cache_tells_insertion_layers_and_image_sizes_apart(encode: Callable) ->
 
 
 @pytest.mark.parametrize("asked", [None, 0])
-def test_references_are_read_at_the_adapters_own_size(
+def test_references_are_encoded_at_the_adapters_own_size(
     tokenizer: PromptTokenizer, tmp_path: Path, asked: int | None
 ) -> None:
     path = goldens.write(tmp_path / "a.safetensors", goldens.adapter_tensors(), image_size="112")
@@ -266,7 +266,7 @@ def test_references_are_read_at_the_adapters_own_size(
         assert {image.image_size for image in found.passes[0].images} == {wanted}
 
 
-def test_an_adapter_that_does_not_say_is_read_as_the_released_one(encode: Callable) -> None:
+def test_an_adapter_without_an_image_size_has_the_released_one(encode: Callable) -> None:
     assert torch.equal(encode(image_size=0).cond, encode(image_size=336).cond)
 
 
@@ -276,7 +276,7 @@ def test_an_image_size_below_two_patches_is_refused(encode: Callable, size: int)
         encode(image_size=size)
 
 
-def test_cache_forgets_the_oldest() -> None:
+def test_the_cache_drops_the_least_recently_used() -> None:
     cache = EncodingCache(budget=2 * torch.zeros(1).nbytes).image_features
     for name in (b"a", b"b"):
         cache.put(name, torch.zeros(1))
@@ -286,7 +286,7 @@ def test_cache_forgets_the_oldest() -> None:
     assert cache.get(b"a") is not None
 
 
-def test_a_group_that_fills_the_context_is_remembered_whole() -> None:
+def test_a_group_that_fills_the_context_is_cached_whole() -> None:
     """Read in order, a group larger than the cache would lose each picture just before its use."""
     config = MllmConfig()  # Qwen2-VL-2B's
     picture = torch.zeros(144, config.hidden_size)

@@ -1,4 +1,4 @@
-"""Shares of attention are those of a softmax written out, and the pictures show them."""
+"""Attention shares are those of a softmax written out, and heat maps show them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import goldens
 import pytest
 import torch
 from PIL import Image
-from test_weights_and_insertion import FOUR, columns, read, rms, rotated
+from test_weights_and_insertion import FOUR, columns, embed_case, rms, rotated
 
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import Reference
@@ -18,7 +18,7 @@ from easyref_core.encode.heat_maps import (
     FOOTER,
     MARGIN,
     SIDE,
-    colour_scale,
+    colours,
     draw_heat_maps,
     overlay,
 )
@@ -57,7 +57,7 @@ def by_hand(
 
 
 @pytest.fixture
-def look(encoder: EasyRefEncoder, tokenizer: PromptTokenizer) -> Callable[..., Inspection]:
+def inspect(encoder: EasyRefEncoder, tokenizer: PromptTokenizer) -> Callable[..., Inspection]:
     """Inspect the golden case of four references with these weights."""
 
     def run(weights: Sequence[float] = (1, 1, 1, 1), **options: Any) -> Inspection:
@@ -80,7 +80,7 @@ def look(encoder: EasyRefEncoder, tokenizer: PromptTokenizer) -> Callable[..., I
 def test_attention_is_a_plain_softmax(
     encoder: EasyRefEncoder, tokenizer: PromptTokenizer, weights: Sequence[float]
 ) -> None:
-    embeds, plan = read(encoder, tokenizer)
+    embeds, plan = embed_case(encoder, tokenizer)
     odds = columns(plan, weights)
     wanted = by_hand(encoder, encoder.body_states(embeds), odds)
     found = encoder.reference_attention(embeds, column_bias=odds.log())
@@ -106,8 +106,8 @@ def test_attention_is_what_the_layer_itself_uses(before: int) -> None:
     assert goldens.difference(mixed[None], out) < 1e-4
 
 
-def test_all_shares_add_up_and_the_heat_is_the_share(look: Callable[..., Inspection]) -> None:
-    found = look()
+def test_all_shares_add_up_and_the_heat_is_the_share(inspect: Callable[..., Inspection]) -> None:
+    found = inspect()
     parts = [p.share for p in found.pictures]
     assert all(share > 0 for share in (*parts, found.prompt, found.frame, found.tokens))
     assert sum(parts) == pytest.approx(found.all_pictures)
@@ -119,11 +119,11 @@ def test_all_shares_add_up_and_the_heat_is_the_share(look: Callable[..., Inspect
 
 @torch.no_grad()
 def test_each_share_is_taken_from_its_own_columns(
-    look: Callable[..., Inspection], encoder: EasyRefEncoder, tokenizer: PromptTokenizer
+    inspect: Callable[..., Inspection], encoder: EasyRefEncoder, tokenizer: PromptTokenizer
 ) -> None:
-    embeds, plan = read(encoder, tokenizer)
+    embeds, plan = embed_case(encoder, tokenizer)
     mean = by_hand(encoder, encoder.body_states(embeds)).mean(dim=0)
-    found = look()
+    found = inspect()
     for picture, (first, end) in zip(found.pictures, plan.image_spans, strict=True):
         assert goldens.difference(picture.heat.flatten(), mean[first:end]) < 1e-6
     assert found.tokens == pytest.approx(float(mean[len(plan) :].sum()), abs=1e-5)
@@ -132,7 +132,7 @@ def test_each_share_is_taken_from_its_own_columns(
 
 
 @pytest.mark.parametrize("prompt", ["a red cube", "", "\n a cube", "猫", INSTRUCTION, "<|im_end|>"])
-def test_the_prompts_place_in_the_chat_is_known(tokenizer: PromptTokenizer, prompt: str) -> None:
+def test_the_prompt_span_covers_the_users_prompt(tokenizer: PromptTokenizer, prompt: str) -> None:
     plan = tokenizer.tokenize([4, 6], prompt)
     first, end = plan.prompt_span
     whole = tokenizer.text_ids(INSTRUCTION + prompt)
@@ -143,31 +143,31 @@ def test_the_prompts_place_in_the_chat_is_known(tokenizer: PromptTokenizer, prom
     assert (first == end) == (prompt == "")
 
 
-def test_without_a_prompt_it_has_no_share(look: Callable[..., Inspection]) -> None:
-    assert look(prompt="").prompt == 0
+def test_without_a_prompt_it_has_no_share(inspect: Callable[..., Inspection]) -> None:
+    assert inspect(prompt="").prompt == 0
 
 
-def test_weights_count_as_they_do_when_encoding(look: Callable[..., Inspection]) -> None:
-    plain, weighted = look(), look((0, 1, 4, 1))
+def test_weights_count_as_they_do_when_encoding(inspect: Callable[..., Inspection]) -> None:
+    plain, weighted = inspect(), inspect((0, 1, 4, 1))
     assert weighted.pictures[0].share == 0
     assert weighted.pictures[2].share > plain.pictures[2].share
 
 
-def test_heat_has_the_pictures_shape(look: Callable[..., Inspection]) -> None:
+def test_heat_has_the_pictures_shape(inspect: Callable[..., Inspection]) -> None:
     wide = Reference(Image.new("RGB", (400, 100), "red"), name="wide")
-    (picture,) = look(references=[wide], image_size=112).pictures
+    (picture,) = inspect(references=[wide], image_size=112).pictures
     rows, columns = picture.heat.shape
     assert columns > 2 * rows
 
 
-def test_pictures_seen_when_encoding_are_not_looked_at_again(
-    look: Callable[..., Inspection],
+def test_image_features_cached_by_encoding_are_reused(
+    inspect: Callable[..., Inspection],
     encoder: EasyRefEncoder,
     tokenizer: PromptTokenizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = EncodingCache()
-    wanted = look()
+    wanted = inspect()
     goldens.encode(
         encoder,
         tokenizer,
@@ -176,31 +176,31 @@ def test_pictures_seen_when_encoding_are_not_looked_at_again(
         image_size=goldens.IMAGE_SIZE,
         cache=cache,
     )
-    monkeypatch.setattr(type(encoder), "encode_image", lambda *_: pytest.fail("it looked again"))
-    assert look(cache=cache).prompt == wanted.prompt
+    monkeypatch.setattr(type(encoder), "encode_image", lambda *_: pytest.fail("encoded again"))
+    assert inspect(cache=cache).prompt == wanted.prompt
 
 
-def test_a_baseline_is_not_inspected(look: Callable[..., Inspection]) -> None:
+def test_a_baseline_is_not_inspected(inspect: Callable[..., Inspection]) -> None:
     with goldens.refused("'average' encodes each reference alone", "'easyref'"):
-        look(aggregation="average")
+        inspect(aggregation="average")
 
 
 def test_progress_rises_to_its_total(
-    look: Callable[..., Inspection], encoder: EasyRefEncoder
+    inspect: Callable[..., Inspection], encoder: EasyRefEncoder
 ) -> None:
     steps: list[tuple[int, int]] = []
-    look(progress=lambda *step: steps.append(step))
-    total = 4 + encoder.num_layers
+    inspect(progress=lambda *step: steps.append(step))
+    total = 4 + encoder.config.num_layers
     assert steps == [(done, total) for done in range(1, total + 1)]
 
 
-def test_what_encoding_refuses_is_refused(look: Callable[..., Inspection]) -> None:
+def test_what_encoding_refuses_is_refused(inspect: Callable[..., Inspection]) -> None:
     with goldens.refused("There is no reference picture"):
-        look(references=[])
+        inspect(references=[])
     with goldens.refused("image_size is 28"):
-        look(image_size=28)
+        inspect(image_size=28)
     with goldens.refused("The prompt is too long"):
-        look(prompt="a cat on the grass " * 20_000)
+        inspect(prompt="a cat on the grass " * 20_000)
 
 
 # Shown
@@ -210,7 +210,7 @@ def share(name: str, heat: torch.Tensor) -> PictureShare:
     return PictureShare(name, float(heat.sum()), heat)
 
 
-MADE = Inspection(
+EXAMPLE = Inspection(
     (share("ann", torch.full((2, 3), 0.05)), share("bob", torch.full((4, 4), 0.00625))),
     prompt=0.2,
     frame=0.3,
@@ -219,7 +219,7 @@ MADE = Inspection(
 
 
 def test_the_report_has_a_line_for_everything() -> None:
-    assert report(MADE).splitlines() == [
+    assert report(EXAMPLE).splitlines() == [
         "1. ann: 30.0 % (75.0 % of the pictures)",
         "2. bob: 10.0 % (25.0 % of the pictures)",
         "all references: 40.0 %",
@@ -229,7 +229,7 @@ def test_the_report_has_a_line_for_everything() -> None:
     ]
 
 
-def test_a_group_nobody_looked_at_can_be_shown() -> None:
+def test_a_group_without_attention_can_be_drawn() -> None:
     none = Inspection((share("ann", torch.zeros(2, 2)),), 0.5, 0.3, 0.2)
     assert "1. ann: 0.0 % (0.0 % of the pictures)" in report(none)
     (card,) = draw_heat_maps(none, [Image.new("RGB", (30, 40), "white")])
@@ -238,7 +238,7 @@ def test_a_group_nobody_looked_at_can_be_shown() -> None:
 
 @pytest.mark.parametrize("size", [(640, 480), (1, 1), (7, 900)])
 def test_cards_have_one_size_and_the_whole_picture(size: tuple[int, int]) -> None:
-    cards = draw_heat_maps(MADE, [Image.new("RGB", size, "white"), Image.new("RGB", (9, 9))])
+    cards = draw_heat_maps(EXAMPLE, [Image.new("RGB", size, "white"), Image.new("RGB", (9, 9))])
     assert {card.size for card in cards} == {(SIDE, SIDE + FOOTER)}
     ground = cards[0].getpixel((0, 0))
     inside = cards[0].getpixel((SIDE // 2, SIDE // 2))
@@ -259,7 +259,7 @@ def test_warm_places_are_brighter_and_the_picture_stays_visible() -> None:
 
 
 def test_colours_rise_evenly_in_lightness() -> None:
-    linear = torch.tensor(colour_scale(), dtype=torch.float64)
+    linear = colours(torch.linspace(0, 1, 256)[None])[0].double()
     linear = torch.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
     luminance = linear @ torch.tensor([0.2126, 0.7152, 0.0722], dtype=torch.float64)
     steps = luminance.clamp(min=0).pow(1 / 3).diff()

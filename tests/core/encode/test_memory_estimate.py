@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from easyref_core.adapter.key_values import _travels
+from easyref_core.adapter.key_values import _has_dtype
 from easyref_core.qwen2vl.config import MllmConfig
 from easyref_core.qwen2vl.memory import working_bytes
 
@@ -46,7 +46,7 @@ def test_the_peak_is_near_the_estimate(
     assert 0.75 < peak / estimate <= 1.1
 
 
-def test_the_meter_counts_what_lives_at_once(benchmark: ModuleType) -> None:
+def test_peak_memory_counts_live_tensors(benchmark: ModuleType) -> None:
     weight = torch.empty(1000, device="meta")
     with benchmark.PeakMemory() as memory:
         first = weight * 2
@@ -93,5 +93,5 @@ def test_nothing_on_the_device_is_float64(
 @pytest.mark.parametrize("device", ["mps", "privateuseone", "cuda"])
 def test_weights_are_sent_only_in_what_a_device_knows(device: str) -> None:
     kinds = (torch.float32, torch.float16, BF16, torch.float64, torch.float8_e4m3fn)
-    sent = [kind for kind in kinds if _travels(kind, torch.device(device))]
+    sent = [kind for kind in kinds if _has_dtype(torch.device(device), kind)]
     assert sent == list(kinds if device == "cuda" else kinds[:2])

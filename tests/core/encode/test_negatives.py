@@ -40,7 +40,7 @@ def encode(encoder: EasyRefEncoder, tokenizer: PromptTokenizer) -> Callable[...,
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_by_default_it_is_the_official_black_picture(
+def test_the_default_negative_is_the_official_black_picture(
     encode: Callable[..., ReferenceTokens], aggregation: str
 ) -> None:
     found = encode(aggregation=aggregation)
@@ -51,7 +51,7 @@ def test_by_default_it_is_the_official_black_picture(
     assert torch.equal(found.uncond, black.uncond)
 
 
-def test_they_are_read_together_without_the_prompt(
+def test_negatives_are_encoded_together_without_the_prompt(
     encode: Callable[..., ReferenceTokens],
 ) -> None:
     found = encode(negatives=[RED, BLUE])
@@ -62,7 +62,7 @@ def test_they_are_read_together_without_the_prompt(
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_every_aggregation_takes_them(
+def test_every_aggregation_accepts_negatives(
     encode: Callable[..., ReferenceTokens], aggregation: str
 ) -> None:
     found = encode(aggregation=aggregation, negatives=[RED, BLUE])
@@ -71,14 +71,14 @@ def test_every_aggregation_takes_them(
     assert torch.equal(found.uncond, wanted.repeat(1, copies, 1))
 
 
-def test_their_weights_count(encode: Callable[..., ReferenceTokens]) -> None:
+def test_weights_of_negatives_count(encode: Callable[..., ReferenceTokens]) -> None:
     heavy = [RED, replace(BLUE, weight=3.0)]
     found = encode(negatives=heavy)
     assert torch.equal(found.uncond, encode(heavy, "").cond)
     assert not torch.equal(found.uncond, encode(negatives=[RED, BLUE]).uncond)
 
 
-def test_the_cache_tells_them_apart(encode: Callable[..., ReferenceTokens]) -> None:
+def test_the_cache_tells_negatives_apart(encode: Callable[..., ReferenceTokens]) -> None:
     cache = EncodingCache()
     heavy = replace(BLUE, weight=3.0)
     for negatives in ((), [RED], [BLUE], [heavy], [RED, BLUE], [BLUE, RED], (), [RED]):
@@ -86,7 +86,7 @@ def test_the_cache_tells_them_apart(encode: Callable[..., ReferenceTokens]) -> N
         assert torch.equal(found.uncond, encode(negatives=negatives).uncond)
 
 
-def test_they_are_not_read_again_for_another_prompt(
+def test_negatives_are_not_encoded_again_for_another_prompt(
     encode: Callable[..., ReferenceTokens],
     encoder: EasyRefEncoder,
     monkeypatch: pytest.MonkeyPatch,
@@ -106,7 +106,7 @@ def test_they_are_not_read_again_for_another_prompt(
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_progress_counts_them(encode: Callable[..., ReferenceTokens], cached: bool) -> None:
+def test_progress_counts_negatives(encode: Callable[..., ReferenceTokens], cached: bool) -> None:
     cache = EncodingCache()
     if cached:
         encode(negatives=[RED, BLUE], cache=cache)
@@ -116,7 +116,7 @@ def test_progress_counts_them(encode: Callable[..., ReferenceTokens], cached: bo
     assert {total for _, total in steps} == {steps[-1][0]} == {4 + 2 + 2 * 4}
 
 
-def test_what_cannot_be_avoided_is_named(encode: Callable[..., ReferenceTokens]) -> None:
+def test_unusable_negatives_are_named(encode: Callable[..., ReferenceTokens]) -> None:
     with goldens.refused("negative references: thin", "aspect ratio of 400"):
         encode(negatives=[RED, Reference(Image.new("RGB", (2000, 5)), name="thin")])
     with goldens.refused("negative references", "blue", "weight -1"):

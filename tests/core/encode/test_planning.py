@@ -116,7 +116,7 @@ def test_cache_keys_tell_pixels_sizes_and_settings_apart(
 
 
 @pytest.mark.parametrize("size", [5069, 10**9])
-def test_a_size_that_no_picture_could_be_read_at_is_refused(
+def test_an_image_size_beyond_the_context_is_refused(
     plan: EncoderPlan, tokenizer: PromptTokenizer, size: int
 ) -> None:
     assert plan.config.max_positions == 32768
@@ -124,7 +124,7 @@ def test_a_size_that_no_picture_could_be_read_at_is_refused(
         plan_group(plan, tokenizer, goldens.references(FOUR), "", image_size=size)
 
 
-def test_an_adapter_that_names_such_a_size_is_refused(
+def test_an_adapter_trained_at_such_a_size_is_refused(
     tmp_path: Path, tokenizer: PromptTokenizer
 ) -> None:
     path = goldens.write(tmp_path / "a.safetensors", goldens.adapter_tensors(), image_size="99999")
@@ -134,13 +134,13 @@ def test_an_adapter_that_names_such_a_size_is_refused(
 
 
 @pytest.mark.parametrize("aggregation", ["average", "concatenate"])
-def test_a_baseline_of_nothing_is_refused_before_pictures_are_read(
+def test_a_baseline_with_all_weights_zero_is_refused_before_encoding(
     encoder: EasyRefEncoder,
     tokenizer: PromptTokenizer,
     monkeypatch: pytest.MonkeyPatch,
     aggregation: str,
 ) -> None:
-    monkeypatch.setattr(EasyRefEncoder, "encode_image", lambda *_: pytest.fail("read for nothing"))
+    monkeypatch.setattr(EasyRefEncoder, "encode_image", lambda *_: pytest.fail("encoded"))
     nothing = [replace(r, weight=0.0) for r in goldens.references(FOUR)]
     with goldens.refused("weight 0", aggregation):
         goldens.encode(encoder, tokenizer, nothing, "", aggregation=aggregation)
@@ -176,7 +176,7 @@ def test_the_command_refuses_before_it_reads_weights(
     assert not (tmp_path / "new").exists()
 
 
-def test_the_command_keeps_no_large_pictures(
+def test_the_command_holds_no_full_size_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are kept at the size the MLLM reads, which changes no bit of the tokens."""

@@ -26,10 +26,10 @@ FOUR = "four_refs_prompt"
 
 
 @torch.no_grad()
-def read(
+def embed_case(
     encoder: EasyRefEncoder, tokenizer: PromptTokenizer, case: str = FOUR
 ) -> tuple[torch.Tensor, TokenizedPrompt]:
-    """The body's input for a golden case, and where its pictures stand."""
+    """The language model's input for a golden case, and its chat."""
     patches = [preprocess(p, goldens.IMAGE_SIZE) for p in goldens.pictures(case)]
     plan = tokenizer.tokenize([p.num_tokens for p in patches], goldens.user_prompt(case))
     return encoder.embed(plan, [encoder.encode_image(p, CPU) for p in patches], CPU), plan
@@ -126,7 +126,7 @@ def test_reference_rows_equal_a_whole_final_layer(
     encoder: EasyRefEncoder, tokenizer: PromptTokenizer, case: str
 ) -> None:
     """Computing the last rows alone changes nothing."""
-    embeds, _ = read(encoder, tokenizer, case)
+    embeds, _ = embed_case(encoder, tokenizer, case)
     states, final = encoder.body_states(embeds), encoder.mllm_final_layer
     found = encoder.reference_states(embeds)
     assert goldens.difference(found, by_hand(encoder, states).float()) <= 2e-5
@@ -150,7 +150,7 @@ def test_weights_of_one_change_no_bit(encode: Callable, encoder: EasyRefEncoder)
 def test_weight_multiplies_the_odds_of_attention(
     encode: Callable, encoder: EasyRefEncoder, tokenizer: PromptTokenizer, weights: Any
 ) -> None:
-    embeds, plan = read(encoder, tokenizer)
+    embeds, plan = embed_case(encoder, tokenizer)
     rows = by_hand(encoder, encoder.body_states(embeds), columns(plan, weights))
     wanted = encoder.project(rows.float())
     found = encode(weights)
@@ -196,7 +196,7 @@ def by_layers(
 def test_tokens_enter_before_the_last_layers(
     encode: Callable, encoder: EasyRefEncoder, tokenizer: PromptTokenizer, before: int
 ) -> None:
-    embeds, _ = read(encoder, tokenizer)
+    embeds, _ = embed_case(encoder, tokenizer)
     wanted = encoder.project(by_layers(encoder, embeds, before))
     found = encode(insert_before=before)
     assert goldens.difference(found.cond, wanted) <= 5e-5
@@ -209,10 +209,10 @@ def test_before_the_last_layer_is_the_default(encode: Callable) -> None:
 
 @pytest.mark.parametrize("before", [2, 3])
 @torch.no_grad()
-def test_what_stands_before_the_tokens_is_unaffected(
+def test_states_before_the_tokens_are_unaffected(
     encoder: EasyRefEncoder, tokenizer: PromptTokenizer, before: int
 ) -> None:
-    embeds, _ = read(encoder, tokenizer)
+    embeds, _ = embed_case(encoder, tokenizer)
     norm, caught = encoder.multimodal_llm.model.norm, []
     hook = norm.register_forward_hook(lambda _, __, out: caught.append(out))
     try:
@@ -249,7 +249,6 @@ def two_layers(plan: Callable[..., EncoderPlan]) -> EasyRefEncoder:
 def test_two_final_layers_are_entered_before_the_first(
     encode: Callable, two_layers: EasyRefEncoder
 ) -> None:
-    assert two_layers.default_insertion == 2
     default = encode(encoder=two_layers)
     assert torch.equal(default.cond, encode(encoder=two_layers, insert_before=2).cond)
     assert goldens.difference(default.cond, encode(encoder=two_layers, insert_before=1).cond) > 1e-3
@@ -260,7 +259,7 @@ def test_two_final_layers_are_entered_before_the_first(
 def test_two_final_layers_can_be_entered_anywhere(
     encode: Callable, two_layers: EasyRefEncoder, tokenizer: PromptTokenizer, before: int
 ) -> None:
-    embeds, _ = read(two_layers, tokenizer)
+    embeds, _ = embed_case(two_layers, tokenizer)
     wanted = two_layers.project(by_layers(two_layers, embeds, before))
     found = encode(encoder=two_layers, insert_before=before)
     assert goldens.difference(found.cond, wanted) <= 5e-5
@@ -270,7 +269,7 @@ def test_two_final_layers_can_be_entered_anywhere(
 def test_weights_act_in_the_very_last_layer_only(
     encode: Callable, two_layers: EasyRefEncoder, tokenizer: PromptTokenizer
 ) -> None:
-    embeds, plan = read(two_layers, tokenizer)
+    embeds, plan = embed_case(two_layers, tokenizer)
     weights = (0.2, 1, 5, 1)
     odds = torch.cat((columns(plan, weights), torch.ones(two_layers.num_tokens)))
     wanted = two_layers.project(by_layers(two_layers, embeds, 2, odds.log()))

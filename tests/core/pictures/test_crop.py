@@ -48,7 +48,7 @@ def test_a_box_in_whole_pixels(box: Box, wanted: tuple[int, ...]) -> None:
     assert window(box, (40, 20)) == wanted
 
 
-def test_padding_is_a_share_of_the_larger_side_on_every_side() -> None:
+def test_padding_is_a_fraction_of_the_larger_side_on_every_side() -> None:
     box = Box(0.4, 0.4, 0.2, 0.1)  # 20 x 10 of 100 x 100
     assert window(box, (100, 100), 0.25) == (35, 35, 65, 55)
     assert window(box, (100, 100), 2.0) == (0, 0, 100, 90)

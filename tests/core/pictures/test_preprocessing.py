@@ -185,7 +185,7 @@ def test_a_photograph_is_reduced() -> None:
 
 
 @pytest.mark.parametrize("size", [(96, 96), (333, 120), (10, 300), (1, 1)])
-def test_tokens_are_counted_without_looking_at_the_pixels(size: tuple[int, int]) -> None:
+def test_image_tokens_follow_from_the_size_alone(size: tuple[int, int]) -> None:
     picture = Image.new("RGB", size)
     (planned,) = plan_images([Reference(picture)], 336)
     assert planned.num_tokens == preprocess(picture, 336).num_tokens

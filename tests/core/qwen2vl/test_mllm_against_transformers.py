@@ -27,7 +27,7 @@ from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.pictures.preprocessing import preprocess
 from easyref_core.qwen2vl.config import VisionConfig
-from easyref_core.qwen2vl.prompt import PromptTokenizer
+from easyref_core.qwen2vl.prompt import IMAGE_PAD, PromptTokenizer
 
 ROOT = Path(__file__).parents[3]
 OLDER = Path(os.environ.get("EASYREF_TRANSFORMERS_4") or Path(sys.prefix, "transformers-4.57"))
@@ -114,7 +114,7 @@ def compare(encoder: EasyRefEncoder, directory: Path, image_size: int) -> dict[s
 
     embeds = encoder.embed(prompt, seen, device)
     words = language.embed_tokens(prompt.ids)
-    words[prompt.ids == tokenizer.image_token_id] = torch.cat(seen)
+    words[prompt.ids == tokenizer.special_ids[IMAGE_PAD]] = torch.cat(seen)
     found["embeds"] = goldens.difference(embeds, words[None])
 
     body = list(language.layers)[:-1]

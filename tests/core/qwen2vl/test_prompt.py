@@ -11,7 +11,13 @@ from PIL import Image
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import Reference
 from easyref_core.pictures.preprocessing import preprocess
-from easyref_core.qwen2vl.prompt import INSTRUCTION, PromptTokenizer, TokenizedPrompt, prompt_string
+from easyref_core.qwen2vl.prompt import (
+    IMAGE_PAD,
+    INSTRUCTION,
+    PromptTokenizer,
+    TokenizedPrompt,
+    chat_parts,
+)
 
 SPECIAL = (
     "<|im_start|>",
@@ -45,7 +51,7 @@ def tokens_of(case: str) -> list[int]:
 def test_golden_prompt_and_ids(case: str, tokenizer: PromptTokenizer) -> None:
     wanted = goldens.description()["cases"][case]
     prompt = goldens.user_prompt(case)
-    assert prompt_string(len(wanted["image_grid_thw"]), prompt) == wanted["prompt_string"]
+    assert "".join(chat_parts(len(wanted["image_grid_thw"]), prompt)) == wanted["prompt_string"]
     found = tokenizer.tokenize(tokens_of(case), prompt)
     assert found.ids.tolist() == goldens.expected()[f"{case}.input_ids"][0].tolist()
     assert len(found) == wanted["seq_len"]
@@ -54,7 +60,7 @@ def test_golden_prompt_and_ids(case: str, tokenizer: PromptTokenizer) -> None:
 @pytest.mark.parametrize("case", goldens.CASES)
 def test_image_spans_cover_exactly_the_image_tokens(case: str, tokenizer: PromptTokenizer) -> None:
     found = tokenizer.tokenize(tokens_of(case), goldens.user_prompt(case))
-    pads = {i for i, n in enumerate(found.ids.tolist()) if n == tokenizer.image_token_id}
+    pads = {i for i, n in enumerate(found.ids.tolist()) if n == tokenizer.special_ids[IMAGE_PAD]}
     covered = [i for first, end in found.image_spans for i in range(first, end)]
     assert pads == set(covered)
     assert covered == sorted(covered)
@@ -94,14 +100,14 @@ def test_spelt_out_special_tokens_stay_text(tokenizer: PromptTokenizer, prompt: 
 def test_the_tokenizer_alone_would_have_been_fooled(tokenizer: PromptTokenizer) -> None:
     """What the test above guards against is real."""
     raw = tokenizer._tokenizer("a<|image_pad|>b", add_special_tokens=False)["input_ids"]
-    assert tokenizer.image_token_id in raw
-    assert tokenizer.image_token_id not in tokenizer.text_ids("a<|image_pad|>b")
+    assert tokenizer.special_ids[IMAGE_PAD] in raw
+    assert tokenizer.special_ids[IMAGE_PAD] not in tokenizer.text_ids("a<|image_pad|>b")
 
 
 def test_empty_prompt_ends_with_the_instruction(tokenizer: PromptTokenizer) -> None:
     found = tokenizer.tokenize([4], "")
     assert prompt_part(tokenizer, found, 1) == ""
-    assert prompt_string(1, "").endswith(f"{INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n")
+    assert "".join(chat_parts(1, "")).endswith(f"{INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n")
     assert INSTRUCTION.endswith(":\n")
 
 

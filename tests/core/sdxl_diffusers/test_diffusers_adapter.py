@@ -224,7 +224,7 @@ def control(controlnet: ControlNetModel, context: torch.Tensor) -> torch.Tensor:
         ).mid_block_res_sample
 
 
-def test_controlnet_sees_the_text_alone(
+def test_a_controlnet_gets_the_text_alone(
     plain: UNet2DConditionModel, steered: UNet2DConditionModel
 ) -> None:
     torch.manual_seed(0)

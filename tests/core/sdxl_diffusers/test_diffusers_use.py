@@ -38,7 +38,7 @@ def is_golden(unet: UNet2DConditionModel, tokens: str | None = "ref_tokens") -> 
     return goldens.difference(found, wanted) <= TOLERANCE
 
 
-def test_appended_tokens_are_what_is_read(steered: UNet2DConditionModel) -> None:
+def test_the_unet_attends_to_the_appended_tokens(steered: UNet2DConditionModel) -> None:
     text, negative = golden("text_states"), golden("negative_text_states")
     both = append_tokens(steered, made(), text, negative)
     assert torch.equal(both[0], torch.cat((text, golden("ref_tokens")), dim=1))
@@ -74,7 +74,7 @@ def test_one_group_serves_all_prompts_and_several_one_each(steered: UNet2DCondit
         append_tokens(steered, made(), text[..., :48])
 
 
-def test_a_prompt_without_references_is_read_whole(steered: UNet2DConditionModel) -> None:
+def test_without_references_all_rows_are_text(steered: UNet2DConditionModel) -> None:
     set_tokens(steered, None)
     assert is_golden(steered, tokens=None)  # only the LoRA is left
     set_tokens(steered, made())

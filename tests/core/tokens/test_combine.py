@@ -57,7 +57,7 @@ def test_arithmetic(method: str, weights: tuple[float, ...], wanted: torch.Tenso
     assert torch.equal(found.uncond, A.uncond), "the black picture stays as it is"
 
 
-def test_concatenation_puts_all_behind_each_other_and_keeps_every_bit() -> None:
+def test_concatenation_appends_groups_in_order_and_keeps_every_bit() -> None:
     long = tokens(4, count=8)
     found = combine_tokens(parts(A, long, weights=(0.0, 3.0)), "concatenate")
     assert torch.equal(found.cond, torch.cat((A.cond, long.cond), dim=1))
@@ -92,7 +92,7 @@ def test_one_group_is_combined_with_each_of_a_batch(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_told_about_the_result(method: str) -> None:
+def test_the_result_names_prompts_counts_and_method(method: str) -> None:
     found = combine_tokens(parts(A, replace(B, num_references=5)), method)
     assert (found.adapter, found.adapter_name) == (A.adapter, A.adapter_name)
     assert found.prompt == "prompt 1 | prompt 2"
@@ -100,7 +100,7 @@ def test_what_is_told_about_the_result(method: str) -> None:
     assert found.aggregation == f"{method} of 2"
 
 
-def test_a_shared_prompt_is_said_once() -> None:
+def test_a_shared_prompt_appears_once() -> None:
     same = replace(B, prompt=A.prompt)
     assert combine_tokens(parts(A, same, replace(C, prompt="")), "average").prompt == A.prompt
 

@@ -22,7 +22,7 @@ pytest.importorskip("accelerate")
 
 @pytest.fixture(autouse=True)
 def _one_run() -> Iterator[None]:
-    """accelerate keeps one state a process; tests run with several. One thread is faster here."""
+    """Reset accelerate's global state; and one thread, which is faster here."""
     import torch
     from accelerate.state import AcceleratorState
 
@@ -70,7 +70,7 @@ def training_set(tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
 
 
 def _write_clip_tokenizer(folder: Path) -> None:
-    """Every byte alone, with and without the end of a word; no merges."""
+    """All single bytes, with and without the end of a word; no merges."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     alphabet = sorted(ByteLevel.alphabet())

@@ -1,10 +1,10 @@
-"""`easyref train` with DeepSpeed or FSDP on the processor, as one of several processes.
+"""`easyref train` with DeepSpeed or FSDP on the CPU, as one of several processes.
 
     torchrun ... sharded_on_cpu.py deepspeed|fsdp STOP RECIPE [key=value ...]
 
-accelerate offers both on GPUs alone, so its processes are passed off as a GPU's. STOP: the step
-after which the run dies, 0 for none. Variables FSDP_* of the environment count, as accelerate's
-configuration would set them.
+accelerate offers both on GPUs only, so its processes claim to have one. STOP: the step after which
+the process dies, 0 for none. Environment variables FSDP_* have the effect of accelerate's
+configuration.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Records, crops and the walk through them."""
+"""Records, augmentation, samples and their positions."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from easyref_core.training.config import DataSettings
 from easyref_core.training.preview import unpatch
 from easyref_core.training.records import PictureSource, read_records
 from easyref_core.training.samples import (
+    PositionSampler,
     SafeSamples,
     TrainingSamples,
-    Walk,
     make_sample,
     noise_generator,
 )
@@ -98,7 +98,7 @@ def png(colour: str) -> bytes:
     return buffer.getvalue()
 
 
-def test_tar_shards_are_read_where_they_lie(tmp_path: Path) -> None:
+def test_tar_shards_are_read_without_unpacking(tmp_path: Path) -> None:
     members = {f"0001.{n}.png": png(c) for n, c in ((0, "red"), (1, "blue"), (10, "black"))}
     members |= {"0001.json": b'{"text": ["hello"]}', "0001.target.png": png("green")}
     members |= {"0002.target.jpg": png("white"), "0002.0.png": png("gray")}
@@ -112,7 +112,7 @@ def test_tar_shards_are_read_where_they_lie(tmp_path: Path) -> None:
     assert records[1].texts == ()
 
 
-def test_shard_records_that_cannot_be_used_are_skipped_and_named(tmp_path: Path) -> None:
+def test_unusable_records_of_shards_are_skipped_and_named(tmp_path: Path) -> None:
     members = {"README.txt": b"hello", "good.0.png": png("red"), "good.target.png": png("red")}
     members |= {"target.0.png": png("red"), "references.target.png": png("red")}
     for name, content in (("broken", b"{"), ("list", b"[]"), ("number", b'{"text": 3}')):
@@ -143,7 +143,7 @@ def test_compressed_shards_are_refused(tmp_path: Path) -> None:
         read_records([packed], tmp_path)
 
 
-def test_json_and_shards_train_alike(tmp_path: Path) -> None:
+def test_json_and_shards_give_the_same_samples(tmp_path: Path) -> None:
     for name, colour in (("a", "red"), ("b", "blue")):
         (tmp_path / f"{name}.png").write_bytes(png(colour))
     items = [{"image_file": ["a.png"], "text": "t", "target": "b.png"}]
@@ -185,7 +185,7 @@ def test_all_records_broken_is_refused(tmp_path: Path) -> None:
     assert isinstance(SafeSamples(TrainingSamples(records, PLAIN, 0))[0], EasyRefError)
 
 
-def test_one_good_record_among_many_broken_ones_is_enough(
+def test_one_usable_record_among_many_broken_ones_is_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "good.png").write_bytes(png("red"))
@@ -208,13 +208,13 @@ def test_one_good_record_among_many_broken_ones_is_enough(
     assert {sample.record.rpartition("[")[2] for sample in found} == {"70]"}
     bad = [name for name in decoded if name != "good.png"]
     assert len(bad) == len(set(bad)) == 149
-    # Whoever has not seen them before comes to the same.
+    # Samples that have not met the broken ones before are the same.
     for position in (0, 299):
         fresh = TrainingSamples(records, PLAIN, seed=1)[position]
         assert fresh.skipped == found[position].skipped
 
 
-def test_a_picture_that_was_only_away_is_read_when_it_is_back(tmp_path: Path) -> None:
+def test_an_image_that_was_missing_for_a_while_is_read_again(tmp_path: Path) -> None:
     items = [{"image_file": [n], "text": "", "target": n} for n in ("a.png", "b.png")]
     (tmp_path / "b.png").write_bytes(png("red"))
     records = read_records([write_json(tmp_path / "d.json", items)], tmp_path)
@@ -225,7 +225,7 @@ def test_a_picture_that_was_only_away_is_read_when_it_is_back(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("crop", ["center", "random", "aspect"])
-def test_targets_that_are_but_a_line_are_skipped_and_named(tmp_path: Path, crop: str) -> None:
+def test_elongated_targets_are_skipped_and_named(tmp_path: Path, crop: str) -> None:
     Image.new("RGB", (1, 300), "red").save(tmp_path / "line.png")
     (tmp_path / "good.png").write_bytes(png("red"))
     items = [
@@ -240,7 +240,7 @@ def test_targets_that_are_but_a_line_are_skipped_and_named(tmp_path: Path, crop:
     assert "1x300, an aspect ratio of 300; the most that is trained on is 50" in reason
 
 
-def test_an_epoch_shows_every_record_once(tmp_path: Path) -> None:
+def test_an_epoch_has_each_record_once(tmp_path: Path) -> None:
     items = []
     for number in range(7):
         (tmp_path / f"{number}.png").write_bytes(png("red"))
@@ -259,34 +259,37 @@ def test_a_sample_depends_on_seed_and_position_alone(groups: TrainingSamples) ->
     one, again = varied[8], varied[8]
     assert torch.equal(one.target, again.target)
     assert one.text == again.text
-    draws = [torch.randn(4, generator=noise_generator(1, n)) for n in (8, 8, 9)]
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
+    noises = [torch.randn(4, generator=noise_generator(1, n)) for n in (8, 8, 9)]
+    assert torch.equal(noises[0], noises[1])
+    assert not torch.equal(noises[0], noises[2])
 
 
-def test_processes_share_out_the_walk_of_one() -> None:
-    one = [p for batch in Walk(3, 4, 1, 0, 0, 5) for p in batch]
-    many = [[p for batch in Walk(3, 2, 2, process, 0, 5) for p in batch] for process in (0, 1)]
+def test_processes_together_take_the_positions_of_one() -> None:
+    one = [p for batch in PositionSampler(3, 4, 1, 0, 0, 5) for p in batch]
+    many = [
+        [p for batch in PositionSampler(3, 2, 2, process, 0, 5) for p in batch]
+        for process in (0, 1)
+    ]
     assert sorted(one) == sorted(many[0] + many[1]) == list(range(60))
     for step in range(5):
         whole = set(one[12 * step : 12 * step + 12])
         assert whole == {*many[0][6 * step : 6 * step + 6], *many[1][6 * step : 6 * step + 6]}
 
 
-def test_the_walk_resumes_where_it_stopped() -> None:
-    whole = list(Walk(2, 3, 2, 1, 0, 6))
-    assert list(Walk(2, 3, 2, 1, 4, 6)) == whole[12:]
+def test_positions_resume_at_any_step() -> None:
+    whole = list(PositionSampler(2, 3, 2, 1, 0, 6))
+    assert list(PositionSampler(2, 3, 2, 1, 4, 6)) == whole[12:]
 
 
 @pytest.mark.parametrize("share", ["drop_image", "drop_text", "drop_both"])
-def test_dropping_shows_black_or_no_text(groups: TrainingSamples, share: str) -> None:
+def test_dropping_gives_the_black_image_or_no_text(groups: TrainingSamples, share: str) -> None:
     sample = TrainingSamples(groups._records, replace(PLAIN, **{share: 1.0}), 1)[0]
     black = unpatch(sample.references[0]).getextrema() == ((0, 0),) * 3
     assert black == (share != "drop_text")
     assert (sample.text == "") == (share != "drop_image")
 
 
-def test_drop_rates_are_kept(groups: TrainingSamples) -> None:
+def test_drop_probabilities_are_observed(groups: TrainingSamples) -> None:
     settings = replace(PLAIN, drop_image=0.2, drop_text=0.3, drop_both=0.1)
     samples = TrainingSamples(groups._records, settings, 1)
     texts = sum(samples[n].text == "" for n in range(300)) / 300
@@ -311,9 +314,9 @@ def test_single_reference_is_cropped_like_its_target(tmp_path: Path) -> None:
     target = Image.fromarray(
         ((sample.target.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
     )
-    seen = unpatch(sample.references[0]).resize(target.size)
+    reference = unpatch(sample.references[0]).resize(target.size)
     difference = torch.tensor(list(target.convert("L").getdata())).float()
-    difference -= torch.tensor(list(seen.convert("L").getdata())).float()
+    difference -= torch.tensor(list(reference.convert("L").getdata())).float()
     assert difference.abs().mean() < 4
 
 
@@ -336,7 +339,7 @@ def test_face_crops_are_square_and_inside() -> None:
         assert max(crop.size) <= 90
 
 
-def test_references_are_shuffled_limited_and_thinned_out() -> None:
+def test_references_are_shuffled_limited_and_subsampled() -> None:
     rng = random.Random(0)
     orders = [choose_references(6, rng, 4, 0.5) for _ in range(200)]
     assert {len(o) for o in orders} == {2, 3, 4}
@@ -345,7 +348,7 @@ def test_references_are_shuffled_limited_and_thinned_out() -> None:
     assert all(len(choose_references(2, rng, 28, 1.0)) == 2 for _ in range(10))
 
 
-def test_the_preview_shows_what_the_mllm_sees(tmp_path: Path) -> None:
+def test_unpatching_restores_the_mllms_image(tmp_path: Path) -> None:
     from easyref_core.pictures.preprocessing import preprocess
 
     picture = Image.linear_gradient("L").convert("RGB")

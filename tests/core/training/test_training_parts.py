@@ -1,4 +1,4 @@
-"""Parts of the trainer on their own: the cache, and what a new adapter is made from."""
+"""The cache of latents, and loading of the models that training starts from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.errors import EasyRefError
-from easyref_core.training.base import TensorCache, fingerprint, load_base
+from easyref_core.training.base import fingerprint, load_base
+from easyref_core.training.batches import TensorCache
 from easyref_core.training.config import Settings
 from easyref_core.training.loop import train
 from easyref_core.training.model import build_model
@@ -34,14 +35,14 @@ def test_caches_of_two_base_models_share_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_pictures_whose_names_are_no_unicode_are_cached_too(tmp_path: Path) -> None:
+def test_images_with_names_that_are_not_unicode_are_cached(tmp_path: Path) -> None:
     cache = TensorCache(tmp_path, "base")
     name = os.fsdecode(b"latin-1 \xe9.png")
     made = cache.get(name, lambda: {"x": torch.ones(1)})
-    assert cache.get(name, lambda: pytest.fail("made again"))["x"] == made["x"]
+    assert cache.get(name, lambda: pytest.fail("computed again"))["x"] == made["x"]
 
 
-def test_a_base_model_trained_anew_in_its_place_is_another_one(tmp_path: Path) -> None:
+def test_a_replaced_base_model_has_another_fingerprint(tmp_path: Path) -> None:
     weights = tmp_path / "text_encoder" / "model.safetensors"
     weights.parent.mkdir()
     save_file({"x": torch.zeros(2)}, weights)
@@ -77,7 +78,7 @@ def test_more_final_layers_than_the_mllm_has_are_refused(settings: Make) -> None
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_an_adapter_without_its_mllm_beside_a_directory_without_weights_says_so(
+def test_an_mllm_without_weights_in_adapter_or_directory_is_refused(
     settings: Make, training_set, tmp_path: Path, trained: bool
 ) -> None:
     parts = ["projector", "mllm"] if trained else ["projector"]
@@ -92,7 +93,7 @@ def test_an_adapter_without_its_mllm_beside_a_directory_without_weights_says_so(
         plan_encoder(load_checkpoint(exported), bare)
 
 
-def test_every_process_reads_the_base_model_whatever_accelerate_was_configured_to(
+def test_all_processes_read_the_base_model_whatever_accelerates_configuration(
     training_set: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import transformers

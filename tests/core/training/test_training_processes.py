@@ -1,4 +1,4 @@
-"""What several processes are asked before they train, without starting any."""
+"""Checks of the processes that train together, without starting any."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
 from easyref_core.errors import EasyRefError
-from easyref_core.training import processes, state
+from easyref_core.training import processes
+from easyref_core.training.checkpoints import Checkpoints
 from easyref_core.training.config import Settings
 from easyref_core.training.disk import writing
 
@@ -34,7 +35,7 @@ def accelerator(kind: DistributedType, **plugins: Any) -> Any:
 
 @pytest.fixture
 def joined(settings: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Joins two processes of FSDP, as accelerate's configuration has it; gives the accelerator."""
+    """Joins two FSDP processes with an accelerate configuration; returns the accelerator."""
 
     def join(configured: dict[str, str], **changes: Any) -> Any:
         for name, value in (WRAPPED | configured).items():
@@ -57,7 +58,7 @@ def joined(settings: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any
         ({"FSDP_TRANSFORMER_CLS_TO_WRAP": "DecoderLayer,VisionBlock"}, "to wrap VisionBlock; only"),
     ],
 )
-def test_fsdp_configured_so_that_it_cannot_train_is_refused(
+def test_unusable_fsdp_configurations_are_refused(
     joined: Callable[..., Any], configured: dict[str, str], sentence: str
 ) -> None:
     with pytest.raises(EasyRefError, match=sentence):
@@ -72,14 +73,14 @@ def test_fsdp_configured_so_that_it_cannot_train_is_refused(
         {"FSDP_TRANSFORMER_CLS_TO_WRAP": "DecoderLayer"},
     ],
 )
-def test_fsdp_that_can_train_does_not_round_the_loss(
+def test_fsdp_does_not_round_the_loss(
     joined: Callable[..., Any], configured: dict[str, str]
 ) -> None:
     policy = joined(configured).state.fsdp_plugin.mixed_precision_policy
     assert (policy.param_dtype, policy.output_dtype) == (torch.bfloat16, None)
 
 
-def test_targets_of_several_sizes_in_a_batch_are_refused_where_weights_are_shared_out(
+def test_batches_of_several_target_sizes_are_refused_with_sharded_weights(
     joined: Callable[..., Any],
 ) -> None:
     with pytest.raises(EasyRefError, match=r"batch_size=1 and optimiser\.accumulation=2"):
@@ -87,7 +88,7 @@ def test_targets_of_several_sizes_in_a_batch_are_refused_where_weights_are_share
     joined({}, data_crop="aspect", optimiser_batch_size=1)
 
 
-def test_deepspeed_that_shares_out_the_weights_is_refused(
+def test_deepspeed_with_sharded_weights_is_refused(
     settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin = SimpleNamespace(zero_stage=3)
@@ -100,7 +101,7 @@ def test_deepspeed_that_shares_out_the_weights_is_refused(
     assert processes.join_processes(settings(), cpu=True, validates=False) is found
 
 
-def test_workers_may_have_as_many_files_open_as_the_system_allows() -> None:
+def test_the_open_file_limit_is_raised_to_the_systems() -> None:
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, before[1]), before[1]))
@@ -118,12 +119,14 @@ def shards_fail(*_: Any) -> None:
         raise CheckpointException("reading", {1: _wrap_exception(error)}) from error
 
 
-def test_shards_that_cannot_be_read_or_written_are_a_sentence(tmp_path: Path) -> None:
+def test_errors_of_shards_become_one_sentence(tmp_path: Path) -> None:
     found = accelerator(DistributedType.FSDP)
     found.unwrap_model, found.load_state = lambda model: model, shards_fail
     optimiser = SimpleNamespace(param_groups=[])
     with pytest.raises(EasyRefError, match=r"checkpoint-4 cannot be restored \(OSError: the shard"):
-        state.restore(found, None, optimiser, None, tmp_path / "checkpoint-4")
+        Checkpoints(tmp_path, None, 1, "").restore(
+            found, None, optimiser, None, tmp_path / "checkpoint-4"
+        )
     with (
         pytest.raises(EasyRefError, match="checkpoint-6 could not be written"),
         writing(tmp_path / "checkpoint-6"),

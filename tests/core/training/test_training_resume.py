@@ -1,4 +1,4 @@
-"""What a run finds of an earlier one: continued, refused or removed."""
+"""Runs in the folder of an earlier one: resumed, refused or restarted."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from PIL import Image
 from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.errors import EasyRefError
 from easyref_core.training import loop
+from easyref_core.training.checkpoints import Checkpoints, list_checkpoints
 from easyref_core.training.config import Settings
 from easyref_core.training.loop import train
-from easyref_core.training.state import checkpoints
 
 Make = Callable[..., Settings]
 
 
 def steps_on_disk(folder: Path) -> list[int]:
-    return [step for step, _ in checkpoints(folder)]
+    return [step for step, _ in list_checkpoints(folder)]
 
 
-def test_a_restart_forgets_the_run_before(settings: Make, tmp_path: Path) -> None:
+def test_a_restart_removes_the_run_before(settings: Make, tmp_path: Path) -> None:
     train(settings(optimiser_steps=6))
     assert steps_on_disk(tmp_path / "run") == [4, 6]
 
@@ -52,7 +52,7 @@ def test_another_number_of_processes_is_named(settings: Make, tmp_path: Path) ->
     assert list(train(settings(optimiser_steps=4), force=True).losses) == [3, 4]
 
 
-def test_a_state_shared_out_in_another_way_is_refused_even_when_forced(
+def test_a_state_sharded_in_another_way_is_refused_even_when_forced(
     settings: Make, tmp_path: Path
 ) -> None:
     train(settings(optimiser_steps=2))
@@ -61,7 +61,7 @@ def test_a_state_shared_out_in_another_way_is_refused_even_when_forced(
     path.write_text(json.dumps(state | {"strategy": "FSDP"}))
     with pytest.raises(EasyRefError, match="state FSDP, which is now whole in each process"):
         train(settings(optimiser_steps=4), force=True)
-    state.pop("strategy")  # as it was before this was noted
+    state.pop("strategy")  # as in older checkpoints
     path.write_text(json.dumps(state))
     (path.parent / "sharded").mkdir()
     with pytest.raises(EasyRefError, match="state sharded, which is now whole in each process"):
@@ -71,7 +71,7 @@ def test_a_state_shared_out_in_another_way_is_refused_even_when_forced(
 
 
 @pytest.mark.parametrize("name", ["optimiser.pt", "easyref.safetensors"])
-def test_a_truncated_checkpoint_is_a_sentence(settings: Make, tmp_path: Path, name: str) -> None:
+def test_a_truncated_checkpoint_is_named(settings: Make, tmp_path: Path, name: str) -> None:
     train(settings(optimiser_steps=1))
     file = tmp_path / "run" / "checkpoint-1" / name
     file.write_bytes(file.read_bytes()[:-100])
@@ -83,7 +83,9 @@ def test_machines_that_find_different_checkpoints_are_told_to_share_a_folder(
     settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "load_base", lambda *_: pytest.fail("loaded models"))
-    monkeypatch.setattr("easyref_core.training.state.gather_object", lambda found: [*found, 40])
+    monkeypatch.setattr(
+        "easyref_core.training.checkpoints.gather_object", lambda found: [*found, 40]
+    )
     with pytest.raises(
         EasyRefError, match=r"\(none, step 40\)\. output\.folder must be on storage"
     ):
@@ -100,13 +102,13 @@ def test_forcing_applies_what_was_changed(
     settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(settings(optimiser_steps=2))
-    decays, restore = [], loop.restore
+    decays, restore = [], Checkpoints.restore
 
-    def spy(accelerator: Any, model: Any, optimiser: Any, *others: Any) -> None:
-        restore(accelerator, model, optimiser, *others)
+    def spy(self: Checkpoints, accelerator: Any, model: Any, optimiser: Any, *others: Any) -> None:
+        restore(self, accelerator, model, optimiser, *others)
         decays.extend(group["weight_decay"] for group in optimiser.param_groups)
 
-    monkeypatch.setattr(loop, "restore", spy)
+    monkeypatch.setattr(Checkpoints, "restore", spy)
     changed = settings(optimiser_steps=4, optimiser_weight_decay=0.5, optimiser_ema=0.9)
     assert list(train(changed, force=True).losses) == [3, 4]
     assert decays == [0.5]
@@ -138,7 +140,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_losses_that_cannot_be_written_stop_with_a_sentence(settings: Make, tmp_path: Path) -> None:
+def test_losses_that_cannot_be_written_stop_the_run(settings: Make, tmp_path: Path) -> None:
     train(settings(optimiser_steps=2))
     log = tmp_path / "run" / "losses.jsonl"
     log.unlink()
@@ -148,9 +150,7 @@ def test_losses_that_cannot_be_written_stop_with_a_sentence(settings: Make, tmp_
     assert steps_on_disk(tmp_path / "run") == [2]
 
 
-def test_a_line_of_losses_cut_by_a_kill_is_not_joined_to_the_next(
-    settings: Make, tmp_path: Path
-) -> None:
+def test_a_line_of_losses_cut_by_a_kill_is_removed(settings: Make, tmp_path: Path) -> None:
     train(settings(optimiser_steps=2))
     log = tmp_path / "run" / "losses.jsonl"
     with log.open("a") as file:
@@ -160,7 +160,7 @@ def test_a_line_of_losses_cut_by_a_kill_is_not_joined_to_the_next(
 
 
 @pytest.mark.parametrize("start", [train, loop.dry_run])
-def test_an_output_folder_that_cannot_be_is_refused_before_anything_is_loaded(
+def test_an_impossible_output_folder_is_refused_before_anything_is_loaded(
     settings: Make, tmp_path: Path, start: Callable[[Settings], Any], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(loop, "load_base", lambda *_: pytest.fail("loaded models"))
@@ -169,7 +169,7 @@ def test_an_output_folder_that_cannot_be_is_refused_before_anything_is_loaded(
         start(settings(output_folder=str(tmp_path / "file" / "run")))
 
 
-def test_trackers_that_cannot_write_are_a_sentence(settings: Make, tmp_path: Path) -> None:
+def test_trackers_that_cannot_write_are_named(settings: Make, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "logs").write_text("")
@@ -177,13 +177,11 @@ def test_trackers_that_cannot_write_are_a_sentence(settings: Make, tmp_path: Pat
         train(settings(output_trackers=["tensorboard"]))
 
 
-def test_a_gpu_that_runs_full_is_a_sentence(
-    settings: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_out_of_memory_is_explained(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
 
-    monkeypatch.setattr(loop._Run, "_loop", full)
+    monkeypatch.setattr(loop.TrainingRun, "_optimise", full)
     with pytest.raises(EasyRefError, match=r"Tried to allocate\)\. Lower optimiser"):
         train(settings())
 
@@ -203,7 +201,7 @@ def test_a_finetuned_mllm_stays_in_the_export_of_a_stage_that_freezes_it(
     assert not load_checkpoint(train(fresh).exported).has_mllm
 
 
-def test_accumulation_is_the_recipes_whatever_accelerate_was_configured_to(
+def test_the_recipes_accumulation_overrides_accelerates_configuration(
     settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def losses(name: str) -> dict[int, float]:
@@ -214,7 +212,7 @@ def test_accumulation_is_the_recipes_whatever_accelerate_was_configured_to(
     assert losses("configured") == plain
 
 
-def test_worker_processes_read_what_one_process_reads(settings: Make, tmp_path: Path) -> None:
+def test_worker_processes_give_the_losses_of_none(settings: Make, tmp_path: Path) -> None:
     alone = train(settings(optimiser_steps=2)).losses
     folder = str(tmp_path / "workers")
     assert train(settings(optimiser_steps=2, data_workers=1, output_folder=folder)).losses == alone

@@ -17,16 +17,16 @@ from safetensors.torch import load_file
 from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.errors import EasyRefError
+from easyref_core.training.checkpoints import list_checkpoints
 from easyref_core.training.config import Settings, load_settings
-from easyref_core.training.loop import _Run, dry_run, train
-from easyref_core.training.state import checkpoints
+from easyref_core.training.loop import TrainingRun, dry_run, train
 
 Make = Callable[..., Settings]
 
 
 def test_loss_falls_on_a_memorised_batch(settings: Make) -> None:
-    run = _Run(settings())
-    batch = run._batch([run.samples[0], run.samples[1]])
+    run = TrainingRun(settings())
+    batch = run.batches.make([run.samples[0], run.samples[1]])
     trained = [p for p in run.model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=5e-3)
     losses = []
@@ -79,7 +79,7 @@ def test_a_run_killed_by_a_signal_resumes(recipe: Callable[..., Path], tmp_path:
         check=False,
     )
     assert done.returncode == -9, done.stderr[-2000:]
-    assert [step for step, _ in checkpoints(folder)] == [2, 4]
+    assert [step for step, _ in list_checkpoints(folder)] == [2, 4]
     rest = train(load_settings(path, [f"output.folder={folder}"])).losses
     assert rest == {step: whole[step] for step in (5, 6)}
 
@@ -162,7 +162,7 @@ def test_only_the_named_parts_change(settings: Make, tmp_path: Path) -> None:
 
 def test_newest_two_checkpoints_are_kept(settings: Make, tmp_path: Path) -> None:
     train(settings(optimiser_steps=4, output_save_every=1))
-    assert [step for step, _ in checkpoints(tmp_path / "run")] == [3, 4]
+    assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [3, 4]
 
 
 def test_bf16_with_gradient_checkpointing_trains(settings: Make) -> None:
@@ -202,11 +202,11 @@ def test_dry_run_says_what_is_trained_and_draws_the_batch(settings: Make, tmp_pa
     assert "projector" in text
     assert "memory about" in text
     assert (tmp_path / "run" / "first_batch.png").is_file()
-    assert not checkpoints(tmp_path / "run")
+    assert not list_checkpoints(tmp_path / "run")
 
 
 def test_frozen_weights_are_kept_in_half_precision(settings: Make) -> None:
-    run = _Run(settings(optimiser_parts=["projector"], optimiser_precision="bf16"))
+    run = TrainingRun(settings(optimiser_parts=["projector"], optimiser_precision="bf16"))
     kinds = {p.requires_grad: p.dtype for p in run.model.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}
 
@@ -247,7 +247,7 @@ def test_full_disk_leaves_the_old_checkpoint(
     with pytest.raises(EasyRefError, match="No space left"):
         train(settings(optimiser_steps=4))
     monkeypatch.setattr(torch, "save", real)
-    assert [step for step, _ in checkpoints(tmp_path / "run")] == [2]
+    assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [2]
     assert not list((tmp_path / "run").glob(".checkpoint*"))
     assert list(train(settings(optimiser_steps=4)).losses) == [3, 4]
 
@@ -309,7 +309,7 @@ def test_wandb_gets_losses_and_validation_pictures(
         assert kept.tobytes() == original.tobytes()
 
 
-def test_processes_that_do_not_know_each_other_are_refused(
+def test_processes_that_are_not_joined_are_refused(
     settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")

@@ -1,4 +1,4 @@
-"""The learning rate over a run, and what noise levels count."""
+"""Learning rates, timesteps and loss weights."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
 from easyref_core.errors import EasyRefError
+from easyref_core.training.checkpoints import list_checkpoints
 from easyref_core.training.config import OptimiserSettings, Settings
 from easyref_core.training.loop import train
 from easyref_core.training.model import Batch, TrainedModel
 from easyref_core.training.schedule import learning_rate, loss_weights, spread_timesteps
-from easyref_core.training.state import checkpoints
 
 Make = Callable[..., Settings]
 
@@ -29,7 +29,7 @@ def rates(**changes: object) -> list[float]:
     return [learning_rate(optimiser, step) for step in range(1, 9)]
 
 
-def test_a_constant_rate_stays_after_the_warm_up() -> None:
+def test_a_constant_rate_after_a_linear_warm_up() -> None:
     assert rates() == [1.0] * 8
     assert rates(warmup_steps=4) == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
 
@@ -56,7 +56,7 @@ def test_the_optimiser_steps_at_the_scheduled_rate(settings: Make, tmp_path: Pat
         assert torch.allclose(weight, falling[name], rtol=0, atol=1e-8), name
 
 
-def test_weights_of_noise_levels_follow_their_papers() -> None:
+def test_loss_weights_follow_their_papers() -> None:
     levels = torch.tensor([0.9, 0.5, 0.1])  # signal to noise 9, 1, 1/9
     timesteps = torch.tensor([2, 1, 0, 0])
     assert loss_weights(levels, timesteps, "none", 5.0).tolist() == [1, 1, 1, 1]
@@ -66,8 +66,8 @@ def test_weights_of_noise_levels_follow_their_papers() -> None:
     assert debiased.tolist() == pytest.approx([3, 1, 1 / 3, 1 / 3])
 
 
-def test_a_weighted_loss_counts_strong_noise_for_more(settings: Make, tmp_path: Path) -> None:
-    """Of batches of one sample, so that each loss is one timestep's."""
+def test_a_debiased_loss_weights_strong_noise_more(settings: Make, tmp_path: Path) -> None:
+    """With batches of one sample, so that each loss is of one timestep."""
 
     def losses(weighting: str) -> list[float]:
         folder = str(tmp_path / weighting)
@@ -100,7 +100,7 @@ def test_timesteps_are_spread_evenly_over_the_schedule() -> None:
 
 
 def test_more_noise_levels_give_the_mean_of_their_losses(settings: Make, tmp_path: Path) -> None:
-    """Against each level taken alone, with the same tokens."""
+    """Compared with each level alone, with the same tokens."""
     batches: list[Batch] = []
 
     def losses(levels: int) -> dict[int, float]:
@@ -133,7 +133,7 @@ def test_more_noise_levels_give_the_mean_of_their_losses(settings: Make, tmp_pat
     assert several.timesteps[::3].shape == alone.timesteps.shape
 
 
-def test_a_falling_rate_resumes_to_the_same_losses(settings: Make, tmp_path: Path) -> None:
+def test_a_cosine_resumes_to_the_same_losses(settings: Make, tmp_path: Path) -> None:
     changes = {
         "optimiser_learning_rate_schedule": "cosine",
         "optimiser_warmup_steps": 1,
@@ -144,7 +144,7 @@ def test_a_falling_rate_resumes_to_the_same_losses(settings: Make, tmp_path: Pat
     assert train(settings(**changes)).losses == {n: whole[n] for n in (3, 4)}
 
 
-def test_a_falling_rate_cannot_be_led_to_another_end_unless_forced(settings: Make) -> None:
+def test_a_cosine_resumes_with_other_steps_only_if_forced(settings: Make) -> None:
     falling = {"optimiser_learning_rate_schedule": "cosine"}
     train(settings(optimiser_steps=2, **falling))
     with pytest.raises(EasyRefError, match=r"optimiser\.steps: 2 -> 3"):
@@ -154,7 +154,7 @@ def test_a_falling_rate_cannot_be_led_to_another_end_unless_forced(settings: Mak
 
 def test_a_checkpoint_from_before_a_setting_existed_resumes(settings: Make, tmp_path: Path) -> None:
     train(settings(optimiser_steps=2))
-    ((_, folder),) = checkpoints(tmp_path / "run")
+    ((_, folder),) = list_checkpoints(tmp_path / "run")
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     later = "learning_rate_schedule warmup_steps loss_weighting snr_gamma noise_levels"
     for name in later.split():

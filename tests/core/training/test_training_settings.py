@@ -1,4 +1,4 @@
-"""Recipes: what is refused, and with which sentence."""
+"""Recipes: which are refused, and with which sentence."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def test_overrides_replace_values_of_the_recipe(recipe: Recipe) -> None:
         ("stage=alinment", "Did you mean alignment"),
         ("data.crop=middle", "data.crop is 'middle'"),
         ("data.drop_text=0.96", "probabilities"),
+        ("data.drop_text=1.5", "data.drop_text is 1.5; it must be 1 or less"),
+        ("optimiser.learning_rate=fast", "learning_rate must be of type float, not 'fast'"),
+        ("optimiser.gradient_checkpointing=1", "gradient_checkpointing must be of type bool"),
+        ("optimiser.parts=[]", "optimiser.parts must name at least one"),
+        ("data.files=5", "data.files must be a list, not 5"),
         ("data.files=[nothing.json]", "no data file nothing.json"),
         ("model.base=nowhere", "model.base: there is no folder nowhere"),
         ("model.adapter=gone.safetensors", "Train the stage before"),
@@ -40,9 +45,9 @@ def test_overrides_replace_values_of_the_recipe(recipe: Recipe) -> None:
         ("optimiser.parts=[lora, lore]", "Did you mean lora"),
         ("model.lora_rank=0", "model.lora_rank is 0; it must be 1 or more"),
         ("model.lora_rank=-1", "model.lora_rank is -1"),
-        ("optimiser.ema=1.5", "optimiser.ema is 1.5; it must be from 0 to less than 1"),
-        ("optimiser.max_grad_norm=-1", "optimiser.max_grad_norm is -1.0"),
-        ("optimiser.weight_decay=-1", "optimiser.weight_decay is -1.0"),
+        ("optimiser.ema=1.5", "optimiser.ema is 1.5; it must be less than 1"),
+        ("optimiser.max_grad_norm=-1", "optimiser.max_grad_norm is -1; it must be above 0"),
+        ("optimiser.weight_decay=-1", "optimiser.weight_decay is -1; it must be 0 or more"),
         ("seed=-1", "seed is -1; it must be 0 or more"),
         ("data.workers=-1", "data.workers is -1"),
         ("data.image_size=20", "data.image_size is 20; it must be 56 or more"),
@@ -53,7 +58,7 @@ def test_overrides_replace_values_of_the_recipe(recipe: Recipe) -> None:
         ("optimiser.warmup_steps=-1", "warmup_steps is -1"),
         ("optimiser.learning_rate_schedule=cosin", "Did you mean cosine"),
         ("optimiser.loss_weighting=minsnr", "Did you mean min_snr"),
-        ("optimiser.snr_gamma=0", "optimiser.snr_gamma is 0.0; it must be above 0"),
+        ("optimiser.snr_gamma=0", "optimiser.snr_gamma is 0; it must be above 0"),
         ("optimiser.noise_levels=0", "optimiser.noise_levels is 0; it must be above 0"),
     ],
 )
@@ -89,7 +94,7 @@ def test_a_tracker_that_is_not_installed_is_named(
         load_settings(recipe(), ["output.trackers=[wandb]"])
 
 
-def test_half_precision_of_gpus_is_refused_on_a_cpu(recipe: Recipe) -> None:
+def test_fp16_is_refused_on_a_cpu(recipe: Recipe) -> None:
     pytest.importorskip("accelerate")
     from easyref_core.training.loop import train
 
@@ -98,7 +103,7 @@ def test_half_precision_of_gpus_is_refused_on_a_cpu(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[1, 2]", b"a: [", b"", b"\xff\xfe"])
-def test_what_is_no_recipe_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_recipes_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     with pytest.raises(EasyRefError, match="recipe"):
@@ -111,7 +116,7 @@ def test_missing_recipe_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
-def test_shipped_recipes_are_sound(
+def test_shipped_recipes_are_valid(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -20,7 +20,7 @@ from easyref_core.training.config import load_settings
 from easyref_core.training.loop import train
 
 PROGRAM = Path(__file__).with_name("sharded_on_cpu.py")
-# Where `make test` puts DeepSpeed, which not every computer can have.
+# Where `make test` installs DeepSpeed, which cannot be built everywhere.
 DEEPSPEED = Path(sys.prefix) / "deepspeed"
 EXACT = 1e-5
 
@@ -34,7 +34,7 @@ def start(kind: str, recipe: Path, folder: Path, stop: int = 0) -> subprocess.Co
     launch += ["--nproc_per_node", "2", str(PROGRAM), kind, str(stop), str(recipe)]
     path = os.pathsep.join(filter(None, (str(DEEPSPEED), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    # What `accelerate config` says of accumulation; the recipe's counts.
+    # As from `accelerate config`; the recipe's accumulation overrides it.
     environment["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "3"
     return subprocess.run(
         [*launch, f"output.folder={folder}"],
@@ -77,14 +77,14 @@ def test_sharded_processes_equal_one_and_resume_where_they_died(
 
     alone, sharded = load_file(one.exported), load_file(folder / "easyref.safetensors")
     assert alone.keys() == sharded.keys()
-    # Adam makes much of rounding where gradients are next to nothing.
+    # Adam amplifies rounding errors of tiny gradients.
     wrong = {n: float((alone[n] - sharded[n]).abs().mean()) for n in alone}
     assert max(wrong.values()) < 1e-4, max(wrong, key=wrong.__getitem__)
 
 
 @pytest.fixture
 def shapes(recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """Recipes for pictures of so many shapes that no two batches have equally many."""
+    """Writes recipes for images whose batches all have different numbers of shapes."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     sides = [(80, 80), (240, 60), (60, 240), (160, 80)]
@@ -101,7 +101,7 @@ def shapes(recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def test_fsdp_gathers_what_each_process_calls_equally_often(
+def test_fsdp_trains_on_images_of_different_shapes(
     shapes: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = shapes(optimiser_steps=2, optimiser_precision="bf16")
@@ -113,7 +113,7 @@ def test_fsdp_gathers_what_each_process_calls_equally_often(
 
 
 @pytest.mark.parametrize("asked", ["optimiser.ema", "output.validation"])
-def test_what_needs_all_weights_in_one_process_is_refused_where_none_holds_them(
+def test_ema_and_validation_are_refused_with_sharded_weights(
     recipe: Callable[..., Path], training_set: Any, tmp_path: Path, asked: str
 ) -> None:
     values = {"optimiser.ema": 0.9, "output.validation": str(training_set.records)}

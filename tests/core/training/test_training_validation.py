@@ -1,4 +1,4 @@
-"""Validation pictures, and the estimate of what a run needs."""
+"""Validation images, and the estimate of the memory that a run needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from easyref_core.errors import EasyRefError
 from easyref_core.training.config import Settings
-from easyref_core.training.loop import _Run, train
+from easyref_core.training.loop import TrainingRun, train
 from easyref_core.training.memory import FACTORS, estimate_bytes
 
 Make = Callable[..., Settings]
@@ -26,7 +26,7 @@ def write(path: Path, content: object) -> str:
     return str(path)
 
 
-def test_faces_are_shown_and_what_cannot_be_read_is_named(
+def test_validation_shows_faces_and_names_unreadable_records(
     settings: Make, training_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     group = json.loads(training_set.records.read_text())[0]
@@ -38,33 +38,33 @@ def test_faces_are_shown_and_what_cannot_be_read_is_named(
     said = capsys.readouterr().err
     assert "few.json[2]: There is no picture" in said
     assert "few.json[3]: it has no target." in said
-    run = _Run(settings(output_validation=file, **changes))
-    assert [len(group.pictures) for group in run._validation] == [3, 1]
-    assert run._validation[1].caption == "a face"
+    run = TrainingRun(settings(output_validation=file, **changes))
+    assert [len(group.pictures) for group in run.validation] == [3, 1]
+    assert run.validation[1].caption == "a face"
     with Image.open(tmp_path / "run" / "validation" / "0000001.png") as sheet:
         cell = sheet.height // 2
         generated = sheet.crop((cell, cell + 9, 2 * cell - 9, 2 * cell - 9))  # behind the face
         assert all(low < high for low, high in generated.getextrema())
 
 
-def test_pictures_are_decoded_in_float32_whatever_is_trained_in(
+def test_the_vae_decodes_in_float32_whatever_the_precision(
     settings: Make, training_set: Any, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "few.json", json.loads(training_set.records.read_text())[:1])
-    run = _Run(settings(output_validation=file, optimiser_precision="bf16"))
+    run = TrainingRun(settings(output_validation=file, optimiser_precision="bf16"))
     run.base.to(run.accelerator.device, run.dtype)
     found = set()
     for module in run.base.vae.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda _, __, out: found.add(out.dtype))
-    run._validate(1)
+    run.validate(1)
     assert found == {torch.float32}
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"), [({}, "no JSON list"), ([{"text": "a"}], "can be used")]
 )
-def test_a_validation_file_is_looked_at_before_anything_is_loaded(
+def test_a_bad_validation_file_is_refused_before_anything_is_loaded(
     settings: Make, tmp_path: Path, content: object, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -74,9 +74,9 @@ def test_a_validation_file_is_looked_at_before_anything_is_loaded(
         train(settings(output_validation=write(tmp_path / "bad.json", content)))
 
 
-def test_the_memory_estimate_counts_what_the_settings_add(settings: Make) -> None:
+def test_the_memory_estimate_follows_the_settings(settings: Make) -> None:
     def estimate(shares: tuple[int, int] = (1, 1), **changes: Any) -> dict[str, int]:
-        run = _Run(settings(**changes))
+        run = TrainingRun(settings(**changes))
         assert run.estimate() == estimate_bytes(run.model, run.base, run.settings, 3)
         return estimate_bytes(run.model, run.base, run.settings, 3, shares)
 
@@ -95,7 +95,7 @@ def test_the_memory_estimate_counts_what_the_settings_add(settings: Make) -> Non
     assert estimate((2, 2))["weights"] < plain["weights"]
 
 
-def test_the_estimates_factors_are_those_that_were_counted() -> None:
+def test_the_estimates_factors_are_the_measured_ones() -> None:
     spec = importlib.util.spec_from_file_location("training_memory", BENCHMARK)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)

@@ -1,4 +1,4 @@
-"""The demo's parts that need no ComfyUI: graphs rewired, pictures drawn, a server that dies."""
+"""Parts of the demo that need no ComfyUI: workflows, references, the sheet, a server that dies."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from PIL import Image, ImageChops, ImageStat
 from easyref_core.errors import EasyRefError
 from workshop.comfyui.comfy_client import ComfyUIError
 from workshop.comfyui.comfy_server import ComfyServer
-from workshop.demo import readings, run
+from workshop.demo import predictions, run
 from workshop.demo.dataset.characters import ATTRIBUTES, Identity
 from workshop.demo.dataset.groups import Style
 from workshop.demo.dataset.splits import identities, styles
-from workshop.demo.judging.judge import Judge, Reading, save_judge
-from workshop.demo.parts import Material, Pictures, Row, RowPictures, Settings
-from workshop.demo.readings import attribute_table, summary
+from workshop.demo.evaluation.classifier import (
+    CLASSIFIER_FILE,
+    Classifier,
+    Prediction,
+    save_classifier,
+)
+from workshop.demo.predictions import attribute_table, summary
 from workshop.demo.references import GROUPS, Group, draw_row, read_rows
+from workshop.demo.rows import DemoImages, DemoInputs, Row, RowImages, SamplingSettings
 from workshop.demo.sheet import fact_words
 from workshop.demo.workflow import (
     DEMO_NODE,
@@ -47,7 +52,7 @@ def links(graph: Graph) -> list[list[object]]:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_the_switch_replaces_all_loaders_and_nothing_else(name: str) -> None:
+def test_demo_models_replace_all_loaders_and_nothing_else(name: str) -> None:
     graph = load_workflow(name)
     changed = use_demo_models(graph)
     classes = {node["class_type"] for node in changed.values()}
@@ -143,12 +148,12 @@ def test_each_group_of_a_workflow_takes_its_own_references() -> None:
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
-def test_the_demo_shows_nothing_that_training_pictures_show(group: Group) -> None:
-    _, held_out = styles() if isinstance(group.meant, Style) else identities()
-    assert group.meant in held_out
+def test_the_demos_characters_and_style_are_held_out(group: Group) -> None:
+    _, held_out = styles() if isinstance(group.shared, Style) else identities()
+    assert group.shared in held_out
 
 
-def test_the_shipped_references_are_those_that_are_drawn() -> None:
+def test_the_shipped_references_are_the_drawn_ones() -> None:
     shipped = {row.name: row for row in read_rows()}
     assert list(shipped) == [group.name for group in GROUPS]
     for group in (GROUPS[0], GROUPS[3], GROUPS[5]):  # one of each kind
@@ -163,13 +168,13 @@ def test_the_shipped_references_are_those_that_are_drawn() -> None:
 
 def test_prompts_do_not_name_what_references_share() -> None:
     for row in read_rows():
-        asked = ("shape",) if row.kind == "style" else ("place", "time")
-        shared = {value for name, value in row.facts.items() if name not in asked}
+        in_prompt = ("shape",) if row.kind == "style" else ("place", "time")
+        shared = {value for name, value in row.facts.items() if name not in in_prompt}
         assert not any(value in row.prompt for value in shared)
         assert len(row.references) == 4
 
 
-def test_references_that_are_missing_are_said(tmp_path: Path) -> None:
+def test_missing_references_are_named(tmp_path: Path) -> None:
     with pytest.raises(EasyRefError, match="Draw the references again"):
         read_rows(tmp_path)
     (tmp_path / "rows.json").write_text(json.dumps({"a": {"kind": "identity"}}))
@@ -177,22 +182,19 @@ def test_references_that_are_missing_are_said(tmp_path: Path) -> None:
         read_rows(tmp_path)
 
 
-def test_facts_are_put_into_words() -> None:
+def test_facts_are_described_in_words() -> None:
     facts = {a: getattr(ROUND, a) for a in ATTRIBUTES} | {"place": "sea", "time": "day"}
     row = Row("a", "identity", "at sea by day", (), Image.new("RGB", (8, 8)), facts)
     assert fact_words(row) == "teal round, a single eye, crown"
     assert fact_words(read_rows()[5]) == "blue and pink checks on yellow"
 
 
-@pytest.mark.parametrize("judged", [True, False])
-def test_sheet_and_parts_are_written(tmp_path: Path, judged: bool) -> None:
+def test_the_sheet_and_its_images_are_written(tmp_path: Path) -> None:
     rows = read_rows()[3:]
     greys = [Image.new("RGB", (64, 64), (level,) * 3) for level in (0, 80, 160, 240)]
-    pictures = Pictures((RowPictures(*greys),) * 3, made_by="a test")
-    judged_rows = [dict.fromkeys(pictures.rows[0].named(), answers("star", "day"))] * 3
-    sheet = run.write_results(
-        Material(rows), pictures, tmp_path, trained=judged, readings=judged_rows if judged else None
-    )
+    images = DemoImages((RowImages(*greys),) * 3, made_by="a test")
+    predicted = [dict.fromkeys(images.rows[0].named(), star_by_day("star", "day"))] * 3
+    sheet = run.write_results(DemoInputs(rows), images, predicted, tmp_path)
     assert Image.open(sheet).width > 1000
     for row in rows:
         assert len(list((tmp_path / row.name).glob("*.png"))) == 9
@@ -218,61 +220,55 @@ def test_every_template_has_its_thumbnail() -> None:
         assert all(1 <= number <= 4 for row, number in scene.references if rows[row])
 
 
-def answers(shape: str, time: str) -> list[Reading]:
-    """What a judge says of a picture that should show a star by day."""
-    return [Reading("shape", "star", shape), Reading("time", "day", time)]
+def star_by_day(shape: str, time: str) -> list[Prediction]:
+    """Predictions for an image that should show a star by day."""
+    return [Prediction("shape", "star", shape), Prediction("time", "day", time)]
 
 
-def test_the_table_says_what_is_wanted_and_what_is_seen() -> None:
-    answered = [{"prompt_only": answers("drop", "day"), "easyref": answers("star", "day")}]
-    lines = attribute_table(Material(read_rows()[:1]), answered).splitlines()
+def test_the_table_shows_expected_and_predicted_values() -> None:
+    rows = [{"prompt_only": star_by_day("drop", "day"), "easyref": star_by_day("star", "day")}]
+    lines = attribute_table(DemoInputs(read_rows()[:1]), rows).splitlines()
     assert [line.split() for line in lines] == [
-        ["row", "attribute", "wanted", "prompt_only", "easyref"],
+        ["row", "attribute", "expected", "prompt_only", "easyref"],
         ["flower", "shape", "star", "drop", "="],
         ["flower", "time", "day", "=", "="],
-        ["all", "right", "1", "of", "2", "2", "of", "2"],
+        ["all", "correct", "1", "of", "2", "2", "of", "2"],
     ]
 
 
-@pytest.mark.parametrize("trained", [True, False])
-def test_a_run_on_trained_models_makes_all_rows_and_the_table(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    trained: bool,
+def test_a_run_writes_all_rows_and_prints_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def noise(material: Material) -> Pictures:
-        picture = Image.effect_noise((64, 64), 80).convert("RGB")
-        return Pictures((RowPictures(*[picture] * 4),) * len(material.rows), "a test")
+    def noise(inputs: DemoInputs) -> DemoImages:
+        image = Image.effect_noise((64, 64), 80).convert("RGB")
+        return DemoImages((RowImages(*[image] * 4),) * len(inputs.rows), "a test")
 
-    save_judge(Judge(), tmp_path / "judge.safetensors")
-    monkeypatch.setattr(readings, "JUDGE_FILE", tmp_path / "judge.safetensors")
+    save_classifier(Classifier(), tmp_path / CLASSIFIER_FILE)
+    monkeypatch.setattr(predictions, "shipped_set", lambda: tmp_path)
     monkeypatch.setattr(run, "OUT", tmp_path / "out")
-    monkeypatch.setattr(run, "is_trained", lambda directory: trained)
-    monkeypatch.setattr(run, "_make_pictures", noise)
-    assert run.main() == 0
-    said = capsys.readouterr().out
-    assert ("untrained" in said) is not trained
-    assert ("wanted" in said) is trained
-    assert f"{tmp_path / 'out' / 'sheet.png'}" in said
+    monkeypatch.setattr(run, "_make_images", noise)
+    run.run_demo()
+    printed = capsys.readouterr().out
+    assert "expected" in printed
+    assert f"{tmp_path / 'out' / 'sheet.png'}" in printed
     folders = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
-    assert len(folders) == (len(GROUPS) if trained else 1)
+    assert len(folders) == len(GROUPS)
 
 
-def test_an_answer_is_summed_up() -> None:
-    assert summary(answers("star", "day")) == "2 of 2"
-    assert summary(answers("drop", "day")) == "1 of 2, not shape"
-    assert summary(answers("drop", "night")) == "0 of 2, not shape and time"
+def test_predictions_are_summed_up() -> None:
+    assert summary(star_by_day("star", "day")) == "2 of 2"
+    assert summary(star_by_day("drop", "day")) == "1 of 2, not shape"
+    assert summary(star_by_day("drop", "night")) == "0 of 2, not shape and time"
 
 
-def test_diffusers_makes_every_picture_by_its_own_conditioning() -> None:
+def test_diffusers_samples_every_image_with_its_own_conditioning() -> None:
     pytest.importorskip("diffusers")
-    from workshop.demo.diffusers_backend import make_pictures
+    from workshop.demo.diffusers_backend import make_images
 
-    pictures = make_pictures(Material(read_rows()[:2], Settings(steps=2, side=64)))
-    made = [picture for row in pictures.rows for picture in row.named().values()]
-    assert [picture.size for picture in made] == [(64, 64)] * 8
-    assert len({picture.tobytes() for picture in made}) == 8
+    results = make_images(DemoInputs(read_rows()[:2], SamplingSettings(steps=2, side=64)))
+    images = [image for row in results.rows for image in row.named().values()]
+    assert [image.size for image in images] == [(64, 64)] * 8
+    assert len({image.tobytes() for image in images}) == 8
 
 
 def test_a_server_that_dies_says_why(tmp_path: Path) -> None:

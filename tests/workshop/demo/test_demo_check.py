@@ -1,4 +1,4 @@
-"""The command `check` from end to end on untrained models, and what it refuses."""
+"""The command `check` from end to end on untrained models, and its errors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from easyref_core.errors import EasyRefError
 from workshop.demo.__main__ import main
 from workshop.demo.dataset.characters import ATTRIBUTES
 from workshop.demo.dataset.files import DatasetOptions, draw_group, write_dataset
-from workshop.demo.judging.check import CheckOptions, run_check
-from workshop.demo.judging.groups import Group, read_outlines, read_split, strangers
-from workshop.demo.judging.judge import JUDGE_FILE, Judge, load_judge, save_judge
-from workshop.demo.judging.processes import SharedCheck
-from workshop.demo.judging.rows import OUTLINE
+from workshop.demo.evaluation.classifier import (
+    CLASSIFIER_FILE,
+    Classifier,
+    load_classifier,
+    save_classifier,
+)
+from workshop.demo.evaluation.conditions import CheckOptions, run_check
+from workshop.demo.evaluation.groups import Group, read_outlines, read_split, strangers
+from workshop.demo.evaluation.processes import SharedCheck
+from workshop.demo.evaluation.table_rows import OUTLINE
 from workshop.demo.models import DemoModels
-from workshop.demo.parts import Settings
+from workshop.demo.rows import SamplingSettings
 from workshop.demo.tiny import write_tiny_set
 
 Capture = pytest.CaptureFixture[str]
@@ -32,10 +37,10 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The untrained set with an untrained judge."""
+    """The untrained set with an untrained classifier."""
     directory = write_tiny_set(tmp_path_factory.mktemp("check") / "set")
     torch.manual_seed(0)
-    save_judge(Judge(), directory / JUDGE_FILE)
+    save_classifier(Classifier(), directory / CLASSIFIER_FILE)
     return directory
 
 
@@ -72,21 +77,23 @@ def test_untrained_models_miss_bars(models: Path, tmp_path: Path, capsys: Captur
     }
 
 
-def test_each_condition_makes_pictures_of_its_own(
+def test_each_condition_samples_images_of_its_own(
     models: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def mean_levels(judge: Judge, pixels: torch.Tensor, facts: object) -> dict[str, list[float]]:
+    def mean_levels(
+        self: Classifier, pixels: torch.Tensor, facts: object
+    ) -> dict[str, list[float]]:
         return {"level": pixels.float().mean((1, 2, 3)).tolist()}
 
-    monkeypatch.setattr(Judge, "right", mean_levels)
+    monkeypatch.setattr(Classifier, "scores", mean_levels)
     adapter = models / "easyref.safetensors"
-    settings = Settings(steps=1)
+    settings = SamplingSettings(steps=1)
     options = CheckOptions(settings, {"averaging": adapter, "stage1": adapter}, models / "mllm")
-    said: list[str] = []
+    reported: list[str] = []
     loaded = DemoModels(models, half=False)
-    results = run_check(loaded, Judge(), read_split(data).first(2), options, said.append)
+    results = run_check(loaded, Classifier(), read_split(data).first(2), options, reported.append)
     levels = {name: tuple(scores["level"]) for name, scores in results.items()}
-    # The set's own adapter under both names: read together, and by averaging.
+    # The set's own adapter under both names: encoded together, and averaged.
     same = [
         {"easyref", "weight 1", "stage1 easyref"},
         {"crowded 4", "stage1 crowded 4"},
@@ -97,14 +104,14 @@ def test_each_condition_makes_pictures_of_its_own(
         assert len({levels[name] for name in names}) == 1
     assert len(set(levels.values())) == len(levels) - sum(len(names) - 1 for names in same)
     assert all(len(set(pair)) == 2 for name, pair in levels.items() if name != "style")
-    assert "crowded, 1 reference: 2 pictures" in said
+    assert "crowded, 1 reference: 2 pictures" in reported
 
 
-def test_several_processes_measure_what_one_does(models: Path, data: Path) -> None:
-    adapter, judge = models / "easyref.safetensors", models / JUDGE_FILE
-    options = CheckOptions(Settings(steps=1), {"averaging": adapter}, models / "mllm")
+def test_several_processes_give_the_scores_of_one(models: Path, data: Path) -> None:
+    adapter, judge = models / "easyref.safetensors", models / CLASSIFIER_FILE
+    options = CheckOptions(SamplingSettings(steps=1), {"averaging": adapter}, models / "mllm")
     split = read_split(data).first(2)
-    alone = run_check(DemoModels(models), load_judge(judge), split, options, print)
+    alone = run_check(DemoModels(models), load_classifier(judge), split, options, print)
     shared = SharedCheck(models, judge, split, options, print).run(2)
     assert shared.keys() == alone.keys()
     for name, scores in alone.items():
@@ -112,7 +119,7 @@ def test_several_processes_measure_what_one_does(models: Path, data: Path) -> No
         assert shared[name].get(OUTLINE) == pytest.approx(scores.get(OUTLINE), abs=0.01)
 
 
-def test_what_cannot_be_measured_ends_with_2(
+def test_errors_end_with_status_2(
     models: Path, data: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     for options, message in (
@@ -121,14 +128,14 @@ def test_what_cannot_be_measured_ends_with_2(
         (["--set", str(models), "--data", str(tmp_path)], "held_out.json"),
         (["--set", str(models), "--data", str(data), "--identities", "1"], "--identities is 1"),
         (["--set", str(models), "--steps", "0"], "--steps is 0"),
-        (["--set", str(models), "--steps", "1000"], "a picture takes 1 to 999"),
+        (["--set", str(models), "--steps", "1000"], "1 to 999"),
         (["--set", str(models), "--cfg", "nan"], "--cfg is nan"),
         (["--set", str(models), "--split", "all"], "no split 'all'"),
         (["--set", str(models), "--split", "training"], "needs --data"),
         (["--set", str(models), "--compare", "stage9=x"], "stage1, stage2, scratch, averaging"),
         (["--set", str(models), "--compare", "stage1"], "write NAME=FILE"),
         (["--set", str(models), "--device", "abacus"], "'abacus' cannot be used"),
-        (["--set", str(models), "--data", str(data)], "4 identity groups; measuring 160 ident"),
+        (["--set", str(models), "--data", str(data)], "4 identity groups; 160 identities need 160"),
         (["--set", str(models), "--out", str(tmp_path)], "Is a directory"),
         (["--set", str(models), "--scores", str(models / "set.json" / "x")], "cannot be written"),
     ):
@@ -138,39 +145,39 @@ def test_what_cannot_be_measured_ends_with_2(
         assert error.startswith("demo: ")
 
 
-def test_a_failure_nobody_thought_of_is_no_missed_bar(
+def test_an_unexpected_exception_is_not_a_missed_bar(
     models: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("surprise")
 
-    monkeypatch.setattr("workshop.demo.judging.command.load_judge", fail)
+    monkeypatch.setattr("workshop.demo.evaluation.command.load_classifier", fail)
     assert main(["check", "--set", str(models), "--device", "cpu"]) == 2
     assert "ZeroDivisionError: surprise" in capsys.readouterr().err
 
 
-def test_others_are_judged_than_those_the_recipes_were_made_with(
+def test_the_evaluated_characters_are_not_those_used_for_the_recipes(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[DatasetOptions] = []
 
     def stop(folder: Path, options: DatasetOptions) -> None:
         drawn.append(options)
-        raise EasyRefError("seen enough")
+        raise EasyRefError("stop")
 
-    def who(options: DatasetOptions, first: int, count: int) -> set[tuple[str, ...]]:
+    def identities(options: DatasetOptions, first: int, count: int) -> set[tuple[str, ...]]:
         small = replace(options, pictures=2, side=32)
         numbers = [n for n in range(first, first + count) if n % 5 < 2]
         facts = [draw_group(small, "held_out", n)[1][0].facts for n in numbers]
         return {tuple(found[name] for name in ATTRIBUTES) for found in facts}
 
-    monkeypatch.setattr("workshop.demo.judging.command.write_dataset", stop)
+    monkeypatch.setattr("workshop.demo.evaluation.command.write_dataset", stop)
     assert main(["check", "--set", str(models), "--device", "cpu"]) == 2
     (options,) = drawn
-    judged = who(options, options.first_held_out, options.held_out_groups)
-    known = who(DatasetOptions(), 0, 400)
-    assert len(judged) == len(known) == 160
-    assert judged.isdisjoint(known)
+    evaluated = identities(options, options.first_held_out, options.held_out_groups)
+    known = identities(DatasetOptions(), 0, 400)
+    assert len(evaluated) == len(known) == 160
+    assert evaluated.isdisjoint(known)
 
 
 @pytest.mark.parametrize(
@@ -184,10 +191,10 @@ def test_a_damaged_part_is_named(models: Path, tmp_path: Path, capsys: Capture, 
     assert f"{file.split('/')[0]} of the model set" in capsys.readouterr().err
 
 
-def test_drawn_pictures_are_all_looked_at_before_any_is_made(
+def test_all_drawn_images_are_read_before_any_is_sampled(
     models: Path, data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(DemoModels, "sample", lambda *_, **__: pytest.fail("made a picture"))
+    monkeypatch.setattr(DemoModels, "sample", lambda *_, **__: pytest.fail("sampled"))
     drawn = tmp_path / "drawn"
     shutil.copytree(data, drawn)
     for name, message in (
@@ -201,7 +208,7 @@ def test_drawn_pictures_are_all_looked_at_before_any_is_made(
         (tmp_path / "kept.png").rename(drawn / name)
 
 
-def test_the_first_groups_of_each_kind_are_judged(data: Path) -> None:
+def test_the_first_groups_of_each_kind_are_used(data: Path) -> None:
     chosen = read_split(data).first(3)
     kinds = [group.kind for group in chosen.groups]
     assert kinds == ["identity"] * 3 + ["crowded"] * 3 + ["style"] * 2
@@ -218,7 +225,7 @@ def test_the_first_groups_of_each_kind_are_judged(data: Path) -> None:
 
 def test_groups_that_are_too_few_or_too_small_are_refused(data: Path) -> None:
     split = read_split(data)
-    with pytest.raises(EasyRefError, match=r"4 identity groups.* takes 5\. Draw 15 groups"):
+    with pytest.raises(EasyRefError, match=r"4 identity groups.* need 5\. Draw 15 groups"):
         split.first(5)
     with pytest.raises(EasyRefError, match="0 style groups"):
         replace(split, groups=[g for g in split.groups if g.kind != "style"]).first(3)
@@ -227,7 +234,7 @@ def test_groups_that_are_too_few_or_too_small_are_refused(data: Path) -> None:
         replace(split, groups=short).first(3)
 
 
-def test_wrong_references_are_each_groups_once_and_as_unlike_as_can_be(data: Path) -> None:
+def test_each_groups_references_are_used_once_as_wrong_ones_and_differ_most(data: Path) -> None:
     groups = read_split(data).of_kind("identity")
     others = strangers(groups)
     assert sorted(other.number for other in others) == sorted(group.number for group in groups)
@@ -244,7 +251,7 @@ def test_wrong_references_are_each_groups_once_and_as_unlike_as_can_be(data: Pat
     )
 
 
-def test_a_set_of_other_lists_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_was_not_drawn_is_refused(tmp_path: Path) -> None:
     (tmp_path / "held_out.json").write_text('[{"text": ["x"]}]')
     (tmp_path / "facts.json").write_text("{}")
     with pytest.raises(EasyRefError, match="not drawn by"):

@@ -1,4 +1,4 @@
-"""Groups that are put together anew in every step of the MLLM's training."""
+"""Groups that are composed for each step of the MLLM's training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workshop.demo.dataset.poses import Pose
 from workshop.demo.pretraining import composed
 from workshop.demo.pretraining.composed import Composer, place
 
-MEANT = Identity("star", "red", "dots", "goggle", "crown")
+CHARACTER = Identity("star", "red", "dots", "goggle", "crown")
 FRIENDS = [
     Identity("round", "blue", "plain", "sleepy", "bow"),
     Identity("square", "green", "stripes", "single", "scarf"),
@@ -28,63 +28,65 @@ ALIKE = Identity("star", "red", "dots", "goggle", "bow")
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[list[Identity]]:
-    """Collects who stands in each picture, from behind to before."""
+    """Collects the identities in each image, from back to front."""
     found: list[list[Identity]] = []
     real = composed._compose
 
     def compose(rng, layers):
-        found.extend([identity for identity, _ in of_picture] for of_picture in layers)
+        found.extend([identity for identity, _ in of_image] for of_image in layers)
         return real(rng, layers)
 
     monkeypatch.setattr(composed, "_compose", compose)
     return found
 
 
-def test_a_figure_lands_where_the_drawn_pictures_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_composed_figures_are_placed_as_drawn_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     pose = Pose(0.36, 0.58, 0.8, 15.0)
     monkeypatch.setattr("workshop.demo.dataset.groups.alone", lambda rng: pose)
     white = Image.new("RGB", (112, 112), (255, 255, 255))
     monkeypatch.setattr("workshop.demo.dataset.groups.draw_scene", lambda *_: white.copy())
-    drawn = draw_identity(MEANT, 112, random.Random(0)).picture
-    figure = picture_levels(draw_character(MEANT, 96))
+    drawn = draw_identity(CHARACTER, 112, random.Random(0)).picture
+    figure = picture_levels(draw_character(CHARACTER, 96))
     placed = place(figure[None], [pose], 112)[0]
     on_white = placed[:3] + 255 - placed[3:]
     wanted = picture_levels(drawn).float()
     apart = (on_white - wanted).abs().mean()
     moved = (on_white.roll(3, dims=2) - wanted).abs().mean()
-    assert apart < 4  # resampled in other ways
+    assert apart < 4  # resampled differently
     assert apart < moved / 2
 
 
-def test_crowds_show_the_meant_one_beside_other_strangers(shown: list[list[Identity]]) -> None:
-    composer = Composer([MEANT, ALIKE, *FRIENDS])
+def test_crowded_groups_show_the_character_beside_different_strangers(
+    shown: list[list[Identity]],
+) -> None:
+    composer = Composer([CHARACTER, ALIKE, *FRIENDS])
     levels, facts = composer.groups(random.Random(1), 30, 3)
     assert levels.shape == (90, 3, 112, 112)
     assert levels.dtype == torch.uint8
     crowds = 0
     for number, of_group in enumerate(facts):
-        pictures = shown[number * 3 : number * 3 + 3]
-        meant = Identity(**of_group)
-        assert all(meant in picture for picture in pictures)
-        friends = [one for picture in pictures for one in picture if one != meant]
-        assert all(strange(friend, meant) for friend in friends)
+        images = shown[number * 3 : number * 3 + 3]
+        character = Identity(**of_group)
+        assert all(character in image for image in images)
+        friends = [figure for image in images for figure in image if figure != character]
+        assert all(strange(friend, character) for friend in friends)
         if friends:
             crowds += 1
             assert len(set(friends)) == len(friends) == 3
-            assert len({picture.index(meant) for picture in pictures}) == 1  # bigger, or never
+            assert len({image.index(character) for image in images}) == 1  # bigger, or never
     assert 10 <= crowds < 30
 
 
-def test_single_pictures_are_never_crowded(shown: list[list[Identity]]) -> None:
-    Composer([MEANT, *FRIENDS]).groups(random.Random(0), 20, 1)
-    assert [len(picture) for picture in shown] == [1] * 20
+def test_single_images_are_never_crowded(shown: list[list[Identity]]) -> None:
+    Composer([CHARACTER, *FRIENDS]).groups(random.Random(0), 20, 1)
+    assert [len(image) for image in shown] == [1] * 20
 
 
-def test_the_same_chance_gives_the_same_pictures() -> None:
-    composer = Composer([MEANT, *FRIENDS])
+def test_the_same_seed_gives_the_same_images() -> None:
+    composer = Composer([CHARACTER, *FRIENDS])
     one, facts = composer.groups(random.Random(5), 4, 2)
     other, again = composer.groups(random.Random(5), 4, 2)
     assert torch.equal(one, other)
     assert facts == again
-    assert all(of_group in [asdict(i) for i in (MEANT, *FRIENDS)] for of_group in facts)
+    assert all(of_group in [asdict(i) for i in (CHARACTER, *FRIENDS)] for of_group in facts)
     assert not torch.equal(one, composer.groups(random.Random(6), 4, 2)[0])

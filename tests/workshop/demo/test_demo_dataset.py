@@ -1,4 +1,4 @@
-"""The drawn data set: what is shared is shared, what is held out is held out."""
+"""The drawn data set: shared attributes, captions, held-out identities and styles."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def difference(one: Image.Image, other: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
-def test_every_value_of_an_attribute_can_be_seen(attribute: str) -> None:
+def test_all_values_of_an_attribute_are_visible(attribute: str) -> None:
     drawn = {v: draw_character(replace(PLAIN, **{attribute: v}), 96) for v in VALUES[attribute]}
     for one, other in combinations(drawn.values(), 2):
         assert difference(one, other) > 0.004
@@ -100,7 +100,7 @@ def test_held_out_styles_look_like_no_training_style() -> None:
 
 
 @pytest.mark.parametrize("pattern", STYLE_PATTERNS)
-def test_styles_look_alike_whose_pattern_covers_a_half_in_each_colour(pattern: str) -> None:
+def test_even_patterns_look_alike_with_colours_exchanged(pattern: str) -> None:
     mask = style_mask(pattern, 256)
     share = mask.histogram()[255] / 256**2
     one, other = Style(pattern, "blue", "pink", "yellow"), Style(pattern, "pink", "blue", "yellow")
@@ -201,7 +201,7 @@ def test_scenes_differ_in_place_and_time() -> None:
     assert len({Scene(place, time).words for place, time in drawn}) == len(drawn)
 
 
-def test_outlines_stand_where_the_character_does() -> None:
+def test_outlines_are_where_the_character_is() -> None:
     drawn = draw_identity(PLAIN, 96, random.Random(2), scene=Scene("snow", "day"))
     edges = drawn.outline.convert("L")
     left, top, right, bottom = edges.getbbox()
@@ -211,7 +211,7 @@ def test_outlines_stand_where_the_character_does() -> None:
     assert 0.01 < white < 0.3
 
 
-def test_a_group_depends_on_its_seed_and_number_alone() -> None:
+def test_a_group_depends_on_its_seed_and_number_only() -> None:
     def pixels(options: DatasetOptions, split: str, number: int) -> str:
         _, drawn = draw_group(options, split, number)
         return hashlib.sha256(b"".join(d.picture.tobytes() for d in drawn)).hexdigest()
@@ -241,7 +241,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("drawn") / "set", SMALL, workers=2)
 
 
-def test_the_lists_are_what_the_trainer_reads(dataset: Path) -> None:
+def test_the_lists_are_training_records(dataset: Path) -> None:
     settings = DataSettings(("x",), resolution=64, crop="center", image_size=56)
     # Four of ten groups are crowded: only their targets show one figure alone.
     for name, count in (("groups", 10), ("held_out", 5), ("single", 10), ("captions", 22)):
@@ -251,7 +251,7 @@ def test_the_lists_are_what_the_trainer_reads(dataset: Path) -> None:
             assert make_sample(record, settings, 0, position).target.shape == (3, 64, 64)
 
 
-def test_every_kind_and_every_fact_is_there(dataset: Path) -> None:
+def test_all_kinds_and_facts_are_written(dataset: Path) -> None:
     facts = json.loads((dataset / "facts.json").read_text())
     assert {f["kind"] for f in facts.values()} == set(KINDS)
     pictures = [p for p in dataset.rglob("*_?.png") if "outline" not in p.name]
@@ -259,7 +259,7 @@ def test_every_kind_and_every_fact_is_there(dataset: Path) -> None:
     assert (dataset / "overview.png").is_file()
 
 
-def test_no_training_picture_shows_a_held_out_identity(dataset: Path) -> None:
+def test_no_training_image_shows_a_held_out_identity(dataset: Path) -> None:
     _, held_out = identities()
     facts = json.loads((dataset / "facts.json").read_text())
     for name, fact in facts.items():
@@ -277,7 +277,7 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, int])
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(EasyRefError, match="is not empty"):
         write_dataset(tmp_path, SMALL)

@@ -1,4 +1,4 @@
-"""A model set in memory: batches are what single runs are, references act by their weight."""
+"""A model set in memory: batches equal single images, and references have their weight."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from easyref_core.encode.group import Reference, plan_group
 from easyref_core.encode.passes import encode_references
 from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.errors import EasyRefError
-from workshop.demo.models import DemoAdapter, DemoModels, Steering
-from workshop.demo.parts import Settings
+from workshop.demo.adapter import AppliedReferences, DemoAdapter
+from workshop.demo.models import DemoModels
 from workshop.demo.pretraining.words import used_ids
+from workshop.demo.rows import SamplingSettings
 from workshop.demo.tiny import write_tiny_set
 
-QUICK = Settings(steps=2, side=64)
+QUICK = SamplingSettings(steps=2, side=64)
 PROMPTS = ["in the snow at sunset", "on a beach by day", "a star shape"]
 SEEDS = [3, 4, 5]
 
@@ -64,7 +65,7 @@ def largest_difference(one: torch.Tensor, other: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("aggregation", ["easyref", "average"])
-def test_groups_read_together_give_what_each_gives_alone(
+def test_groups_encoded_in_a_batch_equal_each_encoded_alone(
     models: DemoModels,
     adapter: DemoAdapter,
     groups: list[list[Image.Image]],
@@ -85,34 +86,36 @@ def test_groups_read_together_give_what_each_gives_alone(
     assert (found.adapter, found.aggregation) == (adapter.checkpoint.identity, aggregation)
 
 
-def test_a_picture_does_not_depend_on_its_batch(
+def test_an_image_does_not_depend_on_its_batch(
     models: DemoModels,
     adapter: DemoAdapter,
     groups: list[list[Image.Image]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    steering = Steering(adapter, adapter.encode(groups, PROMPTS))
-    together = models.sample(PROMPTS, SEEDS, QUICK, steering)
-    monkeypatch.setattr("workshop.demo.models._ROWS", 2)
-    assert largest_difference(models.sample(PROMPTS, SEEDS, QUICK, steering), together) <= 1
+    references = AppliedReferences(adapter, adapter.encode(groups, PROMPTS))
+    together = models.sample(PROMPTS, SEEDS, QUICK, references)
+    monkeypatch.setattr("workshop.demo.models._BATCH", 2)
+    assert largest_difference(models.sample(PROMPTS, SEEDS, QUICK, references), together) <= 1
     for row in range(3):
-        alone = Steering(adapter, adapter.encode(groups[row : row + 1], PROMPTS[row : row + 1]))
+        alone = AppliedReferences(
+            adapter, adapter.encode(groups[row : row + 1], PROMPTS[row : row + 1])
+        )
         made = models.sample(PROMPTS[row : row + 1], SEEDS[row : row + 1], QUICK, alone)
         assert largest_difference(made[0], together[row]) <= 1
     assert largest_difference(together[0], together[1]) > 10
 
 
-def test_tokens_of_one_group_serve_all_rows(
+def test_tokens_of_one_group_are_used_for_all_rows(
     models: DemoModels, adapter: DemoAdapter, groups: list[list[Image.Image]]
 ) -> None:
-    one = Steering(adapter, adapter.encode(groups[:1], PROMPTS[:1]))
+    one = AppliedReferences(adapter, adapter.encode(groups[:1], PROMPTS[:1]))
     prompts = PROMPTS[:1] * 2
-    both = Steering(adapter, adapter.encode(groups[:1] * 2, prompts))
+    both = AppliedReferences(adapter, adapter.encode(groups[:1] * 2, prompts))
     made = models.sample(prompts, SEEDS[:2], QUICK, one)
     assert largest_difference(made, models.sample(prompts, SEEDS[:2], QUICK, both)) <= 1
 
 
-def test_at_weight_0_only_the_lora_is_left(
+def test_at_weight_0_only_the_lora_has_an_effect(
     models: DemoModels, directory: Path, groups: list[list[Image.Image]], tmp_path: Path
 ) -> None:
     weights = load_file(directory / "easyref.safetensors")
@@ -121,15 +124,15 @@ def test_at_weight_0_only_the_lora_is_left(
     plain = models.sample(PROMPTS, SEEDS, QUICK)
     for file, same in ((None, False), (path, True)):
         adapter = models.adapter(file)
-        steering = Steering(adapter, adapter.encode(groups, PROMPTS))
-        other = Steering(adapter, adapter.encode(groups[::-1], PROMPTS), 0.0)
-        off = models.sample(PROMPTS, SEEDS, QUICK, replace(steering, weight=0.0))
+        references = AppliedReferences(adapter, adapter.encode(groups, PROMPTS))
+        other = AppliedReferences(adapter, adapter.encode(groups[::-1], PROMPTS), 0.0)
+        off = models.sample(PROMPTS, SEEDS, QUICK, replace(references, weight=0.0))
         assert largest_difference(off, models.sample(PROMPTS, SEEDS, QUICK, other)) == 0
         assert (largest_difference(off, plain) <= 1) == same
-        assert largest_difference(models.sample(PROMPTS, SEEDS, QUICK, steering), off) > 10
+        assert largest_difference(models.sample(PROMPTS, SEEDS, QUICK, references), off) > 10
 
 
-def test_prompt_noise_and_outline_each_change_the_picture(models: DemoModels) -> None:
+def test_prompt_noise_and_outline_each_change_the_image(models: DemoModels) -> None:
     prompts, seeds = PROMPTS[:1], SEEDS[:1]
     plain = models.sample(prompts, seeds, QUICK)
     black = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
@@ -149,7 +152,7 @@ def test_prompt_noise_and_outline_each_change_the_picture(models: DemoModels) ->
     assert largest_difference(models.sample(prompts, seeds, without, outlines=lines), plain) <= 1
 
 
-def test_a_cut_down_word_table_gives_the_same_pictures(
+def test_a_cut_down_embedding_table_gives_the_same_images(
     models: DemoModels, directory: Path, tmp_path: Path
 ) -> None:
     smaller = tmp_path / "set"
@@ -165,7 +168,7 @@ def test_a_cut_down_word_table_gives_the_same_pictures(
     assert largest_difference(made, models.sample(PROMPTS, SEEDS, QUICK)) == 0
 
 
-def test_half_precision_gives_nearly_the_same_pictures(models: DemoModels, directory: Path) -> None:
+def test_half_precision_gives_nearly_the_same_images(models: DemoModels, directory: Path) -> None:
     made = DemoModels(directory, half=True).sample(PROMPTS, SEEDS, QUICK)
     full = models.sample(PROMPTS, SEEDS, QUICK)
     away = (made.float() - full.float()).abs().mean()
@@ -173,27 +176,27 @@ def test_half_precision_gives_nearly_the_same_pictures(models: DemoModels, direc
     assert away < (full[0].float() - full[1].float()).abs().mean() / 3
 
 
-def test_rebuilt_pictures_went_through_the_autoencoder(models: DemoModels) -> None:
+def test_images_are_reconstructed_by_the_autoencoder(models: DemoModels) -> None:
     numbers = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8, generator=numbers)
-    rebuilt = models.rebuild(pixels)
-    assert (rebuilt.shape, rebuilt.dtype) == (pixels.shape, torch.uint8)
-    beside_another = models.rebuild(torch.stack((255 - pixels[0], pixels[1])))
-    assert torch.equal(beside_another[1:], rebuilt[1:])
+    reconstructed = models.reconstruct(pixels)
+    assert (reconstructed.shape, reconstructed.dtype) == (pixels.shape, torch.uint8)
+    beside_another = models.reconstruct(torch.stack((255 - pixels[0], pixels[1])))
+    assert torch.equal(beside_another[1:], reconstructed[1:])
     # a batch of another size may be summed in another order: one level of rounding
-    assert largest_difference(models.rebuild(pixels[1:]), rebuilt[1:]) <= 1
-    assert not torch.equal(rebuilt, pixels)
+    assert largest_difference(models.reconstruct(pixels[1:]), reconstructed[1:]) <= 1
+    assert not torch.equal(reconstructed, pixels)
 
 
-def test_what_cannot_be_sampled_is_refused(
+def test_inputs_that_do_not_fit_are_refused(
     models: DemoModels, adapter: DemoAdapter, groups: list[list[Image.Image]]
 ) -> None:
     with pytest.raises(EasyRefError, match="3 prompts but 2 seeds"):
         models.sample(PROMPTS, SEEDS[:2], QUICK)
-    two = Steering(adapter, adapter.encode(groups[:2], PROMPTS[:2]))
+    two = AppliedReferences(adapter, adapter.encode(groups[:2], PROMPTS[:2]))
     with pytest.raises(EasyRefError, match="3 prompts but 2 rows of tokens"):
         models.sample(PROMPTS, SEEDS, QUICK, two)
-    with pytest.raises(EasyRefError, match="without pictures"):
+    with pytest.raises(EasyRefError, match="without images"):
         adapter.encode([[]], PROMPTS[:1])
 
 

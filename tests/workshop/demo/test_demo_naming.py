@@ -1,4 +1,4 @@
-"""What the demo's MLLM is trained for: naming what pictures share, with nothing to go by."""
+"""The loss of the demo's MLLM: naming what images have in common."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from easyref_core.qwen2vl.prompt import PromptTokenizer
 from workshop.demo.pretraining.captions import WORDS
-from workshop.demo.pretraining.mllm import SIZES, VISION, _naming_loss, answers
+from workshop.demo.pretraining.mllm import SIZES, VISION, answers, naming_loss
 from workshop.demo.tiny_mllm import write_mllm_settings
 
 FACTS = {
@@ -33,8 +33,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PromptTokenizer:
     return PromptTokenizer.from_directory(folder)
 
 
-class Knowing:
-    """Says every word right once the first has been said; holds some words likely as the first."""
+class FakeMllm:
+    """Predicts every word after the first; at the first position, some words are likely."""
 
     def __init__(self, tokenizer: PromptTokenizer, likely: Sequence[str]) -> None:
         self._likely = [tokenizer.text_ids(" " + word)[0] for word in likely]
@@ -42,7 +42,7 @@ class Knowing:
         self.body = SimpleNamespace(visual=lambda patches, *_: torch.zeros(len(patches), 16, 8))
 
     def __call__(
-        self, ids: torch.Tensor, spans: torch.Tensor, seen: torch.Tensor, first: int
+        self, ids: torch.Tensor, spans: torch.Tensor, features: torch.Tensor, first: int
     ) -> torch.Tensor:
         logits = torch.zeros(*ids.shape, 4096)
         following = ids.roll(-1, dims=1)
@@ -52,21 +52,21 @@ class Knowing:
         return logits[:, first:]
 
 
-def test_only_what_the_pictures_share_is_named() -> None:
+def test_only_shared_attributes_are_named() -> None:
     assert sorted(answers(FACTS)) == sorted(["star", "red", "dots", "goggle", "top hat"])
     assert sorted(answers(STYLE)) == sorted(["rings", "red", "blue", "teal"])
 
 
-def test_everything_must_be_known_before_the_first_word(tokenizer: PromptTokenizer) -> None:
-    said = answers(FACTS)
+def test_all_words_must_be_known_at_the_first_position(tokenizer: PromptTokenizer) -> None:
+    words = answers(FACTS)
 
     def loss(likely: Sequence[str]) -> float:
-        model = Knowing(tokenizer, likely)
-        found = _naming_loss(
-            model, tokenizer, torch.zeros(2, 64, 1176), [said], torch.device("cpu")
+        model = FakeMllm(tokenizer, likely)
+        found = naming_loss(
+            model, tokenizer, torch.zeros(2, 64, 1176), [words], torch.device("cpu")
         )
         return float(found)
 
-    tokens = sum(len(tokenizer.text_ids(" " + word)) for word in said) + 1  # and the end
-    assert loss(said) == pytest.approx(math.log(5) * (2 + 1 / tokens), rel=1e-3)
-    assert loss(said[:1]) > loss(said) + 10  # though it says all five right
+    tokens = sum(len(tokenizer.text_ids(" " + word)) for word in words) + 1  # and the end
+    assert loss(words) == pytest.approx(math.log(5) * (2 + 1 / tokens), rel=1e-3)
+    assert loss(words[:1]) > loss(words) + 10  # though all five follow correctly

@@ -1,4 +1,4 @@
-"""Pretrained parts of a model set, taken into a work folder and written back."""
+"""Pretrained parts of a model set, copied into a work folder and written back."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def test_what_a_whole_set_holds_is_taken_and_counts_as_trained(
+def test_parts_of_a_whole_set_are_copied_and_count_as_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sorted(take_parts(TRAINED_SET, tmp_path)) == sorted(WITHOUT_MLLM)
@@ -47,7 +47,7 @@ def test_what_a_whole_set_holds_is_taken_and_counts_as_trained(
         train_part(part, tmp_path, torch.device("cpu"))
 
 
-def test_the_base_that_was_taken_is_one_that_stages_train_on(work: Path) -> None:
+def test_stages_train_on_a_copied_base(work: Path) -> None:
     base = load_base(work / "base" / "model")
     kept = load_file(TRAINED_SET / "unet" / "diffusion_pytorch_model.safetensors")
     found = base.unet.state_dict()
@@ -57,7 +57,7 @@ def test_the_base_that_was_taken_is_one_that_stages_train_on(work: Path) -> None
     assert (pooled[0] - pooled[1]).abs().max() > 0.1
 
 
-def test_parts_are_written_as_they_were_taken(work: Path, tmp_path: Path) -> None:
+def test_copied_parts_are_written_unchanged(work: Path, tmp_path: Path) -> None:
     assemble_parts(work, WITHOUT_MLLM, tmp_path)
     written, shipped = _files(tmp_path), _files(TRAINED_SET)
     assert json.loads(written.pop("pretrained.json")) == {"parts": WITHOUT_MLLM}
@@ -66,7 +66,7 @@ def test_parts_are_written_as_they_were_taken(work: Path, tmp_path: Path) -> Non
     assert all(written[name] == shipped[name] for name in weights)
 
 
-def test_the_mllm_goes_with_its_weights_until_an_adapter_carries_it(
+def test_the_mllms_weights_are_written_until_an_adapter_carries_them(
     work: Path, tmp_path: Path
 ) -> None:
     size, parts = write_set(work, tmp_path / "parts")
@@ -82,7 +82,7 @@ def test_the_mllm_goes_with_its_weights_until_an_adapter_carries_it(
     assert not {"pretrained.json", "mllm/model.safetensors"} & names
 
 
-def test_taking_again_changes_nothing_and_an_interrupted_taking_goes_on(tmp_path: Path) -> None:
+def test_copying_again_changes_nothing_and_resumes(tmp_path: Path) -> None:
     take_parts(TRAINED_SET, tmp_path)
     before = _files(tmp_path)
     (tmp_path / "base").rename(tmp_path / "base.unfinished")
@@ -92,16 +92,16 @@ def test_taking_again_changes_nothing_and_an_interrupted_taking_goes_on(tmp_path
     assert _files(tmp_path) == before
 
 
-def test_parts_of_another_training_are_not_mixed_with_those_of_a_set(tmp_path: Path) -> None:
+def test_parts_of_two_trainings_are_not_mixed(tmp_path: Path) -> None:
     own = tmp_path / "controlnet" / "state.pt"
     own.parent.mkdir()
     own.write_bytes(b"begun")
-    with pytest.raises(EasyRefError, match=r"controlnet is there.*choose another --folder"):
+    with pytest.raises(EasyRefError, match=r"controlnet exists.*choose another --folder"):
         take_parts(TRAINED_SET, tmp_path)
     assert _files(tmp_path) == {"controlnet/state.pt": b"begun"}
 
 
-def test_a_folder_without_a_set_or_with_half_a_one_is_refused(work: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_complete_set_is_refused(work: Path, tmp_path: Path) -> None:
     with pytest.raises(EasyRefError, match=r"no trained model set.*`train --set`"):
         take_parts(tmp_path, tmp_path / "work")
     parts = tmp_path / "parts"
@@ -115,16 +115,16 @@ def test_a_folder_without_a_set_or_with_half_a_one_is_refused(work: Path, tmp_pa
     assert not (tmp_path / "work").exists()
 
 
-def test_a_damaged_part_is_named_and_not_taken(tmp_path: Path) -> None:
+def test_a_damaged_part_is_named_and_not_copied(tmp_path: Path) -> None:
     shutil.copytree(TRAINED_SET, tmp_path / "set")
     damaged = tmp_path / "set" / "text_encoders" / "clip_g" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    with pytest.raises(EasyRefError, match=r"part base of .* cannot be taken"):
+    with pytest.raises(EasyRefError, match=r"part base of .* cannot be copied"):
         take_parts(tmp_path / "set", tmp_path / "work")
     assert not is_done(tmp_path / "work", "base")
 
 
-def test_parts_do_not_replace_a_whole_set_and_none_are_no_set(work: Path, tmp_path: Path) -> None:
+def test_parts_do_not_replace_a_whole_set(work: Path, tmp_path: Path) -> None:
     assemble_set(work, TRAINED_SET / "easyref.safetensors", tmp_path / "set")
     before = _files(tmp_path / "set")
     with pytest.raises(EasyRefError, match=r"holds a whole model set.*only vae"):
@@ -135,7 +135,7 @@ def test_parts_do_not_replace_a_whole_set_and_none_are_no_set(work: Path, tmp_pa
     assert not (tmp_path / "none").exists()
 
 
-def test_the_command_takes_parts_and_says_which(
+def test_the_command_copies_parts_and_names_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["train", "--folder", str(tmp_path / "work"), "--pretrained", str(TRAINED_SET)]

@@ -1,4 +1,4 @@
-"""Optimiser steps of the pretraining: resumed, shared by processes, at a rate that falls."""
+"""Optimiser steps of the pretraining: resuming, several processes, the learning rate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workshop.demo.train import RECIPES
 CPU = torch.device("cpu")
 
 
-def test_interrupted_steps_go_on_with_equal_results(tmp_path: Path) -> None:
+def test_interrupted_steps_resume_with_equal_results(tmp_path: Path) -> None:
     def trained(folder: Path, stop_at: int | None) -> torch.Tensor:
         torch.manual_seed(0)
         module = torch.nn.Linear(3, 1)
@@ -40,28 +40,28 @@ def test_interrupted_steps_go_on_with_equal_results(tmp_path: Path) -> None:
     assert (whole - 1).abs().max() < 0.05
 
 
-def test_a_state_of_another_recipe_or_model_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_recipe_or_model_is_refused(tmp_path: Path) -> None:
     def train(schedule: Schedule, inputs: int = 3) -> None:
-        module = torch.nn.Linear(inputs, 1)
+        module = torch.nn.Linear(inputs, 1, bias=False)
         run_steps(module, lambda *_: module.weight.sum(), schedule, tmp_path / "part", CPU)
 
     schedule = Schedule(2, 4, 1e-2, warmup=1)
     train(schedule)
-    with pytest.raises(EasyRefError, match=r"another recipe \(steps: 2 -> 3; batch: 4 -> 8\)"):
+    with pytest.raises(EasyRefError, match=r"other settings: batch: 4 -> 8; steps: 2 -> 3"):
         train(replace(schedule, steps=3, batch=8))
-    with pytest.raises(EasyRefError, match="another model than is trained now"):
+    with pytest.raises(EasyRefError, match="does not fit: weight is missing or of another size"):
         train(schedule, inputs=5)
-    (tmp_path / "part" / "state.pt").write_bytes(b"half")
-    with pytest.raises(EasyRefError, match=r"cannot be read.*Delete .*part to train this part"):
+    (tmp_path / "part" / "checkpoint-2" / "optimiser.pt").write_bytes(b"half")
+    with pytest.raises(EasyRefError, match=r"cannot be restored.*delete .*part to train this part"):
         train(schedule)
 
 
-def test_a_state_of_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     module = torch.nn.Linear(3, 1)
     run_steps(module, lambda *_: module.weight.sum(), Schedule(2, 4, 1e-2, 1), tmp_path, CPU)
-    state = torch.load(tmp_path / "state.pt")
-    torch.save(state | {"processes": 2}, tmp_path / "state.pt")
-    with pytest.raises(EasyRefError, match=r"by processes: 2, and now there are 1.*Start as many"):
+    state = tmp_path / "checkpoint-2" / "state.json"
+    state.write_text(state.read_text().replace('"processes": 1', '"processes": 2'))
+    with pytest.raises(EasyRefError, match="processes: 2 -> 1"):
         run_steps(module, lambda *_: module.weight.sum(), Schedule(2, 4, 1e-2, 1), tmp_path, CPU)
 
 
@@ -98,7 +98,7 @@ from pathlib import Path
 import torch
 from workshop.demo.pretraining.steps import (
     Schedule,
-    in_shares,
+    shared_map,
     leave_processes,
     run_steps,
 )
@@ -119,8 +119,8 @@ folder = Path(sys.argv[1])
 run_steps(module, loss, Schedule(20, 4, 1e-2, warmup=1), folder, torch.device("cpu"))
 number = distributed.get_rank()
 seen = []
-made = in_shares(lambda n: seen.append(n) or n * n, range(7), torch.device("cpu"))
-assert made == [n * n for n in range(7)] and seen == [*range(number, 7, 2)]
+made = shared_map(lambda n: seen.append(n) or n * n, range(7), torch.device("cpu"))
+assert made == [n * n for n in range(7)] and seen == [[0, 1, 2, 3], [4, 5, 6]][number]
 torch.save((module.weight.detach(), torch.cat(rank)), folder / f"{number}.pt")
 leave_processes()
 """

@@ -1,4 +1,4 @@
-"""All demo models from nothing, a few steps each: every part reads what the one before left."""
+"""All demo models from scratch, a few steps each: each part uses the results of those before."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 
 from easyref_core.demo_set import TRAINED_SET
 from easyref_core.errors import EasyRefError
-from easyref_core.training.config import differences, read_recipe
+from easyref_core.training.recipe import differences, read_recipe
 from workshop.demo import train as demo_train
 from workshop.demo.__main__ import main
 from workshop.demo.dataset.splits import identities
 from workshop.demo.pretraining.assemble import assemble_set
-from workshop.demo.pretraining.base import add_noise, edge_places, encode_pictures, noise_loss
+from workshop.demo.pretraining.base import add_noise, edge_mask, encode_images, noise_loss
 from workshop.demo.pretraining.composed import Composer
 from workshop.demo.pretraining.pictures import read_pictures, read_pixels
 from workshop.demo.pretraining.vae import detail_loss
@@ -78,7 +78,7 @@ def test_finished_parts_are_not_trained_again(work: Path, recipes: Path, monkeyp
         train_part(part, work, CPU, recipes)
 
 
-def test_two_processes_are_told_what_the_command_accepts_in_an_order_that_works(
+def test_two_processes_are_started_with_valid_commands_in_a_valid_order(
     recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[tuple[str, int]] = []
@@ -114,7 +114,7 @@ def test_two_processes_are_told_what_the_command_accepts_in_an_order_that_works(
     assert order[-3:] == ["1_alignment", "2_single_reference", "3_multi_reference"]
 
 
-def test_drawing_that_was_interrupted_begins_anew(recipes: Path, tmp_path: Path) -> None:
+def test_interrupted_drawing_starts_again(recipes: Path, tmp_path: Path) -> None:
     half = tmp_path / "data.unfinished" / "training" / "00000_0.png"
     half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
@@ -135,9 +135,9 @@ def test_a_folder_that_was_not_drawn_is_left_alone(recipes: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("vae", "steps"), 0, "vae.steps is 0; it must be more than 0"),
+        (("vae", "steps"), 0, "vae.steps is 0; it must be above 0"),
         (("mllm", "learning_rate"), -1.0, "mllm.learning_rate is -1.0"),
-        (("base", "ema"), 1.0, "base.ema is 1.0; it must be from 0"),
+        (("base", "ema"), 1.0, "base.ema is 1.0; it must be less than 1"),
         (("base", "restart"), 2, "base.restart is 2; it must be 0, or between the warm-up's 1"),
         (("data", "pictures"), 4, "data.pictures is 4; it must be 5 or more"),
         (("data", "side"), 64, "data.side is 64; it must be 128"),
@@ -171,7 +171,7 @@ def test_an_unknown_part_is_named(tmp_path: Path, recipes: Path) -> None:
         train_part("mlm", tmp_path, CPU, recipes)
 
 
-def test_a_part_says_what_it_needs(tmp_path: Path, recipes: Path) -> None:
+def test_a_part_names_what_it_needs(tmp_path: Path, recipes: Path) -> None:
     with pytest.raises(EasyRefError, match="data is not trained yet"):
         train_part("vae", tmp_path, CPU, recipes)
 
@@ -191,7 +191,7 @@ def test_the_set_is_small_and_whole(work: Path, tmp_path: Path) -> None:
         assert config.keys() <= {*VAE_CONFIG, "_diffusers_version"}
 
 
-def test_only_the_stage_before_is_what_the_next_one_starts_from(work: Path) -> None:
+def test_each_stage_starts_from_the_one_before(work: Path) -> None:
     first, second, third = (
         load_file(adapter_of(work, stage))
         for stage in ("1_alignment", "2_single_reference", "3_multi_reference")
@@ -203,7 +203,7 @@ def test_only_the_stage_before_is_what_the_next_one_starts_from(work: Path) -> N
     assert not any(name in first for name in body)  # the first stage leaves the MLLM as it was
 
 
-def test_the_decoder_goes_on_alone_and_is_the_one_shipped(work: Path, tmp_path: Path) -> None:
+def test_only_the_decoder_is_trained_further_and_shipped(work: Path, tmp_path: Path) -> None:
     name = "diffusion_pytorch_model.safetensors"
     before, after = (load_file(work / part / "model" / name) for part in ("vae", "decoder"))
     changed = {key for key in before if not torch.equal(before[key], after[key])}
@@ -214,7 +214,7 @@ def test_the_decoder_goes_on_alone_and_is_the_one_shipped(work: Path, tmp_path: 
     assert all(torch.equal(shipped[key], after[key].half()) for key in shipped)
 
 
-def test_details_count_in_the_decoder_and_more_beside_edges_of_the_figure() -> None:
+def test_the_decoders_loss_weights_details_more_near_the_figures_edges() -> None:
     pixels, nowhere = torch.zeros(1, 3, 32, 32), -torch.ones(1, 3, 32, 32)
     assert detail_loss(pixels + 0.5, pixels, nowhere) < 1e-10  # no detail, however wrong
     dot, edges = pixels.clone(), nowhere.clone()
@@ -231,39 +231,39 @@ def test_a_missing_part_stops_the_assembly(work: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "set").exists()
 
 
-def test_latents_of_other_pictures_or_another_autoencoder_are_not_taken(
+def test_cached_latents_of_other_images_or_another_autoencoder_are_refused(
     work: Path, tmp_path: Path
 ) -> None:
     pictures, kept = read_pictures(work / "data", 6), tmp_path / "part" / "latents.pt"
     vae = AutoencoderTiny.from_pretrained(work / "vae" / "model")
-    latents = encode_pictures(vae, pictures, CPU, kept)
-    assert torch.equal(encode_pictures(vae, pictures, CPU, kept), latents)
+    latents = encode_images(vae, pictures, CPU, kept)
+    assert torch.equal(encode_images(vae, pictures, CPU, kept), latents)
     fewer = read_pictures(work / "data", 3)
     assert fewer.names != pictures.names[:3]
     with pytest.raises(EasyRefError, match="base_pictures has changed"):
-        encode_pictures(vae, fewer, CPU, kept)
+        encode_images(vae, fewer, CPU, kept)
     other = AutoencoderTiny.from_pretrained(work / "decoder" / "model")
     with pytest.raises(EasyRefError, match="another autoencoder"):
-        encode_pictures(other, pictures, CPU, kept)
+        encode_images(other, pictures, CPU, kept)
     kept.write_bytes(kept.read_bytes()[:-50])
     with pytest.raises(EasyRefError, match="cannot be read"):
-        encode_pictures(vae, pictures, CPU, kept)
+        encode_images(vae, pictures, CPU, kept)
 
 
-def test_the_mllm_is_taught_training_identities_only(
+def test_the_mllm_is_trained_on_training_identities_only(
     recipes: Path, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taught: list[Composer] = []
+    composers: list[Composer] = []
     monkeypatch.setattr(
         "workshop.demo.pretraining.mllm.train_mllm",
-        lambda groups, composer, *_: taught.append(composer),
+        lambda groups, composer, *_: composers.append(composer),
     )
     (tmp_path / "data").symlink_to(work / "data", target_is_directory=True)
     train_part("mllm", tmp_path, CPU, recipes)
-    assert taught[0].identities == identities()[0]
+    assert composers[0].identities == identities()[0]
 
 
-def test_stages_train_where_the_command_says(
+def test_stages_train_on_the_chosen_device(
     recipes: Path, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for part in ("data", "base", "mllm"):
@@ -280,12 +280,12 @@ def test_stages_train_where_the_command_says(
     assert chosen == [torch.device("cuda:1")]
 
 
-def test_a_stage_goes_on_where_its_folder_is_spelt_otherwise_but_not_by_another_recipe(
+def test_a_stage_resumes_if_its_folder_is_spelt_otherwise_but_not_with_another_recipe(
     recipes: Path, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = "1_alignment"
     whole = adapter_of(work, stage)
-    whole.rename(tmp_path / "kept")  # as if it had been interrupted just before its end
+    whole.rename(tmp_path / "kept")  # as if interrupted just before its end
     monkeypatch.chdir(work.parent)
     train_part(stage, Path(work.name), CPU, recipes)
     made, kept = load_file(whole), load_file(tmp_path / "kept")
@@ -302,7 +302,7 @@ def test_a_stage_goes_on_where_its_folder_is_spelt_otherwise_but_not_by_another_
     (tmp_path / "kept").rename(whole)
 
 
-def test_places_that_cannot_be_written_to_are_named_before_any_work(
+def test_folders_that_cannot_be_written_are_named_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo_train, "train_demo", lambda *_: pytest.fail("trained"))
@@ -322,10 +322,10 @@ def test_places_that_cannot_be_written_to_are_named_before_any_work(
     assert "32 to 1024 pixels wide, not 99999" in capsys.readouterr().err
 
 
-def test_places_with_edges_are_found_and_count_more_the_less_noise_there_is() -> None:
+def test_edges_have_more_weight_the_less_noise_there_is() -> None:
     outlines = torch.zeros(1, 3, 128, 128, dtype=torch.uint8)
     outlines[0, :, 40, 87] = 255
-    edges = edge_places(outlines)
+    edges = edge_mask(outlines)
     assert edges.shape == (1, 1, 16, 16)
     assert edges.nonzero().tolist() == [[0, 0, 5, 10]]
 
@@ -359,7 +359,7 @@ def test_training_without_its_extra_says_what_to_install(
     assert "pip install -e '.[demo]'" in capsys.readouterr().err
 
 
-def test_what_is_compared_with_is_trained_alike() -> None:
+def test_baselines_are_trained_alike() -> None:
     names = ("1_alignment", "2_single_reference", "3_multi_reference")
     stages = [read_recipe(RECIPES / f"{name}.yaml") for name in names]
     averaged = read_recipe(RECIPES / "3_averaged.yaml")

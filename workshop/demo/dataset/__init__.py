@@ -1,1 +1,1 @@
-"""Drawn pictures for training and judging the demo models: groups with something in common."""
+"""The drawn data set, to train and evaluate the demo models with."""

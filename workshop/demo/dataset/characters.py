@@ -1,4 +1,4 @@
-"""Drawn characters: five attributes that make an identity, drawn upright on a clear background."""
+"""Drawn characters: an identity is five attributes; drawn upright on a transparent background."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _UNITS = 256
 _MIDDLE = 128.0
 _BODY = 70.0
 _CENTRE = 142.0  # below the middle, so that tall hats fit
-_FACE = 128.0  # height of the eyes: where every shape is wide enough
+_FACE = 128.0  # height of the eyes, where all shapes are wide enough
 _TOP: dict[str, float] = {
     "round": 72,
     "square": 76,
@@ -49,7 +49,7 @@ _TOP: dict[str, float] = {
 
 @dataclass(frozen=True, order=True)
 class Identity:
-    """What stays the same in all pictures of a character."""
+    """The attributes that all images of a character share."""
 
     shape: str
     colour: str
@@ -59,7 +59,7 @@ class Identity:
 
     @property
     def words(self) -> str:
-        """As a caption names it."""
+        """The identity in a caption."""
         pattern = "" if self.pattern == "plain" else f" with {self.pattern}"
         return f"a {self.colour} {self.shape} creature{pattern}, {self.eyes} eyes, {self.accessory}"
 
@@ -69,13 +69,13 @@ ATTRIBUTES = tuple(f.name for f in fields(Identity))
 
 @lru_cache(maxsize=1)
 def all_identities() -> tuple[Identity, ...]:
-    """Every combination of attributes, in a fixed order."""
+    """All combinations of attributes, in a fixed order."""
     kinds = (SHAPES, COLOURS, PATTERNS, EYES, ACCESSORIES)
     return tuple(Identity(*values) for values in product(*kinds))
 
 
 def draw_character(identity: Identity, side: int) -> Image.Image:
-    """The character upright in the middle of a clear RGBA square of `side` pixels."""
+    """The character upright in the middle of a transparent RGBA square of `side` pixels."""
     scale = max(2, math.ceil(2 * side / _UNITS)) * 1.0
     brush = _Brush(scale)
     _accessory_behind(brush, identity)
@@ -125,7 +125,7 @@ def _radius(shape: str, angle: float) -> float:
 
 
 class _Brush:
-    """Draws in units on a large clear square."""
+    """Draws in units on a large transparent square."""
 
     def __init__(self, scale: float) -> None:
         self._scale = scale
@@ -175,13 +175,13 @@ class _Brush:
 
 
 def _accent(paint: Colour) -> Colour:
-    """The pattern's colour: much lighter or darker than the body, whichever shows better."""
+    """The pattern's colour: lighter or darker than the body, whichever has more contrast."""
     bright = sum(paint) / 3
     return mixed(paint, _INK if bright > 150 else _WHITE, 0.55)
 
 
 def pattern_mask(pattern: str, side: int) -> Image.Image:
-    """Where a pattern's accent stands, [side, side] in mode L, over the whole square."""
+    """Mask of a pattern's accent, [side, side] in mode L, over the whole square."""
     mask = Image.new("L", (side, side))
     draw = ImageDraw.Draw(mask)
     unit = side / _UNITS
@@ -223,7 +223,7 @@ def _accessory_behind(brush: _Brush, identity: Identity) -> None:
         for side in (-1, 1):
             tip = (_MIDDLE + side * 34, top - 34)
             stalk = [(_MIDDLE + side * 12, top + 14), tip]
-            brush.line(stalk, 11)  # the edge, then the stalk: seen on light and dark
+            brush.line(stalk, 11)  # edge and stalk, visible on light and dark
             brush.line(stalk, 5, PAINT[identity.colour])
             brush.ellipse(*tip, 9, 9, (250, 214, 70), edge=4)
 

@@ -1,11 +1,11 @@
 """The drawn data set on disk, in the layout that `easyref train` reads.
 
-training/ held_out/     pictures, outlines beside them
+training/ held_out/     images, outlines beside them
 groups.json             training groups: references, captions of the scene only, target
 single.json             each group's target as its own reference
-captions.json           every picture of one figure with captions, two of three naming it
-held_out.json           groups of identities that no training picture shows, not as a friend either
-facts.json              picture -> attributes, for a judge
+captions.json           all images of one figure with captions, two of three naming it
+held_out.json           groups of identities that no training image shows, not even as a friend
+facts.json              image -> attributes, to evaluate with
 overview.png            a few groups of each kind
 """
 
@@ -15,14 +15,15 @@ import json
 import os
 import random
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic.dataclasses import dataclass
 
 from easyref_core.errors import EasyRefError
 from easyref_core.files import check_place, writing
+from easyref_core.training.recipe import STRICT, Int
 
 from .groups import Drawn, Style, identity_group, style_group
 from .splits import identities, styles
@@ -33,26 +34,26 @@ _GAP = 6
 _LARGEST = 1024  # pixels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class DatasetOptions:
-    """How much is drawn.
+    """Size and seed of a data set.
 
     Attributes:
         groups, held_out_groups: of each split; two fifths identity, two fifths crowded, a fifth
             style.
-        pictures: in a group, its target included.
-        side: of the square pictures, in pixels.
+        pictures: images per group, its target included.
+        side: of the square images, in pixels.
         seed: the same one draws the same files.
-        first_held_out: the number of the first held-out group. Numbers decide whom groups show, in
-            turn; the seed decides how.
+        first_held_out: index of the first held-out group. The index decides which character a group
+            shows, the seed how.
     """
 
-    groups: int = 1000
-    held_out_groups: int = 400
-    pictures: int = 5
-    side: int = 128
-    seed: int = 0
-    first_held_out: int = 0
+    groups: Int = 1000
+    held_out_groups: Int = 400
+    pictures: Int = 5
+    side: Int = 128
+    seed: Int = 0
+    first_held_out: Int = 0
 
 
 def write_dataset(folder: str | Path, options: DatasetOptions, workers: int | None = None) -> Path:
@@ -71,11 +72,11 @@ def write_dataset(folder: str | Path, options: DatasetOptions, workers: int | No
             f"{options.held_out_groups} held out."
         )
     if not 32 <= options.side <= _LARGEST:
-        raise EasyRefError(f"Pictures are 32 to {_LARGEST} pixels wide, not {options.side}.")
+        raise EasyRefError(f"Images are 32 to {_LARGEST} pixels wide, not {options.side}.")
     if not 2 <= options.pictures <= 32:
         raise EasyRefError(
-            f"A group has {options.pictures} pictures; 2 to 32 can be drawn: a target and at least "
-            "one reference."
+            f"A group has {options.pictures} images; it must be 2 to 32: a target and at least one "
+            "reference."
         )
     check_place(folder / "facts.json")
     if folder.exists() and any(folder.iterdir()):
@@ -87,16 +88,17 @@ def write_dataset(folder: str | Path, options: DatasetOptions, workers: int | No
         for split in ("training", "held_out"):
             (folder / split).mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-            made = list(pool.map(_draw_job, [(folder, options, *job) for job in jobs], chunksize=4))
-        _write_lists(folder, made)
-        _overview(folder, made)
+            drawn = [(folder, options, *job) for job in jobs]
+            groups = list(pool.map(_draw_job, drawn, chunksize=4))
+        _write_lists(folder, groups)
+        _write_overview(folder, groups)
     return folder
 
 
 def draw_group(options: DatasetOptions, part: str, number: int) -> tuple[str, list[Drawn]]:
-    """(kind, pictures) of one group; depends on the seed, part and number alone.
+    """(kind, images) of one group; depends on the seed, part and number only.
 
-    Groups of one kind take identities (or styles) in turn, so none comes twice before all came.
+    Groups of one kind take identities (or styles) in turn, so none repeats before all have come.
     """
     rng = random.Random(f"{options.seed} {part} {number}")
     place = number % 5
@@ -108,23 +110,23 @@ def draw_group(options: DatasetOptions, part: str, number: int) -> tuple[str, li
     if isinstance(chosen, Style):
         return kind, style_group(chosen, options.pictures, options.side, rng)
     friends = identities()[0] if kind == "crowded" else ()
-    # Were the friend always the bigger one, its size would give it away in a single picture.
+    # If the friend were always bigger, its size would reveal it in a single image.
     bigger = part != "training" or turn % 2 == 0
     return kind, identity_group(chosen, options.pictures, options.side, rng, friends, bigger)
 
 
 def _draw_job(job: tuple[Path, DatasetOptions, str, int]) -> dict[str, Any]:
-    """Draw and save one group; its entry in the lists."""
+    """Draw and save one group; returns its entries of the lists."""
     folder, options, split, number = job
     kind, drawn = draw_group(options, split, number)
     names, facts, full = [], {}, {}
-    for index, one in enumerate(drawn):
+    for index, image in enumerate(drawn):
         name = f"{split}/{number:05}_{index}.png"
-        one.picture.save(folder / name)
-        one.outline.save(folder / name.replace(".png", "_outline.png"))
+        image.picture.save(folder / name)
+        image.outline.save(folder / name.replace(".png", "_outline.png"))
         names.append(name)
-        facts[name] = {**one.facts, "kind": kind}
-        full[name] = one.full_caption
+        facts[name] = {**image.facts, "kind": kind}
+        full[name] = image.full_caption
     return {
         "split": split,
         "kind": kind,
@@ -135,14 +137,14 @@ def _draw_job(job: tuple[Path, DatasetOptions, str, int]) -> dict[str, Any]:
     }
 
 
-def _write_lists(folder: Path, made: list[dict[str, Any]]) -> None:
-    groups: dict[str, list[dict[str, Any]]] = {"training": [], "held_out": []}
+def _write_lists(folder: Path, groups: list[dict[str, Any]]) -> None:
+    records: dict[str, list[dict[str, Any]]] = {"training": [], "held_out": []}
     single, captions, facts = [], [], {}
-    for group in made:
+    for group in groups:
         target, *references = group["names"]
         text = group["captions"][target]
         record = {"image_file": references, "text": [text], "target": target}
-        groups[group["split"]].append(record | {"kind": group["kind"]})
+        records[group["split"]].append(record | {"kind": group["kind"]})
         facts |= group["facts"]
         if group["split"] == "held_out":
             continue
@@ -151,8 +153,8 @@ def _write_lists(folder: Path, made: list[dict[str, Any]]) -> None:
             scene, full = group["captions"][name], group["full"][name]
             captions.append({"image_file": [name], "text": [full, full, scene], "target": name})
     lists = {
-        "groups": groups["training"],
-        "held_out": groups["held_out"],
+        "groups": records["training"],
+        "held_out": records["held_out"],
         "single": single,
         "captions": captions,
         "facts": facts,
@@ -162,11 +164,11 @@ def _write_lists(folder: Path, made: list[dict[str, Any]]) -> None:
         path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _overview(folder: Path, made: list[dict[str, Any]]) -> None:
-    """A few groups of each kind, one a row."""
+def _write_overview(folder: Path, groups: list[dict[str, Any]]) -> None:
+    """Draw a few groups of each kind, one per row."""
     rows = []
     for kind in KINDS:
-        rows += [group["names"] for group in made if group["kind"] == kind][:_SHOWN]
+        rows += [group["names"] for group in groups if group["kind"] == kind][:_SHOWN]
     pictures = [[Image.open(folder / name) for name in row] for row in rows]
     side = pictures[0][0].width + _GAP
     sheet = Image.new("RGB", (side * len(rows[0]) + _GAP, side * len(rows) + _GAP), (24, 26, 31))

@@ -1,9 +1,9 @@
-"""Groups of pictures: what they share is meant, everything else differs.
+"""Groups of images that share one thing and differ in everything else.
 
 Three kinds. Identity groups show one character in different scenes. In crowded identity groups a
-friend, another one each time, stands beside it in every reference, so that only what the references
-share can be meant; the target, drawn first, shows the character alone. Style groups show one
-pattern and palette on different shapes.
+friend stands beside it in every reference, a different one each time, so that only the character
+is shared; the target, drawn first, shows the character alone. Style groups show one pattern and
+palette on different shapes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .poses import Pose, alone, styled, together
 from .scenes import Scene, draw_scene, random_scene
 
 STYLE_PATTERNS = ("stripes", "dots", "checks", "rings")
-# In these each colour covers about a half: with the colours exchanged they look alike.
+# Each colour covers about half of the figure: with the colours exchanged they look alike.
 EVEN_PATTERNS = ("stripes", "checks")
 _INK: Colour = (40, 32, 44)
 
@@ -46,7 +46,7 @@ class Style:
 
     @property
     def look(self) -> Style:
-        """The same for styles that look alike."""
+        """Equal for styles that look alike."""
         if self.pattern not in EVEN_PATTERNS:
             return self
         first, second = sorted((self.first, self.second))
@@ -55,13 +55,13 @@ class Style:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture and what is true of it.
+    """One image and its annotations.
 
     Attributes:
-        caption: speaks of the scene (or, in style groups, the shape) only.
+        caption: names the scene (or, in style groups, the shape) only.
         full_caption: names the character, or the style, too.
-        outline: the meant character's edges, white on black.
-        facts: attribute -> value, for a judge.
+        outline: the character's edges, white on black.
+        facts: attribute -> value, to evaluate with.
     """
 
     picture: Image.Image
@@ -88,11 +88,11 @@ def draw_identity(
     scene = scene or random_scene(rng)
     picture = draw_scene(scene, side, rng)
     if friend is None:
-        alpha = _put(picture, _character(identity, side * 2), alone(rng))
+        alpha = _paste(picture, _character(identity, side * 2), alone(rng))
     else:
         pair = (friend, identity) if prominent_friend else (identity, friend)
         alphas = [
-            _put(picture, _character(figure, side * 2), pose)
+            _paste(picture, _character(figure, side * 2), pose)
             for figure, pose in zip(pair, together(rng), strict=True)
         ]
         alpha = alphas[prominent_friend]
@@ -118,7 +118,7 @@ def draw_style(style: Style, shape: str, side: int, rng: random.Random) -> Drawn
     figure = Image.new("RGBA", (large, large))
     figure.paste(_INK, mask=grown)
     figure.paste(skin, mask=body)
-    alpha = _put(picture, figure, styled(rng))
+    alpha = _paste(picture, figure, styled(rng))
     words = f"a {shape} shape"
     full = f"{words}, {style.first} with {style.second} {style.pattern} on {style.ground}"
     facts = {"shape": shape, "pattern": style.pattern, "first": style.first}
@@ -127,7 +127,7 @@ def draw_style(style: Style, shape: str, side: int, rng: random.Random) -> Drawn
 
 
 def style_mask(pattern: str, side: int) -> Image.Image:
-    """Where a style's second colour stands, [side, side] in mode L."""
+    """Mask of a style's second colour, [side, side] in mode L."""
     if pattern in ("stripes", "dots"):
         return pattern_mask(pattern, side)
     mask = Image.new("L", (side, side))
@@ -147,7 +147,7 @@ def style_mask(pattern: str, side: int) -> Image.Image:
 
 @lru_cache(maxsize=1)
 def all_styles() -> tuple[Style, ...]:
-    """Every pattern in every three different colours, in a fixed order."""
+    """All patterns in all triples of different colours, in a fixed order."""
     palettes = permutations(sorted(PAINT), 3)
     return tuple(Style(p, *colours) for colours in palettes for p in STYLE_PATTERNS)
 
@@ -160,8 +160,8 @@ def identity_group(
     friends: Sequence[Identity] = (),
     prominent_friends: bool = True,
 ) -> list[Drawn]:
-    """`count` pictures of a character; with `friends` another of them stands beside it in all but
-    the first, none of which shares more than one attribute with it.
+    """`count` images of a character; with `friends`, a different one of them stands beside it in
+    all but the first. None shares more than one attribute with it.
     """
     strangers = [f for f in friends if strange(f, identity)]
     chosen = [None, *rng.sample(strangers, count - 1)] if friends else [None] * count
@@ -172,7 +172,7 @@ def identity_group(
 
 
 def style_group(style: Style, count: int, side: int, rng: random.Random) -> list[Drawn]:
-    """`count` pictures of a style on shapes that differ as long as there are enough."""
+    """`count` images of a style, on different shapes as long as there are enough."""
     shapes = list(SHAPES)
     rng.shuffle(shapes)
     return [draw_style(style, shapes[n % len(shapes)], side, rng) for n in range(count)]
@@ -180,7 +180,7 @@ def style_group(style: Style, count: int, side: int, rng: random.Random) -> list
 
 @lru_cache(maxsize=16)
 def _character(identity: Identity, side: int) -> Image.Image:
-    """Drawn once for all pictures of a group; nobody draws on it."""
+    """Cached for all images of a group; must not be drawn on."""
     return draw_character(identity, side)
 
 
@@ -189,8 +189,8 @@ def strange(one: Identity, other: Identity) -> bool:
     return sum(getattr(one, n) == getattr(other, n) for n in ATTRIBUTES) <= 1
 
 
-def _put(picture: Image.Image, figure: Image.Image, pose: Pose) -> Image.Image:
-    """Put a figure's square there and return where it stands."""
+def _paste(picture: Image.Image, figure: Image.Image, pose: Pose) -> Image.Image:
+    """Paste a figure at its pose; returns the pasted layer."""
     side = picture.width
     tilted = figure.rotate(pose.tilt, Image.Resampling.BICUBIC)
     small = tilted.resize((round(side * pose.scale),) * 2, Image.Resampling.LANCZOS)
@@ -203,11 +203,11 @@ def _put(picture: Image.Image, figure: Image.Image, pose: Pose) -> Image.Image:
 
 
 def _edges(layer: Image.Image) -> Image.Image:
-    """Edges of what a layer shows: its outline and its inner lines, white on black."""
+    """Edges of a layer: its outline and its inner lines, white on black."""
     flat = Image.new("RGB", layer.size, (255, 255, 255))
     flat.paste(layer, mask=layer)
     edges = flat.convert("L").filter(ImageFilter.FIND_EDGES)
-    # The filter reports the picture's own border, too.
+    # The filter finds the image's own border, too.
     inside = Image.new("L", layer.size, 0)
     inside.paste(255, (2, 2, layer.width - 2, layer.height - 2))
     black = Image.new("L", layer.size, 0)

@@ -1,4 +1,4 @@
-"""Where in a picture figures stand, how large and how tilted."""
+"""Position, size and tilt of figures in an image."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pose:
-    """A figure's place.
+    """A figure's pose.
 
     Attributes:
-        x, y: of the middle of its square, in shares of the picture's side.
-        scale: of its square's side, in the same shares.
-        tilt: degrees against the clock.
+        x, y: middle of its square, relative to the image's side.
+        scale: its square's side, relative to the image's.
+        tilt: degrees counterclockwise.
     """
 
     x: float
@@ -23,14 +23,14 @@ class Pose:
 
 
 def alone(rng: random.Random) -> Pose:
-    """Of a character that has the picture for itself."""
+    """Random pose of a single character."""
     scale = rng.uniform(0.7, 0.9)
-    rng.random()  # the side it has no need for; without it a seed would draw other pictures
+    rng.random()  # unused, but keeps the images of a seed as they are
     return Pose(rng.uniform(0.36, 0.64), rng.uniform(0.46, 0.6), scale, _tilt(rng))
 
 
 def together(rng: random.Random) -> tuple[Pose, Pose]:
-    """(a large one, a small one in front on the other side)"""
+    """Random poses of two characters: (a large one, a small one in front on the other side)."""
     small = rng.uniform(0.5, 0.6)
     left = rng.random() < 0.5
     x, y = (0.7 if left else 0.3) + rng.uniform(-0.03, 0.03), rng.uniform(0.5, 0.58)
@@ -40,7 +40,7 @@ def together(rng: random.Random) -> tuple[Pose, Pose]:
 
 
 def styled(rng: random.Random) -> Pose:
-    """Of a shape in a style."""
+    """Random pose of a shape in a style group."""
     x, y = rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.55)
     return Pose(x, y, rng.uniform(0.8, 1.15), _tilt(rng))
 

@@ -1,4 +1,4 @@
-"""Backgrounds: a place and a time of day, which captions name and references do not decide."""
+"""Backgrounds: a place and a time of day, which captions name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NIGHT: Colour = (16, 20, 52)
 
 @dataclass(frozen=True, order=True)
 class Scene:
-    """What a caption says."""
+    """Place and time of a caption."""
 
     place: str
     time: str
@@ -49,7 +49,7 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def draw_scene(scene: Scene, side: int, rng: random.Random) -> Image.Image:
-    """A square RGB picture of the scene; details differ each time."""
+    """A square RGB image of the scene, with random details."""
     canvas = Canvas(side, side, *_SKY[scene.time])
     unit = side / 128
     _sky(canvas, scene, unit, rng)

@@ -1,4 +1,4 @@
-"""Which identities and styles are for training and which are held out, never seen in training."""
+"""Identities and styles for training, and held-out ones that no training image shows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _Item = TypeVar("_Item")
 
 
 def split(items: Sequence[_Item], share: float) -> tuple[tuple[_Item, ...], tuple[_Item, ...]]:
-    """(training, held out), shuffled: so large a share of the combinations is held out, and each
-    single attribute's value is in training many times over.
+    """(training, held out), shuffled: `share` of the combinations is held out, while each single
+    value of an attribute is in training many times.
     """
     shuffled = list(items)
     random.Random(0).shuffle(shuffled)
@@ -34,12 +34,12 @@ def identities() -> tuple[tuple[Identity, ...], tuple[Identity, ...]]:
 def styles() -> tuple[tuple[Style, ...], tuple[Style, ...]]:
     """(training, held out)
 
-    No training style looks like a held-out one; those that do are in neither. That leaves few of
-    some patterns, which come several times, so that the held-out ones go through all patterns.
+    Held-out styles that look like a training one are in neither. That leaves few of some patterns;
+    these are repeated, so that the held-out styles take all patterns in turn.
     """
     training, others = split(all_styles(), HELD_OUT_SHARE)
-    seen = {style.look for style in training}
-    unseen = [style for style in others if style.look not in seen]
-    patterns = [[s for s in unseen if s.pattern == pattern] for pattern in STYLE_PATTERNS]
+    looks = {style.look for style in training}
+    new = [style for style in others if style.look not in looks]
+    patterns = [[s for s in new if s.pattern == pattern] for pattern in STYLE_PATTERNS]
     turns = range(max(map(len, patterns)))
-    return training, tuple(alike[turn % len(alike)] for turn in turns for alike in patterns)
+    return training, tuple(same[turn % len(same)] for turn in turns for same in patterns)

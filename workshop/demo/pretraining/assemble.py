@@ -1,7 +1,7 @@
-"""Puts the trained parts together into the model set that is shipped.
+"""Assembles the trained parts into the model set that is shipped.
 
-Before all of them are trained, those that are can be written in the same layout; `pretrained` goes
-on from either.
+Before all of them are trained, those that are can be written in the same layout; `pretrained` reads
+both.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 
 from easyref_core.demo_set import SET_FILE, STORED_IDS, TABLE
 from easyref_core.errors import EasyRefError
-from easyref_core.training.export import write_whole
+from easyref_core.training.disk import save_weights
 
 from ..tiny_weights import write_json, write_tensors
 from .pictures import SIDE
 from .references import IMAGE_SIZE
 from .words import used_ids
 
-PARTS_FILE = "pretrained.json"  # {"parts": [...]}, of a folder that is no whole set
+PARTS_FILE = "pretrained.json"  # {"parts": [...]}, in a folder with some parts only
 JUDGE = "judge.safetensors"
 MLLM_WEIGHTS = "model.safetensors"
 MLLM_SETTINGS = (
@@ -46,8 +46,8 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 def assemble_set(work: Path, adapter: Path, to: Path) -> int:
     """Write the set of all parts under `work` into `to`, in float16.
 
-    The adapter carries the MLLM, so `mllm/` gets only its settings and tokenizer; the text
-    encoders keep only the words that captions use.
+    The adapter carries the MLLM, so `mllm/` has only its configuration and tokenizer; the text
+    encoders keep only the embeddings of words that captions use.
 
     Returns:
         Bytes of all safetensors files.
@@ -72,15 +72,15 @@ def assemble_set(work: Path, adapter: Path, to: Path) -> int:
         "side": SIDE,
         "note": "Small models trained on drawn characters, to try EasyRef out.",
     }
-    (to / "mllm" / MLLM_WEIGHTS).unlink(missing_ok=True)  # of parts that were there before
+    (to / "mllm" / MLLM_WEIGHTS).unlink(missing_ok=True)  # of an earlier set of some parts
     write_json(to / SET_FILE, info)
     return _size(to)
 
 
 def assemble_parts(work: Path, parts: Collection[str], to: Path) -> int:
-    """Write some parts under `work` into `to` as a set has them, and a list of them.
+    """Write some parts under `work` into `to`, laid out as in a set, and a list of them.
 
-    With the part mllm `mllm/` holds its weights, too, as there is no adapter to carry them.
+    With the part mllm, `mllm/` holds its weights too, as there is no adapter to carry them.
 
     Args:
         parts: of the pretraining, all of them trained.
@@ -107,7 +107,7 @@ def assemble_parts(work: Path, parts: Collection[str], to: Path) -> int:
 
 
 def _write_parts(work: Path, parts: Collection[str], to: Path) -> None:
-    """All but the MLLM. What says that a set is whole is gone until its writer puts it back."""
+    """Write all but the MLLM; what marks a set as whole is removed until all is written."""
     to.mkdir(parents=True, exist_ok=True)
     for name in (SET_FILE, PARTS_FILE):
         (to / name).unlink(missing_ok=True)
@@ -126,7 +126,7 @@ def _write_parts(work: Path, parts: Collection[str], to: Path) -> None:
 
 
 def _copy_mllm(source: Path, to: Path) -> None:
-    """Settings and tokenizer."""
+    """Copy configuration and tokenizer."""
     to.mkdir(exist_ok=True)
     for name in MLLM_SETTINGS:
         shutil.copyfile(source / name, to / name)
@@ -138,9 +138,9 @@ def _size(folder: Path) -> int:
 
 def _copy_half(source: Path, to: Path) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config.pop("_name_or_path", None)  # a folder of the computer it was trained on
+    config.pop("_name_or_path", None)  # a path of the computer it was trained on
     if "decoder_block_out_channels" in config:
-        config.pop("block_out_channels", None)  # diffusers writes it, and warns on reading it
+        config.pop("block_out_channels", None)  # diffusers writes it, and warns when reading it
     write_json(to / "config.json", config)
     write_tensors(to / _WEIGHTS, load_file(source / _WEIGHTS), torch.float16)
 
@@ -153,4 +153,4 @@ def _cut_down(source: Path, to: Path) -> None:
     weights[TABLE] = weights[TABLE][torch.cat((ids, torch.tensor([unknown])))]
     halves = {name: weight.half() for name, weight in weights.items()}
     write_json(to / "config.json", config)
-    write_whole(halves | {STORED_IDS: ids.int()}, to / "model.safetensors")
+    save_weights(halves | {STORED_IDS: ids.int()}, to / "model.safetensors")

@@ -1,10 +1,9 @@
-"""The demo's base model: a small SDXL, UNet and text encoders, that knows the captions' words."""
+"""The demo's base model: a small SDXL, UNet and text encoders, trained on the captions' words."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from easyref_core.demo_set import TABLE, rows_of_ids
 from easyref_core.errors import EasyRefError
 from easyref_core.files import write_atomically
 from easyref_core.training.schedule import loss_weights
@@ -24,8 +21,8 @@ from ..tiny_codecs import CLIP_G_CONFIG, CLIP_L_CONFIG
 from ..tiny_unet import UNET_CONFIG
 from ..tiny_weights import write_json, write_tensors
 from .pictures import SIDE, DrawnPictures
-from .steps import Schedule, in_shares, run_steps
-from .words import END, used_ids, write_tokenizer
+from .steps import Schedule, run_steps, shared_map
+from .text_encoders import TextEncoders, Tokenizers, load_tokenizers, write_tokenizers
 
 SIZES: dict[str, Any] = {
     "attention_head_dim": [1, 1, 1],
@@ -40,79 +37,23 @@ NOISE: dict[str, Any] = {
     "clip_sample": False,
     "steps_offset": 1,
 }
-_EMPTY, _UNKNOWN = 0.1, 0.05  # so many captions are empty, or words it has never seen
+_EMPTY, _UNKNOWN = 0.1, 0.05  # shares of captions that are empty, or of unknown words only
 _MIN_SNR = 5.0
-_DETAIL = 3.0  # what a place with an edge of the figure counts more, at no noise
-
-
-class TextEncoders(nn.Module):
-    """Both of SDXL's text encoders over one cut-down table of words each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids = used_ids()
-        self._rows = rows_of_ids(self.ids)
-        small = _cut_down(CLIP_L_CONFIG, len(self.ids), int(self._rows[END]))
-        large = _cut_down(CLIP_G_CONFIG, len(self.ids), int(self._rows[END]))
-        self.small = CLIPTextModel(small)
-        self.large = CLIPTextModelWithProjection(large)
-
-    def forward(
-        self, small: torch.Tensor, large: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """CLIP's ids [B, 77] of each -> states [B, 77, width], pooled [B, pooled width]."""
-        return _states(self.small, self.large, self._rows[small], self._rows[large])
-
-    def weights(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
-        """{"clip_l": ..., "clip_g": ...} with all 49,408 rows, named as in published files."""
-        found = {}
-        for name, encoder in (("clip_l", self.small), ("clip_g", self.large)):
-            weights = {_published(n): w.detach().cpu() for n, w in encoder.named_parameters()}
-            found[name] = weights | {TABLE: weights[TABLE][self._rows]}
-        return found
-
-
-def _published(name: str) -> str:
-    """Newer versions of transformers have dropped a level."""
-    known = name.startswith(("text_model.", "text_projection."))
-    return name if known else f"text_model.{name}"
-
-
-def _cut_down(config: Mapping[str, Any], words: int, end: int) -> CLIPTextConfig:
-    other = {"vocab_size": words + 1, "bos_token_id": 0, "eos_token_id": end}
-    # Plain products, as for the UNet below.
-    how = {"torch_dtype": "float32", "attn_implementation": "eager"}
-    return CLIPTextConfig(**{**config, **other, **how})
+_EDGE_WEIGHT = 3.0  # additional loss weight at the figure's edges, without noise
 
 
 class BaseModel(nn.Module):
-    """What is trained together."""
+    """UNet and text encoders, trained together."""
 
     def __init__(self) -> None:
         super().__init__()
         self.unet = UNet2DConditionModel.from_config(UNET)
-        self.unet.set_attn_processor(AttnProcessor())  # quicker than the fused one on a CPU
+        self.unet.set_attn_processor(AttnProcessor())  # faster than the fused one on a CPU
         self.text = TextEncoders()
 
 
-@dataclass(frozen=True)
-class Tokenizers:
-    """Of the two text encoders; they differ in what they fill up with."""
-
-    small: CLIPTokenizer
-    large: CLIPTokenizer
-
-    def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids [B, 77] for each encoder."""
-        ids = [
-            t(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
-            for t in (self.small, self.large)
-        ]
-        return ids[0], ids[1]
-
-
 class Conditions:
-    """Which picture is shown with which words."""
+    """Random images with captions."""
 
     def __init__(self, pictures: DrawnPictures, tokenizers: Tokenizers) -> None:
         self._captions = pictures.captions
@@ -124,7 +65,7 @@ class Conditions:
     def batch(
         self, count: int, generator: torch.Generator
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """(picture numbers [B], CLIP's ids [B, 77] for each text encoder)"""
+        """(indices of images [B], token ids [B, 77] for each text encoder)"""
         numbers = torch.randint(len(self._captions), (count,), generator=generator)
         chances = torch.rand(count, 2, generator=generator).tolist()
         rows = [self._text(n, *c) for n, c in zip(numbers.tolist(), chances, strict=True)]
@@ -147,26 +88,26 @@ def train_base(
     folder: Path,
     device: torch.device,
 ) -> Path:
-    """Train UNet and text encoders and write a diffusers directory, `folder`/model, returned.
+    """Train UNet and text encoders; writes and returns the diffusers directory `folder`/model.
 
     Args:
-        outlines: of the pictures' figures, [N, 3, S, S] uint8.
+        outlines: of the images' figures, [N, 3, S, S] uint8.
     """
     directory = folder / "model"
     write_tokenizers(directory)
     tokenizers = load_tokenizers(directory)
-    latents = encode_pictures(vae, pictures, device, folder / "latents.pt")
+    latents = encode_images(vae, pictures, device, folder / "latents.pt")
     conditions = Conditions(pictures, tokenizers)
-    edges = edge_places(outlines)
+    edges = edge_mask(outlines)
     torch.manual_seed(schedule.seed)
     model = BaseModel().to(device)
-    noise_levels = DDPMScheduler(**NOISE).alphas_cumprod
+    alphas_cumprod = DDPMScheduler(**NOISE).alphas_cumprod
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
         numbers, ids = conditions.batch(schedule.batch, generator)
         states, pooled = model.text(*ids)
-        shown = latents[numbers], edges[numbers]
-        return noise_loss(model.unet, *shown, states, pooled, noise_levels, generator, device)
+        sample = latents[numbers], edges[numbers]
+        return noise_loss(model.unet, *sample, states, pooled, alphas_cumprod, generator, device)
 
     run_steps(model, loss, schedule, folder, device)
     write_base(model, vae, directory)
@@ -179,86 +120,87 @@ def noise_loss(
     edges: torch.Tensor,
     states: torch.Tensor,
     pooled: torch.Tensor,
-    noise_levels: torch.Tensor,
+    alphas_cumprod: torch.Tensor,
     generator: torch.Generator,
     device: torch.device,
     residuals: Callable[[torch.Tensor, torch.Tensor], Mapping[str, Any]] = lambda *_: {},
 ) -> torch.Tensor:
-    """Squared error on the noise, weighted so that no noise level dominates (min-SNR, 5).
+    """Mean squared error on the noise, weighted by min-SNR (5) and by edges.
 
-    Eyes are a few places of hundreds, so the figure's edges count more. They do so in proportion
-    to what the noise leaves: were it so in pure noise, figures would be expected everywhere.
+    Eyes are a few of hundreds of latent pixels, so the figure's edges get more weight, in
+    proportion to the signal: with equal weight in pure noise the model would expect figures
+    everywhere.
 
     Args:
-        edges: [B, 1, H, W] 1 at places of the latents where the figure has an edge, 0 elsewhere.
-        residuals: (noisy latents, timesteps) -> what a ControlNet adds.
+        edges: [B, 1, H, W] 1 at latent pixels where the figure has an edge, 0 elsewhere.
+        residuals: (noisy latents, timesteps) -> a ControlNet's residuals, as arguments of the UNet.
     """
-    noisy, noise, timesteps = add_noise(latents, noise_levels, generator)
+    noisy, noise, timesteps = add_noise(latents, alphas_cumprod, generator)
     noisy, steps = noisy.to(device), timesteps.to(device)
     predicted = unet(
         noisy,
         steps,
         states,
-        added_cond_kwargs={"text_embeds": pooled, "time_ids": size_numbers(len(latents), device)},
+        added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids(len(latents), device)},
         **residuals(noisy, steps),
     ).sample.float()
-    places = 1 + _DETAIL * edges * noise_levels[timesteps][:, None, None, None]
-    weights = loss_weights(noise_levels, timesteps, "min_snr", _MIN_SNR)[:, None, None, None]
+    edge_weights = 1 + _EDGE_WEIGHT * edges * alphas_cumprod[timesteps][:, None, None, None]
+    weights = loss_weights(alphas_cumprod, timesteps, "min_snr", _MIN_SNR)[:, None, None, None]
     errors = F.mse_loss(predicted, noise.to(device), reduction="none")
-    return (errors * (places * weights).to(device)).mean()
+    return (errors * (edge_weights * weights).to(device)).mean()
 
 
-def edge_places(outlines: torch.Tensor) -> torch.Tensor:
+def edge_mask(outlines: torch.Tensor) -> torch.Tensor:
     """[N, 1, S / 8, S / 8] 1 where the figure has an edge, 0 elsewhere.
 
     Args:
         outlines: [N, 3, S, S] uint8, white on black.
     """
-    places = outlines[:, :1].unfold(2, 8, 8).unfold(3, 8, 8)  # [N, 1, S / 8, S / 8, 8, 8]
-    return (places.amax((-2, -1)) > 127).float()
+    blocks = outlines[:, :1].unfold(2, 8, 8).unfold(3, 8, 8)  # [N, 1, S / 8, S / 8, 8, 8]
+    return (blocks.amax((-2, -1)) > 127).float()
 
 
 def add_noise(
-    latents: torch.Tensor, noise_levels: torch.Tensor, generator: torch.Generator
+    latents: torch.Tensor, alphas_cumprod: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(noisy latents, the noise, timesteps [B])"""
-    timesteps = torch.randint(len(noise_levels), (len(latents),), generator=generator)
+    timesteps = torch.randint(len(alphas_cumprod), (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
-    level = noise_levels[timesteps][:, None, None, None]
+    level = alphas_cumprod[timesteps][:, None, None, None]
     return level.sqrt() * latents + (1 - level).sqrt() * noise, noise, timesteps
 
 
-def size_numbers(count: int, device: torch.device) -> torch.Tensor:
-    """SDXL's six numbers [count, 6] of an uncropped picture."""
+def time_ids(count: int, device: torch.device) -> torch.Tensor:
+    """SDXL's size conditioning [count, 6] of an uncropped image."""
     return torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]] * count, device=device).float()
 
 
 @torch.no_grad()
-def encode_pictures(
+def encode_images(
     vae: AutoencoderTiny, pictures: DrawnPictures, device: torch.device, cache: Path
 ) -> torch.Tensor:
-    """Latents [N, 4, S / 8, S / 8] of pictures, kept in a file.
+    """Latents [N, 4, S / 8, S / 8] of images, cached in a file.
 
     Raises:
-        EasyRefError: the file is damaged, or holds those of other pictures or another autoencoder.
+        EasyRefError: the file is damaged, or was made from other images or by another autoencoder.
     """
-    source = _source(vae, pictures.names)
+    source = _fingerprint(vae, pictures.names)
     if cache.is_file():
-        return _kept_latents(cache, source)
+        return _cached_latents(cache, source)
     vae = vae.to(memory_format=torch.channels_last)
 
-    def encoded(batch: torch.Tensor) -> torch.Tensor:
+    def encode(batch: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16):
             return vae.encode(batch.to(device).float() / 127.5 - 1).latents.float().cpu()
 
-    latents = torch.cat(in_shares(encoded, pictures.pixels.split(8), device))
-    kept = {"source": source, "latents": latents}
-    write_atomically(cache, lambda partial: torch.save(kept, partial))
+    latents = torch.cat(shared_map(encode, pictures.pixels.split(8), device))
+    content = {"source": source, "latents": latents}
+    write_atomically(cache, lambda partial: torch.save(content, partial))
     return latents
 
 
-def _source(vae: AutoencoderTiny, names: Sequence[str]) -> str:
-    """Another one for other pictures, or another autoencoder."""
+def _fingerprint(vae: AutoencoderTiny, names: Sequence[str]) -> str:
+    """Differs for other images, or another autoencoder."""
     digest = hashlib.sha256("\n".join(names).encode())
     for name, weight in sorted(vae.state_dict().items()):
         digest.update(name.encode())
@@ -266,63 +208,19 @@ def _source(vae: AutoencoderTiny, names: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _kept_latents(cache: Path, source: str) -> torch.Tensor:
-    anew = f"delete {cache.parent} to train this part anew"
+def _cached_latents(cache: Path, source: str) -> torch.Tensor:
+    retrain = f"delete {cache.parent} to train this part again from its start"
     try:
-        kept = torch.load(cache, weights_only=True)
-        same = kept["source"] == source
-    except Exception as error:  # what a damaged file leads to is anybody's guess
-        raise EasyRefError(f"{cache} cannot be read ({error}); {anew}.") from error
+        content = torch.load(cache, weights_only=True)
+        same = content["source"] == source
+    except Exception as error:  # damaged files raise anything
+        raise EasyRefError(f"{cache} cannot be read ({error}); {retrain}.") from error
     if not same:
         raise EasyRefError(
-            f"{cache} holds latents of other pictures, or of another autoencoder, than are there "
-            f"now. If the recipe's base_pictures has changed, restore it; or {anew}."
+            f"{cache} holds latents of other images, or of another autoencoder, than there are "
+            f"now. If the recipe's base_pictures has changed, restore it; or {retrain}."
         )
-    return kept["latents"]
-
-
-@dataclass(frozen=True)
-class LoadedText:
-    """A base directory's text encoders, frozen, with their tokenizers."""
-
-    tokenizers: Tokenizers
-    small: CLIPTextModel
-    large: CLIPTextModelWithProjection
-
-    def to(self, device: torch.device) -> None:
-        self.small.to(device)
-        self.large.to(device)
-
-    @torch.no_grad()
-    def __call__(
-        self, small: torch.Tensor, large: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """CLIP's ids [B, 77] of each -> states [B, 77, width], pooled [B, pooled width]."""
-        return _states(self.small, self.large, small, large)
-
-
-def load_text_encoders(directory: Path) -> LoadedText:
-    """Load them from a diffusers directory that `train_base` wrote."""
-    whole = {"torch_dtype": torch.float32}
-    return LoadedText(
-        load_tokenizers(directory),
-        CLIPTextModel.from_pretrained(directory / "text_encoder", **whole).eval(),
-        CLIPTextModelWithProjection.from_pretrained(directory / "text_encoder_2", **whole).eval(),
-    )
-
-
-def load_tokenizers(directory: Path) -> Tokenizers:
-    """Of a diffusers directory."""
-    return Tokenizers(
-        CLIPTokenizer.from_pretrained(str(directory / "tokenizer")),
-        CLIPTokenizer.from_pretrained(str(directory / "tokenizer_2")),
-    )
-
-
-def write_tokenizers(directory: Path) -> None:
-    """Write both; SDXL's second one fills up with another word than its first."""
-    write_tokenizer(directory / "tokenizer", "<|endoftext|>")
-    write_tokenizer(directory / "tokenizer_2", "!")
+    return content["latents"]
 
 
 def write_base(model: BaseModel, vae: AutoencoderTiny, directory: Path) -> None:
@@ -337,32 +235,19 @@ def write_base(model: BaseModel, vae: AutoencoderTiny, directory: Path) -> None:
     ):
         write_json(directory / part / "config.json", config)
         write_tensors(directory / part / "model.safetensors", weights[name], torch.float16)
-    write_around(vae, directory)
+    write_vae_and_scheduler(vae, directory)
 
 
-def write_around(vae: AutoencoderTiny, directory: Path) -> None:
-    """What goes with UNet and text encoders; the scheduler is the last of all."""
+def write_vae_and_scheduler(vae: AutoencoderTiny, directory: Path) -> None:
+    """Write VAE and scheduler; the scheduler comes last of all."""
     vae.save_pretrained(directory / "vae")
     DDPMScheduler(**NOISE).save_pretrained(directory / "scheduler")
-
-
-def _states(
-    small: CLIPTextModel,
-    large: CLIPTextModelWithProjection,
-    small_ids: torch.Tensor,
-    large_ids: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [B, 77] of each -> states [B, 77, width], pooled [B, pooled width], as SDXL uses them."""
-    first = small(small_ids.to(small.device), output_hidden_states=True)
-    second = large(large_ids.to(large.device), output_hidden_states=True)
-    states = torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=-1)
-    return states, second.text_embeds
 
 
 def _unknown(
     empty: tuple[torch.Tensor, torch.Tensor], count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """An empty caption's ids with so many words nobody knows."""
-    words = torch.full((count,), 1000)  # has no row of its own
+    """An empty caption's token ids with `count` unknown words."""
+    words = torch.full((count,), 1000)  # not among the used ids
     small, large = (torch.cat((ids[:1], words, ids[1:]))[: len(ids)] for ids in empty)
     return small, large

@@ -1,4 +1,4 @@
-"""The demo's ControlNet: draws what an outline shows."""
+"""The demo's ControlNet, for outlines."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .base import (
     NOISE,
     SIZES,
     Conditions,
-    edge_places,
-    load_text_encoders,
+    edge_mask,
     noise_loss,
-    size_numbers,
+    time_ids,
 )
 from .pictures import DrawnPictures
 from .steps import Schedule, run_steps
+from .text_encoders import load_text_encoders
 
 CONTROLNET = {**CONTROLNET_CONFIG, **SIZES}
 
 
-class _Steered(nn.Module):
-    """A frozen UNet with a ControlNet at its side."""
+class _ControlledUNet(nn.Module):
+    """A frozen UNet with a ControlNet."""
 
     def __init__(self, unet: UNet2DConditionModel, controlnet: ControlNetModel) -> None:
         super().__init__()
@@ -45,24 +45,24 @@ def train_controlnet(
     folder: Path,
     device: torch.device,
 ) -> Path:
-    """Train a ControlNet for a base model and write its directory to `folder`/model, returned.
+    """Train a ControlNet for a base model; writes and returns its directory `folder`/model.
 
     Args:
-        outlines: of the pictures' figures, [N, 3, S, S] uint8.
-        latents: of the pictures.
+        outlines: of the images' figures, [N, 3, S, S] uint8.
+        latents: of the images.
         base: diffusers directory.
     """
     unet = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32)
     text = load_text_encoders(base)
     conditions = Conditions(pictures, text.tokenizers)
-    edges = edge_places(outlines)
+    edges = edge_mask(outlines)
     torch.manual_seed(schedule.seed)
     controlnet = ControlNetModel.from_config(CONTROLNET)
-    _start_from(controlnet, unet)
+    _copy_shared_weights(unet, controlnet)
     controlnet.set_attn_processor(AttnProcessor())
     unet.set_attn_processor(AttnProcessor())
-    model = _Steered(unet, controlnet).to(device)
-    noise_levels = DDPMScheduler(**NOISE).alphas_cumprod
+    model = _ControlledUNet(unet, controlnet).to(device)
+    alphas_cumprod = DDPMScheduler(**NOISE).alphas_cumprod
     text.to(device)
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
@@ -72,12 +72,13 @@ def train_controlnet(
         hints = outlines[numbers].to(device).float() / 255
 
         def residuals(noisy: torch.Tensor, timesteps: torch.Tensor) -> dict[str, Any]:
-            sizes = size_numbers(len(noisy), device)
-            added = {"text_embeds": pooled, "time_ids": sizes}
+            added = {"text_embeds": pooled, "time_ids": time_ids(len(noisy), device)}
             return control_residuals(controlnet, noisy, timesteps, states, hints, added)
 
-        shown = latents[numbers], edges[numbers]
-        return noise_loss(unet, *shown, states, pooled, noise_levels, generator, device, residuals)
+        sample = latents[numbers], edges[numbers]
+        return noise_loss(
+            unet, *sample, states, pooled, alphas_cumprod, generator, device, residuals
+        )
 
     run_steps(model, loss, schedule, folder, device)
     directory = folder / "model"
@@ -96,12 +97,12 @@ def control_residuals(
     added: dict[str, torch.Tensor],
     strength: float = 1.0,
 ) -> dict[str, Any]:
-    """What a ControlNet adds to the UNet, as arguments of its call.
+    """A ControlNet's residuals, as arguments of the UNet.
 
     Args:
-        states: of the text only, [B, L, W].
+        states: text states, [B, L, W].
         hints: [B, 3, S, S] in 0..1.
-        added: SDXL's pooled text and sizes.
+        added: SDXL's pooled text and time ids.
     """
     down, middle = controlnet(
         noisy,
@@ -115,8 +116,6 @@ def control_residuals(
     return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
-def _start_from(controlnet: ControlNetModel, unet: UNet2DConditionModel) -> None:
-    """What both have starts as the UNet has it."""
-    known = unet.state_dict()
+def _copy_shared_weights(unet: UNet2DConditionModel, controlnet: ControlNetModel) -> None:
     own = controlnet.state_dict()
-    controlnet.load_state_dict({name: known[name] if name in known else own[name] for name in own})
+    controlnet.load_state_dict(own | {n: w for n, w in unet.state_dict().items() if n in own})

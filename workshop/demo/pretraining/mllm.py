@@ -1,7 +1,7 @@
-"""The demo's MLLM: learns to name what one to four pictures have in common.
+"""The demo's MLLM: learns to name what one to four images have in common.
 
-It stands for the pretraining that Qwen2-VL brings along. It reads EasyRef's own chat and answers in
-words, with plain positions as EasyRef uses it.
+It stands for Qwen2-VL's pretraining. It gets EasyRef's own prompt and answers in words, with the
+one-dimensional positions that EasyRef uses.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ SIZES = {
 }
 VISION = {"depth": 4, "embed_dim": 128, "mlp_ratio": 4, "num_heads": 4}
 
-_PICTURE_TOKENS = 16
+_IMAGE_TOKENS = 16
 _PADDING = -1
-_FIRST = 2.0  # what the first word counts, beside all of them
-_COMPOSED = 0.6  # so large a share of a step's groups is put together for it
-_ALONE_FIRST = 0.35  # so large a share of the steps sees single pictures of one figure
+_FIRST_WEIGHT = 2.0  # loss weight of the first word, relative to that of all
+_COMPOSED = 0.6  # share of a step's groups that are composed for it
+_SINGLE_FIRST = 0.35  # share of the steps, at first, with single images of one figure
 _STYLE = ("pattern", "first", "second", "ground")
 
 
 class NamingModel(nn.Module):
-    """A whole small Qwen2-VL with plain positions; its output layer is the word embedding."""
+    """A small Qwen2-VL with one-dimensional positions and tied embeddings."""
 
     def __init__(self, config: MllmConfig) -> None:
         super().__init__()
@@ -57,18 +57,18 @@ class NamingModel(nn.Module):
         self.body = MllmBody(config, config.num_layers, nn)
 
     def forward(
-        self, ids: torch.Tensor, spans: torch.Tensor, seen: torch.Tensor, first: int
+        self, ids: torch.Tensor, spans: torch.Tensor, features: torch.Tensor, first: int
     ) -> torch.Tensor:
-        """Logits [B, L - first, words] of the words that follow the positions from `first` on.
+        """Logits [B, L - first, vocabulary] of the next token, at positions from `first` on.
 
         Args:
             ids: [B, L].
-            spans: [pictures * n] positions of the pictures' tokens, the same in every row.
-            seen: [B, pictures * n, hidden] what stands there.
+            spans: [images * n] positions of the image tokens, the same in every row.
+            features: [B, images * n, hidden] image features for these positions.
         """
         model = self.body.model
         x = model.embed_tokens(ids)
-        x = x.index_copy(1, spans, seen.to(x))
+        x = x.index_copy(1, spans, features.to(x))
         position = rope(self.config, x.shape[1], x.device, x.dtype)
         for layer in model.layers:
             x = layer(x, position)
@@ -82,38 +82,38 @@ def train_mllm(
     folder: Path,
     device: torch.device,
 ) -> Path:
-    """Train the MLLM and write its Qwen2-VL directory to `folder`/model, which is returned.
+    """Train the MLLM; writes and returns its Qwen2-VL directory `folder`/model.
 
     Args:
-        schedule: its batch counts pictures.
+        schedule: its batch counts images.
     """
     directory = folder / "model"
     config = config_from_dict(write_mllm_settings(directory, WORDS, SIZES, VISION), "the demo")
     torch.manual_seed(schedule.seed)
     model = NamingModel(config)
-    _start(model)
+    _initialise(model)
     model.to(device)
     tokenizer = PromptTokenizer.from_directory(directory)
     alone = [n for n, kind in enumerate(groups.kinds) if kind != "crowded"]
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
         rng = random.Random(torch.randint(2**62, (), generator=generator).item())
-        count = 1 if step < _ALONE_FIRST * schedule.steps else rng.randint(1, 4)
+        count = 1 if step < _SINGLE_FIRST * schedule.steps else rng.randint(1, 4)
         rows = max(1, schedule.batch // count)
         composed = round(rows * _COMPOSED)
         levels, facts = composer.groups(rng, composed, count)
         picks = []
         for _ in range(rows - composed):
             group = rng.choice(alone) if count == 1 else rng.randrange(len(groups))
-            # A crowd's target shows the character alone, which would give it away.
+            # A crowded group's target shows the character alone, which would reveal it.
             first = 1 if count > 1 and groups.kinds[group] == "crowded" else 0
             places = rng.sample(range(first, groups.levels.shape[1]), count)
             picks += [(group, place) for place in places]
             facts.append(groups.facts[group])
         if picks:
             levels = torch.cat((levels, groups.pictures(picks)))
-        said = [rng.sample(words, len(words)) for words in map(answers, facts)]
-        return _naming_loss(model, tokenizer, patches_of(levels), said, device)
+        words = [rng.sample(of_group, len(of_group)) for of_group in map(answers, facts)]
+        return naming_loss(model, tokenizer, patches_of(levels), words, device)
 
     run_steps(model, loss, schedule, folder, device)
     weights = {n.removeprefix("body."): w.detach().cpu() for n, w in model.named_parameters()}
@@ -125,53 +125,53 @@ def train_mllm(
 
 
 def answers(facts: Mapping[str, str]) -> list[str]:
-    """What the MLLM shall say of a group, in any order."""
+    """The words to name for a group, in any order."""
     return [facts[name] for name in (_STYLE if "ground" in facts else ATTRIBUTES)]
 
 
-def _naming_loss(
+def naming_loss(
     model: NamingModel,
     tokenizer: PromptTokenizer,
     patches: torch.Tensor,
-    said: Sequence[Sequence[str]],
+    words: Sequence[Sequence[str]],
     device: torch.device,
 ) -> torch.Tensor:
-    """Of the words said, and of any of them being the first.
+    """Cross-entropy of the answer, plus a loss for all its words at its first position.
 
-    A word that follows others is found with their help. Reference tokens have no such help, so
-    everything must be known before the first one is said.
+    Later words are predicted with the help of earlier ones. Reference tokens have no such help, so
+    everything must be known before the first word.
 
     Args:
-        patches: [groups * n, 64, 1176], n pictures of each group.
-        said: of each group, in the order in which it is said.
+        patches: [groups * n, 64, 1176], n images of each group.
+        words: of each group, in the order of its answer.
     """
-    prompt = tokenizer.tokenize([_PICTURE_TOKENS] * (len(patches) // len(said)), "")
-    end = prompt.ids.new_tensor([tokenizer.special_id(IM_END)])
-    words = [[tokenizer.text_ids(" " + word) for word in of_group] for of_group in said]
+    prompt = tokenizer.tokenize([_IMAGE_TOKENS] * (len(patches) // len(words)), "")
+    end = prompt.ids.new_tensor([tokenizer.special_ids[IM_END]])
+    word_ids = [[tokenizer.text_ids(" " + word) for word in of_group] for of_group in words]
     sequences = [
         torch.cat((prompt.ids, torch.tensor([*chain.from_iterable(of_group)]), end))
-        for of_group in words
+        for of_group in word_ids
     ]
     ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=_PADDING).to(device)
-    seen = model.body.visual(patches.to(device), 8, 8)  # [pictures, 16, hidden]
+    features = model.body.visual(patches.to(device), 8, 8)  # [images, 16, hidden]
     spans = torch.cat([torch.arange(*span) for span in prompt.image_spans]).to(device)
-    seen = seen.reshape(len(said), spans.numel(), -1)
-    # Only of what is said: the prompt is many times longer.
-    logits = model(ids.clamp(min=0), spans, seen, len(prompt) - 1).float()
+    features = features.reshape(len(words), spans.numel(), -1)
+    # Logits of the answer only: the prompt is many times longer.
+    logits = model(ids.clamp(min=0), spans, features, len(prompt) - 1).float()
     targets = ids[:, len(prompt) :]
     following = F.cross_entropy(
         logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=_PADDING
     )
     first = logits[:, 0].log_softmax(-1)
-    begun = [
+    first_words = [
         row[torch.tensor([word[0] for word in of_group], device=device)].mean()
-        for row, of_group in zip(first, words, strict=True)
+        for row, of_group in zip(first, word_ids, strict=True)
     ]
-    return following - _FIRST * torch.stack(begun).mean()
+    return following - _FIRST_WEIGHT * torch.stack(first_words).mean()
 
 
-def _start(model: NamingModel) -> None:
-    """Small residual branches, words of unit size."""
+def _initialise(model: NamingModel) -> None:
+    """Small weights at the end of residual branches, and small word embeddings."""
     for name, parameter in model.named_parameters():
         if name.endswith("embed_tokens.weight"):
             nn.init.normal_(parameter, std=0.05)

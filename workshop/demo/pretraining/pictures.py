@@ -14,18 +14,18 @@ import torch
 from easyref_core.errors import EasyRefError
 from easyref_core.pictures.loading import open_picture
 
-SIDE = 128  # of the pictures that all models are trained on
+SIDE = 128  # of all models' training images, in pixels
 
 
 @dataclass(frozen=True)
 class DrawnPictures:
-    """Pictures of one figure each.
+    """Images of one figure each.
 
     Attributes:
         names: files in the data set.
         pixels: [N, 3, S, S] uint8.
-        captions: of each picture; every one but the last names what it shows.
-        facts: attribute -> value.
+        captions: of each image; all but the last name the figure.
+        facts: of each image, attribute -> value.
     """
 
     names: Sequence[str]
@@ -42,7 +42,7 @@ class DrawnPictures:
 
 
 def read_pictures(folder: Path, most: int | None = None) -> DrawnPictures:
-    """Read the training pictures of one figure, at most so many, from all over the list."""
+    """Read the training images of one figure; at most `most`, spread over the list."""
     records = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
     if most is not None:
         records = records[:: max(1, len(records) // most)][:most]
@@ -57,7 +57,7 @@ def read_pictures(folder: Path, most: int | None = None) -> DrawnPictures:
 
 
 def read_outlines(folder: Path, pictures: DrawnPictures) -> torch.Tensor:
-    """Edges of each picture's figure, [N, 3, S, S] uint8; they lie beside the pictures."""
+    """Edges of each image's figure, [N, 3, S, S] uint8; the files are beside the images."""
     return read_pixels(
         [(folder / name).with_name(Path(name).stem + "_outline.png") for name in pictures.names]
     )
@@ -67,19 +67,19 @@ def read_pixels(paths: Sequence[Path]) -> torch.Tensor:
     """[N, 3, S, S] uint8
 
     Raises:
-        EasyRefError: a picture is missing, broken, or of another size than the first.
+        EasyRefError: an image is missing, broken, or of another size than the first.
     """
 
     def levels(path: Path) -> np.ndarray:
         return np.asarray(open_picture(path)).transpose(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(levels, paths))
-    for path, one in zip(paths, found, strict=True):
-        if one.shape != found[0].shape:
-            sizes = [f"{width}x{height}" for _, height, width in (one.shape, found[0].shape)]
+        arrays = list(pool.map(levels, paths))
+    for path, array in zip(paths, arrays, strict=True):
+        if array.shape != arrays[0].shape:
+            sizes = [f"{width}x{height}" for _, height, width in (array.shape, arrays[0].shape)]
             raise EasyRefError(
-                f"{path} has {sizes[0]} pixels, but {paths[0]} {sizes[1]}. All drawn pictures are "
-                "of one size; draw the data set again."
+                f"{path} has {sizes[0]} pixels, but {paths[0]} {sizes[1]}. All drawn images "
+                "must have one size; draw the data set again."
             )
-    return torch.from_numpy(np.stack(found))
+    return torch.from_numpy(np.stack(arrays))

@@ -1,6 +1,6 @@
-"""Takes the pretrained parts that a model set holds, so that only what follows is trained.
+"""Copies pretrained parts of a model set into a work folder, so that only the rest is trained.
 
-They are what the stages build upon, as the models that a real user downloads are.
+The stages start from them, as they do from downloaded models at real size.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from easyref_core.errors import EasyRefError
 
 from ..tiny_weights import write_tensors, write_text
 from .assemble import JUDGE, MLLM_SETTINGS, MLLM_WEIGHTS, PARTS_FILE
-from .base import write_around, write_tokenizers
+from .base import write_vae_and_scheduler
+from .text_encoders import write_tokenizers
 
-_TAKEN = "taken.txt"  # in a part that was taken: from which files
+_COPIED = "taken.txt"  # in a copied part: digest of the files it was copied from
 _UNET = "unet/diffusion_pytorch_model.safetensors"
 _VAE = ("vae/config.json", "vae/diffusion_pytorch_model.safetensors")
 _CLIP = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
@@ -41,12 +42,12 @@ _FILES: Mapping[str, tuple[str, ...]] = {
 
 
 def offered_parts(source: Path) -> tuple[str, ...]:
-    """What of the pretraining a model set, or a folder with some of its parts, holds.
+    """Pretrained parts in a model set, or in a folder with some parts of one.
 
-    A whole set has no weights of the pretrained MLLM: those in its adapter have been trained on.
+    A whole set lacks the pretrained MLLM: its adapter holds the weights after the stages.
 
     Raises:
-        EasyRefError: neither of both, or files are missing.
+        EasyRefError: `source` is neither, or files are missing.
     """
     if is_trained(source):
         parts = tuple(part for part in _FILES if part != "mllm")
@@ -66,43 +67,43 @@ def offered_parts(source: Path) -> tuple[str, ...]:
 
 
 def take_parts(source: Path, work: Path) -> tuple[str, ...]:
-    """Put what `source` holds into a work folder, where the command `train` takes it for trained.
+    """Copy the parts of `source` into a work folder, where the command `train` finds them trained.
 
-    Parts that were taken from the same files before stay as they are.
+    Parts that were copied from the same files before stay as they are.
 
     Returns:
         The parts that are now those of `source`.
 
     Raises:
-        EasyRefError: see `offered_parts`; or the work folder holds other ones of these parts, which
-            do not fit each other. Then nothing is changed.
+        EasyRefError: see `offered_parts`; or the work folder holds other versions of these parts,
+            which do not fit together. Nothing is changed then.
     """
     parts = offered_parts(source)
-    marks = {part: _digest(source, part) for part in parts}
-    new = [part for part in parts if not _was_taken(work / part, marks[part])]
+    digests = {part: _digest(source, part) for part in parts}
+    new = [part for part in parts if not _is_copy(work / part, digests[part])]
     for part in new:
         if (work / part).exists():
             raise EasyRefError(
-                f"{work / part} is there, and was not taken from what {source} holds. Parts of two "
-                "trainings do not fit each other: choose another --folder."
+                f"{work / part} exists, and is not a copy from {source}. Parts of two trainings do "
+                "not fit together: choose another --folder."
             )
     for part in new:
         unfinished = work / f"{part}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            _take(part, source, unfinished)
+            _copy_part(part, source, unfinished)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise EasyRefError(
-                f"The part {part} of {source} cannot be taken ({error}). Get it again."
+                f"The part {part} of {source} cannot be copied ({error}). Get it again."
             ) from error
-        write_text(unfinished / _TAKEN, marks[part])
+        write_text(unfinished / _COPIED, digests[part])
         unfinished.rename(work / part)
     return parts
 
 
-def _was_taken(folder: Path, mark: str) -> bool:
-    path = folder / _TAKEN
-    return path.is_file() and path.read_text(encoding="utf-8") == mark
+def _is_copy(folder: Path, digest: str) -> bool:
+    path = folder / _COPIED
+    return path.is_file() and path.read_text(encoding="utf-8") == digest
 
 
 def _digest(source: Path, part: str) -> str:
@@ -112,24 +113,24 @@ def _digest(source: Path, part: str) -> str:
     return digest.hexdigest()
 
 
-def _take(part: str, source: Path, to: Path) -> None:
-    """A part's folder as its training leaves it."""
+def _copy_part(part: str, source: Path, to: Path) -> None:
+    """Write a part's folder as its training does."""
     if part == "base":
-        _take_base(source, to / "model")
+        _copy_base(source, to / "model")
     else:
         _copy(source, _FILES[part], to if part == "judge" else to / "model")
 
 
-def _take_base(source: Path, to: Path) -> None:
+def _copy_base(source: Path, to: Path) -> None:
     _copy(source, ("unet/config.json", _UNET), to / "unet")
     for clip, name in _CLIP.items():
-        kept = source / "text_encoders" / clip
-        _copy(kept, ("config.json",), to / name)
-        weights = whole_table(load_file(kept / "model.safetensors"))
+        stored = source / "text_encoders" / clip
+        _copy(stored, ("config.json",), to / name)
+        weights = whole_table(load_file(stored / "model.safetensors"))
         write_tensors(to / name / "model.safetensors", weights, torch.float16)
     write_tokenizers(to)
     whole = {"torch_dtype": torch.float32}
-    write_around(AutoencoderTiny.from_pretrained(source / "vae", **whole), to)
+    write_vae_and_scheduler(AutoencoderTiny.from_pretrained(source / "vae", **whole), to)
 
 
 def _copy(source: Path, names: tuple[str, ...], to: Path) -> None:

@@ -1,4 +1,4 @@
-"""The demo's autoencoder: TAESD's exact shape, trained on crops of the drawn pictures."""
+"""The demo's autoencoder: TAESD's exact shape, trained on crops of the drawn images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .pictures import DrawnPictures
 from .steps import Schedule, run_steps
 
 _CROP = 64
-_LATENT_NOISE = 0.06  # what the UNet leaves; the decoder must not mind
+_LATENT_NOISE = 0.06  # about what sampling leaves; trains a decoder that is robust to it
 _MOMENTS = 0.02
-_EDGES = 4.0  # what a place beside an edge of the figure counts more, in the details
-_DETAILS = (4.0, 8.0)  # of the details' absolute and squared errors
-_BLUR = 7  # pixels, what is finer is a detail
+_EDGE_WEIGHT = 4.0  # additional loss weight of details near the figure's edges
+_DETAIL_WEIGHTS = (4.0, 8.0)  # of absolute and squared errors
+_BLUR = 7  # pixels; what this blur removes is a detail
 
 
 def train_vae(
@@ -27,7 +27,7 @@ def train_vae(
 ) -> AutoencoderTiny:
     """Train the autoencoder and write it in the diffusers layout to `folder`/model."""
     vae = AutoencoderTiny.from_config(VAE_CONFIG)
-    # PyTorch's own start lets the signal die on its way through so many blocks without norms.
+    # With PyTorch's own initialisation the signal vanishes in so many blocks without norms.
     vae.load_state_dict(vae_weights(schedule.seed))
     vae.to(device, memory_format=torch.channels_last)
 
@@ -35,7 +35,7 @@ def train_vae(
         (pixels,) = _crops((pictures.pixels,), schedule.batch, generator, device)
         latents = vae.encode(pixels).latents
         difference = reconstruction_loss(_decoded(vae, latents, generator), pixels)
-        return difference + _MOMENTS * _off_normal(latents.float())
+        return difference + _MOMENTS * _kl_loss(latents.float())
 
     return _trained(vae, loss, schedule, folder, device)
 
@@ -48,14 +48,14 @@ def train_decoder(
     folder: Path,
     device: torch.device,
 ) -> AutoencoderTiny:
-    """Train the decoder on, and write the autoencoder in the diffusers layout to `folder`/model.
+    """Continue to train the decoder; writes the autoencoder in the diffusers layout to
+    `folder`/model.
 
-    The encoder stays as it is, and with it all that was trained on its latents. Small dots are in
-    them, but cost so little where they are missed that a decoder learns them last: here details
-    count more.
+    The encoder is frozen, so models trained on its latents stay valid. A decoder learns small dots
+    last, as they hardly matter in a plain loss: here details have more weight.
 
     Args:
-        outlines: edges of the pictures' figures, their patterns included, [N, 3, S, S] uint8.
+        outlines: edges of the images' figures, patterns included, [N, 3, S, S] uint8.
     """
     vae.to(device, memory_format=torch.channels_last)
     vae.requires_grad_(False)
@@ -76,7 +76,7 @@ def train_decoder(
 def _decoded(
     vae: AutoencoderTiny, latents: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """What is left of latents with a little noise, [B, 3, H, W] float32."""
+    """Decode latents with a little noise, [B, 3, H, W] float32."""
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     return vae.decode(latents + _LATENT_NOISE * noise).sample.float()
 
@@ -89,7 +89,7 @@ def _trained(
     device: torch.device,
 ) -> AutoencoderTiny:
     run_steps(vae, loss, schedule, folder, device)
-    # As it is shipped, so that what comes after learns on what is shipped.
+    # In the shipped precision, so that later parts are trained on what is shipped.
     directory = folder / "model"
     write_json(directory / "config.json", VAE_CONFIG)
     path = directory / "diffusion_pytorch_model.safetensors"
@@ -98,7 +98,7 @@ def _trained(
 
 
 def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """Levels, and their steps between neighbours, which keep outlines clean."""
+    """Errors of pixels, and of differences between neighbours, which keep outlines clean."""
     levels = F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels)
     across = F.l1_loss(decoded.diff(dim=-1), pixels.diff(dim=-1))
     down = F.l1_loss(decoded.diff(dim=-2), pixels.diff(dim=-2))
@@ -106,21 +106,21 @@ def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Te
 
 
 def detail_loss(decoded: torch.Tensor, pixels: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-    """Differences finer than a blur, more beside the figure's edges.
+    """Errors finer than a blur, with more weight near the figure's edges.
 
     Args:
-        edges: [B, 1, H, W], 1 where the figure has one, -1 elsewhere.
+        edges: [B, 1, H, W], 1 where the figure has an edge, -1 elsewhere.
     """
-    weights = 1 + _EDGES * (F.max_pool2d(edges, 3, 1, 1) > 0)
+    weights = 1 + _EDGE_WEIGHT * (F.max_pool2d(edges, 3, 1, 1) > 0)
     error = decoded - pixels
     details = error - F.avg_pool2d(error, _BLUR, 1, _BLUR // 2, count_include_pad=False)
-    absolute, squared = _DETAILS
+    absolute, squared = _DETAIL_WEIGHTS
     errors = absolute * details.abs() + squared * details.square()
     return (weights * errors).mean() / weights.mean()
 
 
-def _off_normal(latents: torch.Tensor) -> torch.Tensor:
-    """How far each channel is from mean 0 and deviation 1, as a UNet expects its latents."""
+def _kl_loss(latents: torch.Tensor) -> torch.Tensor:
+    """KL divergence of each channel from a standard normal, which UNets expect of latents."""
     mean = latents.mean((0, 2, 3))
     variance = latents.var((0, 2, 3)) + 1e-6
     return (mean.square() + variance - 1 - variance.log()).mean()
@@ -129,16 +129,16 @@ def _off_normal(latents: torch.Tensor) -> torch.Tensor:
 def _crops(
     sources: Sequence[torch.Tensor], count: int, generator: torch.Generator, device: torch.device
 ) -> list[torch.Tensor]:
-    """Of each source [N, C, S, S] uint8 the same random places, [count, C, 64, 64] in -1..1."""
+    """The same random crops of each source [N, C, S, S] uint8: [count, C, 64, 64] in -1..1."""
     number, _, _, side = sources[0].shape
     numbers = torch.randint(number, (count,), generator=generator).tolist()
     corners = torch.randint(side - _CROP + 1, (count, 2), generator=generator).tolist()
-    found = []
+    batches = []
     for source in sources:
         crops = [
             source[picture, :, top : top + _CROP, left : left + _CROP]
             for picture, (top, left) in zip(numbers, corners, strict=True)
         ]
         levels = torch.stack(crops).float() / 127.5 - 1
-        found.append(levels.to(device, memory_format=torch.channels_last))
-    return found
+        batches.append(levels.to(device, memory_format=torch.channels_last))
+    return batches

@@ -1,7 +1,7 @@
-"""CLIP's tokenizer and word table, cut down to the words that the captions use.
+"""CLIP's tokenizer and vocabulary, cut down to the words that the captions use.
 
-Every text encoder of SDXL's kind has 49,408 rows of words, of which captions of the drawn pictures
-use under a hundred. Those are trained and stored; all others share one row, "unknown".
+SDXL's text encoders have 49,408 token embeddings, of which captions of the drawn images use fewer
+than a hundred. Those are trained and stored; all others share one row, "unknown".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EXCERPT = Path(__file__).with_name("clip_words.json")  # of CLIP's published vo
 
 
 def vocabulary() -> tuple[dict[str, int], list[str]]:
-    """(piece -> CLIP's id, merges): all single bytes, and the pieces that build up the words."""
+    """(token -> CLIP's id, merges): all single bytes, and the tokens of the words."""
     excerpt = json.loads(_EXCERPT.read_text(encoding="utf-8"))
     # CLIP numbers printable bytes first, then the others.
     symbols = sorted(byte_symbols(), key=lambda symbol: (ord(symbol) > 255, ord(symbol)))
@@ -32,7 +32,7 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
 
 
 def used_ids() -> torch.Tensor:
-    """[K] ids that get a row of their own: whole pieces, the comma, both ends and padding."""
+    """[K] token ids with a row of their own: words, the comma, start, end and padding."""
     ids, _ = vocabulary()
     excerpt = json.loads(_EXCERPT.read_text(encoding="utf-8"))["ids"]
     used = {*excerpt.values(), ids["a</w>"], ids[",</w>"], START, END, 0}
@@ -40,7 +40,7 @@ def used_ids() -> torch.Tensor:
 
 
 def write_tokenizer(directory: Path, padding: str) -> None:
-    """Write a `CLIPTokenizer` directory that numbers the captions' words as CLIP does."""
+    """Write a `CLIPTokenizer` directory with CLIP's ids for the captions' words."""
     ids, merges = vocabulary()
     write_json(directory / "vocab.json", ids)
     write_text(directory / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")

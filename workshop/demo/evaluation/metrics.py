@@ -1,7 +1,7 @@
-"""Numbers with their uncertainty, and rows of the table with their bars.
+"""Means with confidence intervals, and table rows with their bars.
 
-Each score belongs to one group, so resampling scores resamples groups; groups that show the same
-thing are resampled together, as they tell little more than one of them.
+Each score belongs to one group, so resampling scores resamples groups; groups that look the same
+are resampled together, as they say little more than one of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from operator import add
 import numpy as np
 
 Scores = Mapping[str, Sequence[float]]
-"""Attribute -> one score a group, all in the same order."""
+"""Attribute -> one score per group, all in the same order."""
 
 _RESAMPLES = 2000
 _ROUNDING = 1e-9
@@ -40,8 +40,8 @@ class Row:
     """One line of the table.
 
     Attributes:
-        found: None where it could not be measured; `note` says why.
-        bar: in words; empty where the number is only reported.
+        found: None where there is nothing to measure; `note` says why.
+        bar: in words; empty if the number is only reported.
         met: whether the bar was reached; None without a bar.
         points: the number is a difference.
     """
@@ -54,22 +54,22 @@ class Row:
     note: str = ""
 
 
-def estimate(scores: Sequence[float], shown: Sequence[Hashable] | None = None) -> Estimate:
-    """Mean of scores with a bootstrapped interval; the same scores give the same interval.
+def estimate(scores: Sequence[float], looks: Sequence[Hashable] | None = None) -> Estimate:
+    """Mean of scores with a bootstrap interval; the same scores give the same interval.
 
     Args:
-        shown: what each group shows; all differ by default.
+        looks: what each group shows; all differ by default.
 
     Raises:
         ValueError: no score.
     """
     if not scores:
         raise ValueError("there is no score to take the mean of")
-    alike: dict[Hashable, list[float]] = {}
-    for mark, score in zip(shown or range(len(scores)), scores, strict=True):
-        alike.setdefault(mark, []).append(score)
-    sums = np.array([sum(group) for group in alike.values()], dtype=np.float64)
-    counts = np.array([len(group) for group in alike.values()])
+    by_look: dict[Hashable, list[float]] = {}
+    for look, score in zip(looks or range(len(scores)), scores, strict=True):
+        by_look.setdefault(look, []).append(score)
+    sums = np.array([sum(group) for group in by_look.values()], dtype=np.float64)
+    counts = np.array([len(group) for group in by_look.values()])
     picks = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))
     means = sums[picks].sum(1) / counts[picks].sum(1)
     low, high = np.quantile(means, (0.025, 0.975))
@@ -77,7 +77,7 @@ def estimate(scores: Sequence[float], shown: Sequence[Hashable] | None = None) -
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """How much higher the first scores are than the second, group by group."""
+    """Mean of the first scores minus the second, group by group."""
     return estimate([a - b for a, b in zip(first, second, strict=True)])
 
 
@@ -88,7 +88,7 @@ def mean_of(scores: Scores, attributes: Sequence[str]) -> list[float]:
 
 
 def chance_of(values: Mapping[str, Sequence[str]], attributes: Sequence[str]) -> float:
-    """What guessing gets right on average: one of as many values as each attribute has."""
+    """Mean accuracy of guessing: for each attribute one divided by its number of values."""
     return sum(1 / len(values[name]) for name in attributes) / len(attributes)
 
 
@@ -97,25 +97,25 @@ def reported(measure: str, found: Estimate, points: bool = False, note: str = ""
 
 
 def at_least(measure: str, found: Estimate, bar: float, points: bool = False) -> Row:
-    """The value itself, not its interval, must reach the bar."""
+    """The value, not its interval, must reach the bar."""
     unit = f"{100 * bar:g} points better" if points else f"{100 * bar:g}%"
     return Row(measure, found, f">= {unit}", found.value >= bar - _ROUNDING, points)
 
 
 def not_below(measure: str, found: Estimate, margin: float) -> Row:
-    """A difference that may be negative by so much."""
+    """A difference that may be negative by the margin."""
     bar = f">= -{100 * margin:g} points"
     return Row(measure, found, bar, found.value >= -margin - _ROUNDING, True)
 
 
 def within(measure: str, found: Estimate, margin: float) -> Row:
-    """A difference that may be so large either way."""
+    """A difference that may be as large as the margin either way."""
     bar = f"within {100 * margin:g} points"
     return Row(measure, found, bar, abs(found.value) <= margin + _ROUNDING, True)
 
 
 def at_chance(measure: str, found: Estimate, chance: float, margin: float = 0.05) -> Row:
-    """Chance lies in the interval, or not further from the value than the margin."""
+    """Chance must lie in the interval, or within the margin of the value."""
     inside = found.low <= chance <= found.high
     near = abs(found.value - chance) <= margin + _ROUNDING
     return Row(measure, found, f"chance ({100 * chance:.1f}%)", inside or near)
@@ -129,10 +129,10 @@ def no_better_than_chance(
 
 
 def rises(measure: str, steps: Sequence[Sequence[float]], slack: float = 0.01) -> Row:
-    """Whether the mean rises from each step to the next and clearly so from first to last.
+    """The mean must rise from each step to the next, and significantly from first to last.
 
-    A step may fall by `slack`, which is less than the means are known to; the whole rise, which is
-    the row's number, must lie above 0 with its interval.
+    A step may fall by `slack`, which is less than the means' uncertainty; the interval of the whole
+    rise, which is the row's number, must lie above 0.
     """
     means = [sum(scores) / len(scores) for scores in steps]
     whole = difference(steps[-1], steps[0])
@@ -142,5 +142,5 @@ def rises(measure: str, steps: Sequence[Sequence[float]], slack: float = 0.01) -
 
 
 def missing(measure: str, why: str, bar: str = "") -> Row:
-    """What could not be measured; a bar there is missed."""
+    """A row without a number; if it has a bar, that is missed."""
     return Row(measure, None, bar, False if bar else None, note=why)

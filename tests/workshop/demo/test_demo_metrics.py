@@ -1,4 +1,4 @@
-"""Measures and bars on made-up numbers: every bar can be missed, by its own number alone."""
+"""Metrics and bars on invented scores: each bar can be missed, and by its own scores only."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from easyref_core.errors import EasyRefError
 from easyref_core.pictures.preprocessing import picture_levels
 from workshop.demo.dataset.characters import ATTRIBUTES, Identity
 from workshop.demo.dataset.groups import draw_identity
-from workshop.demo.judging.judge import VALUES
-from workshop.demo.judging.measures import (
+from workshop.demo.evaluation.classifier import VALUES
+from workshop.demo.evaluation.metrics import (
     Row,
     at_chance,
     chance_of,
@@ -26,8 +26,9 @@ from workshop.demo.judging.measures import (
     mean_of,
     rises,
 )
-from workshop.demo.judging.outlines import overlap, silhouette
-from workshop.demo.judging.rows import (
+from workshop.demo.evaluation.outlines import overlap, silhouette
+from workshop.demo.evaluation.table import format_table, missed, write_scores, write_table
+from workshop.demo.evaluation.table_rows import (
     COMPARED,
     FIRST,
     LOOK,
@@ -37,7 +38,6 @@ from workshop.demo.judging.rows import (
     SHAPE,
     all_rows,
 )
-from workshop.demo.judging.table import format_table, missed, write_scores, write_table
 
 Results = dict[str, dict[str, list[float]]]
 rows_of = partial(all_rows, looks=range(100))  # every style group shows another look
@@ -48,7 +48,7 @@ def share(part: float, count: int = 200) -> list[float]:
     return [float((n + 1) * part // 1 > n * part // 1) for n in range(count)]
 
 
-def test_the_interval_holds_the_mean_and_shrinks_with_more_groups() -> None:
+def test_the_interval_contains_the_mean_and_shrinks_with_more_groups() -> None:
     few, many = estimate(share(0.5, 40)), estimate(share(0.5, 4000))
     assert few.low < few.value == 0.5 < few.high
     assert 0.2 < few.high - few.low < 0.4
@@ -123,7 +123,7 @@ def titles(rows: list[Row]) -> list[str]:
     return [row.measure.strip() for row in rows]
 
 
-def test_good_numbers_meet_every_bar(good: Results) -> None:
+def test_good_scores_meet_all_bars(good: Results) -> None:
     rows = rows_of(good)
     assert missed(rows) == []
     assert sum(row.met is True for row in rows) == 17
@@ -149,7 +149,7 @@ def test_good_numbers_meet_every_bar(good: Results) -> None:
         ("control easyref", ATTRIBUTES, 0.9, "identity with ControlNet less without"),
     ],
 )
-def test_each_bar_is_missed_by_its_own_number(
+def test_each_bar_is_missed_by_its_own_scores(
     good: Results, condition: str, attributes: tuple[str, ...], part: float, missing: str
 ) -> None:
     count = len(next(iter(good[condition].values())))
@@ -167,7 +167,7 @@ def test_the_outline_the_scene_and_the_count_have_bars_too(good: Results) -> Non
     assert "identities judged" in titles(missed(rows_of(fewer)))
 
 
-def test_groups_that_show_the_same_count_as_few(good: Results) -> None:
+def test_groups_that_look_the_same_are_resampled_together(good: Results) -> None:
     scores = share(0.5, 100)
     twice = [score for score in scores for _ in range(2)]
     apart, together = estimate(twice), estimate(twice, [n // 2 for n in range(200)])
@@ -189,7 +189,7 @@ def test_a_set_without_controlnet_misses_both_of_its_bars(good: Results) -> None
     assert [row.note for row in rows] == ["the set has no ControlNet"] * 2
 
 
-def test_what_is_not_given_is_reported_as_that(good: Results) -> None:
+def test_missing_adapters_are_reported_as_missing(good: Results) -> None:
     assert sum("not given" in row.note for row in rows_of(good)) == len(COMPARED)
     good |= {"averaging easyref": good["plain"], "averaging crowded 4": good["crowded 1"]}
     rows = {row.measure.strip(): row for row in rows_of(good)}
@@ -197,7 +197,7 @@ def test_what_is_not_given_is_reported_as_that(good: Results) -> None:
     assert sum("not given" in row.note for row in rows.values()) == len(COMPARED) - 1
 
 
-def test_the_table_and_the_file_say_the_same(good: Results, tmp_path: Path) -> None:
+def test_the_table_and_the_file_agree(good: Results, tmp_path: Path) -> None:
     good["easyref"]["colour"] = share(0.5)
     rows = rows_of(good)
     lines = format_table(rows).splitlines()
@@ -219,7 +219,7 @@ def test_the_table_and_the_file_say_the_same(good: Results, tmp_path: Path) -> N
         write_table(tmp_path / "file" / "check.json", rows, {})
 
 
-def test_a_picture_overlaps_with_its_own_outline_and_less_with_others() -> None:
+def test_an_image_overlaps_most_with_its_own_outline() -> None:
     rng = random.Random(4)
     shown = [
         draw_identity(Identity(shape, colour, "plain", eyes, "crown"), 128, rng)

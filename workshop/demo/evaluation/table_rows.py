@@ -1,4 +1,4 @@
-"""The table: each measure's number from what was scored, and its bar."""
+"""The rows of the table: the metrics of all scores, with their bars."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 
 from ..dataset.characters import ATTRIBUTES
-from .judge import PALETTE, STYLE, VALUES
-from .measures import (
+from .classifier import PALETTE, STYLE, VALUES
+from .metrics import (
     Row,
     Scores,
     at_chance,
@@ -32,7 +32,7 @@ PATTERN, FIRST, SECOND, GROUND = (STYLE + name for name in ("pattern", "first", 
 LOOK = (PATTERN, PALETTE, PALETTE, GROUND)
 SHAPE = STYLE + "shape"
 OUTLINE = "outline"
-# What `--compare` may name; the last one reads each picture alone, as it was trained to.
+# Names for `--compare`; the last one encodes each image alone, as it was trained to.
 AVERAGING = "averaging"
 COMPARED = {
     "stage1": "stage 1",
@@ -43,28 +43,28 @@ COMPARED = {
 _SINGLE_BARS = {"colour": 0.95, "accessory": 0.95, "shape": 0.75}
 
 Results = Mapping[str, Scores]
-"""Condition -> scores, see `check`."""
+"""Condition -> scores, see `conditions`."""
 
 
 def all_rows(results: Results, looks: Sequence[Hashable]) -> list[Row]:
     """Every row of the table, in order.
 
     Args:
-        looks: what each style group shows; some come several times.
+        looks: of each style group; some come several times.
     """
     return [
         *_identity(results),
         *_scene(results),
         *_crowd(results),
-        *_steering(results),
+        *_control_by_references(results),
         *_style(results, looks),
         *_control(results),
         *_compared(results),
     ]
 
 
-def judge_rows(drawn: Scores, rebuilt: Scores) -> list[Row]:
-    """The judge's own accuracy on drawn pictures, and on what the autoencoder leaves of them."""
+def classifier_rows(drawn: Scores, rebuilt: Scores) -> list[Row]:
+    """The classifier's accuracy on drawn images, and on their reconstructions."""
     return [
         reported(
             f"judge: {head}",
@@ -76,18 +76,18 @@ def judge_rows(drawn: Scores, rebuilt: Scores) -> list[Row]:
 
 
 def _identity(results: Results) -> list[Row]:
-    steered, plain = results["easyref"], results["plain"]
-    count = len(steered["shape"])
+    easyref, plain = results["easyref"], results["plain"]
+    count = len(easyref["shape"])
     bar = f">= {IDENTITIES}"
     enough = Row("identities judged", None, bar, count >= IDENTITIES, note=f"{count} of them")
-    rows = [enough, at_least("identity, 4 references", estimate(_whole(steered)), 0.85)]
+    rows = [enough, at_least("identity, 4 references", estimate(_mean(easyref)), 0.85)]
     for name in ATTRIBUTES:
-        found = estimate(steered[name])
+        found = estimate(easyref[name])
         title = f"  identity: {name}"
         bar = _SINGLE_BARS.get(name)
         rows.append(reported(title, found) if bar is None else at_least(title, found, bar))
     chance = chance_of(VALUES, ATTRIBUTES)
-    rows.append(at_chance("identity, no references", estimate(_whole(plain)), chance))
+    rows.append(at_chance("identity, no references", estimate(_mean(plain)), chance))
     for name in ATTRIBUTES:
         note = f"chance {100 * chance_of(VALUES, [name]):.1f}%"
         rows.append(reported(f"  no references: {name}", estimate(plain[name]), note=note))
@@ -95,17 +95,17 @@ def _identity(results: Results) -> list[Row]:
 
 
 def _scene(results: Results) -> list[Row]:
-    steered, plain = (mean_of(results[name], SCENE) for name in ("easyref", "plain"))
+    easyref, plain = (mean_of(results[name], SCENE) for name in ("easyref", "plain"))
     return [
-        at_least("place and time, 4 references", estimate(steered), 0.97),
+        at_least("place and time, 4 references", estimate(easyref), 0.97),
         reported("place and time, no references", estimate(plain)),
-        within("  place and time: with less without", difference(steered, plain), 0.03),
+        within("  place and time: with less without", difference(easyref, plain), 0.03),
     ]
 
 
 def _crowd(results: Results) -> list[Row]:
     four, one, average = (
-        _whole(results[name]) for name in ("crowded 4", "crowded 1", "crowded average")
+        _mean(results[name]) for name in ("crowded 4", "crowded 1", "crowded average")
     )
     return [
         reported("crowded, 4 references", estimate(four)),
@@ -116,17 +116,17 @@ def _crowd(results: Results) -> list[Row]:
     ]
 
 
-def _steering(results: Results) -> list[Row]:
+def _control_by_references(results: Results) -> list[Row]:
     wrong = results["wrong"]
     own = no_better_than_chance(
         "wrong references: own identity",
-        estimate(_whole(results["wrong own"])),
+        estimate(_mean(results["wrong own"])),
         chance_of(VALUES, ATTRIBUTES),
     )
-    steps = [_whole(results[f"weight {weight:g}"]) for weight in WEIGHTS]
+    steps = [_mean(results[f"weight {weight:g}"]) for weight in WEIGHTS]
     names = ", ".join(f"{weight:g}" for weight in WEIGHTS)
     return [
-        at_least("wrong references: their identity", estimate(_whole(wrong)), 0.85),
+        at_least("wrong references: their identity", estimate(_mean(wrong)), 0.85),
         own,
         rises(f"identity at weight {names}", steps),
     ]
@@ -134,7 +134,7 @@ def _steering(results: Results) -> list[Row]:
 
 def _style(results: Results, looks: Sequence[Hashable]) -> list[Row]:
     scores = results["style"]
-    estimate_looks = partial(estimate, shown=looks)
+    estimate_looks = partial(estimate, looks=looks)
     all_right = [float(min(row) == 1) for row in zip(*(scores[n] for n in LOOK), strict=True)]
     ordered = mean_of(scores, (PATTERN, FIRST, SECOND, GROUND))
     different = f"{len(looks)} groups, {len(set(looks))} different looks"
@@ -165,14 +165,14 @@ def _control(results: Results) -> list[Row]:
         reported("outline, EasyRef alone", estimate(easyref[OUTLINE]), note="IoU"),
         reported("outline, neither", estimate(results["plain"][OUTLINE]), note="IoU"),
         not_below(f"  {overlap}", difference(both[OUTLINE], alone[OUTLINE]), 0.05),
-        reported("identity, ControlNet alone", estimate(_whole(alone))),
-        reported("identity, EasyRef and ControlNet", estimate(_whole(both))),
-        not_below(f"  {identity}", difference(_whole(both), _whole(easyref)), 0.05),
+        reported("identity, ControlNet alone", estimate(_mean(alone))),
+        reported("identity, EasyRef and ControlNet", estimate(_mean(both))),
+        not_below(f"  {identity}", difference(_mean(both), _mean(easyref)), 0.05),
     ]
 
 
 def _compared(results: Results) -> list[Row]:
-    """What the stages and the other networks reach, and this one beside them."""
+    """This adapter, the stages and the baselines."""
     rows = []
     named = {"": "this adapter"} | {f"{name} ": title for name, title in COMPARED.items()}
     for prefix, title in named.items():
@@ -181,15 +181,15 @@ def _compared(results: Results) -> list[Row]:
             name = prefix.strip()
             rows.append(missing(title, f"not given; --compare {name}=FILE"))
             continue
-        clear, crowded = (_whole(results[key]) for key in keys)
+        clear, crowded = (_mean(results[key]) for key in keys)
         rows.append(reported(f"{title}: identity", estimate(clear)))
         rows.append(reported(f"{title}: crowded", estimate(crowded)))
         if prefix.strip() == AVERAGING:
-            lead = difference(_whole(results["crowded 4"]), crowded)
+            lead = difference(_mean(results["crowded 4"]), crowded)
             rows.append(reported("  crowded: joint less trained averaging", lead, points=True))
     return rows
 
 
-def _whole(scores: Scores) -> list[float]:
-    """Each group's share of right identity attributes."""
+def _mean(scores: Scores) -> list[float]:
+    """Each group's share of correct identity attributes."""
     return mean_of(scores, ATTRIBUTES)

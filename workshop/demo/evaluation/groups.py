@@ -1,4 +1,4 @@
-"""The drawn groups that are judged, with what is true of their targets."""
+"""The drawn groups to evaluate on, with the attributes of their targets."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Group:
     """A group of pictures with something in common.
 
     Attributes:
-        number: its place in the list; decides its pictures' noise.
+        number: index in the list; seeds its images' noise.
         kind: identity, crowded or style.
-        caption: of the target; speaks of the scene, or the shape, only.
+        caption: of the target; names the scene, or the shape, only.
         facts: attribute -> value of the target.
     """
 
@@ -48,13 +48,13 @@ class Group:
 
     @property
     def look(self) -> Style:
-        """Of a style group; the same for styles that look alike."""
+        """The style of a style group; equal for styles that look alike."""
         names = ("pattern", "first", "second", "ground")
         return Style(*(self.facts[name] for name in names)).look
 
     @property
     def alone(self) -> tuple[Path, ...]:
-        """Pictures that show nothing but the group's own figure."""
+        """Images that show the group's own figure only."""
         return (self.target,) if self.kind == "crowded" else (self.target, *self.references)
 
 
@@ -69,20 +69,19 @@ class DrawnSplit:
         return [group for group in self.groups if group.kind == kind]
 
     def first(self, identities: int) -> DrawnSplit:
-        """So many identity groups and crowded groups, and half as many style groups.
+        """This many identity groups and crowded groups, and half as many style groups.
 
         Raises:
             EasyRefError: a kind with fewer groups, or a group with too few references.
         """
         counts = {"identity": identities, "crowded": identities, "style": (identities + 1) // 2}
-        chosen = [group for kind, most in counts.items() for group in self.of_kind(kind)[:most]]
-        for kind, most in counts.items():
-            found = len(self.of_kind(kind))
-            if found < most:
+        chosen = [group for kind, n in counts.items() for group in self.of_kind(kind)[:n]]
+        for kind, needed in counts.items():
+            available = len(self.of_kind(kind))
+            if available < needed:
                 raise EasyRefError(
-                    f"There are {found} {kind} groups; measuring {identities} identities takes "
-                    f"{most}. Draw {groups_for(identities)} groups, or choose fewer with "
-                    "--identities."
+                    f"There are {available} {kind} groups; {identities} identities need {needed}. "
+                    f"Draw {groups_for(identities)} groups, or choose fewer with --identities."
                 )
         for group in chosen:
             if len(group.references) < REFERENCES:
@@ -94,7 +93,7 @@ class DrawnSplit:
 
 
 def groups_for(identities: int) -> int:
-    """How many groups are drawn to have so many of identities: two of five are, one is a style."""
+    """Groups to draw for this many identity groups: two of five are, and one is a style."""
     return 5 * ((identities + 1) // 2)
 
 
@@ -127,10 +126,10 @@ def read_split(folder: Path, split: str = "held_out") -> DrawnSplit:
 
 
 def strangers(groups: Sequence[Group]) -> list[Group]:
-    """For each group another one, with a character as unlike as can be had.
+    """For each group another one, whose character has as few attributes in common as possible.
 
-    Each group is chosen once, so that what is found with strangers' references and with own ones
-    speaks of the same characters.
+    Each group is chosen once, so that results with strangers' references and with own ones are
+    about the same characters.
     """
     others = [*groups[1:], *groups[:1]]
 
@@ -138,11 +137,11 @@ def strangers(groups: Sequence[Group]) -> list[Group]:
         return len(groups) * len(ATTRIBUTES) if group is other else _shared(group, other)
 
     better = True
-    while better:  # ends, as every exchange lowers the whole cost
+    while better:  # ends, because every exchange lowers the total cost
         better = False
         for (a, one), (b, two) in combinations(enumerate(groups), 2):
-            kept = cost(one, others[a]) + cost(two, others[b])
-            if cost(one, others[b]) + cost(two, others[a]) < kept:
+            current = cost(one, others[a]) + cost(two, others[b])
+            if cost(one, others[b]) + cost(two, others[a]) < current:
                 others[a], others[b] = others[b], others[a]
                 better = True
     return others

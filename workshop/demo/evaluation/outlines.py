@@ -1,11 +1,11 @@
-"""How well a picture follows the outline that a ControlNet was given.
+"""How well an image follows the outline that a ControlNet was given.
 
 Whole edge maps cannot be compared: hills, houses and stars have edges too, which the outline does
 not ask for. So only the outline's own figure counts: its silhouette, grown by a few pixels. Within
-it the picture's edges, inner lines included, are held against the outline. A figure that stands
-elsewhere, has another shape or other eyes loses overlap there; the scene around it costs nothing.
-Edges are where neighbouring pixels differ in any colour, so day and night pictures count alike, and
-lines are thickened, so that being one pixel off costs little.
+it the image's edges, inner lines included, are compared with the outline. A figure that stands
+elsewhere, has another shape or other eyes loses overlap; the scene around it costs nothing.
+Edges are where neighbouring pixels differ in any channel, so day and night images are treated
+alike, and lines are thickened, so that being one pixel off costs little.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-_EDGE = 35  # levels; chosen on drawn training pictures, sharp and blurred ones
+_EDGE = 35  # levels; chosen on drawn training images, sharp and blurred ones
 _GROWN = 4  # pixels around the silhouette
 
 
@@ -33,14 +33,14 @@ def overlap(pixels: torch.Tensor, outlines: torch.Tensor) -> torch.Tensor:
 
 
 def silhouette(outlines: torch.Tensor) -> torch.Tensor:
-    """What an outline encloses and its thickened lines: [B, 1, S, S] of 0 and 1."""
+    """The area that an outline encloses, with its thickened lines: [B, 1, S, S] of 0 and 1."""
     lines = _grow(_lines(outlines), 1)  # closes gaps of a pixel or two
     free = 1 - lines
     outside = torch.zeros_like(lines)
     outside[:, :, 0], outside[:, :, -1] = 1, 1
     outside[:, :, :, 0], outside[:, :, :, -1] = 1, 1
     outside = outside * free
-    # The outside flows in from the border until lines stop it everywhere.
+    # Flood fill from the border.
     while True:
         flowed = _grow(outside, 1) * free
         if torch.equal(flowed, outside):
@@ -49,7 +49,7 @@ def silhouette(outlines: torch.Tensor) -> torch.Tensor:
 
 
 def edges(pixels: torch.Tensor) -> torch.Tensor:
-    """Where uint8 pictures [B, 3, S, S] change sharply: [B, 1, S, S] of 0 and 1."""
+    """Where uint8 images [B, 3, S, S] change sharply: [B, 1, S, S] of 0 and 1."""
     levels = pixels.float()
     differences = F.max_pool2d(levels, 3, 1, 1) + F.max_pool2d(-levels, 3, 1, 1)
     return (differences.amax(1, keepdim=True) > _EDGE).float()

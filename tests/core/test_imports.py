@@ -119,7 +119,7 @@ def test_the_package_itself_loads_nothing() -> None:
 
 @pytest.mark.parametrize("name", easyref_core.__all__)
 def test_public_names_are_documented_and_defined_where_they_are_looked_for(name: str) -> None:
-    if name in easyref_core._MODULES["sdxl_diffusers.adapter"]:
+    if easyref_core._HOME[name] == "sdxl_diffusers.adapter":
         pytest.importorskip("diffusers")
     assert getattr(easyref_core, name).__name__ == name
     assert name in dir(easyref_core)
@@ -127,12 +127,9 @@ def test_public_names_are_documented_and_defined_where_they_are_looked_for(name:
 
 
 def test_type_checkers_see_the_same_public_names() -> None:
-    wanted = {
-        f"easyref_core.{m}.{name}" for m, names in easyref_core._MODULES.items() for name in names
-    }
-    assert {
-        name for name in imports(CORE / "__init__.py") if name.startswith("easyref_core.")
-    } == wanted
+    wanted = {f"easyref_core.{module}.{name}" for name, module in easyref_core._HOME.items()}
+    found = imports(CORE / "__init__.py")
+    assert {name for name in found if name.startswith("easyref_core.")} == wanted
 
 
 def test_other_names_are_not_public() -> None:

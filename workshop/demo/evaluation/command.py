@@ -1,6 +1,6 @@
-"""The command `check`: draws what it needs, measures, prints the table, says whether it is good.
+"""The command `check`: draws a data set, evaluates the models on it and prints the table.
 
-Its exit status is 0 where every bar is met and 1 where one is missed.
+Its exit status is 0 if every bar is met and 1 if one is missed.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from pathlib import Path
 
 import torch
 
-from easyref_core.demo_set import TRAINED_SET
+from easyref_core.demo_set import shipped_set
 from easyref_core.errors import EasyRefError
 from easyref_core.files import check_place
 
 from ..dataset.files import DatasetOptions, write_dataset
 from ..models import DemoModels
-from ..parts import Settings
-from .check import CheckOptions, Conditions, judge_accuracy, run_check
+from ..rows import SamplingSettings
+from .classifier import CLASSIFIER_FILE, Classifier, load_classifier
+from .conditions import CheckOptions, Conditions, classifier_accuracy, run_check
 from .groups import SPLITS, DrawnSplit, groups_for, open_pictures, read_outlines, read_split
-from .judge import JUDGE_FILE, Judge, load_judge
 from .processes import SharedCheck, processes_for
-from .rows import COMPARED, all_rows, judge_rows
 from .table import format_table, missed, write_scores, write_table
+from .table_rows import COMPARED, all_rows, classifier_rows
 
-_MOST = 400  # identities: far more than there is time for
+_MAX_IDENTITIES = 400
 _SEED = 1  # other scenes than the data sets drawn for training with the default seed
-# The first 160 held-out identities were looked at while the recipes took shape.
+# The first 160 held-out identities were used while the recipes were developed.
 _FIRST = groups_for(160)
-_MOST_STEPS = 999  # of the 1,000 noise levels sampling leaves the lowest out
+_MAX_STEPS = 999  # sampling leaves out the lowest of 1,000 timesteps
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the person asked for.
+    """The command's options.
 
     Attributes:
-        models: the set's folder; the trained set of the pack by default.
-        data: a drawn data set; drawn for the purpose by default.
+        models: the set's folder; the shipped set by default.
+        data: a drawn data set; a new one by default.
         split: "held_out", or "training" to choose settings with.
-        judge: the set's own by default.
+        judge: the classifier's file; the set's own by default.
         steps, cfg: of the sampling; the demo's own by default.
         compare: name -> adapter file.
-        mllm: for adapters that do not carry the MLLM.
+        mllm: for compared adapters without MLLM weights.
         out: JSON file for the table.
         scores: CSV file for every group's scores.
     """
@@ -67,24 +67,24 @@ class Request:
 
 
 def demo_check(request: Request) -> int:
-    """Measure and print; returns the exit status, 0 or 1.
+    """Evaluate and print; returns the exit status, 0 or 1.
 
     Raises:
-        EasyRefError: something is missing, damaged or out of range; nothing was measured.
+        EasyRefError: something is missing, damaged or out of range.
     """
     _check(request)
     start = time.monotonic()
-    models = DemoModels(request.models or TRAINED_SET, request.device)
-    judge = load_judge(_judge_file(request), request.device)
+    models = DemoModels(_set_folder(request), request.device)
+    judge = load_classifier(_judge_file(request), request.device)
     options = CheckOptions(_settings(request, models), request.compare, request.mllm)
     with tempfile.TemporaryDirectory(prefix="easyref_check_") as scratch:
         split = _split(request, Path(scratch), options.settings.side)
-        _look_at_files(models, split, options)
-        _say("judge's own accuracy")
-        drawn, rebuilt = judge_accuracy(judge, models, split)
-        results = _measured(request, models, judge, split, options)
+        _check_files(models, split, options)
+        _report("the classifier's own accuracy")
+        drawn, rebuilt = classifier_accuracy(judge, models, split)
+        results = _evaluate(request, models, judge, split, options)
     looks = [group.look for group in split.of_kind("style")]
-    rows = [*judge_rows(drawn, rebuilt), *all_rows(results, looks)]
+    rows = [*classifier_rows(drawn, rebuilt), *all_rows(results, looks)]
     print(format_table(rows))
     short = missed(rows)
     names = "; ".join(row.measure.strip() for row in short)
@@ -125,12 +125,16 @@ def parse_compare(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def _check(request: Request) -> None:
-    if not 2 <= request.identities <= _MOST:
-        raise EasyRefError(f"--identities is {request.identities}; 2 to {_MOST} can be judged.")
-    if request.steps is not None and not 1 <= request.steps <= _MOST_STEPS:
-        raise EasyRefError(f"--steps is {request.steps}; a picture takes 1 to {_MOST_STEPS}.")
+    if not 2 <= request.identities <= _MAX_IDENTITIES:
+        raise EasyRefError(
+            f"--identities is {request.identities}; 2 to {_MAX_IDENTITIES} are possible."
+        )
+    if request.steps is not None and not 1 <= request.steps <= _MAX_STEPS:
+        raise EasyRefError(f"--steps is {request.steps}; 1 to {_MAX_STEPS}.")
     if request.cfg is not None and not math.isfinite(request.cfg):
-        raise EasyRefError(f"--cfg is {request.cfg}; give a number, such as {Settings().cfg}.")
+        raise EasyRefError(
+            f"--cfg is {request.cfg}; give a number, such as {SamplingSettings().cfg}."
+        )
     if request.split not in SPLITS:
         raise EasyRefError(f"There is no split {request.split!r}; choose {' or '.join(SPLITS)}.")
     if request.split == "training" and request.data is None:
@@ -140,25 +144,29 @@ def _check(request: Request) -> None:
             check_place(path)
 
 
-def _settings(request: Request, models: DemoModels) -> Settings:
-    """The demo's, at the size the set was trained for, unless something else is asked for."""
+def _settings(request: Request, models: DemoModels) -> SamplingSettings:
+    """The demo's, at the size that the set was trained for, unless options say otherwise."""
     chosen = {"side": models.info.get("side"), "steps": request.steps, "cfg": request.cfg}
     given = {name: value for name, value in chosen.items() if value is not None}
-    return replace(Settings(), **given)
+    return replace(SamplingSettings(), **given)
 
 
-def _measured(
-    request: Request, models: DemoModels, judge: Judge, split: DrawnSplit, options: CheckOptions
+def _evaluate(
+    request: Request,
+    models: DemoModels,
+    judge: Classifier,
+    split: DrawnSplit,
+    options: CheckOptions,
 ) -> Conditions:
     processes = processes_for(models.device)
     if processes == 1:
-        return run_check(models, judge, split, options, _say)
-    shared = SharedCheck(models.directory, _judge_file(request), split, options, _say)
+        return run_check(models, judge, split, options, _report)
+    shared = SharedCheck(models.directory, _judge_file(request), split, options, _report)
     return shared.run(processes)
 
 
-def _look_at_files(models: DemoModels, split: DrawnSplit, options: CheckOptions) -> None:
-    """Everything is read once before minutes are spent."""
+def _check_files(models: DemoModels, split: DrawnSplit, options: CheckOptions) -> None:
+    """Read every file once, before minutes are spent on sampling."""
     for file in (None, *options.compare.values()):
         models.adapter(file, options.mllm if file else None)
     for group in split.groups:
@@ -167,17 +175,21 @@ def _look_at_files(models: DemoModels, split: DrawnSplit, options: CheckOptions)
 
 
 def _judge_file(request: Request) -> Path:
-    return request.judge or (request.models or TRAINED_SET) / JUDGE_FILE
+    return request.judge or _set_folder(request) / CLASSIFIER_FILE
+
+
+def _set_folder(request: Request) -> Path:
+    return request.models or shipped_set()
 
 
 def _split(request: Request, scratch: Path, side: int) -> DrawnSplit:
     if request.data is not None:
         return read_split(request.data, request.split).first(request.identities)
     count = groups_for(request.identities)
-    _say(f"drawing {count} held-out groups")
+    _report(f"drawing {count} held-out groups")
     drawn = DatasetOptions(1, count, side=side, seed=_SEED, first_held_out=_FIRST)
     return read_split(write_dataset(scratch / "drawn", drawn)).first(request.identities)
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(f"check: {text}", file=sys.stderr, flush=True)

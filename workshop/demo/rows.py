@@ -1,16 +1,16 @@
-"""What the demo starts from and what it makes, whichever program makes it.
+"""The demo's inputs and results, independent of the program that samples the images.
 
-A program (`comfy_backend`, `diffusers_backend`) has one entry, `make_pictures`: it takes a
-`Material` and returns `Pictures`, one `RowPictures` for each `Row` in the same order. For a row it
-makes four pictures from the same noise, seed `settings.seed`, of `settings.side` pixels:
+A program (`comfy_backend`, `diffusers_backend`) has one entry, `make_images`: it takes a
+`DemoInputs` and returns `DemoImages`, one `RowImages` for each `Row` in the same order. For a row
+it samples four images from the same noise, seed `settings.seed`, of `settings.side` pixels:
 
     prompt_only   the base model alone: no adapter, no LoRA, the row's prompt
-    easyref       the row's references and prompt, read together (aggregation "easyref")
-    controlled    the same tokens; the ControlNet sees the row's outline, as it is, no edge finder
-    averaged      each reference read alone, tokens averaged (aggregation "average")
+    easyref       references and prompt encoded together (aggregation "easyref")
+    controlled    the same tokens, and a ControlNet with the row's outline as it is
+    averaged      each reference encoded alone, tokens averaged (aggregation "average")
 
-References are read at the size that the adapter's file names. Prompt and negative prompt are
-`row.prompt` and `settings.negative`, and the MLLM reads `row.prompt`, too. The shipped rows come
+References are encoded at the image size that the adapter's file names. Prompt and negative prompt
+are `row.prompt` and `settings.negative`, and the MLLM gets `row.prompt`, too. The shipped rows come
 from `references.read_rows`.
 """
 
@@ -23,12 +23,12 @@ from PIL import Image
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How every picture of the demo is sampled (DDIM).
+class SamplingSettings:
+    """How every image of the demo is sampled (DDIM).
 
     Attributes:
         negative: empty, as the small base model knows the words of scenes and characters only.
-        side: of the square pictures, in pixels.
+        side: of the square images, in pixels.
     """
 
     negative: str = ""
@@ -41,14 +41,14 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One group of references and what is made of it.
+    """One group of references, with a prompt.
 
     Attributes:
         name: short, fit for a folder.
         kind: "identity", "crowded" (a friend beside the character) or "style".
         prompt: the scene, or in style groups the shape; never what the references share.
         references: RGB.
-        outline: white lines on black, `Settings.side` pixels or close to it.
+        outline: white lines on black, `SamplingSettings.side` pixels or close to it.
         facts: attribute -> value that a good result shows, the prompt's part included.
     """
 
@@ -61,16 +61,16 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Material:
-    """The demo's inputs."""
+class DemoInputs:
+    """The demo's rows, and how to sample their images."""
 
     rows: tuple[Row, ...]
-    settings: Settings = field(default_factory=Settings)
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
 
 
 @dataclass(frozen=True, eq=False)
-class RowPictures:
-    """A row's results: same prompt, same seed, other conditioning."""
+class RowImages:
+    """A row's results: same prompt, same seed, different conditioning."""
 
     prompt_only: Image.Image
     easyref: Image.Image
@@ -78,7 +78,7 @@ class RowPictures:
     averaged: Image.Image
 
     def named(self) -> dict[str, Image.Image]:
-        """Name, as files are called, -> picture."""
+        """File name without extension -> image."""
         return {
             "prompt_only": self.prompt_only,
             "easyref": self.easyref,
@@ -88,13 +88,13 @@ class RowPictures:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class DemoImages:
     """The demo's results.
 
     Attributes:
-        rows: one for each row of the material.
+        rows: one for each row of the inputs.
         made_by: the program and its version.
     """
 
-    rows: tuple[RowPictures, ...]
+    rows: tuple[RowImages, ...]
     made_by: str

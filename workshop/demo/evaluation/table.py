@@ -1,4 +1,4 @@
-"""The table as text and as JSON, and the scores that it is made of as CSV."""
+"""The table as text and as JSON, and its scores as CSV."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from easyref_core.files import writing
 
 from ..tiny_weights import write_json, write_text
-from .measures import Row, Scores
+from .metrics import Row, Scores
 
 _VERDICTS = {True: "met", False: "MISSED", None: ""}
 
@@ -30,7 +30,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def missed(rows: Sequence[Row]) -> list[Row]:
-    """Rows whose bar was not reached."""
+    """Rows that miss their bar."""
     return [row for row in rows if row.met is False]
 
 
@@ -38,7 +38,7 @@ def write_table(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> No
     """Write the table as JSON.
 
     Args:
-        about: what was measured, and how.
+        about: what was evaluated, and how.
 
     Raises:
         EasyRefError: it cannot be written there.
@@ -49,7 +49,7 @@ def write_table(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> No
 
 
 def write_scores(path: Path, results: Mapping[str, Scores]) -> None:
-    """Write every group's scores, a line each, so that other numbers can be made of them.
+    """Write every group's scores, one per line, for other statistics.
 
     Args:
         results: condition -> attribute -> scores.

@@ -1,0 +1,128 @@
+"""Batches for the UNet: latents, noise and text states of samples."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ..files import write_atomically
+from .base import Base
+from .config import Settings
+from .disk import writing
+from .model import Batch
+from .samples import Sample, noise_generator
+from .schedule import loss_weights, spread_timesteps
+
+
+class TensorCache:
+    """Tensors on disk, by what they were computed from.
+
+    Args:
+        folder: None caches nothing.
+        base: `base.fingerprint` of the models that compute them; part of every key.
+    """
+
+    def __init__(self, folder: str | Path | None, base: str) -> None:
+        self._base = base
+        self._folder = Path(folder) if folder is not None else None
+
+    def get(
+        self, key: str, compute: Callable[[], dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """What `compute` returns, or has returned before for this key."""
+        if self._folder is None:
+            return compute()
+        from safetensors.torch import load_file, save_file
+
+        # File names need not be Unicode; Python keeps such bytes as surrogates.
+        whole_key = f"{self._base} {key}".encode(errors="surrogateescape")
+        name = hashlib.sha256(whole_key).hexdigest()
+        path = self._folder / name[:2] / f"{name}.safetensors"
+        if path.is_file():
+            return load_file(path)
+        tensors = compute()
+        stored = {n: t.contiguous().cpu() for n, t in tensors.items()}
+        with writing(path):
+            write_atomically(path, lambda partial: save_file(stored, partial))
+        return tensors
+
+
+class Batches:
+    """Makes a model's batches of samples.
+
+    Args:
+        base: on `device`.
+        dtype: that the UNet computes in.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        cache: TensorCache,
+        settings: Settings,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._base = base
+        self._cache = cache
+        self._settings = settings
+        self._device = device
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def make(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of samples with targets of one size."""
+        device, scheduler = self._device, self._base.scheduler
+        optimiser, timestep_count = self._settings.optimiser, scheduler.config.num_train_timesteps
+        levels = optimiser.noise_levels
+        latents, noises, steps, texts, pooled = [], [], [], [], []
+        for sample in samples:
+            generator = noise_generator(self._settings.seed, sample.position)
+            latent = self._latent(sample).to(device).expand(levels, -1, -1, -1)
+            latents.append(latent)
+            noises.append(torch.randn(latent.shape, generator=generator).to(device))
+            steps.append(spread_timesteps(timestep_count, levels, generator))
+            text = self._text(sample.text)
+            texts.append(text["states"].to(device))
+            pooled.append(text["pooled"].to(device))
+        noise, timesteps = torch.cat(noises), torch.cat(steps).to(device)
+        noisy = scheduler.add_noise(torch.cat(latents), noise, timesteps)
+        weights = loss_weights(
+            scheduler.alphas_cumprod, timesteps, optimiser.loss_weighting, optimiser.snr_gamma
+        )
+        return Batch(
+            noisy.to(self._dtype),
+            noise,
+            timesteps,
+            weights.to(device),
+            torch.stack(texts).to(self._dtype),
+            torch.stack(pooled).to(self._dtype),
+            torch.tensor([s.time_ids for s in samples], device=device, dtype=self._dtype),
+            [s.references for s in samples],
+            [s.text for s in samples],
+        )
+
+    def _latent(self, sample: Sample) -> torch.Tensor:
+        """[C, h, w]"""
+        seed, shape = self._settings.seed, tuple(sample.target.shape)
+        key = f"latent {seed} {sample.source} {shape} {sample.time_ids}"
+        number = sample.position
+        if self._settings.data.cache:  # independent of which sample needs the latent first
+            number = zlib.crc32(key.encode(errors="surrogateescape"))
+        generator = noise_generator(seed + 1, number)
+        return self._cache.get(
+            key, lambda: {"latent": self._base.encode_image(sample.target, generator)}
+        )["latent"]
+
+    def _text(self, text: str) -> dict[str, torch.Tensor]:
+        """states [77, W], pooled [P]"""
+
+        def encode() -> dict[str, torch.Tensor]:
+            states, pooled = self._base.encode_text([text])
+            return {"states": states[0], "pooled": pooled[0]}
+
+        return self._cache.get(f"text {self._dtype} {text}", encode)

@@ -1,0 +1,106 @@
+"""An EasyRef adapter on a demo UNet: encodes groups of references in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+
+from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
+from easyref_core.encode.encoder import EasyRefEncoder
+from easyref_core.encode.plan_encoder import plan_encoder
+from easyref_core.errors import EasyRefError
+from easyref_core.pictures.preprocessing import black_picture, preprocess
+from easyref_core.qwen2vl.prompt import PromptTokenizer
+from easyref_core.sdxl_diffusers.adapter import attach_adapter
+from easyref_core.tokens.reference_tokens import ReferenceTokens, join_prompts
+from easyref_core.training.model import TrainedModel
+
+_BATCH = 16  # groups encoded at once
+
+
+@dataclass(frozen=True)
+class DemoAdapter:
+    """An adapter on a UNet of its own, with its encoder."""
+
+    checkpoint: AdapterCheckpoint
+    unet: UNet2DConditionModel
+    encoder: EasyRefEncoder
+    tokenizer: PromptTokenizer
+
+    @torch.no_grad()
+    def encode(
+        self,
+        groups: Sequence[Sequence[Image.Image]],
+        prompts: Sequence[str],
+        average: bool = False,
+    ) -> ReferenceTokens:
+        """Encode groups of references, each with its prompt, as `encode_references` does one.
+
+        Args:
+            groups: RGB images of any sizes, in order.
+            average: encode each image alone and average their tokens.
+
+        Returns:
+            Tokens [B, N, W], one row per group.
+
+        Raises:
+            EasyRefError: no group, or an empty one.
+        """
+        if not groups or not all(groups):
+            raise EasyRefError("There is a group without images. Give each at least one.")
+        size = self.checkpoint.image_size
+        model = TrainedModel(self.unet, self.encoder, self.tokenizer, average)
+        batches = []
+        for start in range(0, len(groups), _BATCH):
+            part = slice(start, start + _BATCH)
+            images = [[preprocess(image, size) for image in group] for group in groups[part]]
+            batches.append(model.tokens(images, prompts[part]))
+        cond = torch.cat(batches).float().cpu()
+        uncond = model.tokens([[preprocess(black_picture(), size)]], [""]).float().cpu()
+        return ReferenceTokens(
+            cond,
+            uncond.repeat(len(cond), 1, 1),
+            self.checkpoint.identity,
+            self.checkpoint.name,
+            join_prompts(prompts),
+            sum(map(len, groups)),
+            "average" if average else "easyref",
+        )
+
+
+@dataclass(frozen=True)
+class AppliedReferences:
+    """An adapter with the reference tokens to sample with.
+
+    Attributes:
+        tokens: one row per image, or one for all.
+        weight: of EasyRef's cross-attention; at 0 only the adapter's LoRA has an effect.
+    """
+
+    adapter: DemoAdapter
+    tokens: ReferenceTokens
+    weight: float = 1.0
+
+
+def load_adapter(path: Path, mllm: Path, unet: UNet2DConditionModel) -> DemoAdapter:
+    """Attach an adapter file to a UNet, which becomes its own.
+
+    Args:
+        mllm: Qwen2-VL directory; without weights, the adapter must carry them.
+
+    Raises:
+        EasyRefError: missing, damaged, or made for other models.
+    """
+    checkpoint = load_checkpoint(path)
+    attach_adapter(unet, checkpoint)
+    return DemoAdapter(
+        checkpoint,
+        unet.eval(),
+        plan_encoder(checkpoint, mllm).build().to(unet.device),
+        PromptTokenizer.from_directory(mllm),
+    )

@@ -1,0 +1,1 @@
+"""Evaluation of a trained demo set on held-out identities: sample images, classify, tabulate."""

@@ -1,1 +1,0 @@
-"""Measures a trained demo set on identities that no training picture shows."""
