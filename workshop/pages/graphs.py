@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..demo.parts import Settings
+from ..demo.rows import Settings
 
 SETTINGS = Settings()
 TWO_SEED = 7  # gives two characters
@@ -358,6 +358,22 @@ def load_tokens() -> Graph:
     return graph.show(graph.add("EasyRefLoadTokens", None, (330, 0), file=file))
 
 
+def demo_models() -> Graph:
+    graph, prompt = Graph(), "in a meadow by day"
+    models = graph.add("EasyRefDemoModels", None, (WIDE, 0))
+    images = graph.add("PreviewImage", "images", PREVIEW, images=models["images"])
+    quick = graph.add(
+        "EasyRefQuick",
+        model=models["model"],
+        easyref=models["easyref"],
+        images=models["images"],
+        prompt=prompt,
+    )
+    positive = graph.text(models, prompt)
+    result = graph.result(models, quick["model"], positive["CONDITIONING"], "result")
+    return graph.show(models, (images, result))
+
+
 # The name of the picture -> its graph.
 GRAPHS: dict[str, Callable[[], Graph]] = {
     graph.__name__: graph
@@ -365,6 +381,7 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
         apply,
         combine_tokens,
         crop,
+        demo_models,
         encode,
         inspect,
         layer_weights,
