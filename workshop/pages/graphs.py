@@ -215,7 +215,7 @@ def quick() -> Graph:
 
 def crop() -> Graph:
     graph = Graph()
-    picture = graph.add("LoadImage", None, (170, 266), image="masked.png")
+    picture = graph.add("LoadImage", None, (170, 300), image="masked.png")
     cropped = graph.add(
         "EasyRefCrop",
         None,
@@ -224,7 +224,7 @@ def crop() -> Graph:
         mask=picture["MASK"],
         padding=0.1,
     )
-    preview = graph.add("PreviewImage", "crop", (170, 266), images=cropped["images"])
+    preview = graph.add("PreviewImage", "crop", (170, 300), images=cropped["images"])
     return graph.show(cropped, (picture, preview))
 
 
@@ -300,7 +300,7 @@ def region() -> Graph:
 def layer_weights() -> Graph:
     graph = Graph()
     layers = graph.add("EasyRefLayerWeights", None, (330, 0), profile="style and composition")
-    text = graph.add("PreviewAny", None, (330, 290), source=layers["text"])
+    text = graph.add("PreviewAny", None, (330, 250), source=layers["text"])
     return graph.show(layers, text)
 
 

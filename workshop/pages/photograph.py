@@ -36,7 +36,7 @@ SETTINGS = {
     "Comfy.NodeBadge.NodeIdBadgeMode": "None",
     "Comfy.Node.AllowImageSizeDraw": False,
     "Comfy.Graph.CanvasInfo": False,
-    "Comfy.LinkRenderMode": 3,  # no links: they would wind around nodes that stand in rows
+    "Comfy.LinkRenderMode": -1,  # no links: they would wind around nodes that stand in rows
     "Comfy.Minimap.Visible": False,
 }
 BUILD = """async ({nodes}) => {
