@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..demo.rows import Settings
+from ..demo.rows import SamplingSettings
 
-SETTINGS = Settings()
+SETTINGS = SamplingSettings()
 TWO_SEED = 7  # gives two characters
 WIDE = 355
 PREVIEW = (170, 240)  # with a square result; two fit into a row
