@@ -279,7 +279,7 @@ def region() -> Graph:
             graph.add(
                 "EasyRefRegion",
                 f"Region: {half}",
-                (190, 0),
+                (170, 0),
                 tokens=encoded["tokens"],
                 mask=mask["MASK"],
                 **before,
@@ -292,7 +292,7 @@ def region() -> Graph:
         conditioning_2=graph.half(models, prompt, 1)["CONDITIONING"],
     )
     result = graph.result(
-        models, applied["model"], both["CONDITIONING"], "result", (395, 240), 2, TWO_SEED
+        models, applied["model"], both["CONDITIONING"], "result", (WIDE, 240), 2, TWO_SEED
     )
     return graph.show(tuple(regions), result)
 
