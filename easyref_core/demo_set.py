@@ -1,4 +1,4 @@
-"""The demo's model set, shipped in `demo/weights`: its place, and the content of its `set.json`.
+"""The demo's model set in `demo/weights`, its `set.json`, and the references in `demo/references`.
 
 unet/           diffusers UNet2DConditionModel
 vae/            diffusers AutoencoderTiny
@@ -6,7 +6,7 @@ text_encoders/  clip_l/ and clip_g/, CLIP text models of transformers
 controlnet/     diffusers ControlNetModel
 mllm/           Qwen2-VL directory
 easyref.safetensors
-set.json        {"trained": true, "side": 128, ...}
+set.json        {"trained": true, ...}
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .errors import EasyRefError
 
 SET_FILE = "set.json"
 TRAINED_SET = Path(__file__).resolve().parents[1] / "demo" / "weights"
-_SIDE = 128  # of sets that do not say
+REFERENCES = TRAINED_SET.with_name("references")
+_FIRST = "square"
 
 # CLIP's token embedding has 49,408 rows; a set stores the rows of its captions' tokens, and one
 # more that all other tokens share.
@@ -50,9 +51,19 @@ def is_trained(directory: Path) -> bool:
     return bool((read_set_info(directory) or {}).get("trained"))
 
 
-def picture_side(directory: Path) -> int:
-    """Side of the square pictures of a set, in pixels."""
-    return int((read_set_info(directory) or {}).get("side", _SIDE))
+def reference_files() -> list[Path]:
+    """Four shipped pictures of one character, all of one size.
+
+    Raises:
+        EasyRefError: they are missing.
+    """
+    files = sorted((REFERENCES / _FIRST).glob("[0-9].png"))
+    if not files:
+        raise EasyRefError(
+            f"The demo's pictures are missing: there is none in {REFERENCES / _FIRST}. Install "
+            "EasyRef again."
+        )
+    return files
 
 
 def read_set_info(directory: Path) -> dict[str, Any] | None:

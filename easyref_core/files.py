@@ -19,7 +19,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     do not disturb each other.
 
     Raises:
-        OSError: the folder cannot be written to; nothing is left behind.
+        OSError: the folder cannot be written to; no temporary file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")

@@ -10,7 +10,6 @@ from .combine import EasyRefCombineTokens
 from .conditioning import EasyRefSetConditioning
 from .crop import EasyRefCrop
 from .demo import EasyRefDemoModels
-from .demo_latent import EasyRefDemoLatent
 from .encode import EasyRefEncode
 from .gallery.routes import register_routes
 from .host.folders import register_folders
@@ -39,7 +38,6 @@ NODES: list[type[io.ComfyNode]] = [
     EasyRefSetConditioning,
     EasyRefLayerWeights,
     EasyRefWeightCurve,
-    EasyRefDemoLatent,
 ]
 
 

@@ -99,14 +99,8 @@ class EasyRefApply(io.ComfyNode):
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The steered model.")],
             **found_by(
-                "ip-adapter",
-                "ipadapter",
-                "reference",
-                "character",
-                "style",
-                "consistent",
-                "face",
-                "apply reference",
+                "ip-adapter, ipadapter, reference, character, style, "
+                "consistent, face, apply reference"
             ),
         )
 

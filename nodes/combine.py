@@ -43,15 +43,15 @@ class EasyRefCombineTokens(io.ComfyNode):
                     "method",
                     options=[*METHODS, _BATCH],
                     default=METHODS[0],
-                    tooltip="concatenate: all in one sequence, attention chooses. average, "
-                    "weighted average: the mean. add, subtract: the sum, or the first minus the "
-                    "others. avoid: 2 replaces the black picture in the negative branch. batch: "
-                    "one token set per latent, 1 for the first.",
+                    tooltip="concatenate: all in one sequence, attention chooses. average: "
+                    "the weighted mean. add, subtract: the sum, or the first minus the others. "
+                    "avoid: 2 replaces the black picture in the negative branch. batch: one token "
+                    "set per latent, 1 for the first.",
                 ),
                 io.String.Input(
                     "weights",
                     default="1, 1",
-                    tooltip="Weights of tokens_1, tokens_2 and so on in weighted average, add and "
+                    tooltip="Weights of tokens_1, tokens_2 and so on in average, add and "
                     "subtract: numbers, separated by commas. Missing ones are 1. Other methods "
                     "ignore them.",
                 ),
@@ -59,7 +59,7 @@ class EasyRefCombineTokens(io.ComfyNode):
             outputs=[
                 EasyRefTokens.Output(display_name="tokens", tooltip="One set of tokens to apply.")
             ],
-            **found_by("merge", "average", "concat", "mix styles", "subtract", "batch"),
+            **found_by("merge, average, concat, mix styles, subtract, batch"),
         )
 
     @classmethod

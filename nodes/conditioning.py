@@ -49,7 +49,7 @@ class EasyRefSetConditioning(io.ComfyNode):
                     display_name="conditioning", tooltip="The prompt with its references."
                 )
             ],
-            **found_by("reference", "regional prompt", "prompt with references"),
+            **found_by("reference, regional prompt, prompt with references"),
         )
 
     @classmethod

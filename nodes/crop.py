@@ -66,7 +66,7 @@ class EasyRefCrop(io.ComfyNode):
                     tooltip="The crops as one group, for EasyRef Encode.",
                 ),
             ],
-            **found_by("face", "crop face", "mask to crop", "reference"),
+            **found_by("face, crop face, mask to crop, reference"),
         )
 
     @classmethod

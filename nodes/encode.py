@@ -54,13 +54,7 @@ class EasyRefEncode(io.ComfyNode):
                 EasyRefTokens.Output(display_name="tokens", tooltip="Reference tokens to apply.")
             ],
             **found_by(
-                "ip-adapter",
-                "ipadapter",
-                "reference",
-                "multi image",
-                "qwen2-vl",
-                "clip vision",
-                "image prompt",
+                "ip-adapter, ipadapter, reference, multi image, qwen2-vl, clip vision, image prompt"
             ),
         )
 

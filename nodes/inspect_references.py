@@ -44,7 +44,7 @@ class EasyRefInspect(io.ComfyNode):
                     "tokens.",
                 ),
             ],
-            **found_by("attention map", "heat map", "debug", "explain", "reference"),
+            **found_by("attention map, heat map, debug, explain, reference"),
             is_output_node=True,
         )
 

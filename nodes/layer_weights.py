@@ -65,9 +65,7 @@ class EasyRefLayerWeights(io.ComfyNode):
                     display_name="text", tooltip="The resulting weights, one line a group."
                 ),
             ],
-            **found_by(
-                "block weights", "style only", "composition", "layers", "ip-adapter weights"
-            ),
+            **found_by("block weights, style only, composition, layers, ip-adapter weights"),
         )
 
     @classmethod

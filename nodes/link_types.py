@@ -41,15 +41,12 @@ class EasyRefModel:
         encoder: builds the MLLM on first use and runs it.
         key_values: cached keys and values of reference tokens.
         lora: the adapter's LoRA as weight patches.
-        picture_side: of the square pictures that the demo models make, in pixels; None for an
-            adapter of the user's own.
     """
 
     checkpoint: AdapterCheckpoint
     encoder: HostedEncoder
     key_values: KeyValueStore
     lora: AdapterLora
-    picture_side: int | None = None
 
     @property
     def patcher(self) -> ModelPatcher | None:
@@ -69,7 +66,6 @@ class EasyRefModel:
         adapter: Path,
         mllm_directory: Path | None,
         precision: str = "auto",
-        picture_side: int | None = None,
     ) -> EasyRefModel:
         """From an adapter's file, without loading weights.
 
@@ -86,7 +82,6 @@ class EasyRefModel:
             HostedEncoder(checkpoint, mllm_directory, precision),
             KeyValueStore(checkpoint),
             AdapterLora(checkpoint),
-            picture_side,
         )
 
 

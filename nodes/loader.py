@@ -53,9 +53,7 @@ class EasyRefLoader(io.ComfyNode):
                 ),
             ],
             outputs=[EasyRef.Output(display_name="easyref", tooltip="Adapter with its encoder.")],
-            **found_by(
-                "ip-adapter", "ipadapter", "load ip-adapter", "reference", "qwen2-vl", "mllm"
-            ),
+            **found_by("ip-adapter, ipadapter, load ip-adapter, reference, qwen2-vl, mllm"),
         )
 
     @classmethod

@@ -18,5 +18,9 @@ ADVANCED: dict[str, Any] = (
 
 
 def found_by(*words: str) -> dict[str, Any]:
-    """More words that the search finds a node by, as arguments of its schema."""
-    return {_ALIASES: list(words)} if _HAS_ALIASES else {}
+    """More words that the search finds a node by, as arguments of its schema.
+
+    Args:
+        words: one, or several separated by commas.
+    """
+    return {_ALIASES: ", ".join(words).split(", ")} if _HAS_ALIASES else {}

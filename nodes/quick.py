@@ -40,15 +40,8 @@ class EasyRefQuick(io.ComfyNode):
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The steered model.")],
             **found_by(
-                "ip-adapter",
-                "ipadapter",
-                "reference",
-                "character",
-                "style",
-                "consistent",
-                "face",
-                "multi image",
-                "image prompt",
+                "ip-adapter, ipadapter, reference, character, style, "
+                "consistent, face, multi image, image prompt"
             ),
         )
 

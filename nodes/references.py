@@ -62,9 +62,7 @@ class EasyRefReferences(io.ComfyNode):
                     display_name="references", tooltip="The group, in order."
                 )
             ],
-            **found_by(
-                "reference images", "multi image", "image batch", "gallery", "load images", "folder"
-            ),
+            **found_by("reference images, multi image, image batch, gallery, load images, folder"),
         )
 
     @classmethod

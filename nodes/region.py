@@ -65,7 +65,7 @@ class EasyRefRegion(io.ComfyNode):
                     tooltip="All regions so far, for EasyRef Apply or another EasyRef Region.",
                 )
             ],
-            **found_by("regional", "mask", "attention mask", "several characters", "two people"),
+            **found_by("regional, mask, attention mask, several characters, two people"),
         )
 
     @classmethod

@@ -41,7 +41,7 @@ class EasyRefSaveTokens(io.ComfyNode):
                 ),
             ],
             outputs=[],
-            **found_by("save reference", "save embeds", "ip-adapter embeds"),
+            **found_by("save reference, save embeds, ip-adapter embeds"),
             is_output_node=True,
         )
 
@@ -79,7 +79,7 @@ class EasyRefLoadTokens(io.ComfyNode):
             outputs=[
                 EasyRefTokens.Output(display_name="tokens", tooltip="Reference tokens to apply.")
             ],
-            **found_by("load reference", "load embeds", "ip-adapter embeds"),
+            **found_by("load reference, load embeds, ip-adapter embeds"),
         )
 
     @classmethod

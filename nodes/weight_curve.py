@@ -49,7 +49,7 @@ class EasyRefWeightCurve(io.ComfyNode):
                     display_name="curve", tooltip="For EasyRef Apply or EasyRef Region."
                 )
             ],
-            **found_by("schedule", "weight schedule", "fade"),
+            **found_by("schedule, weight schedule, fade"),
         )
 
     @classmethod

@@ -59,7 +59,7 @@ class AdapterCheckpoint:
         body: the fine-tuned MLLM under canonical names, empty when the file has none.
         cross_attention: layer -> {"to_k_ip", "to_v_ip"} -> name.
         lora: layer -> projection ("to_q", ...) -> {"down", "up"} -> name.
-        base_unet: names of base UNet weights found beside them (reported, not used: the user's
+        base_unet: names of base UNet weights in the same file (reported, not used: the user's
             own SDXL model supplies them).
         ignored: names of duplicates and anything else not used.
         image_size: size of the references in training, in pixels; the released weights' where the
@@ -237,15 +237,15 @@ def recognise(file: WeightFile) -> AdapterCheckpoint:
 
 
 def _image_size(file: WeightFile) -> int:
-    said = file.metadata.get(IMAGE_SIZE)
-    if said is None:
+    size = file.metadata.get(IMAGE_SIZE)
+    if size is None:
         return DEFAULT_IMAGE_SIZE
-    if not (said.isdecimal() and int(said) >= MIN_IMAGE_SIZE):
+    if not (size.isdecimal() and int(size) >= MIN_IMAGE_SIZE):
         raise EasyRefError(
-            f"{file.path} says that it was trained at image_size {said!r}; a whole number of "
+            f"{file.path} says that it was trained at image_size {size!r}; a whole number of "
             f"pixels, {MIN_IMAGE_SIZE} or more, is needed. The file is damaged; get it again."
         )
-    return int(said)
+    return int(size)
 
 
 def _not_an_adapter(file: WeightFile, projector: Any, final: Any, cross: Any) -> str:
@@ -307,9 +307,9 @@ def _check_parts(
                 "file is damaged or was converted wrongly; get it again."
             )
 
-    def mixed(said: str) -> EasyRefError:
+    def mixed(reason: str) -> EasyRefError:
         return EasyRefError(
-            f"{file.path}: {said}. The file mixes parts of two adapters; get it again."
+            f"{file.path}: {reason}. The file mixes parts of two adapters; get it again."
         )
 
     tokens, inputs = shapes[final[TOKENS]], shapes[projector["proj.0.weight"]][1]

@@ -148,14 +148,14 @@ def check_model_layers(
         )
     contexts = {context for _, context in layers.values()}
     if contexts != {checkpoint.token_width}:
-        found = ", ".join(map(str, sorted(contexts)))
+        widths = ", ".join(map(str, sorted(contexts)))
         kind = {
             768: " (Stable Diffusion 1.5's)",
             1024: " (Stable Diffusion 2's)",
             1280: " (the SDXL refiner's)",
         }.get(min(contexts), "")
         raise EasyRefError(
-            f"{model} reads text of width {found}{kind}, but {checkpoint.name} makes reference "
+            f"{model} reads text of width {widths}{kind}, but {checkpoint.name} makes reference "
             f"tokens of width {checkpoint.token_width}. Connect an SDXL base model."
         )
     missing = sorted(checkpoint.cross_attention.keys() - layers.keys())

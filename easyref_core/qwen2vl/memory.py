@@ -29,13 +29,13 @@ def working_bytes(
 
 
 def vision_bytes(config: VisionConfig, tokens: int, dtype: torch.dtype, fused: bool) -> int:
-    """The widest moment of a block of the vision tower, for one picture of so many tokens."""
+    """Peak memory of a block of the vision tower, for one picture of so many image tokens."""
     patches = tokens * config.spatial_merge_size**2
     # Patches, a block's input, its sum with attention, and the norm of either.
     base = (config.patch_dim + 3 * config.embed_dim) * dtype.itemsize
-    # The wide layer's result, its gate, and their product.
+    # The first layer's output, its gate, and their product.
     feed_forward = 3 * config.mlp_dim * dtype.itemsize
-    # Queries, keys and values, then turned ones, beside the three float32 copies they are made of.
+    # Queries, keys and values, rotated queries and keys, and three float32 copies while rotating.
     rotation = config.embed_dim * (5 * dtype.itemsize + 3 * 4)
     if fused:
         return patches * (base + max(feed_forward, rotation))
@@ -45,7 +45,7 @@ def vision_bytes(config: VisionConfig, tokens: int, dtype: torch.dtype, fused: b
 
 
 def decoder_bytes(config: MllmConfig, length: int, dtype: torch.dtype, fused: bool) -> int:
-    """The widest moment of a decoder layer, for a chat of `length` tokens."""
+    """Peak memory of a decoder layer, for a chat of `length` tokens."""
     # The chat, a layer's input, its sum with attention, its norm, and the positions.
     base = (4 * config.hidden_size + 2 * config.head_dim) * dtype.itemsize
     # Gate, up and their product.

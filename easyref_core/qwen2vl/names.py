@@ -34,14 +34,14 @@ def canonical_name(name: str) -> str:
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
     """Canonical name -> name in the file.
 
-    The word embedding and the output head are tied, and either may be missing: whichever is
-    there serves as the embedding. Rotary `inv_freq` buffers of old files are dropped.
+    The word embedding and the output head are tied; where only one is in the file, it is the
+    embedding. Rotary `inv_freq` buffers of old files are dropped.
     """
-    found = {canonical_name(n): n for n in names if not n.endswith("inv_freq")}
-    head = found.pop(HEAD, None)
+    canonical = {canonical_name(n): n for n in names if not n.endswith("inv_freq")}
+    head = canonical.pop(HEAD, None)
     if head is not None:
-        found.setdefault(EMBEDDING, head)
-    return found
+        canonical.setdefault(EMBEDDING, head)
+    return canonical
 
 
 def truncate(sources: Mapping[str, Source], layers: int) -> dict[str, Source]:

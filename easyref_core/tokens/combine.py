@@ -16,15 +16,14 @@ import torch
 from ..errors import EasyRefError
 from .reference_tokens import ReferenceTokens, describe, join_prompts
 
-CONCATENATE, AVERAGE, WEIGHTED, ADD, SUBTRACT, AVOID = METHODS = (
+CONCATENATE, AVERAGE, ADD, SUBTRACT, AVOID = METHODS = (
     "concatenate",
     "average",
-    "weighted average",
     "add",
     "subtract",
     "avoid",
 )
-WEIGHING = (WEIGHTED, ADD, SUBTRACT)
+WEIGHING = (AVERAGE, ADD, SUBTRACT)
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ def combine_tokens(parts: Sequence[WeightedTokens], method: str) -> ReferenceTok
     `cond` is, of tokens t and weights w:
 
     - concatenate: all tokens, group after group; weights are not used
-    - average: their mean; weights are not used
-    - weighted average: sum of w * t, divided by the sum of w
+    - average: sum of w * t, divided by the sum of w
     - add: sum of w * t
     - subtract: w * t of the first less w * t of the others
     - avoid: the first's tokens; weights are not used
@@ -74,7 +72,7 @@ def combine_tokens(parts: Sequence[WeightedTokens], method: str) -> ReferenceTok
         cond, uncond = conds
     else:
         cond = _weighted_sum(conds, _factors(method, weights))
-        factors = _factors(WEIGHTED if method == WEIGHTED else AVERAGE, weights)
+        factors = _factors(AVERAGE, weights if method == AVERAGE else [1.0] * len(parts))
         same = all(torch.equal(unconds[0], other) for other in unconds[1:])
         uncond = unconds[0] if same else _weighted_sum(unconds, factors)
     first = parts[0].tokens
@@ -124,8 +122,6 @@ def read_weights(text: str, count: int | None = None) -> tuple[float, ...]:
 def _factors(method: str, weights: Sequence[float]) -> list[float]:
     """Of each group in a sum of all."""
     if method == AVERAGE:
-        return [1 / len(weights)] * len(weights)
-    if method == WEIGHTED:
         return [weight / sum(weights) for weight in weights]
     if method == SUBTRACT:
         return [weights[0], *(-weight for weight in weights[1:])]
@@ -171,7 +167,7 @@ def _check(parts: Sequence[WeightedTokens], method: str) -> None:
     for part in parts:
         if not math.isfinite(part.weight):
             raise EasyRefError(f"The weight of {part.name} is {part.weight}; it must be a number.")
-    if method == WEIGHTED and math.isclose(sum(p.weight for p in parts), 0, abs_tol=1e-6):
+    if method == AVERAGE and math.isclose(sum(p.weight for p in parts), 0, abs_tol=1e-6):
         found = ", ".join(f"{part.weight:g}" for part in parts)
         raise EasyRefError(
             f"The weights ({found}) add up to 0, so there is nothing to average. Change one of "

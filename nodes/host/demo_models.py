@@ -1,21 +1,22 @@
-"""Model directories in the diffusers layout, and the demo set made of them, as ComfyUI objects.
+"""Loads model directories in the diffusers layout, and the demo set, as ComfyUI objects.
 
-ComfyUI recognises only the sizes of released models. Here the size comes from the directory's
-`config.json`: ComfyUI's own classes are built with it and filled strictly, so a directory that
-does not fit fails with the name of the weight instead of running half empty.
+ComfyUI detects only the sizes of released models. Here the sizes come from `config.json`: ComfyUI's
+own classes are built with them and loaded strictly, so an error names the weight that does not fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from ...easyref_core.demo_set import picture_side, shipped_set, whole_table
+from ...easyref_core.demo_set import reference_files, shipped_set, whole_table
 from ...easyref_core.errors import EasyRefError
+from ...easyref_core.pictures.loading import open_picture
 from .diffusers_layout import (
     DIFFUSERS_FILES,
     TRANSFORMERS_FILES,
@@ -24,9 +25,10 @@ from .diffusers_layout import (
     diffusers_vae_name,
     read_config,
     read_weights,
-    require_complete,
     require_fields,
+    require_fit,
     taesd_name,
+    weight_shapes,
 )
 from .patcher import is_dynamic, new_patcher
 
@@ -52,18 +54,19 @@ _CLIP_FIELDS = (
 
 @dataclass(frozen=True)
 class DemoSet:
-    """The demo models, ready for ComfyUI's nodes.
+    """The demo models and their reference pictures, as ComfyUI's nodes use them.
 
-    `control_net` is None where the set has no `controlnet/`; `side` is that of its square
-    pictures, in pixels.
+    Attributes:
+        images: [B, H, W, 3] between 0 and 1.
+        directory: The set's files.
     """
 
     model: ModelPatcher
     clip: CLIP
     vae: VAE
-    control_net: ControlNet | None
+    control_net: ControlNet
+    images: torch.Tensor
     directory: Path
-    side: int
 
     @property
     def mllm_directory(self) -> Path:
@@ -77,20 +80,20 @@ class DemoSet:
 
 
 def load_demo_set() -> DemoSet:
-    """Load every model of the demo set.
+    """Load the demo set that is shipped.
 
     Raises:
         EasyRefError: A file is missing or does not fit its configuration.
     """
     directory = shipped_set()
-    control_net = directory / "controlnet"
+    pictures = [np.asarray(open_picture(file), dtype=np.float32) for file in reference_files()]
     return DemoSet(
         model=load_unet_directory(directory / "unet"),
         clip=load_text_encoders(directory / "text_encoders"),
         vae=load_vae(directory / "vae"),
-        control_net=load_controlnet(control_net) if control_net.is_dir() else None,
+        control_net=load_controlnet(directory / "controlnet"),
+        images=torch.from_numpy(np.stack(pictures) / 255),
         directory=directory,
-        side=picture_side(directory),
     )
 
 
@@ -133,10 +136,10 @@ def load_unet_directory(
 
     offload_device = management.unet_offload_device()
     model = model_config.get_model(state, "").to(offload_device).eval()
-    # ComfyUI embeds sizes and crops as wide as SDXL does; smaller models may do otherwise.
+    # ComfyUI embeds sizes and crops as wide as SDXL does; smaller models may differ.
     model.embedder = type(model.embedder)(config["addition_time_embed_dim"])
     patcher = new_patcher(model, device, offload_device, disable_dynamic)
-    # How ComfyUI gets the same model anew: to compile it, for hooks, for another GPU.
+    # ComfyUI reloads the model with this: to compile it, for hooks, for another GPU.
     patcher.cached_patcher_init = (load_unet_directory, (directory, dtype))
     names = comfy.utils.unet_to_diffusers(shape)
     _fill(model.diffusion_model, state, names, str(directory), dtype, is_dynamic(patcher))
@@ -201,7 +204,7 @@ def load_text_encoders(directory: Path, disable_dynamic: bool = False) -> CLIP:
     for slot in ("clip_l", "clip_g"):
         config, weights = _read_text_encoder(directory / slot)
         if slot == "clip_l":
-            # It is published without this layer, and SDXL does not use its pooled state.
+            # Published without this layer; SDXL does not use its pooled output.
             weights.setdefault("text_projection.weight", torch.eye(config["hidden_size"]))
         options[f"{slot}_model_config"] = {key: config[key] for key in _CLIP_FIELDS}
         state.update({f"{slot}.transformer.{name}": t for name, t in weights.items()})
@@ -213,13 +216,13 @@ def load_text_encoders(directory: Path, disable_dynamic: bool = False) -> CLIP:
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=comfy.utils.calculate_parameters(state),
         model_options=options,
-        **({"disable_dynamic": True} if disable_dynamic else {}),  # newer cores know it
+        **({"disable_dynamic": True} if disable_dynamic else {}),  # older cores lack it
     )
     clip.patcher.cached_patcher_init = (_text_encoders_patcher, (directory,))
-    expected = _shapes(clip.cond_stage_model)
-    # Every CLIP text model of ComfyUI has this number, and none of them uses it.
+    expected = weight_shapes(clip.cond_stage_model)
+    # ComfyUI's CLIP text models have this weight and do not use it.
     expected = {n: shape for n, shape in expected.items() if not n.endswith(".logit_scale")}
-    _require_fit(expected, state, str(directory))
+    require_fit(expected, state, str(directory))
     clip.load_sd(state, full_model=True)
     return clip
 
@@ -246,7 +249,7 @@ def load_vae(directory: Path) -> VAE:
     diffusers_state = read_weights(directory, DIFFUSERS_FILES)
     names = {name: taesd_name(name) for name in diffusers_state}
     state = {names[name]: tensor for name, tensor in diffusers_state.items()}
-    # ComfyUI hands a VAE latents divided by SDXL's factor; TAESD wants them as the UNet sees them.
+    # ComfyUI decodes latents divided by SDXL's scale factor; TAESD expects the UNet's latents.
     factor = comfy.latent_formats.SDXL().scale_factor / config.get("scaling_factor", 1.0)
     state["vae_scale"] = torch.tensor(factor)
     state["vae_shift"] = torch.tensor(float(config.get("shift_factor", 0.0)))
@@ -254,7 +257,7 @@ def load_vae(directory: Path) -> VAE:
     expected = comfy.taesd.taesd.TAESD(latent_channels=4).state_dict()
     original = {new: diffusers_vae_name(new) for new in expected if new.startswith("taesd_")}
     original |= {new: old for old, new in names.items()}
-    _require_fit({n: t.shape for n, t in expected.items()}, state, str(directory), original)
+    require_fit({n: t.shape for n, t in expected.items()}, state, str(directory), original)
     vae = comfy.sd.VAE(sd=state)
     vae.throw_exception_if_invalid()
     vae.patcher.cached_patcher_init = (_vae_patcher, (directory,))
@@ -262,7 +265,7 @@ def load_vae(directory: Path) -> VAE:
 
 
 def _vae_patcher(directory: Path, disable_dynamic: bool = False) -> ModelPatcher:
-    """ComfyUI's own VAEs too are dynamic here; what it asks for is the model inside."""
+    """`disable_dynamic` is ignored, as ComfyUI's own VAE loader does."""
     return load_vae(directory).patcher
 
 
@@ -273,12 +276,12 @@ def _read_text_encoder(directory: Path) -> tuple[dict[str, Any], dict[str, torch
         raise EasyRefError(f"config.json in {directory} lacks {absent[0]!r}.")
     if config["num_hidden_layers"] < 3:
         raise EasyRefError(
-            f"{directory}: SDXL reads the second to last layer, for which ComfyUI needs three "
+            f"{directory}: SDXL uses the second to last layer, for which ComfyUI needs three "
             f"layers or more; the model has {config['num_hidden_layers']}."
         )
-    # The trained set stores only the words its captions use.
+    # The shipped set stores only the words of its captions.
     weights = whole_table(read_weights(directory, TRANSFORMERS_FILES))
-    # Older files store the numbers 0..76 as if they were a weight.
+    # Older files store the position ids 0..76 as a weight.
     weights.pop("text_model.embeddings.position_ids", None)
     return config, weights
 
@@ -289,60 +292,19 @@ def _fill(
     names: Mapping[str, str],
     source: str,
     dtype: torch.dtype,
-    as_read: bool = False,
+    assign: bool = False,
 ) -> None:
     """Load diffusers weights into a ComfyUI module, all of them and nothing else.
 
     Args:
         names: Diffusers names to ComfyUI's; may list more than this module has.
         dtype: The module's.
-        as_read: The tensors stay as they are in the file; ComfyUI converts them when it moves them.
+        assign: Keep the file's tensors and their dtype; ComfyUI converts them when it loads them.
     """
     original = {new: old for old, new in names.items() if not old.startswith("class_embedding.")}
     renamed = {names[name]: tensor for name, tensor in state.items() if name in names}
     unknown = [name for name in state if name not in names]
-    _require_fit(_shapes(module), renamed, source, original, unknown)
-    if not as_read:  # layers that newer cores fill when they load keep the dtype they are given
+    require_fit(weight_shapes(module), renamed, source, original, unknown)
+    if not assign:  # layers that newer cores allocate on loading keep the dtype they are given
         renamed = {name: tensor.to(dtype) for name, tensor in renamed.items()}
-    module.load_state_dict(renamed, **({"assign": True} if as_read else {}))
-
-
-def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
-    """Shapes of a ComfyUI module's weights by name, those included that it has yet to be given."""
-    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    for name, layer in module.named_modules():
-        if isinstance(layer, torch.nn.Linear) and layer.weight is None:
-            shapes[f"{name}.weight"] = torch.Size((layer.out_features, layer.in_features))
-            if layer.comfy_need_lazy_init_bias:
-                shapes[f"{name}.bias"] = torch.Size((layer.out_features,))
-    return shapes
-
-
-def _require_fit(
-    expected: Mapping[str, torch.Size],
-    state: Mapping[str, torch.Tensor],
-    source: str,
-    original: Mapping[str, str] | None = None,
-    unknown: Sequence[str] = (),
-) -> None:
-    """Raise an EasyRefError unless these are all weights of a module, and their shapes its own.
-
-    ComfyUI compares no shapes where weights stay in their file until they are used.
-
-    Args:
-        original: ComfyUI's names to those of the file, for messages.
-        unknown: Weights of the file that have no name in ComfyUI.
-    """
-    original = original or {}
-    require_complete(
-        source,
-        [original.get(name, name) for name in expected if name not in state],
-        [*unknown, *(original.get(name, name) for name in state if name not in expected)],
-    )
-    for name, tensor in state.items():
-        if tensor.shape != expected[name]:
-            raise EasyRefError(
-                f"The weights in {source} do not fit its config.json: "
-                f"{original.get(name, name)} has shape {list(tensor.shape)}, but "
-                f"{list(expected[name])} is needed."
-            )
+    module.load_state_dict(renamed, **({"assign": True} if assign else {}))

@@ -1,12 +1,12 @@
-"""Model directories in the diffusers layout: reading, checking, translating to ComfyUI's terms.
+"""Reads model directories in the diffusers layout and renames their weights for ComfyUI.
 
-Nothing here needs ComfyUI; the names and fixed values are those its classes use.
+Nothing here imports ComfyUI; the names and fixed values are those of its classes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ DIFFUSERS_FILES = (
 )
 TRANSFORMERS_FILES = ("model.safetensors", "model.fp16.safetensors")
 
-# Fields that ComfyUI's UNet and ControlNet classes take for granted, with diffusers' defaults.
+# Fields whose values ComfyUI's UNet and ControlNet classes fix, with diffusers' defaults.
 _FIXED_FIELDS: dict[str, Any] = {
     "act_fn": "silu",
     "addition_embed_type": "text_time",
@@ -45,7 +45,7 @@ def comfy_unet_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         Arguments of `UNetModel`, `num_head_channels` included.
 
     Raises:
-        EasyRefError: A field is missing, or has a value that ComfyUI's classes do not know.
+        EasyRefError: A field is missing, or has a value that ComfyUI's classes do not support.
     """
     require_fields(config, _FIXED_FIELDS, source)
     try:
@@ -67,14 +67,14 @@ def comfy_unet_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         raise EasyRefError(f"{source}: up_block_types {up} do not mirror the down blocks.")
     if any(width % channels[0] for width in channels):
         raise EasyRefError(f"{source}: channels {channels} are not multiples of the first.")
-    # The middle block attends as the last level does, whether that one attends or not.
+    # The middle block has the heads of the last level, even if that level has no attention.
     widths = {channels[i] // heads[i] for i in range(levels) if down[i] or i == levels - 1}
     if len(widths) != 1:
         raise EasyRefError(
             f"{source}: attention heads are {sorted(widths)} wide on different levels; ComfyUI "
             "builds one width only."
         )
-    reached = [depth if attends else 0 for depth, attends in zip(depths, down, strict=True)]
+    depths_down = [depth if attends else 0 for depth, attends in zip(depths, down, strict=True)]
     return {
         "adm_in_channels": added_width,
         "channel_mult": [width // channels[0] for width in channels],
@@ -87,10 +87,12 @@ def comfy_unet_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         "num_head_channels": widths.pop(),
         "num_res_blocks": layers,
         "out_channels": config.get("out_channels", 4),
-        "transformer_depth": [d for d, n in zip(reached, layers, strict=True) for _ in range(n)],
+        "transformer_depth": [
+            d for d, n in zip(depths_down, layers, strict=True) for _ in range(n)
+        ],
         "transformer_depth_middle": depths[-1],
         "transformer_depth_output": [
-            d for d, n in zip(reached, layers, strict=True) for _ in range(n + 1)
+            d for d, n in zip(depths_down, layers, strict=True) for _ in range(n + 1)
         ],
         "use_linear_in_transformer": config.get("use_linear_projection", False),
         "use_spatial_transformer": True,
@@ -125,8 +127,7 @@ def controlnet_names(shape: Mapping[str, Any]) -> dict[str, str]:
 def taesd_name(name: str) -> str:
     """ComfyUI's name of an `AutoencoderTiny` weight.
 
-    Both number the same stack, but TAESD's decoder starts with its clamp, which diffusers leaves
-    out of the count.
+    Both count the same layers, but TAESD's decoder counts its clamp as layer 0.
     """
     half, _, rest = name.partition(".layers.")
     number, _, tail = rest.partition(".")
@@ -141,26 +142,12 @@ def diffusers_vae_name(name: str) -> str:
     return f"{half}.layers.{int(number) - (half == 'decoder')}.{tail}"
 
 
-def require_complete(source: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Raise an EasyRefError that names the first of these weights, if there are any."""
-    problems = []
-    for title, found in (("missing", list(missing)), ("unexpected", list(unexpected))):
-        if found:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            problems.append(f"{title}: {', '.join(found[:3])}{more}")
-    if problems:
-        raise EasyRefError(
-            f"The weights in {source} do not fit its config.json. " + "; ".join(problems) + "."
-        )
-
-
 def require_fields(config: Mapping[str, Any], fields: Mapping[str, Any], source: str) -> None:
-    """Raise an EasyRefError if a field has another value; an absent one has diffusers' default."""
+    """Raise an EasyRefError if a field has another value; an absent one counts as that value."""
     for key, value in fields.items():
-        found = config.get(key, value)
-        if (list(found) if isinstance(found, (list, tuple)) else found) != value:
+        if (given := config.get(key, value)) != value:
             raise EasyRefError(
-                f"{source}: config.json says {key} = {found!r}; ComfyUI knows {value!r} only."
+                f"{source}: config.json says {key} = {given!r}; ComfyUI supports {value!r} only."
             )
 
 
@@ -188,3 +175,57 @@ def read_weights(directory: Path, names: Sequence[str]) -> dict[str, torch.Tenso
         if path.is_file():
             return load_file(path)
     raise EasyRefError(f"No weights in {directory}: expected a file named {names[0]}.")
+
+
+def weight_shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+    """Shapes of a ComfyUI module's weights by name, including those that are not allocated yet."""
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Linear) and layer.weight is None:
+            shapes[f"{name}.weight"] = torch.Size((layer.out_features, layer.in_features))
+            if layer.comfy_need_lazy_init_bias:
+                shapes[f"{name}.bias"] = torch.Size((layer.out_features,))
+    return shapes
+
+
+def require_fit(
+    expected: Mapping[str, torch.Size],
+    state: Mapping[str, torch.Tensor],
+    source: str,
+    original: Mapping[str, str] | None = None,
+    unknown: Sequence[str] = (),
+) -> None:
+    """Check that a state dict has exactly a module's weights, in its shapes.
+
+    ComfyUI compares no shapes where weights stay in their file until they are used.
+
+    Args:
+        expected: Shapes by ComfyUI's names.
+        state: Weights by ComfyUI's names.
+        source: Named in errors.
+        original: ComfyUI's names to those in the file, for errors.
+        unknown: Weights in the file that have no name in ComfyUI.
+
+    Raises:
+        EasyRefError: Names the first weights that are missing, unexpected or of another shape.
+    """
+    original = original or {}
+    problems = []
+    for title, names in (
+        ("missing", [original.get(name, name) for name in expected if name not in state]),
+        ("unexpected", [*unknown, *(original.get(n, n) for n in state if n not in expected)]),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            problems.append(f"{title}: {', '.join(names[:3])}{more}")
+    if problems:
+        raise EasyRefError(
+            f"The weights in {source} do not fit its config.json. {'; '.join(problems)}."
+        )
+    for name, tensor in state.items():
+        if tensor.shape != expected[name]:
+            raise EasyRefError(
+                f"The weights in {source} do not fit its config.json: "
+                f"{original.get(name, name)} has shape {list(tensor.shape)}, but "
+                f"{list(expected[name])} is needed."
+            )

@@ -20,6 +20,9 @@ from .model_call import EffectOnRows, ModelCall, Scale
 
 Slot = Callable[..., torch.Tensor]
 
+Addend = tuple[EffectOnRows, Scale, torch.Tensor | None]
+"""An effect with its scale at the layer's positions [P], None for all of them."""
+
 
 def add_to_layers(options: dict[str, Any], blocks: Mapping[str, BlockKey], call: ModelCall) -> None:
     """Put a model call's references on the attention slots.
@@ -48,9 +51,7 @@ class LayerScales:
 
     def __init__(self, call: ModelCall) -> None:
         self.call = call
-        self._computed: dict[
-            tuple[str, Size, torch.dtype], list[tuple[EffectOnRows, Scale, torch.Tensor | None]]
-        ] = {}
+        self._computed: dict[tuple[str, Size, torch.dtype], list[Addend]] = {}
 
     def shares(
         self, layer: str, group: str, size: Size, query: torch.Tensor
@@ -72,9 +73,7 @@ class LayerScales:
             result.append(ReferenceShare(keys, values, scale, rows, positions))
         return result
 
-    def _compute(
-        self, group: str, size: Size, query: torch.Tensor
-    ) -> list[tuple[EffectOnRows, Scale, torch.Tensor | None]]:
+    def _compute(self, group: str, size: Size, query: torch.Tensor) -> list[Addend]:
         scales = [
             (effect, *scale)
             for effect in self.call.effects

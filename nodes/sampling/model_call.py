@@ -43,11 +43,8 @@ class EffectOnRows:
     def per_row(self, both: torch.Tensor) -> torch.Tensor:
         """Keys or values [2 * groups, N, C], conditional groups first -> [rows, N, C]."""
         groups = self.key_values.batch
-        halves = [
-            both[groups:] if unconditional else both[:groups]
-            for unconditional in self.unconditional
-        ]
-        rows = [self.batch.select(half) for half in halves]
+        halves = both[:groups], both[groups:]
+        rows = [self.batch.select(halves[unconditional]) for unconditional in self.unconditional]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def at_layer(
@@ -100,8 +97,6 @@ def effects_on_rows(
     Raises:
         EasyRefError: tokens or masks for a batch of another size.
     """
-    if rows.is_tile:
-        assignments = _without_position(assignments, rows.latent)
     return [
         effect
         for assigned in assignments
@@ -122,7 +117,12 @@ def _on_rows(
         if assignment is None:
             return None
         effect, _ = assignment
-        return effect, call.areas[number] if effect.by_position else None
+        if not effect.by_position:
+            return effect, None
+        if call.is_tile:  # nothing says where in the picture it is
+            _warn_of_tiles(call.latent)
+            return None
+        return effect, call.areas[number]
 
     batch = call.batch
     for shared, group in groupby(range(len(assigned)), same_attention):
@@ -143,22 +143,6 @@ def _on_rows(
         if isinstance(scale, torch.Tensor):
             scale = scale[rows]
         yield EffectOnRows(effect, unconditional, rows, batch, area, scale, projected)
-
-
-def _without_position(
-    assignments: Sequence[Sequence[Assignment]], latent: Size
-) -> list[list[Assignment]]:
-    """Without effects that depend on the position: nothing says where in the picture a tile is."""
-    placeless = [
-        [
-            None if assignment and assignment[0].by_position else assignment
-            for assignment in assigned
-        ]
-        for assigned in assignments
-    ]
-    if placeless != [list(assigned) for assigned in assignments]:
-        _warn_of_tiles(latent)
-    return placeless
 
 
 @lru_cache(maxsize=1)

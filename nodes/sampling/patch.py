@@ -6,6 +6,7 @@ the model.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from ..host.compiled import is_compiled, uncompiled
 from ..host.key_value_cache import KeyValueStore
 from ..host.unet_layers import BlockKey, group_of
 from .batch_rows import divide_rows
-from .conditionings import COND_BATCH, CondRows, cond_rows
+from .conditionings import COND_BATCH, CondRows, CondTokens, cond_rows
 from .layer import add_to_layers
 from .model_call import Assignment, ModelCall, effects_on_rows
 from .run import KEY, patches_of, watch_runs
@@ -76,7 +77,7 @@ class ReferencePatch:
                     f"but the model went through EasyRef Apply with {', '.join(adapters.values())} "
                     "only. Add an EasyRef Apply with that adapter, or encode the references again."
                 )
-        own = self._of_own_adapter(carried)
+        own = [e for e in carried if e.tokens.adapter == self.checkpoint.identity]
         groups = {group_of(block) for block in self.blocks.values()}
         for effect in own:
             check_tokens(self.checkpoint, effect.tokens)
@@ -94,16 +95,10 @@ class ReferencePatch:
     ) -> list[ReferenceTokens]:
         """What may act in a run with these conditionings: its own tokens, its regions', and those
         that the conditionings carry for its adapter."""
-        if is_zero(self.weights):
-            return []
-        effects = [effect for effect in self.regions if not effect.is_noop]
-        if self._serving(patches)[-1] is self:
-            effects += [e for e in self._of_own_adapter(carried) if not e.is_noop]
-        own = [] if self.tokens is None else [self.tokens]
-        return list(dict.fromkeys([*own, *(effect.tokens for effect in effects)]))
-
-    def _of_own_adapter(self, effects: Sequence[Effect]) -> list[Effect]:
-        return [e for e in effects if e.tokens.adapter == self.checkpoint.identity]
+        rows = [CondRows(negative=False)]
+        rows += [CondRows(negative=False, tokens=(CondTokens(effect),)) for effect in carried]
+        assignments = itertools.chain.from_iterable(self._assign(rows, patches))
+        return list(dict.fromkeys(effect.tokens for effect, _ in filter(None, assignments)))
 
     def _serving(self, patches: Sequence[ReferencePatch]) -> list[ReferencePatch]:
         """Patches of the same adapter that may act. Tokens of conditionings are added by the last

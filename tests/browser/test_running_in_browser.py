@@ -12,31 +12,21 @@ from goldens import ADAPTER, MLLM
 from easyref_core.encode.heat_maps import FOOTER, SIDE
 from workshop.comfyui.comfy_server import ComfyServer
 from workshop.comfyui.page import PATIENCE
-from workshop.demo.references import read_rows
 
 pytestmark = pytest.mark.parametrize("mode", MODES)
 
-REFERENCES = ("reference_1.png", "reference_2.png", "reference_3.png")
 OTHER = "for_another_model.safetensors"
-# A 128-pixel picture in four steps.
-SMALL = """() => {
-    const set = (kind, name, value) => app.graph.nodes.filter((node) => node.type === kind)
-        .forEach((node) => { node.widgets.find((w) => w.name === name).value = value; });
-    for (const name of ["width", "height"]) set("EmptyLatentImage", name, 128);
-    set("KSampler", "steps", 4);
-}"""
-FILL = """text => {
-    const node = app.graph.nodes.find((node) => node.type === "EasyRefReferences");
-    node.widgets.find((widget) => widget.name === "gallery").value = text;
+FEW_STEPS = """() => {
+    const sampler = app.graph.nodes.find((node) => node.type === "KSampler");
+    sampler.widgets.find((widget) => widget.name === "steps").value = 4;
 }"""
 ADD_INSPECTOR = """() => {
     const find = (kind) => app.graph.nodes.find((node) => node.type === kind);
     const node = LiteGraph.createNode("EasyRefInspect");
     app.graph.add(node);
     node.pos = [0, 2000];
-    const [demo, references] = [find("EasyRefDemoModels"), find("EasyRefReferences")];
-    demo.connect(demo.findOutputSlot("easyref"), node, "easyref");
-    references.connect(references.findOutputSlot("references"), node, "references");
+    const demo = find("EasyRefDemoModels");
+    for (const name of ["easyref", "images"]) demo.connect(demo.findOutputSlot(name), node, name);
 }"""
 CARDS = """() => app.nodeOutputs[
     app.graph.nodes.find((node) => node.type === "EasyRefInspect").id].images.length"""
@@ -46,20 +36,15 @@ USE_OTHER_ADAPTER = """([adapter, mllm]) => {
     for (const [name, value] of Object.entries({adapter, mllm}))
         loader.widgets.find((widget) => widget.name === name).value = value;
     for (const node of app.graph.nodes)
-        if (["EasyRefEncode", "EasyRefApply"].includes(node.type))
-            loader.connect(0, node, "easyref");
+        if (node.type === "EasyRefQuick") loader.connect(0, node, "easyref");
 }"""
 
 
 @pytest.fixture
-def demo(page: ComfyPage, server: ComfyServer) -> ComfyPage:
-    """The first template on the demo models, with its pictures in ComfyUI's input."""
-    for name, picture in zip(REFERENCES, read_rows()[0].references, strict=False):
-        server.upload(name, picture)
-    page.load_template("easyref_character")
-    page.mute_group("1. Models")
-    page.evaluate(SMALL)
-    page.evaluate(FILL, json.dumps({"version": 1, "pictures": [{"file": f} for f in REFERENCES]}))
+def demo(page: ComfyPage) -> ComfyPage:
+    """The template that runs on the demo models, in few steps."""
+    page.load_template("easyref_try")
+    page.evaluate(FEW_STEPS)
     return page
 
 
@@ -76,12 +61,12 @@ def test_the_inspector_shows_a_card_for_each_reference(demo: ComfyPage, screensh
     demo.look_at("EasyRefInspect")
     demo.queue()
     # In Nodes 2.0 they arrive one after the other, and ComfyUI's oldest page shows one at a time.
-    least = 1 if demo.mode == "vue" else 3
+    least = 1 if demo.mode == "vue" else 4
     demo.wait_for(
         lambda: len(demo.shown("EasyRefInspect")) >= least, lambda: demo.server.log[-2000:]
     )
     demo.screenshot(screenshots, "inspector")
-    assert demo.evaluate(CARDS) == 3
+    assert demo.evaluate(CARDS) == 4
     assert all(size == [SIDE, SIDE + FOOTER] for size in demo.shown("EasyRefInspect"))
 
 

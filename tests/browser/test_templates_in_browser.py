@@ -1,4 +1,4 @@
-"""The templates in ComfyUI's own editor: what it queues, with the loaders on and muted."""
+"""The templates in ComfyUI's page: what it queues, and how they look there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from comfy_page import MODES, NODES, ComfyPage
 from page_layout import covered
 
-from workshop.demo.workflow import WORKFLOWS, Graph, load_workflow, use_demo_models
+from workshop.demo.workflow import WORKFLOWS, Graph, load_workflow
 
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 TOO_SMALL = """() => app.graph.nodes.filter((node) => node.size[1] + 1 < node.computeSize()[1])
@@ -38,32 +38,11 @@ def plain(graph: dict[str, Any]) -> Graph:
     }
 
 
-def queued(page: ComfyPage) -> Graph:
-    """What the editor would queue; "19:13", node 13 in the subgraph of node 19, is 13 there."""
-
-    def own(value: Any) -> Any:
-        return [value[0].rpartition(":")[2], value[1]] if isinstance(value, list) else value
-
-    return {
-        node_id.rpartition(":")[2]: {
-            "class_type": node["class_type"],
-            "inputs": {name: own(value) for name, value in node["inputs"].items()},
-        }
-        for node_id, node in page.prompt().items()
-    }
-
-
-def test_the_editor_queues_the_api_form_and_its_demo_when_the_loaders_are_muted(
-    page: ComfyPage,
-) -> None:
+def test_the_page_queues_the_api_form(page: ComfyPage) -> None:
     for name in NAMES:
         page.load_template(name)
-        assert queued(page) == plain(load_workflow(name)), name
+        assert plain(page.prompt()) == plain(load_workflow(name)), name
         assert page.evaluate(TOO_SMALL) == [], name
-        muted = page.mute_group("1. Models")
-        assert {"CheckpointLoaderSimple", "EasyRefLoader"} <= set(muted)
-        assert "EasyRefDemoModels" not in muted
-        assert queued(page) == plain(use_demo_models(load_workflow(name))), name
 
 
 @pytest.mark.parametrize("mode", MODES)

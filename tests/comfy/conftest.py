@@ -126,7 +126,7 @@ def demo(pack: Pack) -> Any:
 def demo_easyref(pack: Pack, demo: Any) -> Any:
     """The demo adapter, as the demo node gives it."""
     easyref_model = pack.part("nodes.link_types").EasyRefModel
-    return easyref_model.of(demo.adapter_file, demo.mllm_directory, picture_side=demo.side)
+    return easyref_model.of(demo.adapter_file, demo.mllm_directory)
 
 
 @pytest.fixture

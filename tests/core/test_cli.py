@@ -6,21 +6,26 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import goldens
 import pytest
 import torch
 from PIL import Image
 
-from easyref_core.adapter.checkpoint import AdapterCheckpoint
+from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
 from easyref_core.cli import main
+from easyref_core.encode.group import Reference
+from easyref_core.encode.passes import encode_references
+from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
+from easyref_core.qwen2vl.prompt import PromptTokenizer
 from easyref_core.tokens.reference_tokens import load_tokens
 
 REFS = [str(goldens.GOLDEN / "refs" / f"ref_{i}.png") for i in range(4)]
 Capture = pytest.CaptureFixture[str]
 
 
-def arguments(out: Path, images: list[str], **options: str) -> list[str]:
+def arguments(out: Path, images: list[str], **options: Any) -> list[str]:
     given = {"adapter": goldens.ADAPTER, "mllm": goldens.MLLM, "image-size": "84", "out": out}
     given |= {name.replace("_", "-"): value for name, value in options.items()}
     return ["encode", *(f"--{name}={value}" for name, value in given.items()), *images]
@@ -160,6 +165,7 @@ def commands() -> list[list[str]]:
     return [[sys.executable, "-m", "easyref_core.cli"], *([[script]] if script else [])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands(), ids=lambda c: Path(c[0]).stem)
 def test_command_from_the_shell(command: list[str], tmp_path: Path) -> None:
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=tmp_path)
@@ -172,3 +178,88 @@ def test_command_from_the_shell(command: list[str], tmp_path: Path) -> None:
     assert refused.stderr == (
         "easyref: There is no weight file nothing. Check the name and the folder.\n"
     )
+
+
+def new_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"image_size": 20}, "image_size is 20"),
+        ({"image_size": 10**9}, "image_size is 1000000000"),
+        ({"aggregation": "sum"}, "no aggregation 'sum'"),
+        ({"insert_before": 9}, "last 9 layers"),
+        ({"image_size": 3000}, "the MLLM would read"),
+        ({"out": REFS[0] + "/tokens"}, "cannot be written"),
+        ({"out": new_folder}, "cannot be written"),
+    ],
+)
+def test_the_command_refuses_before_it_reads_weights(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, options: dict, said: str
+) -> None:
+    monkeypatch.setattr(EncoderPlan, "build", lambda *_, **__: pytest.fail("read weights"))
+    out = options.get("out", tmp_path / "new" / "tokens")
+    out = out(tmp_path / "folder") if callable(out) else out
+    assert main(arguments(out, REFS, **{k: v for k, v in options.items() if k != "out"})) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("easyref: ")
+    assert said in printed
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_the_command_holds_no_full_size_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are resized when opened, which changes no bit of the tokens."""
+    large = [str(tmp_path / f"{side}.png") for side in (500, 900)]
+    for path, side in zip(large, (500, 900), strict=True):
+        noise = Image.effect_noise((side, 700), 90).convert("RGB")
+        noise.save(path)
+    sides: list[int] = []
+
+    def noted(*given: Any, **options: Any) -> Any:
+        sides.extend(max(reference.picture.size) for reference in given[1].references)
+        return encode_references(*given, **options)
+
+    monkeypatch.setattr("easyref_core.encode.passes.encode_references", noted)
+    assert main(arguments(tmp_path / "tokens", large)) == 0
+    assert max(sides) < 200
+    encoder = plan_encoder(load_checkpoint(goldens.ADAPTER), goldens.MLLM).build()
+    whole = [Reference(Image.open(path)) for path in large]
+    tokenizer = PromptTokenizer.from_directory(goldens.MLLM)
+    wanted = goldens.encode(encoder, tokenizer, whole, "", image_size=84)
+    assert torch.equal(load_tokens(tmp_path / "tokens").cond, wanted.cond)
+
+
+@pytest.mark.parametrize("step", ["open_picture", "build", "encode"])
+def test_lack_of_memory_is_one_sentence(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def run_out(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    name = {
+        "open_picture": "easyref_core.pictures.loading.open_picture",
+        "build": "easyref_core.encode.plan_encoder.EncoderPlan.build",
+        "encode": "easyref_core.encode.passes.encode_references",
+    }[step]
+    monkeypatch.setattr(name, run_out)
+    assert main(arguments(tmp_path / "tokens", REFS)) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("easyref: cpu has not enough memory (")
+    assert "--dtype bfloat16" in said
+
+
+def test_another_error_is_not_taken_for_lack_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(EncoderPlan, "build", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        main(arguments(tmp_path / "tokens", REFS))

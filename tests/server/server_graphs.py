@@ -38,9 +38,8 @@ def with_test_pictures(graph: Graph) -> Graph:
 
 
 def small(name: str = "easyref_character", **sampler: Any) -> Graph:
-    """A shipped workflow on the demo models, with a small latent and few steps."""
+    """A shipped workflow on the demo models, with few steps."""
     graph = with_test_pictures(use_demo_models(load_workflow(name)))
-    graph = set_inputs(graph, "EmptyLatentImage", width=SIDE, height=SIDE)
     return set_inputs(graph, "KSampler", **{"steps": STEPS, **sampler})
 
 

@@ -1,5 +1,4 @@
-"""The template with EasyRef as a subgraph, taken apart, and the blueprint, which holds the loader,
-too."""
+"""The template with EasyRef as a subgraph, and the blueprint, which also holds the loader."""
 
 from __future__ import annotations
 
@@ -8,9 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unpacked import INPUT, OUTPUT, parts, settings, unpacked
 
 from workshop.comfyui.comfy_server import ComfyServer
+from workshop.demo.workflow import load_workflow
+
+INPUT, OUTPUT = -10, -20  # the ids of a subgraph's own ends
+
+
+def parts(graph: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The one subgraph of a graph, and the node that stands for it."""
+    (definition,) = graph["definitions"]["subgraphs"]
+    (outer,) = (node for node in graph["nodes"] if node["type"] == definition["id"])
+    return definition, outer
+
+
+def settings(node: dict[str, Any]) -> dict[str, Any]:
+    """A node's widgets by name."""
+    names = [slot["name"] for slot in node["inputs"] if slot.get("widget")]
+    return dict(zip(names, node["widgets_values"], strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +70,25 @@ def links_inside(graph: dict[str, Any]) -> set[tuple[str, str, str, str]]:
     return named_links({"nodes": [*definition["nodes"], *ends], "links": links})
 
 
-def test_taken_apart_it_is_the_whole_chain(template: dict[str, Any]) -> None:
-    found = named_links(unpacked(template))
-    assert found >= {
-        ("CheckpointLoaderSimple", "MODEL", "EasyRefDemoModels", "model"),
-        ("EasyRefLoader", "easyref", "EasyRefDemoModels", "easyref"),
-        ("EasyRefDemoModels", "model", "EasyRefApply", "model"),
-        ("EasyRefDemoModels", "easyref", "EasyRefEncode", "easyref"),
-        ("EasyRefDemoModels", "easyref", "EasyRefApply", "easyref"),
-        ("EasyRefReferences", "references", "EasyRefEncode", "references"),
-        ("PrimitiveStringMultiline", "STRING", "EasyRefEncode", "prompt"),
-        ("PrimitiveStringMultiline", "STRING", "CLIPTextEncode", "text"),
-        ("EasyRefEncode", "tokens", "EasyRefApply", "tokens"),
-        ("EasyRefApply", "model", "KSampler", "model"),
+def test_the_template_runs_the_whole_chain() -> None:
+    graph = load_workflow("easyref_subgraph")
+    found = {
+        (graph[value[0]]["class_type"], value[1], node["class_type"], name)
+        for node in graph.values()
+        for name, value in node["inputs"].items()
+        if isinstance(value, list)
     }
-    assert ("EasyRefDemoModels", "model", "KSampler", "model") not in found
+    assert found >= {
+        ("CheckpointLoaderSimple", 0, "EasyRefApply", "model"),
+        ("EasyRefLoader", 0, "EasyRefEncode", "easyref"),
+        ("EasyRefLoader", 0, "EasyRefApply", "easyref"),
+        ("EasyRefReferences", 0, "EasyRefEncode", "references"),
+        ("PrimitiveStringMultiline", 0, "EasyRefEncode", "prompt"),
+        ("PrimitiveStringMultiline", 0, "CLIPTextEncode", "text"),
+        ("EasyRefEncode", 0, "EasyRefApply", "tokens"),
+        ("EasyRefApply", 0, "KSampler", "model"),
+    }
+    assert ("CheckpointLoaderSimple", 0, "KSampler", "model") not in found
 
 
 def test_the_template_shows_what_the_two_nodes_need(template: dict[str, Any]) -> None:

@@ -1,28 +1,23 @@
-"""The templates for the graph editor: the same graphs as their API forms, laid out to be read."""
+"""The templates as files: known nodes, typed links, models with addresses, groups and notes."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
-from unpacked import unpacked
 
-from workshop.comfyui.comfy_server import PACK_NAME, ComfyServer
-from workshop.demo.workflow import WORKFLOWS, Graph, load_workflow, use_demo_models
+from workshop.comfyui.comfy_server import ComfyServer
+from workshop.demo.workflow import EXAMPLE, WORKFLOWS
 
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 EXPECTED = {"character", "style", "controlnet", "two_people", "curves_and_layers", "tokens"}
-EXPECTED |= {"with_lora", "quick", "subgraph"}
-MODELS_BOX = "1. Models"
+EXPECTED |= {"with_lora", "quick", "subgraph", "try"}
+WITHOUT_MODELS = "easyref_try"
 LOADERS = {"CheckpointLoaderSimple", "EasyRefLoader", "ControlNetLoader", "LoraLoader"}
 TITLE_HEIGHT = 30
-ROW, WIDGET = 20, 24
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 Box = tuple[float, float, float, float]
 
@@ -43,91 +38,42 @@ def nodes(template: dict[str, Any]) -> dict[int, dict[str, Any]]:
     return {node["id"]: node for node in template["nodes"]}
 
 
-def widgets(node_info: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """A node's widgets in the editor's order, with the number of values each one stores."""
-    for kind in ("required", "optional"):
-        for name in node_info["input_order"].get(kind, ()):
-            kind_of, *rest = node_info["input"][kind][name]
-            options = rest[0] if rest else {}
-            if isinstance(kind_of, list) or kind_of in WIDGETS:
-                companion = options.get("control_after_generate") or options.get("image_upload")
-                yield name, 2 if companion else 1
-
-
-def api_form(template: dict[str, Any], object_info: Mapping[str, Any]) -> Graph:
-    """What the editor would queue, with a node in a subgraph under its own number."""
-    template = unpacked(template)
-    sources = {link[0]: [str(link[1]), link[2]] for link in template["links"]}
-    graph: Graph = {}
-    for node in template["nodes"]:
-        if node["type"] not in object_info:  # notes
-            continue
-        inputs: dict[str, Any] = {}
-        values = list(node["widgets_values"])
-        for name, stored in widgets(object_info[node["type"]]):
-            inputs[name] = values[0]
-            del values[:stored]
-        assert not values, f"{node['type']} has {len(values)} values too many"
-        for slot in node["inputs"]:
-            if slot.get("link") is not None:
-                inputs[slot["name"]] = sources[slot["link"]]
-        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
-    return graph
-
-
-def plain(graph: Graph) -> Graph:
-    """A graph without what only people read."""
-    return {
-        node_id: {"class_type": node["class_type"], "inputs": node["inputs"]}
-        for node_id, node in graph.items()
-    }
-
-
 def test_every_use_has_its_template() -> None:
     assert {name.removeprefix("easyref_") for name in NAMES} == EXPECTED
 
 
-def test_template_and_api_form_describe_one_graph(
-    server: ComfyServer, name: str, template: dict[str, Any]
-) -> None:
+def graphs(template: dict[str, Any]) -> list[dict[str, Any]]:
+    """The template and its subgraphs."""
+    return [template, *template.get("definitions", {}).get("subgraphs", [])]
+
+
+def test_every_node_and_slot_is_one_of_today(server: ComfyServer, template: dict[str, Any]) -> None:
+    """Classes, names and types; links name a slot by its place."""
     object_info = server.get_json("/object_info")
-    assert api_form(template, object_info) == plain(load_workflow(name))
+    known = {*object_info, "MarkdownNote", *(graph.get("id") for graph in graphs(template))}
+    for node in (node for graph in graphs(template) for node in graph["nodes"]):
+        assert node["type"] in known
+        info = object_info.get(node["type"])
+        if info is None:
+            continue
+        today = list(zip(info["output_name"], map(type_name, info["output"]), strict=True))
+        outputs = [(slot["name"], slot["type"]) for slot in node["outputs"]]
+        assert outputs[: len(today)] == today
+        # Newer ComfyUIs add outputs to nodes such as Save Image; on older ones they hang free.
+        assert not any(slot.get("links") for slot in node["outputs"][len(today) :])
+        given = {n: kind[0] for inputs in info["input"].values() for n, kind in inputs.items()}
+        for slot in node["inputs"]:
+            if slot["type"] == "IMAGEUPLOAD":  # a button of the page
+                continue
+            name = slot["name"].partition(".")[0]  # of those that grow: images.image_1
+            assert name in given
+            if "." not in slot["name"]:
+                assert slot["type"] == type_name(given[name])
 
 
-def test_muting_the_loaders_gives_the_demo(
-    server: ComfyServer, name: str, template: dict[str, Any]
-) -> None:
-    """As the editor does it: muted nodes go, and links from them."""
-    graph = api_form(template, server.get_json("/object_info"))
-    muted = {
-        str(node["id"]) for node in template["nodes"] if around(template, node) == [MODELS_BOX]
-    }
-    assert {graph[n]["class_type"] for n in muted} <= LOADERS
-    left = {
-        node_id: {
-            "class_type": node["class_type"],
-            "inputs": {
-                key: value
-                for key, value in node["inputs"].items()
-                if not (isinstance(value, list) and value[0] in muted)
-            },
-        }
-        for node_id, node in graph.items()
-        if node_id not in muted
-    }
-    assert left == plain(use_demo_models(load_workflow(name)))
-    assert not LOADERS & {node["class_type"] for node in left.values()}
-
-
-def test_titles_agree(server: ComfyServer, name: str, template: dict[str, Any]) -> None:
-    """Where a template gives none, those of our own nodes; ComfyUI's change with its version."""
-    object_info = server.get_json("/object_info")
-    nodes = {node["id"]: node for node in unpacked(template)["nodes"]}
-    for node_id, node in load_workflow(name).items():
-        title = nodes[int(node_id)].get("title")
-        info = object_info[node["class_type"]]
-        if title or info["python_module"] == f"custom_nodes.{PACK_NAME}":
-            assert node["_meta"]["title"] == (title or info["display_name"])
+def type_name(given: Any) -> str:
+    """A slot's type; of a list of choices it is COMBO."""
+    return "COMBO" if isinstance(given, list) else given
 
 
 def test_links_agree_with_the_slots_at_both_ends(
@@ -141,20 +87,19 @@ def test_links_agree_with_the_slots_at_both_ends(
 
 
 def test_numbers_of_nodes_and_links_are_used_once(template: dict[str, Any]) -> None:
-    graphs = [template, *template.get("definitions", {}).get("subgraphs", [])]
-    nodes = [node["id"] for graph in graphs for node in graph["nodes"]]
+    nodes = [node["id"] for graph in graphs(template) for node in graph["nodes"]]
     links = [link[0] for link in template["links"]]
-    links += [link["id"] for graph in graphs[1:] for link in graph["links"]]
+    links += [link["id"] for graph in graphs(template)[1:] for link in graph["links"]]
     for ids, last in ((nodes, "last_node_id"), (links, "last_link_id")):
         assert len(set(ids)) == len(ids)
         assert template[last] == max(ids)
 
 
 def test_every_loader_names_its_file_and_where_to_get_it(
-    server: ComfyServer, nodes: dict[int, dict[str, Any]]
+    server: ComfyServer, name: str, nodes: dict[int, dict[str, Any]]
 ) -> None:
     loaders = [n for n in nodes.values() if n["type"] in LOADERS]
-    assert len(loaders) >= 2
+    assert bool(loaders) == (name != WITHOUT_MODELS)
     folders = server.get_json("/models")
     (note,) = (n["widgets_values"][0] for n in nodes.values() if n["type"] == "MarkdownNote")
     for node in loaders:
@@ -169,41 +114,31 @@ def test_every_loader_names_its_file_and_where_to_get_it(
         assert f"`models/{model['directory']}`" in note
 
 
-def test_the_note_says_what_to_do(nodes: dict[int, dict[str, Any]]) -> None:
+def test_the_note_says_what_to_do(name: str, nodes: dict[int, dict[str, Any]]) -> None:
     (note,) = (n for n in nodes.values() if n["type"] == "MarkdownNote")
     (text,) = note["widgets_values"]
     assert note["title"] == "How to use"
-    for part in ("**Models**", "**Steps**\n1. ", "**If the result is off**\n- ", "Never**"):
+    wanted = ["**Steps**\n1. ", "**If the result is off**\n- "]
+    if name != WITHOUT_MODELS:
+        wanted += ["**Models**", f"**{WITHOUT_MODELS}**"]
+    for part in wanted:
         assert part in text
-    named = set(re.findall(r"\*\*Set Group Nodes to (\w+)\*\*", text))
-    assert named == {"Never", "Always"}
+
+
+def test_references_start_as_an_empty_gallery(nodes: dict[int, dict[str, Any]]) -> None:
+    """A picture is one that comes with every ComfyUI."""
+    for node in nodes.values():
+        if node["type"] == "EasyRefReferences":
+            assert all(slot["link"] is None for slot in node["inputs"])
+            assert "" in node["widgets_values"]
+        if node["type"] == "LoadImage":
+            assert EXAMPLE in node["widgets_values"]
 
 
 def box(node: dict[str, Any]) -> Box:
     x, y = node["pos"]
     width, height = node["size"]
     return x, y - TITLE_HEIGHT, x + width, y + height
-
-
-def test_nodes_do_not_overlap(nodes: dict[int, dict[str, Any]]) -> None:
-    for first, second in combinations(nodes.values(), 2):
-        a, b = box(first), box(second)
-        apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
-        assert apart, f"{first['type']} and {second['type']} overlap"
-
-
-def test_nodes_are_large_enough_for_what_is_in_them(
-    server: ComfyServer, nodes: dict[int, dict[str, Any]]
-) -> None:
-    object_info = server.get_json("/object_info")
-    for node in nodes.values():
-        sockets = [slot for slot in node["inputs"] if "widget" not in slot]
-        rows = max(len(sockets), len(node["outputs"]), 1)
-        if node["type"] in object_info:
-            lines = sum(stored for _, stored in widgets(object_info[node["type"]]))
-        else:  # a subgraph's
-            lines = len(node["inputs"]) - len(sockets)
-        assert node["size"][1] >= rows * ROW + lines * WIDGET, node["type"]
 
 
 def around(template: dict[str, Any], node: dict[str, Any]) -> list[str]:

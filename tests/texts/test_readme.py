@@ -73,6 +73,7 @@ def test_make_commands_exist() -> None:
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+@pytest.mark.slow
 def test_python_example_runs_and_gives_the_official_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

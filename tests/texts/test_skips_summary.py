@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).resolve().parents[1]
 SOURCE = """
 import pytest
@@ -20,6 +22,7 @@ def test_that_does_not(n):
 """
 
 
+@pytest.mark.slow
 def test_what_ran_and_what_did_not_comes_last_and_is_kept(tmp_path: Path) -> None:
     core = tmp_path / "core"
     (core / "comfy").mkdir(parents=True)

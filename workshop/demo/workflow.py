@@ -1,4 +1,4 @@
-"""The shipped workflows in API form, and the one switch that runs them on the demo models."""
+"""The shipped workflows in API form, and changes to them: demo models, pictures, prompts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ Graph = dict[str, dict[str, Any]]
 WORKFLOWS = PACK / "workflows"
 DEMO_NODE = "demo"
 EXAMPLE = "example.png"  # the file in the templates' Load Image nodes
-_SWITCH = "EasyRefDemoModels"
 _SLOT = "images.image_"
-_LATENT = "latent"  # its input that is not muted with the models
+_SIDE = 128  # of the demo models' pictures, in pixels
 
-# Loader -> which output of EasyRef Demo Models stands for each of its outputs.
-_STAND_INS: Mapping[str, tuple[int, ...]] = {
+# Loader -> which output of EasyRef Demo Models replaces each of its outputs.
+_REPLACED: Mapping[str, tuple[int, ...]] = {
     "CheckpointLoaderSimple": (0, 1, 2),  # model, clip, vae
     "EasyRefLoader": (3,),
     "ControlNetLoader": (4,),
@@ -34,45 +33,27 @@ def load_workflow(name: str) -> Graph:
 
 
 def use_demo_models(graph: Graph) -> Graph:
-    """The same graph without its model loaders, on the demo models.
+    """The same graph on the demo models, without LoRAs, with latents of the demo's picture size.
 
-    In a template this is what muting the loaders gives: all models before EasyRef Demo Models go,
-    and only a latent stays connected, if there was one. A graph without this node gets one.
+    All loaders are replaced by one EasyRef Demo Models, `DEMO_NODE`.
     """
-    switches = [n for n, node in graph.items() if node["class_type"] == _SWITCH]
-    switch = switches[0] if switches else DEMO_NODE
+    changed = without_nodes(graph, "LoraLoader", "model", "clip")
     outputs = {
-        (node_id, slot): stand_in
+        (node_id, slot): [DEMO_NODE, output]
         for node_id, node in graph.items()
-        for slot, stand_in in enumerate(_STAND_INS.get(node["class_type"], ()))
+        for slot, output in enumerate(_REPLACED.get(node["class_type"], ()))
     }
-    gone = {node_id for node_id, _ in outputs} | _models_before(graph, switches)
-    changed = {node_id: copy.deepcopy(n) for node_id, n in graph.items() if node_id not in gone}
-    if gone and not switches:
-        changed[switch] = {"class_type": _SWITCH, "inputs": {}}
-    for node_id, node in changed.items():
-        for name, value in [*node["inputs"].items()]:
-            if not _is_link(value) or value[0] not in gone:
-                continue
-            if node_id == switch:
-                del node["inputs"][name]
-            else:
-                node["inputs"][name] = [switch, outputs[tuple(value)]]
+    for node_id in {node_id for node_id, _ in outputs}:
+        del changed[node_id]
+    for node in changed.values():
+        for name, value in node["inputs"].items():
+            if _is_link(value):
+                node["inputs"][name] = outputs.get(tuple(value), value)
+        if node["class_type"] == "EmptyLatentImage":
+            node["inputs"] |= {"width": _SIDE, "height": _SIDE}
+    if outputs:
+        changed[DEMO_NODE] = {"class_type": "EasyRefDemoModels", "inputs": {}}
     return changed
-
-
-def _models_before(graph: Graph, switches: Sequence[str]) -> set[str]:
-    """All nodes whose outputs reach a switch, but for those that make its latent."""
-    found: set[str] = set()
-    waiting = [*switches]
-    while waiting:
-        node_id = waiting.pop()
-        for name, value in graph[node_id]["inputs"].items():
-            stays = node_id in switches and name == _LATENT
-            if _is_link(value) and not stays and value[0] not in found:
-                found.add(value[0])
-                waiting.append(value[0])
-    return found
 
 
 def _is_link(value: Any) -> bool:
@@ -113,10 +94,14 @@ def without_easyref(graph: Graph) -> Graph:
     return without_nodes(graph, "EasyRefApply", "model")
 
 
-def without_nodes(graph: Graph, class_type: str, passed: str) -> Graph:
-    """The same graph without the nodes of a class; their input `passed` goes on in their place."""
+def without_nodes(graph: Graph, class_type: str, *passed: str) -> Graph:
+    """The same graph without the nodes of a class.
+
+    Args:
+        passed: for each of their outputs, the input that goes on in its place.
+    """
     gone = {
-        node_id: node["inputs"][passed]
+        node_id: [node["inputs"][name] for name in passed]
         for node_id, node in graph.items()
         if node["class_type"] == class_type
     }
@@ -124,7 +109,7 @@ def without_nodes(graph: Graph, class_type: str, passed: str) -> Graph:
     for node in changed.values():
         for name, value in node["inputs"].items():
             while _is_link(value) and value[0] in gone:
-                value = gone[value[0]]
+                value = gone[value[0]][value[1]]
             node["inputs"][name] = value
     return changed
 
@@ -144,21 +129,14 @@ def with_references(graph: Graph, *groups: Sequence[str]) -> Graph:
             f"The graph has {len(gathering)} EasyRef References, and there are pictures for "
             f"{len(groups)}."
         )
-    before = {
-        value[0]
-        for node_id in gathering
-        for name, value in graph[node_id]["inputs"].items()
-        if name.startswith(_SLOT)
-    }
-    changed = {node_id: copy.deepcopy(n) for node_id, n in graph.items() if node_id not in before}
+    changed = copy.deepcopy(graph)
     count = 0
     for node_id, names in zip(gathering, groups, strict=True):
-        kept = {n: v for n, v in graph[node_id]["inputs"].items() if not n.startswith(_SLOT)}
-        changed[node_id]["inputs"] = kept
+        inputs = changed[node_id]["inputs"]
         for number, name in enumerate(names, 1):
             count += 1
             changed[f"reference_{count}"] = {"class_type": "LoadImage", "inputs": {"image": name}}
-            kept[f"{_SLOT}{number}"] = [f"reference_{count}", 0]
+            inputs[f"{_SLOT}{number}"] = [f"reference_{count}", 0]
     return changed
 
 

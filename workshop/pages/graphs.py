@@ -215,7 +215,7 @@ def quick() -> Graph:
 
 def crop() -> Graph:
     graph = Graph()
-    picture = graph.add("LoadImage", None, (170, 300), image="masked.png")
+    picture = graph.add("LoadImage", None, (170, 330), image="masked.png")
     cropped = graph.add(
         "EasyRefCrop",
         None,
@@ -224,7 +224,7 @@ def crop() -> Graph:
         mask=picture["MASK"],
         padding=0.1,
     )
-    preview = graph.add("PreviewImage", "crop", (170, 300), images=cropped["images"])
+    preview = graph.add("PreviewImage", "crop", (170, 330), images=cropped["images"])
     return graph.show(cropped, (picture, preview))
 
 

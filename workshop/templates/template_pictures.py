@@ -1,4 +1,4 @@
-"""The templates' pictures for ComfyUI's workflow browser, made by running each on the demo models.
+"""Makes the templates' thumbnails by running each template on the demo models.
 
 python -m workshop.templates.template_pictures     writes workflows/*.jpg
 """
@@ -41,10 +41,10 @@ class Scene:
 
     Attributes:
         file: of the template and its picture, without the ending.
-        references: (row, number of its picture); each group of the template has as many.
+        references: (row, number of its picture), divided among the template's groups.
         prompt: the row whose prompt is used.
-        outline: the row whose outline the ControlNet sees.
-        inputs: node class -> inputs that are other than the template's, which are meant for SDXL.
+        outline: the row whose outline is the ControlNet's picture.
+        inputs: node class -> inputs that replace the template's, which are meant for SDXL.
     """
 
     file: str
@@ -53,7 +53,7 @@ class Scene:
     references: tuple[tuple[str, int], ...]
     prompt: str
     outline: str | None = None
-    inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    inputs: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
 
 
 def _of(row: str, count: int) -> tuple[tuple[str, int], ...]:
@@ -61,6 +61,14 @@ def _of(row: str, count: int) -> tuple[tuple[str, int], ...]:
 
 
 SCENES = (
+    Scene(
+        "easyref_try",
+        "Try EasyRef",
+        "models and pictures that come with it: click Run",
+        _of("square", 4),
+        "square",
+        inputs={"KSampler": {"seed": 2}},
+    ),
     Scene(
         "easyref_quick",
         "EasyRef: quick start",
@@ -109,7 +117,7 @@ SCENES = (
     Scene(
         "easyref_tokens",
         "EasyRef: saved tokens",
-        "read the references once, use them again and again",
+        "encode the references once, use them again and again",
         _of("star", 3),
         "star",
     ),
@@ -123,7 +131,7 @@ SCENES = (
     Scene(
         "easyref_subgraph",
         "EasyRef as one node",
-        "reading and applying in a subgraph of your own",
+        "encode and apply in a subgraph of your own",
         _of("square", 2),
         "square",
     ),
@@ -133,19 +141,17 @@ SCENES = (
 def make_result(
     server: ComfyServer, scene: Scene, rows: Mapping[str, Row], settings: SamplingSettings
 ) -> Image.Image:
-    """Run a scene's workflow with its references, in the demo's size."""
+    """Run a scene's workflow on the demo models, with its references."""
     names = []
     for place, (row, number) in enumerate(scene.references, 1):
         picture = rows[row].references[number - 1]
         names.append(server.upload(f"reference_{place}.png", picture))
     graph = use_demo_models(load_workflow(scene.file))
+    # None where the graph's own pictures are the references.
     groups = sum(node["class_type"] == "EasyRefReferences" for node in graph.values())
-    size = len(names) // groups
-    graph = with_references(
-        graph, *(names[start : start + size] for start in range(0, len(names), size))
-    )
+    size = len(names) // max(groups, 1)
+    graph = with_references(graph, *(names[n * size : (n + 1) * size] for n in range(groups)))
     graph = set_prompts(graph, rows[scene.prompt].prompt, settings.negative)
-    graph = set_inputs(graph, "EmptyLatentImage", width=settings.side, height=settings.side)
     graph = set_inputs(
         graph, "KSampler", seed=settings.seed, steps=settings.steps, cfg=settings.cfg
     )
@@ -168,7 +174,7 @@ def _with_saved_tokens(server: ComfyServer, graph: Graph) -> Graph:
 
 
 def write_pictures(comfyui: Path, folder: Path = WORKFLOWS) -> list[Path]:
-    """Run all scenes and write their pictures.
+    """Run all scenes and write their thumbnails.
 
     Raises:
         EasyRefError: a shipped picture is missing, the server did not start, or a run failed.

@@ -1,4 +1,4 @@
-"""A template's picture in ComfyUI's workflow browser: references, an arrow, what came of them."""
+"""Draws a template's thumbnail: references, an arrow, the result, title and caption."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from easyref_core.files import writing
 
 from ..demo.canvas import Colour
 
-_SIZE = (768, 576)  # in which everything is placed
+_SIZE = (768, 576)  # coordinates below are in this canvas
 _FINISHED = (640, 480)
 _QUALITY = 84
 _OVERSAMPLING = 2
@@ -23,7 +23,7 @@ _RADIUS = 14
 _BORDER = 7
 
 
-# How many references -> centre, height and angle of each; later ones lie on top.
+# Number of references -> centre, height and angle of each; later ones lie on top.
 _PLACES = {
     2: (((124, 150), 184, 6.0), ((248, 314), 200, -4.0)),
     3: (((118, 140), 172, 7.0), ((276, 158), 150, -6.0), ((186, 322), 196, 3.0)),

@@ -240,15 +240,20 @@ def test_a_loaded_adapter_holds_no_weights(pack: Pack) -> None:
     assert 0 < vision_and_unconditional < numbers_held(patcher) / 10
 
 
-def test_the_demo_node_gives_a_whole_set(pack: Pack) -> None:
+def test_the_demo_node_loads_every_model_and_four_references(pack: Pack) -> None:
     from comfy.controlnet import ControlNet
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
     outputs = pack.nodes["EasyRefDemoModels"].execute().result
     model = pack.part("nodes.link_types").EasyRefModel
-    kinds = (ModelPatcher, CLIP, VAE, model, ControlNet, dict)
+    kinds = (ModelPatcher, CLIP, VAE, model, ControlNet, torch.Tensor)
     assert [type(o) for o in outputs] == list(kinds)
+    images = outputs[-1]
+    assert images.shape == (4, 256, 256, 3)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert len({tuple(image.flatten()[:999].tolist()) for image in images}) == 4
 
 
 def test_errors_are_shown_without_the_packs_folder(pack: Pack) -> None:

@@ -17,7 +17,7 @@ from workshop.demo.workflow import (
 )
 
 TEMPLATES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-RESULT = {"EmptyLatentImage", "EasyRefDemoLatent", "KSampler", "VAEDecode", "SaveImage"}
+RESULT = {"EmptyLatentImage", "KSampler", "VAEDecode", "SaveImage"}
 
 
 class Unchanged:

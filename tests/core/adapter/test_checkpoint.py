@@ -245,6 +245,7 @@ print(json.dumps([seconds, found.report()["bytes"], peak() - before]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux reports it")
 def test_recognising_a_big_file_reads_next_to_nothing(tmp_path: Path) -> None:
     path = goldens.sparse_file(tmp_path / "big.safetensors", goldens.real_shapes())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint
-from easyref_core.adapter.key_values import lora_weights, project_tokens
+from easyref_core.adapter.key_values import _has_dtype, lora_weights, project_tokens
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import Reference, plan_group
 from easyref_core.encode.passes import encode_references
@@ -74,3 +74,10 @@ def test_stored_in_one_byte_what_would_overflow_keeps_its_dtype(
     for name, weight in state.items():
         small = weight.ndim == 1 or name == "mllm_final_layer.reference_tokens"
         assert weight.dtype == (torch.float16 if small else dtype), name
+
+
+@pytest.mark.parametrize("device", ["mps", "privateuseone", "cuda"])
+def test_weights_are_sent_only_in_what_a_device_knows(device: str) -> None:
+    kinds = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn)
+    sent = [kind for kind in kinds if _has_dtype(torch.device(device), kind)]
+    assert sent == list(kinds if device == "cuda" else kinds[:2])

@@ -164,6 +164,7 @@ def test_installed_transformers_computes_the_same() -> None:
     check(compare_all())
 
 
+@pytest.mark.slow
 def test_older_transformers_computes_the_same() -> None:
     if not (OLDER / "transformers").is_dir():
         pytest.skip(f"no transformers 4.57 in {OLDER} (see EASYREF_TRANSFORMERS_4)")

@@ -15,7 +15,7 @@ from easyref_core.adapter.key_values import check_tokens
 from easyref_core.tokens.combine import METHODS, WeightedTokens, combine_tokens, read_weights
 from easyref_core.tokens.reference_tokens import ReferenceTokens, load_tokens, save_tokens
 
-MIXES = ("average", "weighted average", "add", "subtract")
+MIXES = ("average", "add", "subtract")
 BLACK = torch.randn((1, 4, 6), generator=torch.Generator().manual_seed(99))
 
 
@@ -41,10 +41,10 @@ A, B, C = tokens(1), tokens(2), tokens(3)
 @pytest.mark.parametrize(
     ("method", "weights", "wanted"),
     [
-        ("average", (3, 1, 0), (A.cond + B.cond + C.cond) / 3),
-        ("weighted average", (1, 2, 1), (A.cond + 2 * B.cond + C.cond) / 4),
-        ("weighted average", (2, 0, 0), A.cond),
-        ("weighted average", (3, -1, -1), 3 * A.cond - B.cond - C.cond),
+        ("average", (1, 1, 1), (A.cond + B.cond + C.cond) / 3),
+        ("average", (1, 2, 1), (A.cond + 2 * B.cond + C.cond) / 4),
+        ("average", (2, 0, 0), A.cond),
+        ("average", (3, -1, -1), 3 * A.cond - B.cond - C.cond),
         ("add", (1, 1, 1), A.cond + B.cond + C.cond),
         ("add", (1, 0.5, -2), A.cond + 0.5 * B.cond - 2 * C.cond),
         ("subtract", (1, 1, 1), A.cond - B.cond - C.cond),
@@ -75,7 +75,7 @@ def test_other_negative_branches_are_averaged(method: str) -> None:
     other = replace(B, uncond=B.uncond + 1)
     weights = (1, 3)
     found = combine_tokens(parts(A, other, weights=weights), method)
-    share = 0.75 if method == "weighted average" else 0.5
+    share = 0.75 if method == "average" else 0.5
     assert goldens.difference(found.uncond, A.uncond + share) < 1e-6
 
 
@@ -181,7 +181,7 @@ def test_batches_of_different_sizes_are_refused(method: str) -> None:
 @pytest.mark.parametrize("weights", [(0, 0), (1, -1), (0.3, -0.3)])
 def test_weights_that_add_up_to_nothing_are_refused(weights: tuple[float, float]) -> None:
     with goldens.refused("add up to 0", f"{weights[1]:g}", "'subtract'"):
-        combine_tokens(parts(A, B, weights=weights), "weighted average")
+        combine_tokens(parts(A, B, weights=weights), "average")
 
 
 def test_a_weight_that_is_not_a_number_is_refused() -> None:
@@ -201,5 +201,5 @@ def test_avoid_takes_two() -> None:
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with goldens.refused("'multiply'", "weighted average"):
+    with goldens.refused("'multiply'", "average"):
         combine_tokens(parts(A, B), "multiply")

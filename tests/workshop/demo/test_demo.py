@@ -58,42 +58,40 @@ def test_demo_models_replace_all_loaders_and_nothing_else(name: str) -> None:
     classes = {node["class_type"] for node in changed.values()}
     loaders = {"CheckpointLoaderSimple", "EasyRefLoader", "ControlNetLoader", "LoraLoader"}
     assert not loaders & classes
+    only_node(changed, "EasyRefDemoModels")
     assert {link[0] for link in links(changed)} <= changed.keys()
     untouched = {n: graph[n]["class_type"] for n in graph if graph[n]["class_type"] not in loaders}
     assert {n: changed[n]["class_type"] for n in changed if n != DEMO_NODE} == untouched
+    latents = [n["inputs"] for n in changed.values() if n["class_type"] == "EmptyLatentImage"]
+    assert all((latent["width"], latent["height"]) == (128, 128) for latent in latents)
     assert graph == load_workflow(name)
 
 
-def test_each_loader_output_has_its_stand_in() -> None:
+def test_each_loader_output_is_replaced_by_one_of_the_demo_models() -> None:
     graph = use_demo_models(load_workflow("easyref_controlnet"))
-    switch = only_node(graph, "EasyRefDemoModels")
+    demo = only_node(graph, "EasyRefDemoModels")
     by_class = {node["class_type"]: node["inputs"] for node in graph.values()}
     assert by_class["EasyRefDemoModels"] == {}
-    # Picture size is no loader: it stays, and EasyRef Demo Latent makes it fit.
-    size = only_node(graph, "EmptyLatentImage")
-    assert by_class["EasyRefDemoLatent"] == {"latent": [size, 0], "easyref": [switch, 3]}
-    assert by_class["KSampler"]["latent_image"] == [only_node(graph, "EasyRefDemoLatent"), 0]
-    assert by_class["EasyRefApply"]["model"] == [switch, 0]
-    assert by_class["CLIPTextEncode"]["clip"] == [switch, 1]
-    assert by_class["VAEDecode"]["vae"] == [switch, 2]
-    assert by_class["EasyRefEncode"]["easyref"] == [switch, 3]
-    assert by_class["ControlNetApplyAdvanced"]["control_net"] == [switch, 4]
+    assert by_class["KSampler"]["latent_image"] == [only_node(graph, "EmptyLatentImage"), 0]
+    assert by_class["EasyRefApply"]["model"] == [demo, 0]
+    assert by_class["CLIPTextEncode"]["clip"] == [demo, 1]
+    assert by_class["VAEDecode"]["vae"] == [demo, 2]
+    assert by_class["EasyRefEncode"]["easyref"] == [demo, 3]
+    assert by_class["ControlNetApplyAdvanced"]["control_net"] == [demo, 4]
 
 
-def test_a_latent_that_goes_through_the_switch_stays() -> None:
-    graph = load_workflow("easyref_character")
-    size, switch = (only_node(graph, c) for c in ("EmptyLatentImage", "EasyRefDemoModels"))
-    graph[switch]["inputs"]["latent"] = [size, 0]
-    changed = use_demo_models(graph)
-    assert changed[switch]["inputs"] == {"latent": [size, 0]}
-    assert size in changed
+def test_a_lora_is_left_out_with_the_loaders() -> None:
+    graph = use_demo_models(load_workflow("easyref_with_lora"))
+    by_class = {node["class_type"]: node["inputs"] for node in graph.values()}
+    assert by_class["EasyRefApply"]["model"] == [DEMO_NODE, 0]
+    assert by_class["CLIPTextEncode"]["clip"] == [DEMO_NODE, 1]
 
 
 def test_without_easyref_the_model_goes_straight_to_the_sampler() -> None:
     graph = without_easyref(load_workflow("easyref_character"))
     by_class = {node["class_type"]: node["inputs"] for node in graph.values()}
     assert "EasyRefApply" not in by_class
-    assert by_class["KSampler"]["model"] == [only_node(graph, "EasyRefDemoModels"), 0]
+    assert by_class["KSampler"]["model"] == [only_node(graph, "CheckpointLoaderSimple"), 0]
 
 
 def test_setting_an_input_needs_one_node_of_the_class() -> None:

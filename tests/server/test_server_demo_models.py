@@ -1,11 +1,9 @@
-"""The templates on the demo models, and EasyRef Demo Models as the switch to them."""
+"""The templates on the demo models."""
 
 from __future__ import annotations
 
-import copy
-
 import pytest
-from server_graphs import SIDE, STEPS, pixels, small, with_test_pictures
+from server_graphs import SIDE, pixels, small
 
 from workshop.comfyui.comfy_client import ComfyUIError
 from workshop.comfyui.comfy_server import ComfyServer
@@ -15,22 +13,27 @@ from workshop.demo.workflow import (
     load_workflow,
     only_node,
     set_inputs,
-    use_demo_models,
     without_easyref,
 )
 
-SWITCH = "EasyRefDemoModels"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 TOKENS = "easyref_tokens"
-PREFIX = "switch"
+PREFIX = "prepared"
 
 
-def test_muting_the_loaders_is_all_that_the_demo_models_need(server: ComfyServer) -> None:
-    graph = with_test_pictures(use_demo_models(load_workflow("easyref_quick")))
-    size = graph[only_node(graph, "EmptyLatentImage")]["inputs"]
-    assert (size["width"], size["height"]) == (1024, 1024)
-    graph = set_inputs(graph, "KSampler", steps=STEPS)
-    assert pixels(server, graph).shape == (SIDE, SIDE, 3)
+def test_the_template_to_try_runs_as_it_is(server: ComfyServer) -> None:
+    """No model, no upload and no change; both the references and the result are shown."""
+    graph = load_workflow("easyref_try")
+    run = server.run(graph)
+    (result,) = server.pictures(run, only_node(graph, "SaveImage"))
+    assert result.size == (SIDE, SIDE)
+    assert len(server.pictures(run, only_node(graph, "PreviewImage"))) == 4
+
+
+def test_without_references_the_template_to_try_gives_another_picture(server: ComfyServer) -> None:
+    graph = load_workflow("easyref_try")
+    plain = set_inputs(graph, "EasyRefQuick", weight=0.0)
+    assert (pixels(server, graph) != pixels(server, plain)).any()
 
 
 def prepared(server: ComfyServer, name: str) -> Graph:
@@ -68,40 +71,7 @@ def prompt_of(graph: Graph) -> str:
     return graph[only_node(graph, "PrimitiveStringMultiline")]["inputs"]["value"]
 
 
-def twice(graph: Graph, *left_out: str) -> Graph:
-    """A second switch behind the first: to it, the demo models are connected ones."""
-    first = only_node(graph, SWITCH)
-    changed = copy.deepcopy(graph)
-    for node in changed.values():
-        for name, value in node["inputs"].items():
-            if isinstance(value, list) and value[0] == first:
-                node["inputs"][name] = ["second", value[1]]
-    names = ("model", "clip", "vae", "easyref", "control_net", "latent")
-    inputs = {name: [first, slot] for slot, name in enumerate(names) if name not in left_out}
-    changed["second"] = {"class_type": SWITCH, "inputs": inputs}
-    return changed
-
-
-def test_connected_models_pass_through(server: ComfyServer) -> None:
-    graph = small("easyref_controlnet", seed=22)
-    assert (pixels(server, twice(graph)) == pixels(server, graph)).all()
-
-
-def test_a_set_with_gaps_is_refused(server: ComfyServer) -> None:
-    with pytest.raises(ComfyUIError) as caught:
-        server.run(twice(small(seed=22), "clip", "easyref"))
-    assert "has model, vae, control_net connected, but not clip, easyref" in str(caught.value)
-
-
-def test_without_a_controlnet_only_what_needs_one_stops(server: ComfyServer) -> None:
-    graph = small(seed=23)
-    assert (pixels(server, twice(graph, "control_net")) == pixels(server, graph)).all()
-    graph = twice(small("easyref_controlnet", seed=23), "control_net")
-    run = server.run(graph)
-    assert only_node(graph, "SaveImage") not in run.outputs
-
-
-def test_the_loaders_are_asked_for_while_they_are_not_muted(server: ComfyServer) -> None:
+def test_missing_models_are_named_before_the_run(server: ComfyServer) -> None:
     with pytest.raises(ComfyUIError) as caught:
         server.queue(load_workflow("easyref_controlnet"))
     for loader in ("CheckpointLoaderSimple", "EasyRefLoader", "ControlNetLoader"):

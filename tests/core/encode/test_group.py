@@ -1,0 +1,96 @@
+"""What a group needs is known, and what cannot be encoded refused, before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import goldens
+import pytest
+import torch
+from PIL import Image
+
+from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
+from easyref_core.encode.encoder import EasyRefEncoder
+from easyref_core.encode.group import GroupPlan, Reference, plan_group
+from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
+from easyref_core.qwen2vl.prompt import PromptTokenizer
+
+FOUR = "four_refs_prompt"
+
+
+@pytest.fixture
+def plan(checkpoint: AdapterCheckpoint) -> EncoderPlan:
+    return plan_encoder(checkpoint, goldens.MLLM)
+
+
+@pytest.mark.parametrize("aggregation", ["easyref", "average", "concatenate"])
+def test_a_plan_knows_passes_positions_and_steps_before_weights_are_read(
+    plan: EncoderPlan, tokenizer: PromptTokenizer, aggregation: str
+) -> None:
+    group = goldens.references(FOUR)
+    found = plan_group(plan, tokenizer, group, "a boat", aggregation=aggregation, image_size=84)
+    counts = [len(mllm_pass.images) for mllm_pass in found.passes]
+    assert counts == ([4] if aggregation == "easyref" else [1] * 4)
+    for mllm_pass in (*found.passes, found.unconditional):
+        for image, (first, end) in zip(mllm_pass.images, mllm_pass.chat.image_spans, strict=True):
+            assert end - first == image.num_tokens == image.patches().num_tokens
+    assert found.steps == 4 + 1 + (len(counts) + 1) * plan.config.num_layers
+    assert found.insert_before == plan.checkpoint.final_layers
+
+
+def test_many_negatives_need_the_most_memory(plan: EncoderPlan, tokenizer: PromptTokenizer) -> None:
+    group = goldens.references(FOUR)
+
+    def needed(**settings: Any) -> int:
+        return plan_group(plan, tokenizer, group, "", **settings).working_bytes(torch.float32, True)
+
+    assert needed(negatives=group * 3) > needed()
+
+
+def test_cache_keys_tell_pixels_sizes_and_settings_apart(
+    plan: EncoderPlan, tokenizer: PromptTokenizer
+) -> None:
+    def planned(colour: str = "red", **settings: Any) -> GroupPlan:
+        group = [Reference(Image.new("RGB", (60, 90), colour))]
+        given = {"image_size": 84, "negatives": group} | settings
+        return plan_group(plan, tokenizer, group, "a boat", **given)
+
+    plain, others = planned(), [planned("blue"), planned(image_size=112)]
+    assert planned().passes[0].images[0].key == plain.passes[0].images[0].key
+    assert plain.passes[0].images[0].key not in {o.passes[0].images[0].key for o in others}
+    others.append(planned(insert_before=2))
+    assert planned().unconditional_key == plain.unconditional_key
+    assert plain.unconditional_key not in {other.unconditional_key for other in others}
+
+
+@pytest.mark.parametrize("size", [5069, 10**9])
+def test_an_image_size_beyond_the_context_is_refused(
+    plan: EncoderPlan, tokenizer: PromptTokenizer, size: int
+) -> None:
+    assert plan.config.max_positions == 32768
+    with goldens.refused(f"image_size is {size}", "32,768", "at most 5068", "or 0", "(336)"):
+        plan_group(plan, tokenizer, goldens.references(FOUR), "", image_size=size)
+
+
+def test_an_adapter_trained_at_such_a_size_is_refused(
+    tmp_path: Path, tokenizer: PromptTokenizer
+) -> None:
+    path = goldens.write(tmp_path / "a.safetensors", goldens.adapter_tensors(), image_size="99999")
+    plan = plan_encoder(load_checkpoint(path), goldens.MLLM)
+    with goldens.refused("image_size is 99999", "at most 5068"):
+        plan_group(plan, tokenizer, goldens.references(FOUR), "")
+
+
+@pytest.mark.parametrize("aggregation", ["average", "concatenate"])
+def test_a_baseline_with_all_weights_zero_is_refused_before_encoding(
+    encoder: EasyRefEncoder,
+    tokenizer: PromptTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    aggregation: str,
+) -> None:
+    monkeypatch.setattr(EasyRefEncoder, "encode_image", lambda *_: pytest.fail("encoded"))
+    nothing = [replace(r, weight=0.0) for r in goldens.references(FOUR)]
+    with goldens.refused("weight 0", aggregation):
+        goldens.encode(encoder, tokenizer, nothing, "", aggregation=aggregation)
