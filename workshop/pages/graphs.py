@@ -224,7 +224,7 @@ def crop() -> Graph:
         mask=picture["MASK"],
         padding=0.1,
     )
-    preview = graph.add("PreviewImage", "crop", (170, 330), images=cropped["images"])
+    preview = graph.add("PreviewImage", "crop", PREVIEW, images=cropped["images"])
     return graph.show(cropped, (picture, preview))
 
 
@@ -278,7 +278,7 @@ def region() -> Graph:
         regions.append(
             graph.add(
                 "EasyRefRegion",
-                f"Region: {half}",
+                half.capitalize(),
                 (170, 0),
                 tokens=encoded["tokens"],
                 mask=mask["MASK"],
