@@ -41,7 +41,7 @@ def high_noise_only(weights: Any, limit: float) -> Any:
     return HighNoise()
 
 
-def expected(spy: Spy, tokens: Any, scale: Any) -> float:
+def max_error(spy: Spy, tokens: Any, scale: Any) -> float:
     truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
     return spy.max_error(truth, scale)
 
@@ -56,7 +56,7 @@ def test_a_new_weight_by_position(
 ) -> None:
     model = apply(pack, unet, easyref, tokens, weight=0.8, curve=fade(weights))
     predict(spy.watch(model), CFG)
-    assert expected(spy, tokens, lambda record: 0.8 * fading_down(record)) < EXACT
+    assert max_error(spy, tokens, lambda record: 0.8 * fading_down(record)) < EXACT
 
 
 def test_a_new_weight_by_position_multiplies_with_a_mask_in_either_order(
@@ -78,7 +78,7 @@ def test_a_new_weight_by_position_multiplies_with_a_mask_in_either_order(
     for model in (first, second):
         spy.records.clear()
         predict(spy.watch(model), CFG)
-        assert expected(spy, tokens, scale) < EXACT
+        assert max_error(spy, tokens, scale) < EXACT
 
 
 def test_a_new_weight_by_noise_level(
