@@ -19,10 +19,10 @@ def weights(pack: Pack) -> Any:
     return pack.part("nodes.sampling.weights")
 
 
-def vignette(weights: Any) -> Any:
+def fade(weights: Any) -> Any:
     """A mask that is computed, not drawn: from 1 at the top to 0 at the bottom of the picture."""
 
-    class Vignette(weights.Weight):
+    class Fade(weights.Weight):
         by_position = True
 
         def at_positions(self, grid: Any, batch: Any, like: torch.Tensor) -> Any:
@@ -30,10 +30,10 @@ def vignette(weights: Any) -> Any:
             rows = torch.linspace(1, 0, height).to(like)
             return weights.PositionWeights(rows.repeat_interleave(width)[None, :, None])
 
-    return Vignette()
+    return Fade()
 
 
-def first_step_only(weights: Any, limit: float) -> Any:
+def high_noise_only(weights: Any, limit: float) -> Any:
     class HighNoise(weights.Weight):
         def at_sigmas(self, model_sampling: Any, sigmas: torch.Tensor) -> torch.Tensor:
             return sigmas > limit
@@ -41,7 +41,7 @@ def first_step_only(weights: Any, limit: float) -> Any:
     return HighNoise()
 
 
-def expected(spy: Spy, tokens: Any, scale: Any) -> float:
+def max_error(spy: Spy, tokens: Any, scale: Any) -> float:
     truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
     return spy.max_error(truth, scale)
 
@@ -54,9 +54,9 @@ def fading_down(record: LayerRecord) -> torch.Tensor:
 def test_a_new_weight_by_position(
     pack: Pack, spy: Spy, unet: Any, easyref: Any, tokens: Any, weights: Any
 ) -> None:
-    model = apply(pack, unet, easyref, tokens, weight=0.8, curve=vignette(weights))
+    model = apply(pack, unet, easyref, tokens, weight=0.8, curve=fade(weights))
     predict(spy.watch(model), CFG)
-    assert expected(spy, tokens, lambda record: 0.8 * fading_down(record)) < EXACT
+    assert max_error(spy, tokens, lambda record: 0.8 * fading_down(record)) < EXACT
 
 
 def test_a_new_weight_by_position_multiplies_with_a_mask_in_either_order(
@@ -64,7 +64,7 @@ def test_a_new_weight_by_position_multiplies_with_a_mask_in_either_order(
 ) -> None:
     left = torch.zeros(1, 16, 16)
     left[..., :8] = 1
-    faded = vignette(weights)
+    faded = fade(weights)
     inside = pack.run("EasyRefRegion", tokens, left, 1.0, curve=faded)
     first = apply(pack, unet, easyref, None, regions=inside)
     masked = pack.run("EasyRefRegion", tokens, left, 1.0)
@@ -78,7 +78,7 @@ def test_a_new_weight_by_position_multiplies_with_a_mask_in_either_order(
     for model in (first, second):
         spy.records.clear()
         predict(spy.watch(model), CFG)
-        assert expected(spy, tokens, scale) < EXACT
+        assert max_error(spy, tokens, scale) < EXACT
 
 
 def test_a_new_weight_by_noise_level(
@@ -86,7 +86,7 @@ def test_a_new_weight_by_noise_level(
 ) -> None:
     sampling = unet.get_model_object("model_sampling")
     limit = float(sampling.sigma(torch.tensor([500.0]))[0])
-    model = apply(pack, unet, easyref, tokens, curve=first_step_only(weights, limit))
+    model = apply(pack, unet, easyref, tokens, curve=high_noise_only(weights, limit))
     always = apply(pack, unet, easyref, tokens)
     never = apply(pack, unet, easyref, tokens, weight=0.0)
     x = golden("unet.latents")
