@@ -94,10 +94,10 @@ class Checkpoints:
                 unless `force`.
             EasyRefError: it is damaged.
         """
-        found = list_checkpoints(self.folder)
-        if not found:
+        existing = list_checkpoints(self.folder)
+        if not existing:
             return None
-        step, folder = found[-1]
+        step, folder = existing[-1]
         state = _read_state(folder)
         try:
             state["settings"].pop("source", None)  # older checkpoints name their recipe
@@ -118,23 +118,23 @@ class Checkpoints:
         name = difference.partition(":")[0]
         return any(name == free or name.startswith(f"{free}.") for free in self.free)
 
-    def check(self, accelerator: Accelerator, found: tuple[int, Path] | None) -> None:
-        """Check what `newest` found against the joined processes. A collective call.
+    def check(self, accelerator: Accelerator, checkpoint: tuple[int, Path] | None) -> None:
+        """Check the checkpoint of `newest` against the joined processes. A collective call.
 
         Raises:
             EasyRefError: the processes found different ones, or it was made with its state sharded
                 in another way.
         """
-        steps = gather_object([0 if found is None else found[0]])
+        steps = gather_object([0 if checkpoint is None else checkpoint[0]])
         if len(set(steps)) > 1:
             shown = ", ".join(f"step {step}" if step else "none" for step in steps)
             raise EasyRefError(
                 f"The processes found different checkpoints ({shown}). output.folder must be on "
                 "storage that every machine sees."
             )
-        if found is None:
+        if checkpoint is None:
             return
-        _, folder = found
+        _, folder = checkpoint
         now = sharding_name(accelerator)
         before = _read_state(folder).get("strategy")
         if before is None:  # older checkpoints do not name it

@@ -67,8 +67,8 @@ def train(
             saved).
     """
     checkpoints = run_checkpoints(settings)
-    found = checkpoints.newest(world_size(), force) if resume else None
-    run = TrainingRun(settings, cpu, found)
+    checkpoint = checkpoints.newest(world_size(), force) if resume else None
+    run = TrainingRun(settings, cpu, checkpoint)
     try:
         return run.train(on_step)
     except torch.cuda.OutOfMemoryError as error:
@@ -114,18 +114,18 @@ class TrainingRun:
 
     Args:
         cpu: do not use a GPU.
-        found: (step, folder) of the checkpoint to resume.
+        checkpoint: (step, folder) of the checkpoint to resume.
 
     Raises:
         EasyRefError: see `train`.
     """
 
     def __init__(
-        self, settings: Settings, cpu: bool = False, found: tuple[int, Path] | None = None
+        self, settings: Settings, cpu: bool = False, checkpoint: tuple[int, Path] | None = None
     ) -> None:
         self.settings = settings
         self.checkpoints = run_checkpoints(settings)
-        self._found = found
+        self._checkpoint = checkpoint
         output, data, optimiser = settings.output, settings.data, settings.optimiser
         check_place(Path(output.folder) / "losses.jsonl")
         self.samples = TrainingSamples(read_records(data.files, data.root), data, settings.seed)
@@ -134,7 +134,7 @@ class TrainingRun:
         if output.validation is not None:
             self.validation = validation_groups(read_records([output.validation], data.root), data)
         self.accelerator = join_processes(settings, cpu, bool(self.validation))
-        self.checkpoints.check(self.accelerator, found)
+        self.checkpoints.check(self.accelerator, checkpoint)
         set_seed(settings.seed)
         self.base: Base = load_base(settings.model.base)
         self.model: TrainedModel = build_model(
@@ -160,7 +160,7 @@ class TrainingRun:
 
     def train(self, on_step: Callable[[int, float], None]) -> Summary:
         """See `train`."""
-        settings, accelerator, found = self.settings, self.accelerator, self._found
+        settings, accelerator, checkpoint = self.settings, self.accelerator, self._checkpoint
         check_fits(self.estimate(), accelerator.device)
         self.base.to(accelerator.device, self.dtype)
         optimiser = torch.optim.AdamW(
@@ -179,14 +179,14 @@ class TrainingRun:
             self.model.to(accelerator.device)
             ema = Ema(self.model)
         model, optimiser = accelerator.prepare(self.model, optimiser)
-        if found is None:
+        if checkpoint is None:
             if accelerator.is_main_process:
                 self.checkpoints.remove()
             accelerator.wait_for_everyone()
         else:
-            self.checkpoints.restore(accelerator, model, optimiser, ema, found[1])
+            self.checkpoints.restore(accelerator, model, optimiser, ema, checkpoint[1])
         start_trackers(accelerator, settings)
-        self._optimise(model, optimiser, ema, found[0] if found else 0, on_step)
+        self._optimise(model, optimiser, ema, checkpoint[0] if checkpoint else 0, on_step)
         whole = gathered_state(accelerator, model)
         if accelerator.is_main_process:
             folder = Path(settings.output.folder)

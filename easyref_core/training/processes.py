@@ -21,13 +21,13 @@ from accelerate.utils import (
 from ..errors import EasyRefError
 from .config import Settings
 
-# One process writes a checkpoint or generates pictures while the others wait; NCCL's default of
+# One process writes a checkpoint or generates images while the others wait; NCCL's default of
 # ten minutes is too short.
 _TIMEOUT = timedelta(hours=2)
 WHOLE_STATE = "whole in each process"
 # Layers that FSDP may gather one at a time, because every process calls them equally often: one
 # UNet pass and one of the decoder per batch. The vision tower takes as many passes as a batch's
-# pictures have shapes.
+# images have shapes.
 FSDP_LAYERS = ("DecoderLayer", "BasicTransformerBlock")
 
 
@@ -111,10 +111,10 @@ def join_processes(settings: Settings, cpu: bool, validates: bool) -> Accelerato
 
     Args:
         cpu: do not use a GPU.
-        validates: pictures are generated during the run.
+        validates: images are generated during the run.
 
     Raises:
-        EasyRefError: the settings need something else than the processes that accelerate found, or
+        EasyRefError: the settings need something else than the processes that accelerate joined, or
             than the way in which it shards the model.
     """
     accelerator = make_accelerator(

@@ -151,11 +151,11 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
     """Settings that differ between two runs, as "name: old -> new"."""
-    found: list[str] = []
+    changed: list[str] = []
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += differences(before, after, f"{where}{name}.")
+            changed += differences(before, after, f"{where}{name}.")
         elif before != after:
-            found.append(f"{where}{name}: {before!r} -> {after!r}")
-    return found
+            changed.append(f"{where}{name}: {before!r} -> {after!r}")
+    return changed

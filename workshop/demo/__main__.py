@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "--set", type=Path, metavar="FOLDER", help="default: the shipped trained set"
     )
     check.add_argument(
-        "--data", type=Path, metavar="FOLDER", help="a drawn data set; drawn anew by default"
+        "--data", type=Path, metavar="FOLDER", help="a drawn data set; default: a new one"
     )
     check.add_argument(
         "--split",
@@ -176,7 +176,7 @@ def _train(options: argparse.Namespace) -> int:
     if world_size() > 1:
         if len(options.only or ()) != 1:
             raise EasyRefError(
-                "Under torchrun, name one part with --only; start the next one anew."
+                "Under torchrun, name one part with --only; start the next one separately."
             )
         if options.pretrained is not None:
             raise EasyRefError(

@@ -1,6 +1,6 @@
 """The demo's references: groups of held-out characters and a style, drawn once and shipped.
 
-    python -m workshop.demo.references     draws demo/references anew
+    python -m workshop.demo.references     draws demo/references again
 
 No training image shows these characters (`dataset.splits`). They were chosen before there was a
 model whose results could have influenced the choice.

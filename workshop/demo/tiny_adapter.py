@@ -1,4 +1,4 @@
-"""Tiny random EasyRef adapter in the official checkpoint layout, made to fit a UNet and an MLLM."""
+"""Tiny random EasyRef adapter in the official checkpoint layout, for a UNet and an MLLM."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def adapter_weights(
     weights.linear("image_proj_model.proj.2", width, tokens_width)
     weights.norm("image_proj_model.proj.3", tokens_width)
     for name, tensor in unet.items():
-        layer, found, projection = name.rpartition(".to_")
-        if found and name.endswith(".weight") and ".attn" in layer:
+        layer, separator, projection = name.rpartition(".to_")
+        if separator and name.endswith(".weight") and ".attn" in layer:
             _add_attention_weight(weights, layer, projection, tensor)
     return weights.tensors
 

@@ -57,7 +57,7 @@ def write_mllm(directory: Path, seed: int) -> tuple[dict[str, Any], dict[str, to
     """Write the whole directory.
 
     Returns:
-        The configuration and the float32 weights by name; the adapter is made to fit them.
+        The configuration and the float32 weights by name; the adapter is built for them.
     """
     config = write_mllm_settings(directory)
     weights = mllm_weights(config, seed)
@@ -211,7 +211,7 @@ def byte_symbols() -> list[str]:
 def _vocabulary(whole: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Token ids and merges: all bytes, then the pieces that build up the words.
 
-    Merges are found as byte-pair encoding does: join the most frequent pair, the first one found
+    Merges are those of byte-pair encoding: join the most frequent pair, the first one found
     among equals, until every word, with and without a space before it, is a single token.
     """
     symbols = byte_symbols()

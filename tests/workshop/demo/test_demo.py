@@ -155,13 +155,13 @@ def test_the_shipped_references_are_the_drawn_ones() -> None:
     shipped = {row.name: row for row in read_rows()}
     assert list(shipped) == [group.name for group in GROUPS]
     for group in (GROUPS[0], GROUPS[3], GROUPS[5]):  # one of each kind
-        drawn, found = draw_row(group), shipped[group.name]
-        assert (found.kind, found.prompt, found.facts) == (drawn.kind, drawn.prompt, drawn.facts)
-        pairs = zip(drawn.references, found.references, strict=True)
-        for one, other in ((drawn.outline, found.outline), *pairs):
-            assert one.size == other.size
+        drawn, read = draw_row(group), shipped[group.name]
+        assert (read.kind, read.prompt, read.facts) == (drawn.kind, drawn.prompt, drawn.facts)
+        pairs = zip(drawn.references, read.references, strict=True)
+        for ours, theirs in ((drawn.outline, read.outline), *pairs):
+            assert ours.size == theirs.size
             # Another Pillow may round an edge differently.
-            assert max(ImageStat.Stat(ImageChops.difference(one, other)).mean) < 1
+            assert max(ImageStat.Stat(ImageChops.difference(ours, theirs)).mean) < 1
 
 
 def test_prompts_do_not_name_what_references_share() -> None:

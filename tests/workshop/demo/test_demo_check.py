@@ -53,23 +53,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_untrained_models_miss_bars(models: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "check.json"
     options = ["--set", str(models), "--identities", "2", "--steps", "1", "--device", "cpu"]
-    scores = tmp_path / "made" / "scores.csv"
+    scores = tmp_path / "new" / "scores.csv"
     assert main(["check", *options, "--out", str(out), "--scores", str(scores)]) == 1
     printed = capsys.readouterr()
     assert "identity, 4 references" in printed.out
     assert "bars missed: identities judged; " in printed.out
     assert "drawing 5 held-out groups" in printed.err
-    found = json.loads(out.read_text(encoding="utf-8"))
-    assert (found["met"], found["split"], found["settings"]["steps"]) == (False, "held_out", 1)
-    assert found["device"] == "cpu"
-    assert found["precision"] == DemoModels(models).precision
-    assert "seed" not in found["settings"]
-    groups = {row["measure"]: row["found"]["count"] for row in found["rows"] if row["found"]}
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert (report["met"], report["split"], report["settings"]["steps"]) == (False, "held_out", 1)
+    assert report["device"] == "cpu"
+    assert report["precision"] == DemoModels(models).precision
+    assert "seed" not in report["settings"]
+    groups = {row["measure"]: row["found"]["count"] for row in report["rows"] if row["found"]}
     assert (groups["judge: colour"], groups["judge: style ground"]) == (4, 1)
     lines = scores.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "condition,attribute,group,score"
     assert sum(line.startswith("easyref,colour,") for line in lines) == 2
-    assert {row["measure"] for row in found["rows"] if row["found"]} >= {
+    assert {row["measure"] for row in report["rows"] if row["found"]} >= {
         "judge: colour",
         "  crowded: joint less averaged",
         "style: pattern and palette",
@@ -169,7 +169,7 @@ def test_the_evaluated_characters_are_not_those_used_for_the_recipes(
         small = replace(options, pictures=2, side=32)
         numbers = [n for n in range(first, first + count) if n % 5 < 2]
         facts = [draw_group(small, "held_out", n)[1][0].facts for n in numbers]
-        return {tuple(found[name] for name in ATTRIBUTES) for found in facts}
+        return {tuple(of_group[name] for name in ATTRIBUTES) for of_group in facts}
 
     monkeypatch.setattr("workshop.demo.evaluation.command.write_dataset", stop)
     assert main(["check", "--set", str(models), "--device", "cpu"]) == 2
@@ -201,11 +201,11 @@ def test_all_drawn_images_are_read_before_any_is_sampled(
         ("held_out/00002_1.png", "There is no picture"),  # a crowded group's reference
         ("held_out/00004_0_outline.png", "There is no outline"),
     ):
-        (drawn / name).rename(tmp_path / "kept.png")
+        (drawn / name).rename(tmp_path / "moved.png")
         options = ["--set", str(models), "--data", str(drawn), "--identities", "2"]
         assert main(["check", *options]) == 2
         assert message in capsys.readouterr().err
-        (tmp_path / "kept.png").rename(drawn / name)
+        (tmp_path / "moved.png").rename(drawn / name)
 
 
 def test_the_first_groups_of_each_kind_are_used(data: Path) -> None:

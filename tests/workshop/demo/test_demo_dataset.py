@@ -112,7 +112,7 @@ def test_even_patterns_look_alike_with_colours_exchanged(pattern: str) -> None:
 def test_a_friend_is_a_training_identity_in_all_pictures_but_the_target(
     part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[Identity, Identity | None, bool]] = []
+    drawn_with: list[tuple[Identity, Identity | None, bool]] = []
 
     def note(
         identity: Identity,
@@ -121,22 +121,25 @@ def test_a_friend_is_a_training_identity_in_all_pictures_but_the_target(
         friend: Identity | None,
         prominent_friend: bool,
     ) -> None:
-        seen.append((identity, friend, prominent_friend))
+        drawn_with.append((identity, friend, prominent_friend))
 
     monkeypatch.setattr(groups, "draw_identity", note)
     training, held_out = identities()
     bigger = []
     for number in (2, 3, 7, 8):
-        seen.clear()
+        drawn_with.clear()
         assert draw_group(replace(SMALL, pictures=6), part, number)[0] == "crowded"
-        (meant,), friends = {identity for identity, _, _ in seen}, [friend for _, friend, _ in seen]
-        assert meant in (training if part == "training" else held_out)
+        (shown,), friends = (
+            {identity for identity, _, _ in drawn_with},
+            [friend for _, friend, _ in drawn_with],
+        )
+        assert shown in (training if part == "training" else held_out)
         assert friends[0] is None
         assert len(set(friends[1:])) == 5
         assert set(friends[1:]) <= set(training)
         for friend in friends[1:]:
-            assert sum(getattr(friend, a) == getattr(meant, a) for a in ATTRIBUTES) <= 1
-        bigger.append({prominent for _, _, prominent in seen})
+            assert sum(getattr(friend, a) == getattr(shown, a) for a in ATTRIBUTES) <= 1
+        bigger.append({prominent for _, _, prominent in drawn_with})
     sometimes = [{True}, {False}] * 2
     assert bigger == (sometimes if part == "training" else [{True}] * 4)
 
@@ -223,13 +226,13 @@ def test_a_group_depends_on_its_seed_and_number_only() -> None:
 
 
 def test_groups_take_identities_and_styles_in_turn() -> None:
-    meant: dict[str, set[tuple[str, ...]]] = {kind: set() for kind in KINDS}
+    shown: dict[str, set[tuple[str, ...]]] = {kind: set() for kind in KINDS}
     tiny = replace(SMALL, side=32, pictures=2)
     for number in range(20):
         kind, (first, *_) = draw_group(tiny, "training", number)
         names = ("pattern", "first", "second", "ground") if kind == "style" else ATTRIBUTES
-        meant[kind].add(tuple(first.facts[name] for name in names))
-    assert {kind: len(found) for kind, found in meant.items()} == {
+        shown[kind].add(tuple(first.facts[name] for name in names))
+    assert {kind: len(values) for kind, values in shown.items()} == {
         "identity": 8,
         "crowded": 8,
         "style": 4,

@@ -206,7 +206,7 @@ def test_the_table_and_the_file_agree(good: Results, tmp_path: Path) -> None:
     assert colour.split()[2:] == ["50.0%", "43.0", "to", "57.0", "200", ">=", "95%", "MISSED"]
     joint = next(line for line in lines if "joint less averaged" in line)
     assert "+20.0 " in joint
-    path = tmp_path / "made" / "check.json"
+    path = tmp_path / "new" / "check.json"
     write_table(path, rows, {"split": "held_out"})
     read = json.loads(path.read_text(encoding="utf-8"))
     assert (read["met"], read["split"], len(read["rows"])) == (False, "held_out", len(rows))

@@ -71,7 +71,7 @@ def test_groups_encoded_in_a_batch_equal_each_encoded_alone(
     groups: list[list[Image.Image]],
     aggregation: str,
 ) -> None:
-    found = adapter.encode(groups, PROMPTS, average=aggregation == "average")
+    batched = adapter.encode(groups, PROMPTS, average=aggregation == "average")
     for row, (group, prompt) in enumerate(zip(groups, PROMPTS, strict=True)):
         plan = plan_group(
             plan_encoder(adapter.checkpoint, models.directory / "mllm"),
@@ -80,10 +80,10 @@ def test_groups_encoded_in_a_batch_equal_each_encoded_alone(
             prompt,
             aggregation=aggregation,
         )
-        wanted = encode_references(adapter.encoder, plan)
-        assert (found.cond[row] - wanted.cond[0]).abs().max() < 1e-4
-        assert (found.uncond[row] - wanted.uncond[0]).abs().max() < 1e-4
-    assert (found.adapter, found.aggregation) == (adapter.checkpoint.identity, aggregation)
+        alone = encode_references(adapter.encoder, plan)
+        assert (batched.cond[row] - alone.cond[0]).abs().max() < 1e-4
+        assert (batched.uncond[row] - alone.uncond[0]).abs().max() < 1e-4
+    assert (batched.adapter, batched.aggregation) == (adapter.checkpoint.identity, aggregation)
 
 
 def test_an_image_does_not_depend_on_its_batch(
@@ -100,8 +100,8 @@ def test_an_image_does_not_depend_on_its_batch(
         alone = AppliedReferences(
             adapter, adapter.encode(groups[row : row + 1], PROMPTS[row : row + 1])
         )
-        made = models.sample(PROMPTS[row : row + 1], SEEDS[row : row + 1], QUICK, alone)
-        assert largest_difference(made[0], together[row]) <= 1
+        images = models.sample(PROMPTS[row : row + 1], SEEDS[row : row + 1], QUICK, alone)
+        assert largest_difference(images[0], together[row]) <= 1
     assert largest_difference(together[0], together[1]) > 10
 
 
@@ -111,8 +111,8 @@ def test_tokens_of_one_group_are_used_for_all_rows(
     one = AppliedReferences(adapter, adapter.encode(groups[:1], PROMPTS[:1]))
     prompts = PROMPTS[:1] * 2
     both = AppliedReferences(adapter, adapter.encode(groups[:1] * 2, prompts))
-    made = models.sample(prompts, SEEDS[:2], QUICK, one)
-    assert largest_difference(made, models.sample(prompts, SEEDS[:2], QUICK, both)) <= 1
+    images = models.sample(prompts, SEEDS[:2], QUICK, one)
+    assert largest_difference(images, models.sample(prompts, SEEDS[:2], QUICK, both)) <= 1
 
 
 def test_at_weight_0_only_the_lora_has_an_effect(
@@ -164,16 +164,16 @@ def test_a_cut_down_embedding_table_gives_the_same_images(
         weights[TABLE] = weights[TABLE][torch.cat((ids, torch.tensor([1000])))]
         weights[STORED_IDS] = ids.int()
         save_file(weights, path)
-    made = DemoModels(smaller, half=False).sample(PROMPTS, SEEDS, QUICK)
-    assert largest_difference(made, models.sample(PROMPTS, SEEDS, QUICK)) == 0
+    images = DemoModels(smaller, half=False).sample(PROMPTS, SEEDS, QUICK)
+    assert largest_difference(images, models.sample(PROMPTS, SEEDS, QUICK)) == 0
 
 
 def test_half_precision_gives_nearly_the_same_images(models: DemoModels, directory: Path) -> None:
-    made = DemoModels(directory, half=True).sample(PROMPTS, SEEDS, QUICK)
+    images = DemoModels(directory, half=True).sample(PROMPTS, SEEDS, QUICK)
     full = models.sample(PROMPTS, SEEDS, QUICK)
-    away = (made.float() - full.float()).abs().mean()
-    assert 0 < away < 4
-    assert away < (full[0].float() - full[1].float()).abs().mean() / 3
+    difference = (images.float() - full.float()).abs().mean()
+    assert 0 < difference < 4
+    assert difference < (full[0].float() - full[1].float()).abs().mean() / 3
 
 
 def test_images_are_reconstructed_by_the_autoencoder(models: DemoModels) -> None:

@@ -62,10 +62,10 @@ def test_all_words_must_be_known_at_the_first_position(tokenizer: PromptTokenize
 
     def loss(likely: Sequence[str]) -> float:
         model = FakeMllm(tokenizer, likely)
-        found = naming_loss(
+        value = naming_loss(
             model, tokenizer, torch.zeros(2, 64, 1176), [words], torch.device("cpu")
         )
-        return float(found)
+        return float(value)
 
     tokens = sum(len(tokenizer.text_ids(" " + word)) for word in words) + 1  # and the end
     assert loss(words) == pytest.approx(math.log(5) * (2 + 1 / tokens), rel=1e-3)

@@ -75,8 +75,8 @@ def test_the_mllms_weights_are_written_until_an_adapter_carries_them(
     assert size == sum(f.stat().st_size for f in (tmp_path / "parts").rglob("*.safetensors"))
     assert take_parts(tmp_path / "parts", tmp_path / "work")
     assert all(is_done(tmp_path / "work", part) for part in PRETRAINED)
-    taken, kept = (_files(f / "mllm" / "model") for f in (tmp_path / "work", work))
-    assert taken == kept
+    copied, stored = (_files(f / "mllm" / "model") for f in (tmp_path / "work", work))
+    assert copied == stored
     assemble_set(work, TRAINED_SET / "easyref.safetensors", tmp_path / "parts")
     names = _files(tmp_path / "parts").keys()
     assert "set.json" in names
@@ -142,10 +142,10 @@ def test_the_command_copies_parts_and_names_them(
     command = ["train", "--folder", str(tmp_path / "work"), "--pretrained", str(TRAINED_SET)]
     command += ["--only", "vae"]
     assert main([*command, "--set", str(tmp_path / "parts")]) == 0
-    said = capsys.readouterr()
-    taken = ", ".join(WITHOUT_MLLM)
-    assert f"from {TRAINED_SET}: {taken}" in said.err
-    assert f"MB): {taken}" in said.out
+    printed = capsys.readouterr()
+    copied = ", ".join(WITHOUT_MLLM)
+    assert f"from {TRAINED_SET}: {copied}" in printed.err
+    assert f"MB): {copied}" in printed.out
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(command) == 1
     assert "leave --pretrained out" in capsys.readouterr().err

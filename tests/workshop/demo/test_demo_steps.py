@@ -118,9 +118,9 @@ def loss(step, generator):
 folder = Path(sys.argv[1])
 run_steps(module, loss, Schedule(20, 4, 1e-2, warmup=1), folder, torch.device("cpu"))
 number = distributed.get_rank()
-seen = []
-made = shared_map(lambda n: seen.append(n) or n * n, range(7), torch.device("cpu"))
-assert made == [n * n for n in range(7)] and seen == [[0, 1, 2, 3], [4, 5, 6]][number]
+called = []
+results = shared_map(lambda n: called.append(n) or n * n, range(7), torch.device("cpu"))
+assert results == [n * n for n in range(7)] and called == [[0, 1, 2, 3], [4, 5, 6]][number]
 torch.save((module.weight.detach(), torch.cat(rank)), folder / f"{number}.pt")
 leave_processes()
 """

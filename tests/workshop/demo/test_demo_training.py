@@ -234,20 +234,20 @@ def test_a_missing_part_stops_the_assembly(work: Path, tmp_path: Path) -> None:
 def test_cached_latents_of_other_images_or_another_autoencoder_are_refused(
     work: Path, tmp_path: Path
 ) -> None:
-    pictures, kept = read_pictures(work / "data", 6), tmp_path / "part" / "latents.pt"
+    pictures, cache = read_pictures(work / "data", 6), tmp_path / "part" / "latents.pt"
     vae = AutoencoderTiny.from_pretrained(work / "vae" / "model")
-    latents = encode_images(vae, pictures, CPU, kept)
-    assert torch.equal(encode_images(vae, pictures, CPU, kept), latents)
+    latents = encode_images(vae, pictures, CPU, cache)
+    assert torch.equal(encode_images(vae, pictures, CPU, cache), latents)
     fewer = read_pictures(work / "data", 3)
     assert fewer.names != pictures.names[:3]
     with pytest.raises(EasyRefError, match="base_pictures has changed"):
-        encode_images(vae, fewer, CPU, kept)
+        encode_images(vae, fewer, CPU, cache)
     other = AutoencoderTiny.from_pretrained(work / "decoder" / "model")
     with pytest.raises(EasyRefError, match="another autoencoder"):
-        encode_images(other, pictures, CPU, kept)
-    kept.write_bytes(kept.read_bytes()[:-50])
+        encode_images(other, pictures, CPU, cache)
+    cache.write_bytes(cache.read_bytes()[:-50])
     with pytest.raises(EasyRefError, match="cannot be read"):
-        encode_images(vae, pictures, CPU, kept)
+        encode_images(vae, pictures, CPU, cache)
 
 
 def test_the_mllm_is_trained_on_training_identities_only(
@@ -288,8 +288,8 @@ def test_a_stage_resumes_if_its_folder_is_spelt_otherwise_but_not_with_another_r
     whole.rename(tmp_path / "kept")  # as if interrupted just before its end
     monkeypatch.chdir(work.parent)
     train_part(stage, Path(work.name), CPU, recipes)
-    made, kept = load_file(whole), load_file(tmp_path / "kept")
-    assert all(torch.equal(made[name], kept[name]) for name in kept)
+    resumed, original = load_file(whole), load_file(tmp_path / "kept")
+    assert all(torch.equal(resumed[name], original[name]) for name in original)
     whole.unlink()
     shutil.copytree(recipes, tmp_path / "other")
     changed = tmp_path / "other" / f"{stage}.yaml"

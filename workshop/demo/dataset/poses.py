@@ -34,9 +34,9 @@ def together(rng: random.Random) -> tuple[Pose, Pose]:
     small = rng.uniform(0.5, 0.6)
     left = rng.random() < 0.5
     x, y = (0.7 if left else 0.3) + rng.uniform(-0.03, 0.03), rng.uniform(0.5, 0.58)
-    behind = Pose(x, y, rng.uniform(0.76, 0.86), _tilt(rng))
+    large = Pose(x, y, rng.uniform(0.76, 0.86), _tilt(rng))
     x, y = (0.22 if left else 0.78) + rng.uniform(-0.04, 0.04), rng.uniform(0.62, 0.72)
-    return behind, Pose(x, y, small, _tilt(rng))
+    return large, Pose(x, y, small, _tilt(rng))
 
 
 def styled(rng: random.Random) -> Pose:

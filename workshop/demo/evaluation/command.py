@@ -113,15 +113,15 @@ def parse_compare(texts: Sequence[str]) -> dict[str, Path]:
     Raises:
         EasyRefError: another name, or no file.
     """
-    found: dict[str, Path] = {}
+    adapters: dict[str, Path] = {}
     for text in texts:
         name, equals, file = text.partition("=")
         if not equals or not file or name not in COMPARED:
             raise EasyRefError(
                 f"--compare {text}: write NAME=FILE with one of the names {', '.join(COMPARED)}."
             )
-        found[name] = Path(file)
-    return found
+        adapters[name] = Path(file)
+    return adapters
 
 
 def _check(request: Request) -> None:

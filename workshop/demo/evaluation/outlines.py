@@ -26,9 +26,9 @@ def overlap(pixels: torch.Tensor, outlines: torch.Tensor) -> torch.Tensor:
     """
     drawn = _grow(_lines(outlines), 1)
     region = _grow(silhouette(outlines), _GROWN) > 0
-    found = edges(pixels) * region
-    both = (drawn * found).flatten(1).sum(1)
-    either = torch.maximum(drawn, found).flatten(1).sum(1)
+    figure_edges = edges(pixels) * region
+    both = (drawn * figure_edges).flatten(1).sum(1)
+    either = torch.maximum(drawn, figure_edges).flatten(1).sum(1)
     return both / either.clamp(min=1)
 
 

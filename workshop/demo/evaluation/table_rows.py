@@ -82,10 +82,10 @@ def _identity(results: Results) -> list[Row]:
     enough = Row("identities judged", None, bar, count >= IDENTITIES, note=f"{count} of them")
     rows = [enough, at_least("identity, 4 references", estimate(_mean(easyref)), 0.85)]
     for name in ATTRIBUTES:
-        found = estimate(easyref[name])
+        accuracy = estimate(easyref[name])
         title = f"  identity: {name}"
         bar = _SINGLE_BARS.get(name)
-        rows.append(reported(title, found) if bar is None else at_least(title, found, bar))
+        rows.append(reported(title, accuracy) if bar is None else at_least(title, accuracy, bar))
     chance = chance_of(VALUES, ATTRIBUTES)
     rows.append(at_chance("identity, no references", estimate(_mean(plain)), chance))
     for name in ATTRIBUTES:

@@ -1,1 +1,1 @@
-"""The demo models that a real user downloads ready-made: autoencoder, base, MLLM, ControlNet."""
+"""Pretraining of the demo's autoencoder, MLLM, base model and ControlNet."""

@@ -115,8 +115,8 @@ def run_steps(
     rank = accelerator.process_index
     fresh_start = f"delete {folder} to train this part again from its start"
     checkpoints = Checkpoints(folder, schedule, 1, fresh_start, name="weights")
-    found = checkpoints.newest(accelerator.num_processes)
-    checkpoints.check(accelerator, found)
+    checkpoint = checkpoints.newest(accelerator.num_processes)
+    checkpoints.check(accelerator, checkpoint)
     model = _LossModule(module, loss)
     optimiser: Any = torch.optim.AdamW(
         model.trained_parameters().values(),
@@ -128,9 +128,9 @@ def run_steps(
     ema = Ema(model)
     prepared, optimiser = accelerator.prepare(model, optimiser)
     first = 0
-    if found is not None:
-        first = found[0]
-        checkpoints.restore(accelerator, prepared, optimiser, ema, found[1])
+    if checkpoint is not None:
+        first = checkpoint[0]
+        checkpoints.restore(accelerator, prepared, optimiser, ema, checkpoint[1])
     elif accelerator.is_main_process:
         checkpoints.remove()
     losses = Losses(folder) if accelerator.is_main_process else None
