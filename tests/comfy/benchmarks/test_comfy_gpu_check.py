@@ -305,7 +305,7 @@ def test_waits_are_pytorchs_warnings_with_their_places(
     monkeypatch.setattr(bench, "variants", lambda: {"bad": with_wait})
     result = bare(bench, "sampling:syncs")
     assert result["bad"].value == 3
-    assert "comfy/test_comfy_gpu_check.py:" in result["bad"].note
+    assert "benchmarks/test_comfy_gpu_check.py:" in result["bad"].note
     modes = [call.args[0] for call in as_on_a_gpu["set_sync_debug_mode"].call_args_list]
     assert modes == ["warn", 0] * 6  # later calls of both samplings, each mode restored
 
