@@ -95,7 +95,7 @@ $(VENV)/.made:
 
 $(VENV)/.project: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing EasyRef with its extras into $(VENV) (the first time this takes minutes)"
-	@$(PIP) torch torchvision torchaudio --editable ".[demo,train,test]"
+	@$(PIP) torch torchvision torchaudio --editable ".[demo,docs,train,test]"
 	@touch $@
 
 # An older transformers, beside the newest, for tests that compare with both.
@@ -125,7 +125,7 @@ comfyui: $(VENV)/.project
 	rm -f $(NO_COMFYUI); \
 	if ! cmp -s "$$root/requirements.txt" $(VENV)/.comfyui-requirements; then \
 	  echo "installing the requirements of $$root"; \
-	  $(PIP) requests --requirement "$$root/requirements.txt" || exit 1; \
+	  $(PIP) --requirement "$$root/requirements.txt" || exit 1; \
 	  cp "$$root/requirements.txt" $(VENV)/.comfyui-requirements; \
 	fi
 

@@ -1,14 +1,12 @@
-"""What reading references takes at real size beside the weights, counted without computing.
+"""Activation memory of encoding references at real size, counted without computing.
 
 Runs EasyRef's own encoding and inspection with Qwen2-VL-2B's shapes on PyTorch's meta device and
-notes the most bytes that live there at once; the same peak on a GPU is what it must have free.
-Attention counts as a fused kernel's, which keeps its result alone, or is computed in chunks as
-where there is none.
+records the peak of bytes allocated there, which is what a GPU needs beside the weights. Attention
+counts as a fused kernel, which allocates only its result, or runs in chunks as without one.
 
     python benchmarks/encoding_memory.py
 
-Prints one JSON object: bytes at the peak, and divided by what the plan told the host beforehand.
-tests/core hold the second near 1.
+Prints one JSON object: peak bytes, and peak over the plan's estimate, which tests/core keep near 1.
 """
 
 from __future__ import annotations
@@ -43,18 +41,17 @@ from easyref_core.qwen2vl.prompt import TokenizedPrompt
 META = torch.device("meta")
 TOKEN_WIDTH, NUM_TOKENS = 2048, 64
 GROUPS = ((1, 336), (8, 336), (64, 336), (1, 1008), (8, 1008), (64, 588), (1, 3360), (2, 3360))
-"""Pictures and their size in pixels; the longest that the MLLM reads are among them."""
+"""Number of images and their size in pixels, up to the longest sequences that the MLLM reads."""
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of tensors that are created on the meta device while it is on, each storage
-    once and until it is freed.
+    """Counts the bytes of storages allocated on the meta device while active, until they are freed.
 
-    What goes from there to the CPU arrives as zeros, so that code that looks at its results runs.
+    Tensors copied to the CPU become zeros, so that code that reads values runs.
 
     Attributes:
-        live: bytes now.
-        peak: the most so far.
+        live: bytes allocated now.
+        peak: largest value of `live`.
     """
 
     def __init__(self) -> None:
@@ -102,12 +99,12 @@ def _fused(
     mask: torch.Tensor | None = None,
     causal: bool = False,
 ) -> torch.Tensor:
-    """Attention that allocates what a fused kernel does."""
+    """Attention that allocates what a fused kernel allocates."""
     return torch.empty_like(query)
 
 
 class Tokenizer:
-    """Chats of the right length without a vocabulary."""
+    """Token ids of the right length, without a vocabulary."""
 
     source = "nowhere"
 
@@ -121,8 +118,8 @@ class Tokenizer:
 
 
 def real_encoder(fused: bool, dtype: torch.dtype) -> EasyRefEncoder:
-    """The encoder on the meta device with Qwen2-VL-2B's widths. Every layer needs the same room, so
-    a few stand for all."""
+    """The encoder on the meta device with Qwen2-VL-2B's widths, and fewer layers: activation memory
+    does not depend on their number."""
     attend = _fused if fused else kernels.attend_in_chunks
     names = ("Linear", "LayerNorm", "RMSNorm", "Embedding")
     operations = SimpleNamespace(**{n: getattr(nn, n) for n in names}, attend=attend)
@@ -138,7 +135,7 @@ def real_encoder(fused: bool, dtype: torch.dtype) -> EasyRefEncoder:
 
 
 def _grey(picture: Image.Image, image_size: int) -> Patches:
-    """Patches of the right shape, quickly."""
+    """Patches of the right shape without preprocessing, all of the image's grey value."""
     _, (width, height) = plan_sizes(*picture.size, image_size)
     rows, columns = height // PATCH, width // PATCH
     number = torch.tensor(float(picture.getpixel((0, 0))[0]))
@@ -148,9 +145,9 @@ def _grey(picture: Image.Image, image_size: int) -> Patches:
 def peak_and_estimate(
     encoder: EasyRefEncoder, fused: bool, count: int, size: int, inspect: bool
 ) -> tuple[int, int]:
-    """Bytes at the peak of one reading, and what was planned for it."""
-    # Equal pictures are encoded once; the last is another, so that it meets all others' features.
-    # Most are black as the unconditional branch's.
+    """Peak bytes of one encode or inspection, and the plan's estimate."""
+    # Equal images are encoded once. The last one differs, so that it is encoded beside the features
+    # of the others, which are black like the image of the unconditional branch.
     colours = [0] * (count - 1) + [min(count - 1, 1)]
     pictures = [Image.new("RGB", (size, size), colour) for colour in colours]
     references = [Reference(picture) for picture in pictures]
@@ -168,7 +165,7 @@ def peak_and_estimate(
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Mode -> pictures and size -> gigabytes at the peak, and peak over estimate."""
+    """Mode -> number and size of images -> peak in GB, and peak over estimate."""
     found: dict[str, dict[str, Any]] = {}
     for dtype in (torch.bfloat16, torch.float32):
         for fused in (True, False):

@@ -1,6 +1,6 @@
-"""Models of real size with random weights, for benchmarks: nothing is downloaded.
+"""Models of real size with random weights, for benchmarks without downloads.
 
-Used from a process that has started ComfyUI (see `gpu_check.host` and `real_size.py`).
+Used in a process that has imported ComfyUI (see `gpu_check.worker` and `real_size.py`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-# Behind everything else: the pack's folder `nodes` must not stand before ComfyUI's module.
+# Last in the path: the pack's folder `nodes` must not hide ComfyUI's module.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from goldens import real_shapes
 
-_NOISE = 1 << 24  # values drawn once and repeated: drawing billions takes a CPU minutes
+_NOISE = 1 << 24  # random values, reused: drawing billions takes a CPU minutes
 
 SDXL: dict[str, Any] = {
     "image_size": 32,
@@ -39,11 +39,11 @@ SDXL: dict[str, Any] = {
     "use_linear_in_transformer": True,
     "legacy": False,
 }
-"""SDXL's UNet as `comfy.supported_models.SDXL` takes it."""
+"""Configuration of SDXL's UNet for `comfy.supported_models.SDXL`."""
 
 
 def unet_shapes() -> dict[str, torch.Size]:
-    """ComfyUI's key -> shape of SDXL's UNet, without making any weight."""
+    """Weight name -> shape of SDXL's UNet in ComfyUI, without allocating weights."""
     import comfy.ops
     import comfy.supported_models
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -56,10 +56,10 @@ def unet_shapes() -> dict[str, torch.Size]:
 def random_weights(
     shapes: Mapping[str, Any], dtype: torch.dtype, device: torch.device | str, seed: int = 0
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights under which activations stay finite: (name, tensor on the CPU), drawn on `device`.
+    """Yield (name, tensor on the CPU), drawn on `device`, such that activations stay finite.
 
-    Norms are 1, biases 0, everything else has a standard deviation of one over the root of its
-    inputs; a LoRA a quarter of what it is added to.
+    Norms are 1, biases 0; other weights have a standard deviation of 1 / sqrt(fan in), and a LoRA's
+    product a quarter of its layer's.
     """
     noise = torch.randn(
         _NOISE, generator=torch.Generator(device).manual_seed(seed), device=device
@@ -72,13 +72,13 @@ def random_weights(
             continue
         count = size.numel()
         scale = (0.5 if "_lora" in name else 1.0) / size[1:].numel() ** 0.5
-        # Each tensor starts elsewhere in the noise, so that layers of one shape differ.
+        # Each tensor starts at another offset, so that layers of the same shape differ.
         values = _repeated(noise, zlib.crc32(name.encode()) % _NOISE, count)
         yield name, (values.reshape(size) * scale).cpu()
 
 
 def _repeated(noise: torch.Tensor, start: int, count: int) -> torch.Tensor:
-    """`count` values of `noise` from `start` on, again from its beginning where it ends."""
+    """`count` values of `noise` from `start` on, wrapping around at its end."""
     parts = []
     while count > 0:
         parts.append(noise[start : start + count])
@@ -88,13 +88,13 @@ def _repeated(noise: torch.Tensor, start: int, count: int) -> torch.Tensor:
 
 
 def write_adapter(path: Path, device: torch.device | str = "cpu") -> None:
-    """A random adapter of released size with its MLLM inside, bf16: 5.5 GB."""
+    """Write a random adapter of released size with its MLLM inside, in bfloat16 (5.5 GB)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(dict(random_weights(real_shapes(), torch.bfloat16, device)), path)
 
 
 def random_sdxl(dtype: torch.dtype = torch.bfloat16) -> Any:
-    """SDXL's UNet with random weights as a ComfyUI MODEL, without a file."""
+    """SDXL's UNet with random weights as a ComfyUI MODEL, built in memory."""
     import comfy.model_management as mm
     import comfy.model_patcher
     import comfy.supported_models

@@ -1,4 +1,4 @@
-"""Time and memory of the whole path at real size, with random weights.
+"""Time and memory from loader to sampling at real size, with random weights.
 
 Builds an adapter with the keys and shapes of a real checkpoint (Qwen2-VL-2B inside, 64 tokens,
 rank 128, bf16, 5.5 GB), and SDXL in bf16 with random weights, then runs ComfyUI's own nodes in
@@ -7,7 +7,7 @@ process: loader, references, encode, apply, sampling. Needs a ComfyUI and about 
     python benchmarks/real_size.py --comfyui FOLDER --work FOLDER [--device cpu]
         [--latent 8] [--steps 2]
 
-Prints one JSON object; benchmarks/results/ keeps what was measured.
+Prints one JSON object; earlier results are in benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def start_comfyui(folder: Path, work: Path, device: str) -> dict[str, Any]:
     comfy.options.enable_args_parsing()
     import asyncio
 
-    # Before ComfyUI's `nodes`, whose imports bring in another module called `utils`.
+    # Before ComfyUI's `nodes`, which imports another module called `utils`.
     importlib.import_module("utils.extra_config")
     importlib.import_module("nodes")
 
@@ -56,7 +56,7 @@ def start_comfyui(folder: Path, work: Path, device: str) -> dict[str, Any]:
 
 
 class Log:
-    """Seconds of each part, and the process's memory after it."""
+    """Seconds per part, and peak memory after it."""
 
     def __init__(self) -> None:
         self.parts: dict[str, dict[str, float]] = {}
@@ -77,7 +77,7 @@ class Log:
 
 
 def peak_gb() -> float:
-    """Largest resident memory so far, pages of mapped files included."""
+    """Peak resident memory of the process in GB, mapped files included."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1e9 if platform.system() == "Darwin" else 1e6 / 1.024), 2)
 
@@ -174,9 +174,9 @@ def run(nodes: dict[str, Any], log: Log, side: int, steps: int) -> None:
     with log.part(f"steered model again, {steps} steps"):
         again = sample(steered)
     if not torch.isfinite(first).all() or not torch.equal(first, again):
-        raise SystemExit("the steered pictures are not finite, or not the same twice")
+        raise SystemExit("the latents with references are not finite, or differ between two runs")
     if torch.equal(first, plain):
-        raise SystemExit("the references changed nothing")
+        raise SystemExit("the references have no effect")
 
 
 if __name__ == "__main__":

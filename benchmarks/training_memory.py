@@ -1,13 +1,13 @@
-"""What training keeps for the backward pass at real size, counted without computing anything.
+"""Memory of tensors saved for the backward pass at real size, counted without computing.
 
 Runs SDXL's UNet with an adapter, Qwen2-VL-2B's vision tower and its decoder layers on PyTorch's
-meta device, in bfloat16, and adds up the tensors that the backward pass would need. Attention
-counts as a fused kernel's, which keeps its inputs and its result.
+meta device, in bfloat16, and sums the tensors saved for the backward pass. Attention counts as a
+fused kernel, which saves its inputs and its result.
 
     python benchmarks/training_memory.py
 
-Prints one JSON object. Each "factor" is bytes divided by what `easyref_core.training.memory` scales
-them with, and is found there again as a constant; tests/training compare the two.
+Prints one JSON object. Each "factor" is bytes over the unit that `easyref_core.training.memory`
+multiplies by a constant; tests/core/training compare factor and constant.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ from easyref_core.sdxl_diffusers.adapter import new_adapter
 
 META, HALF = torch.device("meta"), torch.bfloat16
 _WIDTH = HALF.itemsize
-SIDE, PATCHES, LENGTH = 128, 576, 1024  # a latent's side; a picture's patches; a chat's tokens
+SIDE, PATCHES, LENGTH = (
+    128,
+    576,
+    1024,
+)  # side of a latent; patches per image; length of a token sequence
 SDXL: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -48,7 +52,7 @@ SDXL: dict[str, Any] = {
 
 
 class _Fused(torch.autograd.Function):
-    """Attention that keeps what a fused kernel keeps; only its forward pass is run."""
+    """Attention that saves what a fused kernel saves; only its forward pass is run."""
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -57,8 +61,8 @@ class _Fused(torch.autograd.Function):
         return out
 
 
-class _Kept:
-    """Bytes of the tensors kept for the backward pass, each storage once, weights not counted."""
+class _SavedTensors:
+    """Counts bytes of tensors saved for the backward pass: each storage once, weights excluded."""
 
     def __init__(self, module: nn.Module) -> None:
         self._weights = {p.untyped_storage()._cdata for p in module.parameters()}
@@ -71,13 +75,13 @@ class _Kept:
                 self._storages[storage._cdata] = storage
 
     def checkpointed(self, module: Callable[..., Any], *inputs: Any) -> Any:
-        """Run a block that is computed again later: only its inputs are kept."""
-        for one in inputs:
-            self.add(one)
+        """Run a block under gradient checkpointing: only its inputs are saved."""
+        for tensor in inputs:
+            self.add(tensor)
         return checkpoint(module, *inputs, use_reentrant=False)
 
     def count(self, run: Callable[[], Any]) -> int:
-        """Bytes kept by a forward pass."""
+        """Bytes saved by a forward pass."""
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             self.add(tensor)
@@ -90,7 +94,7 @@ class _Kept:
 
 
 def unet_bytes(checkpointing: bool, side: int = SIDE) -> tuple[int, int]:
-    """(bytes kept for one sample, what they are scaled with)"""
+    """(bytes saved for one sample, unit of the factor)"""
     from diffusers import UNet2DConditionModel
 
     with META:
@@ -98,58 +102,58 @@ def unet_bytes(checkpointing: bool, side: int = SIDE) -> tuple[int, int]:
         new_adapter(unet, num_tokens=64, rank=128)
     for parameter in unet.parameters():
         parameter.data = parameter.data.to(HALF)
-    kept = _Kept(unet)
+    saved = _SavedTensors(unet)
     if checkpointing:
         unet.train()
-        unet.enable_gradient_checkpointing(kept.checkpointed)
+        unet.enable_gradient_checkpointing(saved.checkpointed)
     states = torch.empty(1, 77 + 64, 2048, device=META, dtype=HALF, requires_grad=True)
     added = {"text_embeds": (1, 1280), "time_ids": (1, 6)}
     conditions = {n: torch.empty(s, device=META, dtype=HALF) for n, s in added.items()}
     noisy = torch.empty(1, 4, side, side, device=META, dtype=HALF)
     time = torch.empty(1, device=META)
-    found = kept.count(lambda: unet(noisy, time, states, added_cond_kwargs=conditions).sample)
-    return found, side**2 * sum(unet.config.block_out_channels) * _WIDTH
+    count = saved.count(lambda: unet(noisy, time, states, added_cond_kwargs=conditions).sample)
+    return count, side**2 * sum(unet.config.block_out_channels) * _WIDTH
 
 
 def vision_bytes(checkpointing: bool) -> tuple[int, int]:
-    """(bytes kept for one picture, what they are scaled with)"""
+    """(bytes saved for one image, unit of the factor)"""
     config = MllmConfig().vision
     tower = VisionTower(config, nn, device=META, dtype=HALF)
-    kept = _Kept(tower)
+    saved = _SavedTensors(tower)
     angles = torch.empty(PATCHES, config.embed_dim // config.num_heads, device=META)
     patches = torch.empty(1, PATCHES, config.patch_dim, device=META, dtype=HALF)
 
     def run() -> torch.Tensor:
         x = tower.patch_embed(patches)
         for block in tower.blocks:
-            x = kept.checkpointed(block, x, angles) if checkpointing else block(x, angles)
+            x = saved.checkpointed(block, x, angles) if checkpointing else block(x, angles)
         return tower.merger(x)
 
-    return kept.count(run), PATCHES * config.embed_dim * config.depth * _WIDTH
+    return saved.count(run), PATCHES * config.embed_dim * config.depth * _WIDTH
 
 
 def decoder_bytes(checkpointing: bool) -> tuple[int, int]:
-    """(bytes kept for one chat, what they are scaled with)"""
+    """(bytes saved for one token sequence, unit of the factor)"""
     config = MllmConfig()
     layers = nn.ModuleList(
         DecoderLayer(config, nn, device=META, dtype=HALF) for _ in range(config.num_layers)
     )
-    kept = _Kept(layers)
+    saved = _SavedTensors(layers)
     position = rope(config, LENGTH, META, HALF)
     embeds = torch.empty(1, LENGTH, config.hidden_size, device=META, dtype=HALF)
 
     def run() -> torch.Tensor:
         x = embeds
         for layer in layers:
-            x = kept.checkpointed(layer, x, position) if checkpointing else layer(x, position)
+            x = saved.checkpointed(layer, x, position) if checkpointing else layer(x, position)
         return x
 
-    return kept.count(run), LENGTH * config.hidden_size * config.num_layers * _WIDTH
+    return saved.count(run), LENGTH * config.hidden_size * config.num_layers * _WIDTH
 
 
 def measure() -> dict[str, dict[str, float]]:
     """Part and mode -> gigabytes and factor."""
-    found = {}
+    measured = {}
     original = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = lambda q, k, v, *_, **__: _Fused.apply(q, k, v)
     try:
@@ -159,12 +163,12 @@ def measure() -> dict[str, dict[str, float]]:
             ("decoder", decoder_bytes),
         ):
             for mode, checkpointing in (("plain", False), ("checkpointed", True)):
-                kept, unit = part(checkpointing)
-                entry = {"gigabytes": round(kept / 1e9, 3), "factor": round(kept / unit, 2)}
-                found[f"{name}, {mode}"] = entry
+                saved, unit = part(checkpointing)
+                entry = {"gigabytes": round(saved / 1e9, 3), "factor": round(saved / unit, 2)}
+                measured[f"{name}, {mode}"] = entry
     finally:
         F.scaled_dot_product_attention = original
-    return found
+    return measured
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ controlnet/     diffusers ControlNetModel
 mllm/           Qwen2-VL directory
 easyref.safetensors
 set.json        {"trained": true, ...}
+
+The large weights of the UNet, the autoencoder and the ControlNet are stored as int8 with one scale
+per output channel; `read_stored_weights` reads them back.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from .errors import EasyRefError
 
@@ -30,6 +34,7 @@ _FIRST = "square"
 VOCABULARY = 49408
 TABLE = "text_model.embeddings.token_embedding.weight"
 STORED_IDS = "token_ids"  # stored beside a reduced table: the token id of each row
+STORED_SCALE = ".scale"  # suffix of the scales [out, 1, ...] of an int8 weight [out, ...]
 
 
 def shipped_set() -> Path:
@@ -44,11 +49,6 @@ def shipped_set() -> Path:
             "again."
         )
     return TRAINED_SET
-
-
-def is_trained(directory: Path) -> bool:
-    """Whether a set is trained, so that its pictures show something."""
-    return bool((read_set_info(directory) or {}).get("trained"))
 
 
 def reference_files() -> list[Path]:
@@ -80,6 +80,28 @@ def rows_of_ids(ids: torch.Tensor) -> torch.Tensor:
     rows = torch.full((VOCABULARY,), len(ids))
     rows[ids] = torch.arange(len(ids))
     return rows
+
+
+def read_stored_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file of a set with the names, shapes and dtypes of its model class.
+
+    Weights that are not stored in a set's own forms (int8 with scales, a reduced token embedding)
+    are returned as they are.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be read.
+        KeyError: an int8 weight has no scales.
+    """
+    return whole_table(dequantised(load_file(path)))
+
+
+def dequantised(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights with each int8 weight multiplied by its scales, in float16."""
+    weights = dict(state)
+    for name, weight in state.items():
+        if weight.dtype == torch.int8:
+            weights[name] = (weight.float() * weights.pop(name + STORED_SCALE).float()).half()
+    return weights
 
 
 def whole_table(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

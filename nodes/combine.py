@@ -29,30 +29,31 @@ class EasyRefCombineTokens(io.ComfyNode):
             node_id="EasyRefCombineTokens",
             display_name="EasyRef Combine Tokens",
             category="EasyRef",
-            description="Makes the reference tokens of several groups into one set: side by side, "
-            "mixed, added, subtracted, one group to be avoided, or one for each latent of a batch.",
+            description="Combines the reference tokens of several groups into one set: "
+            "concatenated, averaged, added, subtracted, one group to avoid, or one for each latent "
+            "of a batch.",
             inputs=[
                 io.Autogrow.Input(
                     "tokens",
                     template=Numbered(EasyRefTokens.Input("tokens"), least=2),
-                    tooltip="Reference tokens, all of one adapter; one more input appears with "
-                    "each, up to 100. For avoid: 1 are the tokens to follow, 2 those to avoid.",
+                    tooltip="Reference tokens, all of one adapter; a new input appears as you "
+                    "connect, up to 100. For avoid: 1 are the tokens to follow, 2 those to avoid.",
                 ),
                 io.Combo.Input(
                     "method",
                     options=[*METHODS, _BATCH],
                     default=METHODS[0],
-                    tooltip="concatenate: all side by side, attention chooses. average: a mix. "
-                    "add, subtract: sum, or the first less the others. avoid: 2 replaces the "
-                    "black picture in the negative branch. batch: one token set per latent, 1 for "
-                    "the first.",
+                    tooltip="concatenate: all in one sequence, attention chooses. average: "
+                    "the weighted mean. add, subtract: the sum, or the first minus the others. "
+                    "avoid: 2 replaces the black picture in the negative branch. batch: one token "
+                    "set per latent, 1 for the first.",
                 ),
                 io.String.Input(
                     "weights",
                     default="1, 1",
                     tooltip="Weights of tokens_1, tokens_2 and so on in average, add and "
-                    "subtract: numbers, separated by commas. Those that are left out count 1. The "
-                    "other methods do not use them.",
+                    "subtract: numbers, separated by commas. Missing ones are 1. Other methods "
+                    "ignore them.",
                 ),
             ],
             outputs=[

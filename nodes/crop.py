@@ -18,38 +18,40 @@ class EasyRefCrop(io.ComfyNode):
             node_id="EasyRefCrop",
             display_name="EasyRef Crop",
             category="EasyRef",
-            description="Crops references to what a mask or a box covers, so that a face fills the "
-            "frame. Several masks on one picture give several crops.",
+            description="Crops references to a mask or a box, so that a face fills the frame. "
+            "Several masks on one picture give several crops.",
             inputs=[
                 io.Image.Input("images", tooltip="A picture, or a batch of pictures of one size."),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="What to keep, in white: one mask for all pictures, one for each, or "
-                    "several for one picture. Stretched to the picture's shape.",
+                    tooltip="What to keep (white): one mask for all pictures, one per picture, or "
+                    "several for one picture. It is resized to the picture.",
                 ),
                 share_input(
                     "x",
                     0.0,
-                    "Left side of the box as a share of the picture's width. Only used without a "
-                    "mask, as are y, width and height.",
+                    "Left side of the box as a fraction of the picture's width. Only used without "
+                    "a mask, as are y, width and height.",
                 ),
-                share_input("y", 0.0, "Top of the box as a share of the picture's height."),
-                share_input("width", 1.0, "Width of the box as a share of the picture's width."),
-                share_input("height", 1.0, "Height of the box as a share of the picture's height."),
+                share_input("y", 0.0, "Top of the box as a fraction of the picture's height."),
+                share_input("width", 1.0, "Width of the box as a fraction of the picture's width."),
+                share_input(
+                    "height", 1.0, "Height of the box as a fraction of the picture's height."
+                ),
                 io.Float.Input(
                     "padding",
                     default=0.25,
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="What is kept around the mask or box on every side, as a share of its "
-                    "larger side.",
+                    tooltip="Margin on every side of the mask or box, as a fraction of its longer "
+                    "side.",
                 ),
                 io.Boolean.Input(
                     "square",
                     default=True,
-                    tooltip="Grow the crop to a square, as far as the picture has room. Nothing "
+                    tooltip="Extend the crop to a square as far as the picture allows. Nothing "
                     "inside the mask or box is ever cut off.",
                 ),
             ],

@@ -33,20 +33,21 @@ class EasyRefEncode(io.ComfyNode):
                     "aggregation",
                     options=list(AGGREGATIONS),
                     default="easyref",
-                    tooltip="easyref: the MLLM encodes all pictures together. average and "
-                    "concatenate: each alone, for comparison.",
+                    tooltip="easyref: all pictures in one pass of the MLLM. average, concatenate: "
+                    "one pass per picture, for comparison.",
                     **ADVANCED,
                 ),
                 image_size_input(
-                    "0: as the adapter was trained (336 for the released weights). Else, "
-                    "from 56 on, pixels of a side of a square with the area each reference is "
-                    "resized to; shapes are kept. More takes more time and memory."
+                    "0: the size the adapter was trained with (336 for the released weights). "
+                    "Otherwise 56 or more: each picture is resized to about the area of a square "
+                    "with this side in pixels, keeping its aspect ratio. Larger costs time and "
+                    "memory."
                 ),
                 EasyRefReferenceGroup.Input(
                     "negative_references",
                     optional=True,
-                    tooltip="Pictures to avoid, from EasyRef References. They take the place of "
-                    "the black picture in the negative branch, so they act at a CFG above 1.",
+                    tooltip="Pictures to avoid, from EasyRef References. They replace the black "
+                    "picture in the negative branch, so they act at a CFG above 1.",
                 ),
             ],
             outputs=[

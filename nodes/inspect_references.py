@@ -20,18 +20,18 @@ class EasyRefInspect(io.ComfyNode):
             node_id="EasyRefInspect",
             display_name="EasyRef Inspect",
             category="EasyRef",
-            description="Shows what of the references is used: each one's share in the reference "
-            "tokens' attention, and a heat map over it.",
+            description="Shows how much attention the reference tokens pay to each reference, with "
+            "a heat map over it.",
             inputs=[
                 EasyRef.Input("easyref", tooltip="From EasyRef Loader."),
                 images_input(),
                 EasyRefReferenceGroup.Input(
                     "references",
                     optional=True,
-                    tooltip="The group that EasyRef Encode gets; weights count here too.",
+                    tooltip="The same group as for EasyRef Encode, weights included.",
                 ),
-                prompt_input("The prompt that EasyRef Encode gets."),
-                image_size_input("As in EasyRef Encode; 0: as the adapter was trained."),
+                prompt_input("The same prompt as for EasyRef Encode."),
+                image_size_input("As in EasyRef Encode; 0: the size the adapter was trained with."),
             ],
             outputs=[
                 io.Image.Output(
@@ -40,7 +40,7 @@ class EasyRefInspect(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="report",
-                    tooltip="One line a reference with its share, then the shares of prompt and "
+                    tooltip="One line per reference with its share, then the shares of prompt and "
                     "tokens.",
                 ),
             ],

@@ -39,16 +39,16 @@ class EasyRefLoader(io.ComfyNode):
                     "mllm",
                     options=[FROM_ADAPTER, *mllm_directories()],
                     default=FROM_ADAPTER,
-                    tooltip="Where tokenizer, sizes and missing weights come from: the adapter "
-                    "file itself, or a Qwen2-VL folder in models/LLM. Weights inside the adapter "
-                    "always come first.",
+                    tooltip="Source of the tokenizer, the configuration and missing weights: the "
+                    "adapter file itself, or a Qwen2-VL folder in models/LLM. Weights in the "
+                    "adapter file take precedence.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=list(PRECISIONS),
                     default="auto",
-                    tooltip="Precision the MLLM computes in. auto: bf16 where the device is good "
-                    "at it, else fp32.",
+                    tooltip="Compute precision of the MLLM. auto: bf16 where the device supports "
+                    "it well, else fp32.",
                     **ADVANCED,
                 ),
             ],

@@ -22,9 +22,9 @@ class EasyRefReferences(io.ComfyNode):
             node_id="EasyRefReferences",
             display_name="EasyRef References",
             category="EasyRef",
-            description="Gathers reference pictures of any sizes into one group: files dropped "
-            "into the gallery, each with its weight and crop, and connected pictures. Several of "
-            "these nodes can be chained.",
+            description="Collects reference pictures of any sizes into one group: files in the "
+            "gallery, each with its weight and crop, and connected pictures. Several of these "
+            "nodes can be chained.",
             inputs=[
                 # First, as sockets after growing ones change their index.
                 EasyRefReferenceGroup.Input(
@@ -36,8 +36,8 @@ class EasyRefReferences(io.ComfyNode):
                     "images",
                     template=Numbered(io.Image.Input("image", optional=True)),
                     optional=True,
-                    tooltip="Pictures, or batches of pictures of one size; one more input appears "
-                    "with each, up to 100. Each may have another size; nothing is cropped.",
+                    tooltip="Pictures or batches of pictures; a new input appears as you connect, "
+                    "up to 100. Inputs may differ in size; nothing is cropped.",
                 ),
                 io.Float.Input(
                     "weight",
@@ -53,9 +53,8 @@ class EasyRefReferences(io.ComfyNode):
                     optional=True,
                     default="",
                     socketless=True,
-                    tooltip="Pictures of ComfyUI's input folder with their weights and crops, as "
-                    "text. They come after previous and before image_1. The gallery in the node "
-                    "writes it.",
+                    tooltip="The gallery as text: files in ComfyUI's input folder with weights and "
+                    "crops. They come after previous and before image_1.",
                 ),
             ],
             outputs=[

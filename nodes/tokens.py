@@ -22,14 +22,14 @@ class EasyRefSaveTokens(io.ComfyNode):
             node_id="EasyRefSaveTokens",
             display_name="EasyRef Save Tokens",
             category="EasyRef",
-            description="Writes reference tokens to a small .safetensors file, which can be "
+            description="Saves reference tokens to a small .safetensors file, which can be "
             "loaded, shared and applied without the MLLM.",
             inputs=[
                 EasyRefTokens.Input("tokens", tooltip="From EasyRef Encode."),
                 io.String.Input(
                     "filename_prefix",
                     default="EasyRef",
-                    tooltip="Start of the file name; / makes subfolders. A number is added.",
+                    tooltip="Start of the file name; / creates subfolders. A number is appended.",
                 ),
                 io.Combo.Input(
                     "folder",
@@ -37,7 +37,7 @@ class EasyRefSaveTokens(io.ComfyNode):
                     default=_FOLDERS[0],
                     optional=True,
                     tooltip="output: ComfyUI's output/easyref_tokens. models: "
-                    "models/easyref_tokens, beside your models.",
+                    "models/easyref_tokens, with your models.",
                 ),
             ],
             outputs=[],
@@ -67,7 +67,7 @@ class EasyRefLoadTokens(io.ComfyNode):
             node_id="EasyRefLoadTokens",
             display_name="EasyRef Load Tokens",
             category="EasyRef",
-            description="Reads saved reference tokens. The MLLM is not needed to apply them.",
+            description="Loads saved reference tokens. The MLLM is not needed to apply them.",
             inputs=[
                 io.Combo.Input(
                     "file",

@@ -1,4 +1,4 @@
-"""The command: see the package's description, or `python -m benchmarks.gpu_check --help`."""
+"""The command; see the package's docstring, or `python -m benchmarks.gpu_check --help`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .report import FAIL, NOT_HERE, Row, measured, summary, table
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 WHOLE_RUN = 480
-"""Seconds that all checks may take together."""
+"""Time limit of all checks together, in seconds."""
 
 _START_SECONDS = 180  # until the first check begins: imports, and writing the models
 _PROBE = """
@@ -52,11 +52,11 @@ print(json.dumps({
 
 @dataclass
 class Run:
-    """All workers of one command.
+    """The workers of one command and the rows they recorded.
 
     Attributes:
         base: ComfyUI's base directory, the models in it.
-        about: what `probe` found.
+        about: result of `probe`.
         rows: so far.
         worker: command of a worker, without its arguments.
     """
@@ -73,9 +73,9 @@ class Run:
         return self.about["card"] is None
 
     def all(self, checks: Sequence[plan.Check]) -> None:
-        """Run checks, one process for each way of starting ComfyUI and for what follows a crash."""
+        """Run checks, one process per set of ComfyUI options, and a new one after a crash."""
         known = (self.comfyui / "comfy" / "cli_args.py").read_text(encoding="utf-8")
-        # One process on a CPU, where there is but one way to start.
+        # A CPU has only one set of options, so one process.
         groups = {plan.USUAL: list(checks)} if self.cpu else plan.starts(checks)
         for start, group in groups.items():
             flags: Sequence[str] | str = ["--cpu"]
@@ -97,13 +97,13 @@ class Run:
     def _process(
         self, start: str, flags: Sequence[str], checks: Sequence[plan.Check]
     ) -> list[plan.Check]:
-        """Run checks in one worker; those that it did not come to."""
+        """Run checks in one worker; returns those that it did not reach."""
         file = self.base / "rows.jsonl"
         file.write_text("")
         command = [*self.worker, str(self.comfyui), str(self.base), str(file)]
         command += [check.function for check in checks]
         command += (["--small"] if self.small else []) + ["--", *flags]
-        # What is compiled shall be compiled here and now, and leave nothing behind.
+        # Empty compile caches, deleted with the models: nothing compiled earlier is used.
         caches = {
             f"{name}_CACHE_DIR": str(self.base / name.lower())
             for name in ("TORCHINDUCTOR", "TRITON")
@@ -122,8 +122,8 @@ class Run:
             finally:
                 worker.kill()  # nothing where it has ended by itself
                 worker.wait()
-        left, current, late = progress
-        if late:
+        left, current, timed_out = progress
+        if timed_out:
             reason = "it took too long and was ended"
         else:
             reason = f"the process ended with status {worker.returncode}"
@@ -144,10 +144,10 @@ class Run:
         start: str,
         checks: Sequence[plan.Check],
     ) -> tuple[list[plan.Check], plan.Check | None, bool]:
-        """Read a worker's rows until it ends or its time is over.
+        """Read a worker's rows until it ends or times out.
 
         Returns:
-            The checks that it did not come to, the one that it was at, and whether it was late.
+            The checks that it did not reach, the one it was running, and whether it timed out.
         """
         left, read = list(checks), 0
         current: plan.Check | None = None
@@ -176,13 +176,13 @@ class Run:
 
 
 def _last_lines(log: Path, count: int = 3) -> str:
-    """The end of a worker's output in one line, without colours."""
+    """The end of a worker's output on one line, without colour codes."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return re.sub(r"\x1b\[[0-9;]*m", "", " | ".join(line.strip() for line in lines[-count:]))
 
 
 def _of_start(row: Row, start: str, cpu: bool) -> Row:
-    """The row; where a check runs in several ways, its name says which."""
+    """The row; if its check runs with several sets of options, its name says with which."""
     several = len({check.start for check in plan.CHECKS if check.name == row.check}) > 1
     if cpu or not several or row.check == "dynamic":
         return row
@@ -192,9 +192,9 @@ def _of_start(row: Row, start: str, cpu: bool) -> Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_check",
-        description="Checks what only a GPU can show; needs a ComfyUI and downloads nothing.",
+        description="Checks that need a GPU and a ComfyUI; nothing is downloaded.",
     )
-    parser.add_argument("--comfyui", type=Path, help="ComfyUI's folder; else it is looked for")
+    parser.add_argument("--comfyui", type=Path, help="ComfyUI's folder; searched for by default")
     parser.add_argument(
         "--out", type=Path, help="JSON to write; by default benchmarks/results/<card>.json"
     )
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only", action="append", default=[], choices=plan.NAMES, help="run this check alone"
     )
     parser.add_argument(
-        "--small", action="store_true", help="tiny models; tries the checks' logic on a CPU too"
+        "--small", action="store_true", help="tiny models, to try the checks' logic, on a CPU too"
     )
     parser.add_argument("--work", type=Path, help="folder for 16 GB of models, kept afterwards")
     options = parser.parse_args(arguments)
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def probe(comfyui: Path) -> dict[str, Any]:
-    """Card, driver and versions, found by a process of its own: this one stays off the card."""
+    """Card, driver and versions, from a separate process: this one must not use the card."""
     done = subprocess.run(
         [sys.executable, "-c", _PROBE], capture_output=True, text=True, check=True
     )
@@ -250,12 +250,12 @@ def probe(comfyui: Path) -> dict[str, Any]:
 
 
 def slug(card: str) -> str:
-    """A card's name as a file's."""
+    """A card's name as a file name."""
     return re.sub(r"[^a-z0-9]+", "_", card.lower()).strip("_")
 
 
 def write(path: Path, run: Run, seconds: float) -> None:
-    """Everything that was measured, and on what."""
+    """Write all measurements, and the machine they were made on."""
     content = {
         **run.about,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -269,7 +269,7 @@ def write(path: Path, run: Run, seconds: float) -> None:
 
 
 def _driver() -> str | None:
-    """The driver's version, as nvidia-smi says it."""
+    """Driver version reported by nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)

@@ -1,4 +1,4 @@
-"""What every check works with: models, the pack's nodes, sampling, time and memory."""
+"""Shared by all checks: models, the pack's nodes, sampling, time and memory."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Variant = Callable[[Any], Any]
 
 
 class Bench:
-    """The pack inside ComfyUI with the models to run it on; they are loaded when first used.
+    """The pack inside ComfyUI, and models to run it on, loaded on first use.
 
     Args:
-        work: folder for what one part of a check leaves for the other.
-        small: the golden models in place of those of released size.
+        work: folder for files that one process of a check writes for another.
+        small: use the golden models instead of models of released size.
     """
 
     def __init__(self, pack: Pack, work: Path, small: bool) -> None:
@@ -37,15 +37,15 @@ class Bench:
         self.small = small
         self.device: torch.device = mm.get_torch_device()
         self.models: ModelSet = SMALL if small else REAL
-        self._kept: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = {}
 
     @property
     def gpu(self) -> bool:
-        """Whether there is a device apart, with memory and a clock of its own."""
+        """Whether the device is a GPU, with its own memory and events."""
         return self.device.type == "cuda"
 
     def write_models(self) -> None:
-        """Write the models' files where they are not there yet."""
+        """Write the model files that are missing."""
         write_small(self.pack)
         if not self.small:
             write_real(self.pack, self.device)
@@ -53,31 +53,31 @@ class Bench:
     # Models
 
     def easyref(self) -> Any:
-        """The adapter as EasyRef Loader gives it."""
-        if "easyref" not in self._kept:
-            self._kept["easyref"] = self.pack.run(
+        """The adapter, loaded by EasyRef Loader."""
+        if "easyref" not in self._loaded:
+            self._loaded["easyref"] = self.pack.run(
                 "EasyRefLoader", self.models.adapter, self.models.mllm, "auto"
             )
-        return self._kept["easyref"]
+        return self._loaded["easyref"]
 
     def unet(self) -> Any:
-        """SDXL as Load Diffusion Model gives it."""
-        if "unet" not in self._kept:
-            self._kept["unet"] = load_unet(self.models.unet)
-        return self._kept["unet"]
+        """SDXL, loaded as Load Diffusion Model does."""
+        if "unet" not in self._loaded:
+            self._loaded["unet"] = load_unet(self.models.unet)
+        return self._loaded["unet"]
 
     def drop(self) -> None:
-        """Forget the models, as ComfyUI does with the outputs of an old graph."""
-        self._kept.clear()
+        """Drop the models, as ComfyUI does with cached outputs of an old graph."""
+        self._loaded.clear()
 
     def golden_easyref(self, precision: str = "fp32") -> Any:
-        """The golden adapter, which fits the golden UNet."""
+        """The golden adapter, for the golden UNet."""
         return self.pack.run("EasyRefLoader", SMALL.adapter, SMALL.mllm, precision)
 
     # References
 
     def references(self, count: int, seed: int = 0) -> tuple[Any, ...]:
-        """Pictures of noise, of different sizes."""
+        """Images of noise, of different sizes."""
         reference = self.pack.part("easyref_core.encode.group").Reference
         noise = np.random.default_rng(seed)
         low, high = self.models.sides
@@ -100,7 +100,7 @@ class Bench:
         )
 
     def tokens(self, seed: int) -> Any:
-        """Reference tokens that the adapter could have made."""
+        """Random reference tokens of the adapter's shape."""
         return comfyhost.random_tokens(self.pack, self.easyref(), seed)
 
     # Steering
@@ -109,7 +109,7 @@ class Bench:
         return comfyhost.apply(self.pack, model, self.easyref(), tokens, **settings)
 
     def variants(self) -> dict[str, Variant]:
-        """What EasyRef Apply can do to a model, one thing each."""
+        """One setting of EasyRef Apply each: name -> function that patches a model."""
         first, second = self.tokens(1), self.tokens(2)
         curve = self.pack.run("EasyRefWeightCurve", "linear", 1.0, 0.2, "")
         quarters = self.quarters()
@@ -129,14 +129,14 @@ class Bench:
         }
 
     def regions(self) -> Any:
-        """A group of its own in each quarter of the picture, through EasyRef Region."""
+        """Different tokens in each quarter of the image, through EasyRef Region."""
         regions = None
         for seed, mask in enumerate(self.quarters(), 1):
             regions = self.pack.run("EasyRefRegion", self.tokens(seed), mask, 1.0, previous=regions)
         return regions
 
     def quarters(self) -> list[torch.Tensor]:
-        """Masks [1, side, side] of the picture's quarters."""
+        """Masks [1, side, side] of the image's quarters."""
         side = self.models.latent
         masks = []
         for top in (0, side // 2):
@@ -147,14 +147,14 @@ class Bench:
         return masks
 
     def text(self, seed: int) -> list[list[Any]]:
-        """A CONDITIONING of noise."""
+        """A random CONDITIONING."""
         noise = torch.Generator().manual_seed(seed)
         states = torch.randn((1, 77, self.models.context), generator=noise)
         pooled = torch.randn((1, self.models.pooled), generator=noise)
         return [[states, {"pooled_output": pooled}]]
 
     def sample(self, model: Any, steps: int, side: int | None = None, **options: Any) -> Any:
-        """Latents as KSampler gives them: Euler, with CFG; `side` in latent cells."""
+        """Sample latents as KSampler does: Euler, with CFG; `side` in latent pixels."""
         import comfy.sample
 
         side = side or self.models.latent
@@ -177,12 +177,12 @@ class Bench:
     # Time and memory
 
     def wait(self) -> None:
-        """Let the device finish what it was given."""
+        """Wait until the device is idle."""
         if self.gpu:
             torch.cuda.synchronize()
 
     def seconds(self, work: Callable[[], Any]) -> tuple[float, Any]:
-        """Wall time of some work, the device's included; and its result."""
+        """Wall time of a call in seconds, until the device is idle; and its result."""
         self.wait()
         start = time.perf_counter()
         result = work()
@@ -190,8 +190,7 @@ class Bench:
         return time.perf_counter() - start, result
 
     def step_times(self, model: Any, steps: int) -> tuple[float, list[float]]:
-        """Seconds from the start of a sampling to the end of its first step, and of each later
-        step."""
+        """Seconds from the start of sampling to the end of its first step, and per later step."""
         marks: list[Any] = []
 
         def mark(*_: Any) -> None:
@@ -214,25 +213,25 @@ class Bench:
         return times[0], times[1:]
 
     def allocated(self) -> int:
-        """Bytes of tensors on the device, its work done; 0 without one."""
+        """Bytes of tensors on the device; 0 without a GPU."""
         self.wait()
         return torch.cuda.memory_allocated(self.device) if self.gpu else 0
 
     def used(self) -> int:
-        """Bytes of the card in use, by whomever; 0 without one."""
+        """Bytes of the card in use by any process; 0 without a GPU."""
         if not self.gpu:
             return 0
         free, total = torch.cuda.mem_get_info(self.device)
         return total - free
 
     def require_counting(self) -> None:
-        """Allocators may be exchanged; one that does not count would let every bar be kept."""
+        """Raise RuntimeError if the allocator does not count: then every limit would hold."""
         before, size = self.allocated(), 1 << 26
         probe = torch.empty(size, dtype=torch.uint8, device=self.device)
         counted = self.allocated() - before
         del probe
         if self.gpu and counted < size:
-            raise RuntimeError(f"PyTorch counts {counted} bytes of {size} that it gave out")
+            raise RuntimeError(f"PyTorch counts {counted} of {size} bytes that it allocated")
 
     def reset_peak(self) -> None:
         if self.gpu:
@@ -240,11 +239,11 @@ class Bench:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak(self) -> int:
-        """Most bytes of tensors since `reset_peak`; 0 without a device."""
+        """Peak bytes of tensors since `reset_peak`; 0 without a GPU."""
         return torch.cuda.max_memory_allocated(self.device) if self.gpu else 0
 
     def free(self) -> None:
-        """What ComfyUI's server does on /free, whose caches are the caller's variables here."""
+        """What ComfyUI's server does on /free; its caches are the caller's variables here."""
         import comfy.model_management as mm
 
         mm.unload_all_models()
@@ -253,7 +252,7 @@ class Bench:
 
 
 def load_unet(name: str, dtype: torch.dtype | None = None) -> Any:
-    """One of ComfyUI's diffusion models, as Load Diffusion Model loads it; None lets it choose."""
+    """A diffusion model as Load Diffusion Model loads it; ComfyUI chooses the dtype for None."""
     import comfy.sd
     import folder_paths
 
@@ -262,7 +261,7 @@ def load_unet(name: str, dtype: torch.dtype | None = None) -> Any:
 
 
 def cosine(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Of two results as vectors; NaN where one is not finite."""
+    """Cosine similarity of two results as vectors; NaN if one is not finite."""
     return float(
         torch.nn.functional.cosine_similarity(
             first.double().flatten(), second.double().flatten(), dim=0
@@ -270,6 +269,6 @@ def cosine(first: torch.Tensor, second: torch.Tensor) -> float:
     )
 
 
-def finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of those that hold what is not a number."""
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors with values that are not finite."""
     return [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]

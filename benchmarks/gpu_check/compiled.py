@@ -1,7 +1,7 @@
-"""TorchCompileModel in every order: each result is that of the uncompiled model.
+"""TorchCompileModel before and after EasyRef Apply: results equal the uncompiled model's.
 
-On the golden UNet, whose 8 transformer blocks compile in seconds; what a trace keeps of its first
-call does not depend on the size.
+On the golden UNet, whose 8 transformer blocks compile in seconds; what a trace captures of its
+first call does not depend on the size.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .bench import Bench, Variant, load_unet
 from .models import SMALL
 from .report import NotHere, Row, measured
 
-# Compiled kernels add up in another order; what the variants differ by is a hundred times more,
-# which is measured too.
+# Compiled kernels sum in another order. The variants differ by a hundred times more, which is
+# measured too.
 CLOSE = 2e-3
 APART = 0.05
 _NODE = "comfy_extras.nodes_torch_compile.TorchCompileModel"
@@ -38,46 +38,50 @@ def compiled(bench: Bench) -> Iterator[Row]:
 
 def _all_orders(variants: dict[str, Variant], backend: str) -> Iterator[Row]:
     unet = load_unet(SMALL.unet, torch.float32)
-    wanted = {name: _noise(variant(unet)) for name, variant in variants.items()}
-    names = list(wanted)
+    uncompiled = {name: _noise(variant(unet)) for name, variant in variants.items()}
+    names = list(uncompiled)
     apart = min(
-        _difference(wanted[first], wanted[second])
+        _difference(uncompiled[first], uncompiled[second])
         for number, first in enumerate(names)
         for second in names[number + 1 :]
     )
     yield measured("results differ by at least", apart, at_least=APART)
 
-    def far(name: str, model: Any) -> float:
-        return _difference(_noise(model), wanted[name])
-
-    def farthest(order: list[str], made: Callable[[Variant], Any]) -> Row:
-        found = {name: far(name, made(variants[name])) for name in order}
-        worst = max(found, key=lambda name: (found[name] != found[name], found[name]))
-        return measured("", found[worst], at_most=CLOSE, note=f"farthest off: {worst}")
+    def largest_difference(order: list[str], compiled: Callable[[Variant], Any]) -> Row:
+        off = {
+            name: _difference(_noise(compiled(variants[name])), uncompiled[name]) for name in order
+        }
+        worst = max(off, key=lambda name: (off[name] != off[name], off[name]))  # NaN first
+        return measured("", off[worst], at_most=CLOSE, note=f"farthest off: {worst}")
 
     def named(row: Row, name: str) -> Row:
         return Row(**{**row.written(), "name": name})
 
-    # One compiled model, references behind it: plain first, each change, plain again.
+    # One compiled model, patched after it: plain first, each change, plain again.
     torch.compiler.reset()
-    behind = comfyhost.stock(_NODE, unet, backend)
+    compiled_unet = comfyhost.stock(_NODE, unet, backend)
     order = [*names, "plain", "one Apply"]
-    yield named(farthest(order, lambda variant: variant(behind)), "plain, then every change")
+    yield named(
+        largest_difference(order, lambda variant: variant(compiled_unet)),
+        "plain, then every change",
+    )
     torch.compiler.reset()
-    behind = comfyhost.stock(_NODE, unet, backend)
+    compiled_unet = comfyhost.stock(_NODE, unet, backend)
     order = ["one Apply", "plain", "two Applies", "plain"]
-    yield named(farthest(order, lambda variant: variant(behind)), "Apply first, then plain")
-    # The compile node last, as on a graph where it stands before the sampler.
+    yield named(
+        largest_difference(order, lambda variant: variant(compiled_unet)), "Apply first, then plain"
+    )
+    # The compile node last, right before the sampler.
     torch.compiler.reset()
     order = ["one Apply", "another weight", "plain", "a mask", "two Applies", "one Apply"]
     yield named(
-        farthest(order, lambda variant: comfyhost.stock(_NODE, variant(unet), backend)),
+        largest_difference(order, lambda variant: comfyhost.stock(_NODE, variant(unet), backend)),
         "compiled behind Apply",
     )
 
 
 def _variants(bench: Bench) -> dict[str, Variant]:
-    """Of the golden adapter on the golden UNet, "plain" first."""
+    """Settings of the golden adapter: name -> function that patches a model; "plain" first."""
     easyref = bench.golden_easyref()
     pack = bench.pack
     first, second = (comfyhost.random_tokens(pack, easyref, seed) for seed in (1, 2))
@@ -105,7 +109,7 @@ def _variants(bench: Bench) -> dict[str, Variant]:
 
 
 def _backend(bench: Bench) -> str:
-    """Inductor on a GPU; on a CPU one that traces as every backend does and compiles nothing."""
+    """Inductor on a GPU; on a CPU "eager", which traces as every backend and compiles nothing."""
     if not bench.gpu:
         return "eager"
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):

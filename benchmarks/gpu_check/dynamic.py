@@ -1,4 +1,4 @@
-"""Dynamic VRAM against static: the same pictures to tokens to latents, each in its own process."""
+"""Dynamic VRAM against static: the same tokens and latents, each in its own process."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Iterator
 import torch
 from safetensors.torch import load_file, save_file
 
-from .bench import Bench, cosine, finite
+from .bench import Bench, cosine, not_finite
 from .report import NotHere, Row, measured, stated
 
-LIKE = 0.999
+SIMILAR = 0.999  # least cosine similarity
 _FILE = "with_dynamic_vram.safetensors"
 
 
 def with_dynamic_vram(bench: Bench) -> Iterator[Row]:
-    """Leaves its results for the other process."""
+    """Save the results for the other process."""
     if bench.gpu and not _is_dynamic():
         raise NotHere("this ComfyUI does not use dynamic VRAM on this computer")
     results = _results(bench)
-    broken = finite(results)
+    broken = not_finite(results)
     yield stated("results with dynamic VRAM are finite", not broken, ", ".join(broken))
     save_file(results, bench.work / _FILE)
 
 
 def without_dynamic_vram(bench: Bench) -> Iterator[Row]:
-    """Compares with what the other process left."""
+    """Compare with the results of the other process."""
     file = bench.work / _FILE
     if not file.is_file():
         raise NotHere("there are no results with dynamic VRAM to compare with")
     if _is_dynamic():
         raise RuntimeError("ComfyUI uses dynamic VRAM although it was told not to")
-    with_it, results = load_file(file), _results(bench)
-    for name, result in results.items():
-        like = cosine(result, with_it[name])
-        yield measured(f"{name}, cosine with and without", like, at_least=LIKE)
+    dynamic, static = load_file(file), _results(bench)
+    for name, result in static.items():
+        similarity = cosine(result, dynamic[name])
+        yield measured(f"{name}, cosine with and without", similarity, at_least=SIMILAR)
 
 
 def _results(bench: Bench) -> dict[str, torch.Tensor]:
@@ -42,12 +42,12 @@ def _results(bench: Bench) -> dict[str, torch.Tensor]:
     model = bench.apply(bench.unet(), tokens)
     steered = bench.sample(model, 6)
     masked = bench.sample(bench.apply(bench.unet(), None, regions=bench.regions()), 6)
-    found = {"tokens": tokens.cond, "latents": steered, "latents with regions": masked}
-    return {name: tensor.float().cpu().contiguous() for name, tensor in found.items()}
+    results = {"tokens": tokens.cond, "latents": steered, "latents with regions": masked}
+    return {name: tensor.float().cpu().contiguous() for name, tensor in results.items()}
 
 
 def _is_dynamic() -> bool:
-    """Whether new model patchers are of the dynamic kind."""
+    """Whether ComfyUI creates dynamic model patchers."""
     import comfy.model_patcher
 
     dynamic = getattr(comfy.model_patcher, "ModelPatcherDynamic", None)

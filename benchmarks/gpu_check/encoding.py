@@ -1,4 +1,4 @@
-"""Encoding few and many references: how long it takes, and what the host was told it needs."""
+"""Encoding few and many references: time, and peak memory against the estimate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def encode(bench: Bench) -> Iterator[Row]:
     yield stated("tokens are finite", bool(tokens.cond.isfinite().all()))
     for count in (models.few, models.many):
         references = bench.references(count, seed=count)
-        with _told_to_host() as told:
+        with _requested_memory() as requested:
             bench.reset_peak()
             before = bench.allocated()
             seconds, _ = bench.seconds(lambda group=references: bench.encode(group, "a cat"))
@@ -30,24 +30,24 @@ def encode(bench: Bench) -> Iterator[Row]:
         seconds, _ = bench.seconds(lambda group=references: bench.encode(group, "a dog"))
         yield measured(f"{count} references, another prompt", seconds, "s")
         yield measured(f"{count} references, peak", peak / _MB, "MB")
-        yield measured(f"{count} references, told to ComfyUI", max(told) / _MB, "MB")
-        yield measured(f"{count} references, peak / told", peak / max(told), at_most=PEAK)
+        yield measured(f"{count} references, told to ComfyUI", max(requested) / _MB, "MB")
+        yield measured(f"{count} references, peak / told", peak / max(requested), at_most=PEAK)
 
 
 @contextmanager
-def _told_to_host() -> Iterator[list[float]]:
-    """Bytes for activations that models are loaded with while this is open."""
+def _requested_memory() -> Iterator[list[float]]:
+    """Bytes for activations requested by loading models inside the context."""
     import comfy.model_management as mm
 
     load: Callable[..., Any] = mm.load_models_gpu
-    told: list[float] = []
+    requested: list[float] = []
 
-    def noted(models: Any, memory_required: float = 0, **options: Any) -> Any:
-        told.append(memory_required)
+    def recorded(models: Any, memory_required: float = 0, **options: Any) -> Any:
+        requested.append(memory_required)
         return load(models, memory_required=memory_required, **options)
 
-    mm.load_models_gpu = noted
+    mm.load_models_gpu = recorded
     try:
-        yield told
+        yield requested
     finally:
         mm.load_models_gpu = load

@@ -1,4 +1,4 @@
-"""Memory of the device: given back, not growing, and enough of it on a small card."""
+"""Device memory: freed, not growing, and sufficient on a small card."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .bench import Bench
 from .plan import SMALL_CARD
 from .report import Row, measured, stated
 
-LEFT = 0.1  # MB; a set of keys and values has 43, the reference tokens themselves 0.2
+LEFT = 0.1  # MB; one set of keys and values has 43, the reference tokens 0.2
 GROWTH = 64.0  # MB
-KERNELS = 512.0  # MB that the driver may take for the kernels that it loads meanwhile
+KERNELS = 512.0  # MB that the driver may take for kernels it loads meanwhile
 PROMPTS = 20
 _MB = 1e6
 
 
 def free(bench: Bench) -> Iterator[Row]:
-    """After /free as much is allocated as before anything was loaded, as without references.
+    """After /free no more is allocated than before anything was loaded.
 
     Once with the outputs of the nodes still in ComfyUI's caches (`unload_models`), once without
-    (`free_memory`). What ComfyUI itself leaves after a sampling is measured first and not counted.
+    (`free_memory`). What ComfyUI itself keeps after sampling is measured first and subtracted.
     """
     bench.require_counting()
     start = _settled(bench)
@@ -51,19 +51,18 @@ def free(bench: Bench) -> Iterator[Row]:
 
 
 def growth(bench: Bench) -> Iterator[Row]:
-    """Allocated after twenty prompts against after the third.
+    """Memory allocated after twenty prompts against the third.
 
-    Everything that the nodes gave is kept, as ComfyUI's caches keep it on machines with much
-    memory.
+    All node outputs are kept, as ComfyUI's caches do on machines with much memory.
     """
     bench.require_counting()
     references = bench.references(bench.models.few)
-    kept: list[Any] = []
+    outputs: list[Any] = []
     sizes: list[float] = []
     for number in range(PROMPTS):
         tokens = bench.encode(references, f"picture number {number} of a cat")
         model = bench.apply(bench.unet(), tokens)
-        kept.append((tokens, model))
+        outputs.append((tokens, model))
         bench.sample(model, 1, side=min(bench.models.latent, 64))
         sizes.append(bench.allocated() / _MB)
     yield measured("allocated after 3 prompts", sizes[2], "MB")
@@ -72,9 +71,9 @@ def growth(bench: Bench) -> Iterator[Row]:
 
 
 def small_card(bench: Bench) -> Iterator[Row]:
-    """Many references and a sampling in 6 GB.
+    """Encode many references and sample in 6 GB.
 
-    PyTorch's allocator gets no more, and ComfyUI was started with the rest of the card reserved.
+    PyTorch's allocator is limited to that, and ComfyUI was started with the rest reserved.
     """
     if bench.gpu:
         total = torch.cuda.get_device_properties(bench.device).total_memory
@@ -98,7 +97,7 @@ def small_card(bench: Bench) -> Iterator[Row]:
 
 
 def _settled(bench: Bench) -> int:
-    """Allocated bytes once the libraries have taken what they keep for as long as they live."""
+    """Allocated bytes after the libraries have allocated their permanent workspaces."""
     if bench.gpu:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             square = torch.ones(256, 256, device=bench.device, dtype=dtype)
@@ -113,18 +112,18 @@ def _settled(bench: Bench) -> int:
 
 @contextmanager
 def _highest_use(bench: Bench, seconds: float = 0.02) -> Iterator[list[int]]:
-    """Bytes of the card in use, looked at again and again while this is open."""
-    found = [bench.used()]
-    over = threading.Event()
+    """Bytes of the card in use, sampled every so many seconds inside the context."""
+    samples = [bench.used()]
+    stop = threading.Event()
 
-    def look() -> None:
-        while not over.wait(seconds):
-            found.append(bench.used())
+    def poll() -> None:
+        while not stop.wait(seconds):
+            samples.append(bench.used())
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
-        yield found
+        yield samples
     finally:
-        over.set()
+        stop.set()
         thread.join()

@@ -1,4 +1,4 @@
-"""The models that the checks run on: of released size with random weights, and the golden ones."""
+"""Models for the checks: random weights of released size, and the golden models."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ UNETS = "models/diffusion_models"
 
 @dataclass(frozen=True)
 class ModelSet:
-    """Models by the names they have in ComfyUI's lists, and sizes that suit them.
+    """Models by their names in ComfyUI's lists, and sizes that fit them.
 
     Attributes:
-        context, pooled: widths of the text's states and of its pooled state.
-        latent: side of a square latent.
-        image_size: for EasyRef Encode; 0 as trained.
-        few, many: how many references are encoded.
-        sides: of reference pictures, in pixels, from and to.
+        context, pooled: widths of text states and pooled text embedding.
+        latent: side of a square latent, in latent pixels.
+        image_size: for EasyRef Encode; 0: as trained.
+        few, many: numbers of references to encode.
+        sides: smallest and largest side of reference images, in pixels.
     """
 
     adapter: str
@@ -70,7 +70,7 @@ SMALL = ModelSet(
 
 
 def write_small(pack: Pack) -> None:
-    """The golden models in ComfyUI's folders, its UNet as a file for Load Diffusion Model."""
+    """Put the golden models into ComfyUI's folders, the UNet as one file."""
     for source, folder, name in (
         (ADAPTER, "easyref", SMALL.adapter),
         (MLLM, "LLM", SMALL.mllm),
@@ -87,20 +87,20 @@ def write_small(pack: Pack) -> None:
 
 
 def write_real(pack: Pack, device: torch.device) -> None:
-    """Adapter (5.5 GB) and UNet (5.1 GB, in half precision as SDXL is published)."""
+    """Write adapter (5.5 GB) and UNet (5.1 GB, in float16, as SDXL is published)."""
     adapter = pack.base / "models" / "easyref" / REAL.adapter
     if not adapter.exists():
-        _whole(adapter, lambda path: write_adapter(path, device))
+        _write_whole(adapter, lambda path: write_adapter(path, device))
     unet = pack.base / UNETS / REAL.unet
     if not unet.exists():
         unet.parent.mkdir(parents=True, exist_ok=True)
         weights = dict(random_weights(unet_shapes(), torch.float16, device, seed=1))
-        _whole(unet, lambda path: _save(weights, path))
+        _write_whole(unet, lambda path: _save(weights, path))
 
 
 @contextmanager
 def small_unet_recognised(pack: Pack) -> Iterator[None]:
-    """ComfyUI's loaders take the golden UNet for an SDXL of its size, which they would refuse."""
+    """Let ComfyUI's loaders accept the golden UNet as an SDXL of its size."""
     import comfy.model_detection
     import comfy.supported_models
     from safetensors import safe_open
@@ -136,8 +136,8 @@ def _save(weights: Mapping[str, torch.Tensor], path: Path) -> None:
     save_file({name: weight.contiguous() for name, weight in weights.items()}, path)
 
 
-def _whole(path: Path, write: Any) -> None:
-    """Write a file beside its place first, so that a killed process leaves no half of it there."""
+def _write_whole(path: Path, write: Any) -> None:
+    """Write to a temporary name first, so that a killed process leaves no partial file."""
     unfinished = path.with_suffix(".unfinished")
     write(unfinished)
     unfinished.rename(path)

@@ -1,4 +1,4 @@
-"""The golden set on the device: the nodes give the official implementation's numbers."""
+"""The golden set on the device: the nodes reproduce the official implementation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .report import Row, measured
 CASES = ("one_ref_prompt", "four_refs_prompt", "four_refs_empty")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Bars on the largest absolute difference: of tokens, of the noise prediction, and of the one with
-# CFG 7.5, which multiplies differences by up to 14. In fp32 they are those of the tests on a CPU,
-# and find any mistake. In half precision they are two to three times what a CPU shows, whose
-# rounding is the format's, and find kernels that go wrong there: the smallest mistake in the UNet
-# that the golden set lists is off by 0.29.
+# Limits of the largest absolute difference: of tokens, of the noise prediction, and of the noise
+# prediction with CFG 7.5, which multiplies differences by up to 14. In fp32 they are those of the
+# CPU tests and detect any mistake. In half precision they are two to three times the rounding error
+# on a CPU and detect wrong kernels: the smallest mistake in the UNet that the golden set lists
+# changes it by 0.29.
 BARS = {
     "fp32": (1e-4, 1e-4, 5e-4),
     "bf16": (0.4, 0.08, 0.6),
@@ -32,14 +32,14 @@ BARS = {
 def parity(bench: Bench) -> Iterator[Row]:
     for precision in DTYPES:
         with _exact_convolutions():
-            yield from _in(bench, precision)
+            yield from _differences(bench, precision)
 
 
-def _in(bench: Bench, precision: str) -> Iterator[Row]:
-    of_tokens, of_noise, guided = BARS[precision]
+def _differences(bench: Bench, precision: str) -> Iterator[Row]:
+    max_tokens, max_noise, max_guided = BARS[precision]
     easyref = bench.golden_easyref(precision)
-    farthest = max(_token_difference(bench, easyref, case) for case in CASES)
-    yield measured(f"tokens, {precision}", farthest, at_most=of_tokens)
+    largest = max(_token_difference(bench, easyref, case) for case in CASES)
+    yield measured(f"tokens, {precision}", largest, at_most=max_tokens)
 
     tokens = bench.pack.part("easyref_core.tokens.reference_tokens").ReferenceTokens(
         golden("unet.ref_tokens"),
@@ -51,13 +51,13 @@ def _in(bench: Bench, precision: str) -> Iterator[Row]:
     unet = load(goldens.UNET, DTYPES[precision])
     steered = comfyhost.apply(bench.pack, unet, easyref, tokens)
     noise = _difference(comfyhost.predict(steered), golden("unet.noise_pred.scale_1.0"))
-    yield measured(f"noise prediction, {precision}", noise, at_most=of_noise)
+    yield measured(f"noise prediction, {precision}", noise, at_most=max_noise)
     noise = _difference(comfyhost.predict(steered, 7.5), golden("unet.noise_pred.cfg_guided_7.5"))
-    yield measured(f"noise prediction, CFG 7.5, {precision}", noise, at_most=guided)
+    yield measured(f"noise prediction, CFG 7.5, {precision}", noise, at_most=max_guided)
 
 
 def _token_difference(bench: Bench, easyref: Any, case: str) -> float:
-    """Of the tokens of a golden group, both halves, to the official ones."""
+    """Largest difference of a golden group's tokens, cond and uncond, to the official ones."""
     reference = bench.pack.part("easyref_core.encode.group").Reference
     tokens = bench.pack.run(
         "EasyRefEncode",
@@ -73,13 +73,13 @@ def _token_difference(bench: Bench, easyref: Any, case: str) -> float:
     )
 
 
-def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return goldens.difference(found.cpu().float(), wanted)
+def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return goldens.difference(actual.cpu().float(), expected)
 
 
 @contextmanager
 def _exact_convolutions() -> Iterator[None]:
-    """Convolutions in float32, not TF32, whose ten bits would hide a mistake behind rounding."""
+    """Convolutions in float32: TF32's ten bits of precision would hide small mistakes."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

@@ -16,17 +16,17 @@ from .report import NOT_HERE, NotHere, Row, measured
 
 FORMATS = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}
 
-# With random weights, which quantise worse than trained ones, a CPU that rounds the weights alone
-# shows 0.97 (fp8) and 0.99 (int8) of real size; a GPU rounds activations to fp8 too. What is lost
-# when LoRA or references are left out is measured beside it and must be beyond `LOST`.
-LIKE = 0.9
+# Cosine similarities. Random weights quantise worse than trained ones: on a CPU, which rounds the
+# weights only, 0.97 (fp8) and 0.99 (int8) at real size; a GPU rounds activations to fp8 too. For
+# comparison, results without LoRA or without references must be less similar than `LOST`.
+SIMILAR = 0.9
 LOST = 0.8
 
 
 def quantised(bench: Bench) -> Iterator[Row]:
-    """One step of each model, plain and steered, against the unquantised one.
+    """One step of each model, without and with references, against the unquantised model.
 
-    Cosines of the latents, and of what LoRA and references changed in them.
+    Cosine similarities of latents, and of the change that LoRA and references make.
     """
     unet = bench.unet()
     plain, steered = _plain(bench, unet), _steered(bench, unet)
@@ -42,11 +42,13 @@ def quantised(bench: Bench) -> Iterator[Row]:
             yield Row("", name, verdict=NOT_HERE, note=str(reason))
             continue
         unet = load_unet(file)
-        found_plain, found = _plain(bench, unet), _steered(bench, unet)
-        yield measured(f"{name}, plain as unquantised", cosine(found_plain, plain), at_least=LIKE)
-        yield measured(f"{name}, steered as unquantised", cosine(found, steered), at_least=LIKE)
-        effect = cosine(found - found_plain, steered - plain)
-        yield measured(f"{name}, effect as unquantised", effect, at_least=LIKE)
+        own_plain, own_steered = _plain(bench, unet), _steered(bench, unet)
+        yield measured(f"{name}, plain as unquantised", cosine(own_plain, plain), at_least=SIMILAR)
+        yield measured(
+            f"{name}, steered as unquantised", cosine(own_steered, steered), at_least=SIMILAR
+        )
+        effect = cosine(own_steered - own_plain, steered - plain)
+        yield measured(f"{name}, effect as unquantised", effect, at_least=SIMILAR)
 
 
 def _plain(bench: Bench, unet: Any) -> torch.Tensor:
@@ -58,7 +60,7 @@ def _steered(bench: Bench, unet: Any, **settings: Any) -> torch.Tensor:
 
 
 def _write(bench: Bench, name: str, kind: str) -> str:
-    """The UNet's file with its transformers' linear layers quantised; its name for ComfyUI.
+    """Write the UNet with quantised linear layers in its transformers; returns the file name.
 
     Raises:
         NotHere: this core does not know the format.
@@ -88,7 +90,7 @@ def _write(bench: Bench, name: str, kind: str) -> str:
 def _quantised(
     layer: str, weight: torch.Tensor, algorithm: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """A layer's weight and its scale, the largest value on the format's largest number."""
+    """A layer's weight and its scale: its largest magnitude over the format's largest number."""
     storage = algorithm["storage_t"]
     if storage.is_floating_point:
         largest = torch.finfo(storage).max

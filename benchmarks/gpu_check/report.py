@@ -1,4 +1,4 @@
-"""Rows of measurements, their verdicts, and the table; nothing here needs PyTorch."""
+"""Rows of measurements, their verdicts, and the table; without PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PASS, FAIL, MEASURED, NOT_HERE = "pass", "fail", "measured", "not run here"
 
 
 class NotHere(Exception):
-    """A check that this computer or this ComfyUI cannot run; says why."""
+    """A check that cannot run on this computer or ComfyUI; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Row:
     """One measurement.
 
     Attributes:
-        check: which check made it.
-        name: what was measured.
-        value: in `unit`; None where there is nothing to say but the verdict.
-        bar: what the value may be; `at_most` says on which side.
-        verdict: one of this module's four words.
-        note: why it failed or was not run, or details.
+        check: name of its check.
+        name: name of the measurement.
+        value: in `unit`; None if there is only a verdict.
+        bar: limit of the value: an upper one if `at_most`, else a lower one.
+        verdict: PASS, FAIL, MEASURED or NOT_HERE.
+        note: reason of a failure or for not running, or details.
     """
 
     check: str
@@ -48,7 +48,7 @@ def measured(
     at_least: float | None = None,
     note: str = "",
 ) -> Row:
-    """A row that passes where the value keeps to its bar, if it has one; NaN never does."""
+    """A row; with a limit it passes or fails. NaN fails."""
     bar = at_most if at_most is not None else at_least
     verdict = MEASURED
     if bar is not None:
@@ -57,12 +57,12 @@ def measured(
 
 
 def stated(name: str, holds: bool, note: str = "") -> Row:
-    """A row that says yes or no."""
+    """A row that passes or fails, without a value."""
     return Row("", name, verdict=PASS if holds else FAIL, note=note)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Every row in a line: check, measurement, value, bar, verdict, note."""
+    """One line per row: check, measurement, value, limit, verdict, note."""
     head = ("check", "measured", "value", "bar", "verdict")
     lines = [head] + [
         (row.check, row.name, _value(row.value, row.unit), _bar(row), row.verdict) for row in rows
@@ -78,7 +78,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Iterable[Row]) -> dict[str, int]:
-    """How many rows there are of each verdict."""
+    """Number of rows per verdict."""
     counts = dict.fromkeys((PASS, FAIL, MEASURED, NOT_HERE), 0)
     for row in rows:
         counts[row.verdict] += 1

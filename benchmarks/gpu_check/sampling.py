@@ -1,4 +1,4 @@
-"""What references cost while a sampler runs: waits for the device, and time."""
+"""Cost of references during sampling: device synchronisations, and time."""
 
 from __future__ import annotations
 
@@ -25,24 +25,22 @@ _ROUNDS = 2
 
 
 def syncs(bench: Bench) -> Iterator[Row]:
-    """Waits in model calls after a run's first, each variant for itself.
+    """Synchronisations in model calls after the first, per variant.
 
-    PyTorch's debug mode for synchronizing operations is set to warn, not to raise, so that every
-    place is named, and so that what ComfyUI does without references is not counted: the same model
-    and LoRA with weight 0.
+    PyTorch's sync debug mode is set to warn, so that every place is listed and those of ComfyUI
+    itself, measured with the same model and LoRA at weight 0, can be subtracted.
     """
-    own = _waits(bench, lambda model: bench.apply(model, bench.tokens(1), weight=0.0))
+    own = _synchronisations(bench, lambda model: bench.apply(model, bench.tokens(1), weight=0.0))
     yield measured("waits of ComfyUI's own", own.total(), note=_places(own))
     for name, variant in bench.variants().items():
-        found = _waits(bench, variant) - own
-        yield measured(name, found.total(), at_most=0, note=_places(found))
+        places = _synchronisations(bench, variant) - own
+        yield measured(name, places.total(), at_most=0, note=_places(places))
 
 
 def step(bench: Bench) -> Iterator[Row]:
-    """Seconds a step: plain, with the LoRA alone, with one Apply, with four regions.
+    """Time per step: plain, with the LoRA alone, with one Apply, with four regions.
 
-    Medians of later steps, the best of rounds that take turns, so that a clock that changes slows
-    all of them.
+    Medians of later steps, best of interleaved rounds, so that a changing clock affects all.
     """
     tokens, unet = bench.tokens(1), bench.unet()
     models = {
@@ -65,7 +63,7 @@ def step(bench: Bench) -> Iterator[Row]:
 
 
 def first_step(bench: Bench) -> Iterator[Row]:
-    """What tokens that were never sampled add to the time until the first step is done."""
+    """Extra time of the first step with tokens that were not used before."""
     unet = bench.unet()
     known = bench.apply(unet, bench.tokens(1))
     bench.sample(known, 2)
@@ -76,33 +74,33 @@ def first_step(bench: Bench) -> Iterator[Row]:
     yield measured("new tokens add", slowest - usual, "s", at_most=NEW_TOKENS)
 
 
-def _waits(bench: Bench, variant: Variant) -> Counter[str]:
-    """Places that wait for the device in the later calls of a sampling, with how often."""
+def _synchronisations(bench: Bench, variant: Variant) -> Counter[str]:
+    """Source lines that synchronise with the device after the first model call -> count."""
     from comfy.patcher_extension import WrappersMP
 
     watch = _Watch(bench.gpu)
     model = bench.unet().clone()
-    # The first wrapper is the outermost: what the variant adds stands inside.
+    # The first wrapper is the outermost: those of the variant run inside.
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "gpu_check", watch)
     bench.sample(variant(model), 4, side=min(bench.models.latent, 64))
     if watch.calls < 4:
-        raise RuntimeError(f"only {watch.calls} model calls were seen of 4 steps")
-    return watch.found
+        raise RuntimeError(f"4 steps made only {watch.calls} model calls")
+    return watch.places
 
 
 class _Watch:
-    """An APPLY_MODEL wrapper that notes waits in every call but the first."""
+    """An APPLY_MODEL wrapper that counts synchronisations in every call but the first."""
 
     def __init__(self, gpu: bool) -> None:
         self._gpu = gpu
         self.calls = 0
-        self.found: Counter[str] = Counter()
+        self.places: Counter[str] = Counter()
 
     def __call__(self, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.calls += 1
         if self.calls == 1:
             return executor(*args, **kwargs)
-        with _noted(self.found) if self._gpu else _Simulated(self.found):
+        with _counted(self.places) if self._gpu else _Simulated(self.places):
             return executor(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Watch:
@@ -110,9 +108,9 @@ class _Watch:
 
 
 @contextmanager
-def _noted(found: Counter[str]) -> Iterator[None]:
-    """Count PyTorch's warnings of operations that wait for the GPU."""
-    with warnings.catch_warnings(record=True) as seen:
+def _counted(places: Counter[str]) -> Iterator[None]:
+    """Count PyTorch's warnings of operations that synchronise with the GPU."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("warn")
@@ -120,9 +118,9 @@ def _noted(found: Counter[str]) -> Iterator[None]:
             yield
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    for warning in seen:
+    for warning in caught:
         if _WAITS in str(warning.message):
-            found[f"{_short(warning.filename)}:{warning.lineno}"] += 1
+            places[f"{_short(warning.filename)}:{warning.lineno}"] += 1
 
 
 _WAITING = (
@@ -134,15 +132,15 @@ _WAITING = (
 
 
 class _Simulated(TorchDispatchMode):
-    """The same on a CPU: operations whose result a program would have to wait for on a GPU."""
+    """The same on a CPU: counts operations that would synchronise on a GPU."""
 
-    def __init__(self, found: Counter[str]) -> None:
+    def __init__(self, places: Counter[str]) -> None:
         super().__init__()
-        self._found = found
+        self._places = places
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in _WAITING:
-            self._found[str(func.overloadpacket)] += 1
+            self._places[str(func.overloadpacket)] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -151,5 +149,5 @@ def _short(path: str) -> str:
     return "/".join(Path(path).parts[-2:])
 
 
-def _places(found: Counter[str]) -> str:
-    return ", ".join(f"{place} ({count})" for place, count in found.most_common(6))
+def _places(counts: Counter[str]) -> str:
+    return ", ".join(f"{place} ({count})" for place, count in counts.most_common(6))

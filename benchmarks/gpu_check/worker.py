@@ -1,9 +1,9 @@
-"""One process with ComfyUI inside: runs checks one after the other and notes their rows.
+"""One process with ComfyUI inside: runs checks one after the other and records their rows.
 
     python -m benchmarks.gpu_check.worker COMFYUI BASE ROWS CHECK... [--small] [-- FLAG...]
 
-ROWS gets one JSON object a line: {"begin": check}, the check's rows, {"end": check}. So whoever
-started this process knows where it was if it is killed, or dies of an error of the device.
+ROWS gets one JSON object per line: {"begin": check}, the check's rows, {"end": check}. So the
+parent process knows which check was running if this one is killed or dies of a device error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .report import FAIL, NOT_HERE, NotHere, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 BROKEN_DEVICE = 3
-"""Exit status after an error that leaves the device unusable for this process."""
+"""Exit status after an error that makes the device unusable for this process."""
 
 
 def start(comfyui: Path, base: Path, flags: Iterable[str]) -> Any:
@@ -36,7 +36,7 @@ def start(comfyui: Path, base: Path, flags: Iterable[str]) -> Any:
     for folder in ("models/easyref", "models/LLM", "custom_nodes", "input", "output", "temp"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     sys.path.insert(0, str(comfyui))
-    # Behind everything else: the pack's folder `nodes` must not stand before ComfyUI's module.
+    # Last in the path: the pack's folder `nodes` must not hide ComfyUI's module.
     sys.path += [str(ROOT / "tests" / "comfy"), str(ROOT / "tests")]
     arguments, sys.argv = sys.argv, ["main.py", "--base-directory", str(base), *flags]
     try:
@@ -58,18 +58,20 @@ def start(comfyui: Path, base: Path, flags: Iterable[str]) -> Any:
 
 
 def run(check: Check, bench: Any, find: Callable[[str], Any]) -> Iterator[Row]:
-    """A check's rows; an exception becomes a row that says why."""
+    """A check's rows; an exception becomes a failed row with its text."""
     import torch
 
     began = time.perf_counter()
     try:
         with torch.inference_mode():
             for row in find(check.function)(bench):
-                yield judged(replace(row, check=check.name), check, bench.gpu and not bench.small)
+                yield without_verdict_on_cpu(
+                    replace(row, check=check.name), check, bench.gpu and not bench.small
+                )
     except NotHere as reason:
         yield Row(check.name, "whole check", verdict=NOT_HERE, note=str(reason))
     except Exception as error:
-        yield Row(check.name, "whole check", verdict=FAIL, note=described(error))
+        yield Row(check.name, "whole check", verdict=FAIL, note=describe(error))
         traceback.print_exc()
         bench.drop()
         error.__traceback__ = None  # it holds the check's tensors
@@ -79,22 +81,22 @@ def run(check: Check, bench: Any, find: Callable[[str], Any]) -> Iterator[Row]:
     yield Row(check.name, "time of the check", round(seconds, 1), "s")
 
 
-def judged(row: Row, check: Check, real: bool) -> Row:
-    """The row, without a verdict where a CPU or tiny models ran what only a real run can show."""
+def without_verdict_on_cpu(row: Row, check: Check, real: bool) -> Row:
+    """The row; without a verdict if the check needs a GPU and models of real size."""
     if real or not check.gpu_only:
         return row
     return replace(row, verdict=NOT_HERE, note=row.note or "only its logic was tried")
 
 
-def described(error: BaseException) -> str:
-    """What went wrong and where, in a line."""
+def describe(error: BaseException) -> str:
+    """Error and place on one line."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return " ".join(f"{type(error).__name__}: {error}{where}".split())
 
 
 def is_broken(error: BaseException) -> bool:
-    """Whether the device may be unusable from now on; lack of memory leaves it usable."""
+    """Whether the device may be unusable afterwards; out of memory leaves it usable."""
     import torch
 
     accelerator = getattr(torch, "AcceleratorError", None)
@@ -102,7 +104,7 @@ def is_broken(error: BaseException) -> bool:
 
 
 def find(function: str) -> Any:
-    """The function of a check, by "module:function"."""
+    """The function named by "module:function"."""
     module, name = function.split(":")
     return getattr(importlib.import_module(f".{module}", __package__), name)
 
@@ -122,7 +124,7 @@ def main() -> int:
     checks = by_name(options.functions)
     with options.rows.open("a", encoding="utf-8") as file:
 
-        def note(content: dict[str, Any]) -> None:
+        def record(content: dict[str, Any]) -> None:
             file.write(json.dumps(content) + "\n")
             file.flush()
 
@@ -134,14 +136,14 @@ def main() -> int:
         bench.write_models()
         with small_unet_recognised(pack):
             for function in options.functions:
-                note({"begin": function})
+                record({"begin": function})
                 try:
                     for row in run(checks[function], bench, find):
-                        note(row.written())
+                        record(row.written())
                 except Exception:
-                    note({"end": function})
+                    record({"end": function})
                     return BROKEN_DEVICE
-                note({"end": function})
+                record({"end": function})
                 gc.collect()
                 bench.free()
     return 0

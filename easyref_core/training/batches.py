@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,30 +19,30 @@ from .samples import Sample, noise_generator
 from .schedule import loss_weights, spread_timesteps
 
 
+@dataclass(frozen=True)
 class TensorCache:
     """Tensors on disk, by what they were computed from.
 
-    Args:
+    Attributes:
         folder: None caches nothing.
         base: `base.fingerprint` of the models that compute them; part of every key.
     """
 
-    def __init__(self, folder: str | Path | None, base: str) -> None:
-        self._base = base
-        self._folder = Path(folder) if folder is not None else None
+    folder: str | Path | None
+    base: str
 
     def get(
         self, key: str, compute: Callable[[], dict[str, torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
         """What `compute` returns, or has returned before for this key."""
-        if self._folder is None:
+        if self.folder is None:
             return compute()
         from safetensors.torch import load_file, save_file
 
         # File names need not be Unicode; Python keeps such bytes as surrogates.
-        whole_key = f"{self._base} {key}".encode(errors="surrogateescape")
+        whole_key = f"{self.base} {key}".encode(errors="surrogateescape")
         name = hashlib.sha256(whole_key).hexdigest()
-        path = self._folder / name[:2] / f"{name}.safetensors"
+        path = Path(self.folder) / name[:2] / f"{name}.safetensors"
         if path.is_file():
             return load_file(path)
         tensors = compute()
@@ -51,37 +52,30 @@ class TensorCache:
         return tensors
 
 
+@dataclass(frozen=True)
 class Batches:
     """Makes a model's batches of samples.
 
-    Args:
+    Attributes:
         base: on `device`.
         dtype: that the UNet computes in.
     """
 
-    def __init__(
-        self,
-        base: Base,
-        cache: TensorCache,
-        settings: Settings,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self._base = base
-        self._cache = cache
-        self._settings = settings
-        self._device = device
-        self._dtype = dtype
+    base: Base
+    cache: TensorCache
+    settings: Settings
+    device: torch.device
+    dtype: torch.dtype
 
     @torch.no_grad()
     def make(self, samples: Sequence[Sample]) -> Batch:
         """A batch of samples with targets of one size."""
-        device, scheduler = self._device, self._base.scheduler
-        optimiser, timestep_count = self._settings.optimiser, scheduler.config.num_train_timesteps
+        device, scheduler = self.device, self.base.scheduler
+        optimiser, timestep_count = self.settings.optimiser, scheduler.config.num_train_timesteps
         levels = optimiser.noise_levels
         latents, noises, steps, texts, pooled = [], [], [], [], []
         for sample in samples:
-            generator = noise_generator(self._settings.seed, sample.position)
+            generator = noise_generator(self.settings.seed, sample.position)
             latent = self._latent(sample).to(device).expand(levels, -1, -1, -1)
             latents.append(latent)
             noises.append(torch.randn(latent.shape, generator=generator).to(device))
@@ -95,34 +89,34 @@ class Batches:
             scheduler.alphas_cumprod, timesteps, optimiser.loss_weighting, optimiser.snr_gamma
         )
         return Batch(
-            noisy.to(self._dtype),
+            noisy.to(self.dtype),
             noise,
             timesteps,
             weights.to(device),
-            torch.stack(texts).to(self._dtype),
-            torch.stack(pooled).to(self._dtype),
-            torch.tensor([s.time_ids for s in samples], device=device, dtype=self._dtype),
+            torch.stack(texts).to(self.dtype),
+            torch.stack(pooled).to(self.dtype),
+            torch.tensor([s.time_ids for s in samples], device=device, dtype=self.dtype),
             [s.references for s in samples],
             [s.text for s in samples],
         )
 
     def _latent(self, sample: Sample) -> torch.Tensor:
         """[C, h, w]"""
-        seed, shape = self._settings.seed, tuple(sample.target.shape)
+        seed, shape = self.settings.seed, tuple(sample.target.shape)
         key = f"latent {seed} {sample.source} {shape} {sample.time_ids}"
         number = sample.position
-        if self._settings.data.cache:  # independent of which sample needs the latent first
+        if self.settings.data.cache:  # independent of which sample needs the latent first
             number = zlib.crc32(key.encode(errors="surrogateescape"))
         generator = noise_generator(seed + 1, number)
-        return self._cache.get(
-            key, lambda: {"latent": self._base.encode_image(sample.target, generator)}
+        return self.cache.get(
+            key, lambda: {"latent": self.base.encode_image(sample.target, generator)}
         )["latent"]
 
     def _text(self, text: str) -> dict[str, torch.Tensor]:
         """states [77, W], pooled [P]"""
 
         def encode() -> dict[str, torch.Tensor]:
-            states, pooled = self._base.encode_text([text])
+            states, pooled = self.base.encode_text([text])
             return {"states": states[0], "pooled": pooled[0]}
 
-        return self._cache.get(f"text {self._dtype} {text}", encode)
+        return self.cache.get(f"text {self.dtype} {text}", encode)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import EasyRefError
 from ..pictures.preprocessing import FRAMES, MERGE, PATCH, Patches, black_picture, preprocess
@@ -30,19 +30,12 @@ _STD = torch.tensor((0.26862954, 0.26130258, 0.27577711))
 
 def sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """Images in rows, each fitted into a square cell."""
-    columns = max(len(row) for row in rows)
-    size = (columns * (_CELL + _GAP) + _GAP, len(rows) * (_CELL + _GAP) + _GAP)
-    result = Image.new("RGB", size, _BACKGROUND)
+    step, columns = _CELL + _GAP, max(map(len, rows))
+    result = Image.new("RGB", (columns * step + _GAP, len(rows) * step + _GAP), _BACKGROUND)
     for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            scale = _CELL / max(picture.size)
-            fitted = picture.resize(
-                (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))),
-                Image.Resampling.LANCZOS,
-            )
-            left = _GAP + x * (_CELL + _GAP) + (_CELL - fitted.width) // 2
-            top = _GAP + y * (_CELL + _GAP) + (_CELL - fitted.height) // 2
-            result.paste(fitted, (left, top))
+        for x, image in enumerate(row):
+            cell = ImageOps.pad(image, (_CELL, _CELL), Image.Resampling.LANCZOS, _BACKGROUND)
+            result.paste(cell, (_GAP + x * step, _GAP + y * step))
     return result
 
 
@@ -105,9 +98,8 @@ def validation_groups(records: Sequence[Record], settings: DataSettings) -> list
 def _references(record: Record) -> list[Image.Image]:
     record.check()
     if record.face is not None:
-        return [
-            face_crop(record.target.open(), record.face, random.Random(0))
-        ]  # the same crop each time
+        rng = random.Random(0)  # the same crop each time
+        return [face_crop(record.target.open(), record.face, rng)]
     return [source.open() for source in record.references]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +19,27 @@ _TAIL = 4096  # bytes, more than a line of losses has
 
 
 class Bar:
-    """Progress on stderr: loss, samples per second, memory."""
+    """Progress on stderr: samples per second, loss, memory."""
 
     def __init__(self, settings: Settings, accelerator: Accelerator, first: int) -> None:
         from tqdm import tqdm
 
         optimiser = settings.optimiser
-        self._samples = optimiser.batch_size * optimiser.accumulation * accelerator.num_processes
         self._device = accelerator.device
-        self._start, self._first = time.perf_counter(), first
         self._bar = tqdm(
             total=optimiser.steps,
             initial=first,
             desc=settings.stage,
+            unit=" samples",
+            unit_scale=optimiser.batch_size * optimiser.accumulation * accelerator.num_processes,
             disable=not accelerator.is_main_process,
         )
 
     def show(self, step: int, loss: float) -> None:
-        seconds = time.perf_counter() - self._start
-        speed = (step - self._first) * self._samples / max(seconds, 1e-9)
-        shown = {"loss": f"{loss:.4f}", "samples/s": f"{speed:.1f}"}
+        values = {"step": step, "loss": f"{loss:.4f}"}
         if self._device.type == "cuda":
-            shown["GB"] = f"{torch.cuda.max_memory_allocated(self._device) / 1e9:.1f}"
-        self._bar.set_postfix(shown)
+            values["GB"] = f"{torch.cuda.max_memory_allocated(self._device) / 1e9:.1f}"
+        self._bar.set_postfix(values)
         self._bar.update(1)
         if step == self._bar.total:
             self._bar.close()

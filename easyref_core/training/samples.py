@@ -58,7 +58,7 @@ class TrainingSamples(Dataset[Sample]):
     """Samples by position. A broken record is replaced by the next one and reported."""
 
     def __init__(self, records: Sequence[Record], settings: DataSettings, seed: int) -> None:
-        self._records = records
+        self.records = records
         self._settings = settings
         self._seed = seed
         self._damaged: dict[PictureSource, str] = {}
@@ -69,8 +69,8 @@ class TrainingSamples(Dataset[Sample]):
             EasyRefError: no record can be used.
         """
         skipped: list[tuple[str, str]] = []
-        for attempt in range(len(self._records)):
-            record = self._records[self._index(position, attempt)]
+        for attempt in range(len(self.records)):
+            record = self.records[self._index(position, attempt)]
             try:
                 sample = make_sample(record, self._settings, self._seed, position, self._open)
             except (EasyRefError, OSError, ValueError) as error:
@@ -85,7 +85,7 @@ class TrainingSamples(Dataset[Sample]):
     @property
     def most_references(self) -> int:
         """References of the largest group, as far as they are used."""
-        longest = max(len(record.references) for record in self._records)
+        longest = max(len(record.references) for record in self.records)
         return max(1, min(longest, self._settings.max_references))
 
     def _open(self, source: PictureSource) -> Image.Image:
@@ -106,7 +106,7 @@ class TrainingSamples(Dataset[Sample]):
             raise
 
     def _index(self, position: int, attempt: int) -> int:
-        count = len(self._records)
+        count = len(self.records)
         order = _permutation(count, self._seed, position // count)
         return order[(position + attempt) % count]
 
@@ -224,6 +224,7 @@ def _pixels(picture: Image.Image) -> torch.Tensor:
     return levels.permute(2, 0, 1) / 127.5 - 1
 
 
+@dataclass(frozen=True)
 class PositionSampler:
     """Batches of positions for one process; all processes' batches together are the global batch.
 
@@ -231,24 +232,23 @@ class PositionSampler:
     s * G + (a * P + p) * B ... + B - 1, where G = P * A * B, so one process with accumulation gets
     the samples that several without it get.
 
-    Args:
+    Attributes:
         batch, accumulation, processes, process: B, A, P, p.
         first, steps: optimiser steps from `first` up to `steps`.
     """
 
-    def __init__(
-        self, batch: int, accumulation: int, processes: int, process: int, first: int, steps: int
-    ) -> None:
-        self._numbers = (batch, accumulation, processes, process, first, steps)
+    batch: int
+    accumulation: int
+    processes: int
+    process: int
+    first: int
+    steps: int
 
     def __len__(self) -> int:
-        _, accumulation, _, _, first, steps = self._numbers
-        return (steps - first) * accumulation
+        return (self.steps - self.first) * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        batch, accumulation, processes, process, first, steps = self._numbers
-        whole = batch * accumulation * processes
-        for step in range(first, steps):
-            for micro in range(accumulation):
-                start = step * whole + (micro * processes + process) * batch
-                yield list(range(start, start + batch))
+        # Batches of all processes are consecutive; each takes every `processes`-th of them.
+        for index in range(self.first * self.accumulation, self.steps * self.accumulation):
+            start = (index * self.processes + self.process) * self.batch
+            yield list(range(start, start + self.batch))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ...easyref_core.demo_set import reference_files, shipped_set, whole_table
+from ...easyref_core.demo_set import reference_files, shipped_set
 from ...easyref_core.errors import EasyRefError
 from ...easyref_core.pictures.loading import open_picture
 from .diffusers_layout import (
@@ -279,8 +279,7 @@ def _read_text_encoder(directory: Path) -> tuple[dict[str, Any], dict[str, torch
             f"{directory}: SDXL uses the second to last layer, for which ComfyUI needs three "
             f"layers or more; the model has {config['num_hidden_layers']}."
         )
-    # The shipped set stores only the words of its captions.
-    weights = whole_table(read_weights(directory, TRANSFORMERS_FILES))
+    weights = read_weights(directory, TRANSFORMERS_FILES)
     # Older files store the position ids 0..76 as a weight.
     weights.pop("text_model.embeddings.position_ids", None)
     return config, weights

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
+from ...easyref_core.demo_set import read_stored_weights
 from ...easyref_core.errors import EasyRefError
 
 DIFFUSERS_FILES = (
@@ -173,7 +173,7 @@ def read_weights(directory: Path, names: Sequence[str]) -> dict[str, torch.Tenso
     for name in names:
         path = Path(directory) / name
         if path.is_file():
-            return load_file(path)
+            return read_stored_weights(path)
     raise EasyRefError(f"No weights in {directory}: expected a file named {names[0]}.")
 
 

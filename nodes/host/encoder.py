@@ -89,8 +89,8 @@ class HostedEncoder:
             negatives: pictures to avoid; none for the official black picture.
 
         Raises:
-            EasyRefError: see `encode_references` and `plan_encoder`; not enough memory, and then
-                everything is unloaded.
+            EasyRefError: see `plan_encoder`, `plan_group` and `encode_references`; not enough
+                memory, and then everything is unloaded.
         """
         settings = {"aggregation": aggregation, "image_size": image_size, "negatives": negatives}
         return self._run(encode_references, references, prompt, **settings)

@@ -1,4 +1,4 @@
-"""What make gpu-check says of its rows, and of workers that fail; no ComfyUI is needed."""
+"""Rows and reports of make gpu-check, and workers that fail; no ComfyUI is needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-# Behind everything else: the pack's folder `nodes` must not stand before ComfyUI's module.
+# Last in the path: the pack's folder `nodes` must not hide ComfyUI's module.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.gpu_check import __main__ as command
@@ -32,7 +32,7 @@ FREE, PARITY, SYNCS = (
 )
 
 
-def test_a_row_passes_on_its_side_of_the_bar_only() -> None:
+def test_a_row_passes_within_its_limit_only() -> None:
     assert measured("time", 1.0, at_most=1.0).verdict == PASS
     assert measured("time", 1.1, at_most=1.0).verdict == FAIL
     assert measured("cosine", 0.999, at_least=0.999).verdict == PASS
@@ -41,12 +41,12 @@ def test_a_row_passes_on_its_side_of_the_bar_only() -> None:
     assert stated("finite", False).verdict == FAIL
 
 
-def test_what_is_not_a_number_keeps_to_no_bar() -> None:
+def test_nan_fails_every_limit() -> None:
     assert measured("cosine", math.nan, at_least=0.9).verdict == FAIL
     assert measured("difference", math.nan, at_most=0.1).verdict == FAIL
 
 
-def test_the_table_shows_values_bars_and_reasons_in_columns() -> None:
+def test_the_table_shows_values_limits_and_reasons_in_columns() -> None:
     rows = [
         Row("step", "one Apply / plain", 1.0512, "", 1.03, True, FAIL, "much\ntoo slow"),
         Row("growth", "more", 3.0, "MB", 64.0, True, PASS),
@@ -70,7 +70,7 @@ def test_every_check_has_a_function_and_is_found_by_its_name() -> None:
     assert sum(check.seconds for check in plan.CHECKS) > 0
 
 
-def test_a_big_card_stands_in_for_a_small_one_by_reserving_the_rest() -> None:
+def test_a_small_card_is_simulated_by_reserving_the_rest_of_a_big_one() -> None:
     known = "--reserve-vram --disable-dynamic-vram"
     big = 80 * plan.GIB
     assert plan.flags(plan.USUAL, big, known) == []
@@ -87,7 +87,7 @@ def run(tmp_path: Path) -> command.Run:
 
 
 def worker(run: command.Run, body: str) -> None:
-    """Let the run's workers be a script; `note` writes a row, `checks` are those it is given."""
+    """Replace the workers by a script; `note` writes a row, `checks` are its checks."""
     script = run.base / "worker.py"
     script.write_text(
         "import json, os, sys, time\n"
@@ -114,7 +114,7 @@ def all_checks(run: command.Run, *checks: plan.Check) -> None:
     run.all(checks)
 
 
-def test_rows_of_a_worker_are_gathered(run: command.Run) -> None:
+def test_rows_of_a_worker_are_collected(run: command.Run) -> None:
     worker(run, "for name in checks: passed(name)\n")
     all_checks(run, FREE, PARITY)
     assert verdicts(run) == [("free", PASS), ("parity", PASS)]
@@ -143,7 +143,7 @@ def test_after_an_error_of_the_device_a_new_process_goes_on(run: command.Run) ->
     assert verdicts(run) == [("free", PASS), ("parity", PASS), ("syncs", PASS)]
 
 
-def test_a_check_that_takes_too_long_is_ended_and_fails(run: command.Run) -> None:
+def test_a_check_that_times_out_is_ended_and_fails(run: command.Run) -> None:
     worker(run, "note(begin=checks[0])\ntime.sleep(60)\n")
     short = plan.Check("parity", PARITY.function, seconds=1)
     all_checks(run, short)
@@ -159,7 +159,7 @@ def test_a_comfyui_that_does_not_start_fails_every_check_once(run: command.Run) 
     assert "no such module" in run.rows[0].note
 
 
-def test_ways_of_starting_that_a_core_lacks_are_said_and_not_passed(run: command.Run) -> None:
+def test_options_that_a_core_lacks_are_reported_and_do_not_pass(run: command.Run) -> None:
     worker(run, "for name in checks: passed(name)\n")
     run.about = {"card": "NVIDIA H100", "card_bytes": 80 * plan.GIB}
     all_checks(run, *plan.chosen(["dynamic"]))
@@ -167,7 +167,7 @@ def test_ways_of_starting_that_a_core_lacks_are_said_and_not_passed(run: command
     assert "no dynamic VRAM" in run.rows[1].note
 
 
-def test_the_json_holds_the_card_and_every_measurement(run: command.Run, tmp_path: Path) -> None:
+def test_the_json_has_the_card_and_every_measurement(run: command.Run, tmp_path: Path) -> None:
     run.about = {"card": "NVIDIA H100 80GB HBM3", "torch": "2.11.0", "comfyui": "0.33.0"}
     run.add(Row("step", "one Apply / plain", 1.2, "", 1.03, True, FAIL))
     out = tmp_path / "new" / f"{command.slug(run.about['card'])}.json"

@@ -66,8 +66,14 @@ STEPS_DONE = """() => {
 }"""
 RENDERERS = {"classic": "LG", "vue": "Vue"}
 FREE = (700, 450)  # of the page, beside the node that `add_node` makes
-# ComfyUI's own: one at the start, the others when a node goes whose growing inputs are linked.
-KNOWN_ERRORS = ("reading 'id'", "access LGraph reference that was null", "reading 'min'")
+# ComfyUI's own: one at the start, two when a node with linked growing inputs is removed, and a
+# help page in the page's language, which it looks for before the English one.
+KNOWN_ERRORS = (
+    "reading 'id'",
+    "access LGraph reference that was null",
+    "reading 'min'",
+    "/extensions/easyref/docs/EasyRefApply/",
+)
 OWN = "/extensions/easyref/"
 OTHER_SITES = re.compile(r"\b(?:https?|wss?)://(?!127\.0\.0\.1\b)\S+")
 

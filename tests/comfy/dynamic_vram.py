@@ -60,7 +60,7 @@ class HostWaits(AssertionError):
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """A tensor that went to the GPU, in the dtype in which it travelled."""
+    """A tensor that was moved to the GPU, with its dtype on the way."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -83,7 +83,7 @@ class Record:
 
     @property
     def moved(self) -> int:
-        """Bytes that went to the GPU."""
+        """Bytes moved to the GPU."""
         return sum(one.nbytes for one in self.uploads) + sum(self.file_reads)
 
 
@@ -306,7 +306,7 @@ def is_supported() -> bool:
 
 @contextmanager
 def dynamic_vram(dynamic: bool = True) -> Iterator[Gpu]:
-    """ComfyUI with dynamic VRAM (or without) on a GPU that is `meta`; everything is put back at the
+    """ComfyUI with dynamic VRAM (or without) on a GPU that is `meta`; everything is restored at the
     end."""
     gpu = Gpu()
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The package for the registry, unpacked into an empty ComfyUI, is all that is needed."""
+"""The zip for the registry, unpacked into an empty ComfyUI, is all that is needed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ from server_graphs import REFERENCES, pixels, small
 from workshop.comfyui.comfy_server import PACK_NAME, ComfyServer
 from workshop.comfyui.find_comfyui import find_comfyui
 from workshop.demo.references import read_rows
+from workshop.release import PINNED
 
 _QUIET = ("--skip-prompt", "--no-enable-telemetry")
+_MOST_BYTES = 20e6
+# A second custom node, which says in the server's log what its process could import.
+_PROBE = """
+import importlib.util
+print("workshop:", importlib.util.find_spec("workshop"), flush=True)
+NODE_CLASS_MAPPINGS = {}
+"""
 
 
 @pytest.fixture(scope="module")
 def package(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The zip that the registry would get, of all files that git knows or would take."""
+    """The zip that the registry would get, of all files that git knows or would add."""
     comfy = shutil.which("comfy", path=str(Path(sys.executable).parent)) or shutil.which("comfy")
     if comfy is None:
         pytest.skip("comfy-cli is needed to pack")
@@ -40,19 +48,20 @@ def unpacked(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     base = tmp_path_factory.mktemp("unpacked")
     with zipfile.ZipFile(package) as archive:
         archive.extractall(base / "custom_nodes" / PACK_NAME)
+    (base / "custom_nodes" / "probe.py").write_text(_PROBE, encoding="utf-8")
     with ComfyServer(comfyui, base) as running:
         yield running
 
 
-def test_the_package_holds_what_users_need_and_nothing_else(package: Path) -> None:
-    names = set(zipfile.ZipFile(package).namelist())
-    needed = {"__init__.py", "pyproject.toml", "LICENSE", "README.md"}
-    needed |= {"locales/zh/nodeDefs.json", "subgraphs/EasyRef.json"}
-    assert needed <= names
-    assert any(name.startswith("web/docs/") for name in names)
-    unwanted = ("tests/", "benchmarks/", ".ci/", ".github/", "docs/", "runs/", "Makefile")
-    unwanted += ("recipes/", "workshop/")
-    assert not [name for name in names if name.startswith(unwanted)]
+def test_the_zip_holds_the_pinned_files_in_20_mb(package: Path) -> None:
+    names = zipfile.ZipFile(package).namelist()
+    assert sorted(names) == PINNED.read_text(encoding="utf-8").splitlines()
+    assert package.stat().st_size <= _MOST_BYTES
+
+
+def test_the_server_can_import_nothing_of_the_workshop(unpacked: ComfyServer) -> None:
+    assert "workshop: None" in unpacked.log, unpacked.log
+    assert not (unpacked.base / "custom_nodes" / PACK_NAME / "workshop").exists()
 
 
 def test_the_unpacked_package_offers_every_node(unpacked: ComfyServer, pack: Path) -> None:

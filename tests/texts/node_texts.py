@@ -1,8 +1,8 @@
-"""The nodes' texts as they stand in the source, read without importing ComfyUI.
+"""The texts in the nodes' schemas, parsed from the source without importing ComfyUI.
 
     python tests/texts/node_texts.py     write them to locales/en/nodeDefs.json
 
-The frontend prefers a locale's text to the node's own, so the English locale must say the same.
+The frontend prefers a locale's text to the schema's, so the English locale must be the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Names = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Shared:
-    """The functions of `nodes/inputs.py`, and the constants they see."""
+    """The functions and constants of `nodes/inputs.py`."""
 
     functions: Mapping[str, ast.FunctionDef]
     constants: Names
@@ -30,7 +30,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class NodeTexts:
-    """What a node's schema says.
+    """The texts of a node's schema.
 
     Attributes:
         inputs: name -> tooltip, in order.
@@ -45,10 +45,10 @@ class NodeTexts:
 
 
 def node_texts() -> list[NodeTexts]:
-    """Every node of the pack, by file name."""
+    """All nodes of the pack, by file name."""
     inputs = _parsed(ROOT / "nodes" / "inputs.py")
     shared = Shared(
-        {made.name: made for made in inputs.body if isinstance(made, ast.FunctionDef)},
+        {node.name: node for node in inputs.body if isinstance(node, ast.FunctionDef)},
         _constants(inputs),
     )
     return [
@@ -59,7 +59,7 @@ def node_texts() -> list[NodeTexts]:
 
 
 def english_locale() -> dict[str, Any]:
-    """The nodes' texts in the form of a locale."""
+    """The nodes' texts in the format of a locale."""
     return {
         node.node_id: {
             "display_name": node.display_name,
@@ -105,7 +105,7 @@ def _nodes_of(module: ast.Module, shared: Shared) -> Iterator[NodeTexts]:
 
 
 def _calls(node: ast.expr, names: Names) -> Iterator[tuple[ast.Call, Names]]:
-    """The calls that make a list: written out, added together, or in a comprehension."""
+    """The calls in a list expression: elements, a sum of lists, or a comprehension."""
     if isinstance(node, ast.List):
         for element in node.elts:
             assert isinstance(element, ast.Call)
@@ -134,18 +134,18 @@ def _slot(call: ast.Call, names: Names, shared: Shared) -> tuple[str, str]:
 def _returned(
     function: ast.FunctionDef, call: ast.Call, names: Names, constants: Names
 ) -> tuple[ast.Call, Names]:
-    """The call that a function of shared inputs returns, with the names it sees there."""
+    """The call that a function of shared inputs returns, with the values of its names."""
     (returned,) = (part for part in function.body if isinstance(part, ast.Return))
     assert isinstance(returned.value, ast.Call)
     parameters = [parameter.arg for parameter in function.args.args]
     defaults = function.args.defaults
-    known = dict(zip(parameters[len(parameters) - len(defaults) :], defaults, strict=True))
-    seen = {**constants, **{name: _value(node, constants) for name, node in known.items()}}
+    optional = dict(zip(parameters[len(parameters) - len(defaults) :], defaults, strict=True))
+    values = {**constants, **{name: _value(node, constants) for name, node in optional.items()}}
     given = dict(zip(parameters, call.args, strict=False))
     given |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
-    # Only the texts are read here; numbers may be of any form.
+    # Only texts are evaluated; numbers may be any expression.
     texts = {name: node for name, node in given.items() if name in ("name", "tooltip")}
-    return returned.value, {**seen, **{n: _value(node, names) for n, node in texts.items()}}
+    return returned.value, {**values, **{n: _value(node, names) for n, node in texts.items()}}
 
 
 def _value(node: ast.expr, names: Names) -> Any:

@@ -1,6 +1,6 @@
-"""A running ComfyUI from outside: upload pictures, queue graphs, wait for them, fetch results.
+"""A client of a running ComfyUI: upload images, queue graphs, wait for them, fetch results.
 
-Only the standard library and Pillow; graphs are in ComfyUI's API form.
+Graphs are in ComfyUI's API form.
 """
 
 from __future__ import annotations
@@ -8,22 +8,22 @@ from __future__ import annotations
 import io
 import json
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import requests
+import websocket
 from PIL import Image
 
 from easyref_core.errors import EasyRefError
 
 Prompt = Mapping[str, Mapping[str, Any]]
 
-_POLL_SECONDS = 0.05
 _HTTP_SECONDS = 30
+_EVENT_SECONDS = 0.2  # a missed event costs no more; between two checks of the server
 
 
 class ComfyUIError(EasyRefError):
@@ -53,63 +53,49 @@ class Run:
 
 
 class ComfyClient:
-    """Speaks with a ComfyUI server.
+    """Client of a ComfyUI server.
 
     Args:
         url: its address, without a slash at the end.
-        is_alive: raises when the server is known to be gone, so that nobody waits for it.
+        is_alive: raises if the server is known to have ended, so that waiting stops.
     """
 
     def __init__(self, url: str, is_alive: Callable[[], None] = lambda: None) -> None:
         self.url = url
-        # ComfyUI tells the outputs of cached nodes only to clients with a name.
-        self._name = uuid.uuid4().hex
+        # ComfyUI sends events and the outputs of cached nodes only to clients with an id.
+        self._client_id = uuid.uuid4().hex
         self._is_alive = is_alive
-        # A proxy set for the internet must not be asked for this computer's own addresses.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxy between this computer and itself
 
-    def get(self, path: str) -> bytes:
+    def get(self, path: str, **query: str) -> bytes:
         """GET a path such as "/object_info".
 
         Raises:
-            ComfyUIError: no answer, or another status than 200.
+            ComfyUIError: no answer, or an error status.
         """
-        return self._send(urllib.request.Request(self.url + path))
+        return self._send("GET", path, params=query)
 
     def get_json(self, path: str) -> Any:
         return json.loads(self.get(path))
 
     def post_json(self, path: str, content: Any) -> Any:
-        """POST JSON; the answer's JSON, None where it is empty."""
-        request = urllib.request.Request(
-            self.url + path,
-            data=json.dumps(content).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        answer = self._send(request)
+        """POST JSON; returns the JSON of the answer, None where it is empty."""
+        answer = self._send("POST", path, json=content)
         return json.loads(answer) if answer else None
 
     def upload(self, name: str, picture: Image.Image) -> str:
-        """Put a picture into ComfyUI's input folder, over any of that name, as PNG.
+        """Put an image into ComfyUI's input folder as PNG, replacing a file of that name.
 
         Returns:
             The name by which Load Image finds it.
         """
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
-        boundary = uuid.uuid4().hex
-        parts = [
-            f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n',
-            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
-            "Content-Type: image/png\r\n\r\n",
-        ]
-        body = "".join(parts).encode() + buffer.getvalue() + f"\r\n--{boundary}--\r\n".encode()
-        request = urllib.request.Request(
-            f"{self.url}/upload/image",
-            data=body,
-            headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
-        )
-        return json.loads(self._send(request))["name"]
+        file = (name, buffer.getvalue(), "image/png")
+        data = {"overwrite": "true"}
+        answer = self._send("POST", "/upload/image", data=data, files={"image": file})
+        return json.loads(answer)["name"]
 
     def queue(self, prompt: Prompt) -> str:
         """Queue a graph and return its id.
@@ -117,7 +103,7 @@ class ComfyClient:
         Raises:
             ComfyUIError: the graph did not pass validation; every node's complaint is in the text.
         """
-        content = {"prompt": prompt, "client_id": self._name}
+        content = {"prompt": prompt, "client_id": self._client_id}
         return self.post_json("/prompt", content)["prompt_id"]
 
     def wait(self, prompt_id: str, seconds: float = 120) -> Run:
@@ -127,12 +113,16 @@ class ComfyClient:
             ComfyUIError: a node failed, the graph was interrupted, or the time is over.
         """
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            entry = self.get_json(f"/history/{prompt_id}").get(prompt_id)
-            if entry is not None:
-                return _finished(prompt_id, entry)
-            self._is_alive()
-            time.sleep(_POLL_SECONDS)
+        address = f"{self.url.replace('http', 'ws', 1)}/ws?clientId={self._client_id}"
+        with self._answering():
+            socket = websocket.create_connection(address, _EVENT_SECONDS, http_no_proxy=["*"])
+        with closing(socket):
+            while time.monotonic() < end:
+                entry = self.get_json(f"/history/{prompt_id}").get(prompt_id)
+                if entry is not None:
+                    return _finished(prompt_id, entry)
+                self._is_alive()
+                _wait_for_the_end_of_a_graph(socket)
         raise ComfyUIError(f"ComfyUI had not finished the graph after {seconds:.0f} seconds.")
 
     def run(self, prompt: Prompt, seconds: float = 120) -> Run:
@@ -149,41 +139,56 @@ class ComfyClient:
         return any(entry[1] == prompt_id for entry in running)
 
     def view(self, shown: Mapping[str, str]) -> bytes:
-        """The file behind an output entry (filename, subfolder, type)."""
-        query = {key: shown[key] for key in ("filename", "subfolder", "type")}
-        return self.get(f"/view?{urllib.parse.urlencode(query)}")
+        """The file of an output entry (filename, subfolder, type)."""
+        return self.get("/view", **{key: shown[key] for key in ("filename", "subfolder", "type")})
 
     def pictures(self, run: Run, node: str) -> list[Image.Image]:
-        """All pictures that a node of a finished graph saved or previewed."""
+        """All images that a node of a finished graph saved or previewed."""
         shown = run.outputs.get(node, {}).get("images", ())
-        found = [Image.open(io.BytesIO(self.view(entry))) for entry in shown]
-        for picture in found:
-            picture.load()
-        return found
+        images = [Image.open(io.BytesIO(self.view(entry))) for entry in shown]
+        for image in images:
+            image.load()
+        return images
 
-    def _send(self, request: urllib.request.Request) -> bytes:
+    def _send(self, method: str, path: str, **content: Any) -> bytes:
+        with self._answering():
+            answer = self._session.request(
+                method, self.url + path, timeout=_HTTP_SECONDS, **content
+            )
+        if not answer.ok:
+            raise ComfyUIError(_refusal(answer))
+        return answer.content
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
         try:
-            with self._opener.open(request, timeout=_HTTP_SECONDS) as answer:
-                return answer.read()
-        except urllib.error.HTTPError as error:
-            raise ComfyUIError(_refusal(error.code, error.read())) from None
-        except OSError as error:
+            yield
+        except (OSError, websocket.WebSocketException) as error:
             self._is_alive()
             raise ComfyUIError(f"ComfyUI does not answer at {self.url}: {error}") from None
 
 
-def _refusal(status: int, body: bytes) -> str:
+def _wait_for_the_end_of_a_graph(socket: websocket.WebSocket) -> None:
+    """Return after ComfyUI's event, or without one after `_EVENT_SECONDS` of silence."""
+    with suppress(OSError, websocket.WebSocketException):
+        while message := socket.recv():
+            if isinstance(message, str):  # previews are bytes
+                event = json.loads(message)
+                if event["type"] == "executing" and event["data"]["node"] is None:
+                    return
+
+
+def _refusal(answer: requests.Response) -> str:
     """What a refused request says, with each node's complaint on a line of its own."""
     try:
-        content = json.loads(body)
+        content = answer.json()
         lines = [_complaint(content["error"])]
         for node, found in (content.get("node_errors") or {}).items():
             name = f"{found.get('class_type', 'node')} ({node})"
             lines += [f"{name}: {_complaint(error)}" for error in found["errors"]]
         return "\n".join(lines)
     except (ValueError, KeyError, TypeError, AttributeError):
-        text = body.decode("utf-8", "replace").strip()
-        return f"ComfyUI answered {status}: {text[:500]}"
+        return f"ComfyUI answered {answer.status_code}: {answer.text.strip()[:500]}"
 
 
 def _complaint(error: Mapping[str, Any] | str) -> str:

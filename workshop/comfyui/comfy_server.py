@@ -1,4 +1,4 @@
-"""A ComfyUI server with this pack inside, started for a while and ended without a trace.
+"""A temporary ComfyUI server with this pack installed.
 
     with ComfyServer(find_comfyui(), Path("somewhere")) as server:
         run = server.run(prompt)
@@ -32,15 +32,15 @@ _STOP_SECONDS = 10
 
 
 class ComfyServer(ComfyClient):
-    """A server process; ready to be spoken with inside `with`.
+    """A server process and its client; it runs inside `with`.
 
     Args:
         comfyui: ComfyUI's source folder.
-        base: where the server keeps its files; created if need be.
-        port: to listen on, on this computer only; None for any that is free.
-        arguments: more options for ComfyUI's main.py, such as "--cpu" (which is chosen anyway
-            where PyTorch finds no other device).
-        seconds: how long starting may take.
+        base: folder for the server's files; created if need be.
+        port: port on the loopback interface; None for a free one.
+        arguments: more options for ComfyUI's main.py. "--cpu" is added where PyTorch finds no
+            other device.
+        seconds: time limit for starting.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ComfyServer(ComfyClient):
 
     @property
     def log(self) -> str:
-        """All that the server has printed since it was started."""
+        """Output of the server since its last start."""
         try:
             return self._log_file.read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -95,10 +95,11 @@ class ComfyServer(ComfyClient):
         command += ["--base-directory", str(self.base), *self._arguments]
         if "--cpu" not in command and not _has_accelerator():
             command.append("--cpu")
-        # Idle threads shall sleep: spinning ones make a busy computer ten times slower.
+        # Idle threads must sleep: spinning ones make a busy computer ten times slower.
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        environment.pop("PYTHONPATH", None)  # the pack must run without what is on our own path
         with self._log_file.open("wb") as log:
-            # A session of its own, so that Ctrl-C reaches only us and we end it in order.
+            # In a session of its own, Ctrl-C reaches only this process, which then stops it.
             self._process = subprocess.Popen(
                 command,
                 cwd=self.comfyui,
@@ -115,7 +116,7 @@ class ComfyServer(ComfyClient):
             raise
 
     def stop(self) -> None:
-        """End the process; harmless when there is none."""
+        """End the process, if there is one."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -127,7 +128,7 @@ class ComfyServer(ComfyClient):
             process.wait()
 
     def restart(self) -> None:
-        """Stop and start: nothing is cached afterwards."""
+        """Stop and start; ComfyUI's caches are empty afterwards."""
         self.stop()
         self.start()
 
@@ -157,7 +158,7 @@ class ComfyServer(ComfyClient):
 
 
 def _place_pack(target: Path) -> None:
-    """Put this pack at `target`: a link, or a copy where links are not allowed."""
+    """Link this pack at `target`, or copy it where links are not allowed."""
     if target.is_symlink() and target.resolve() != PACK:
         target.unlink()
     if target.exists():
@@ -175,7 +176,7 @@ def _free_port() -> int:
 
 
 def _has_accelerator() -> bool:
-    """Whether PyTorch finds a device that ComfyUI chooses by itself."""
+    """Whether PyTorch finds a device that ComfyUI would use by default."""
     import torch
 
     return torch.cuda.is_available() or torch.backends.mps.is_available()

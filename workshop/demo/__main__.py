@@ -112,7 +112,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="groups to evaluate on: held_out (default), or training, to choose settings with",
     )
-    check.add_argument("--judge", type=Path, metavar="FILE", help="default: the set's classifier")
+    check.add_argument(
+        "--judge",
+        type=Path,
+        metavar="FILE",
+        help="classifier; default: the set's, else workshop/demo/weights/judge.safetensors",
+    )
     check.add_argument("--identities", type=int, default=160, help="default: %(default)s")
     check.add_argument("--steps", type=int, help="sampling steps; default: as in the demo")
     check.add_argument("--cfg", type=float, help="CFG scale; default: as in the demo")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging
 
-from easyref_core.demo_set import SET_FILE, read_set_info, whole_table
+from easyref_core.demo_set import SET_FILE, read_set_info, read_stored_weights
 from easyref_core.errors import EasyRefError
 from easyref_core.sdxl_diffusers.adapter import set_scale
 from easyref_core.tokens.reference_tokens import ReferenceTokens
@@ -28,6 +28,7 @@ from .pretraining.base import NOISE
 from .pretraining.controlnet import control_residuals
 from .pretraining.text_encoders import LoadedText, load_tokenizers, write_tokenizers
 from .rows import SamplingSettings
+from .stored_weights import load_stored
 
 _BATCH = 32  # images sampled at once
 
@@ -203,7 +204,7 @@ class DemoModels:
 
     def _load(self, kind: Any, name: str) -> Any:
         def load(directory: Path) -> Any:
-            return kind.from_pretrained(directory, torch_dtype=torch.float32)
+            return load_stored(kind, directory)
 
         return self._named(name, load).to(self.device).eval()
 
@@ -250,10 +251,8 @@ def _read_info(directory: Path) -> dict[str, Any]:
 
 
 def _load_clip(kind: Any, directory: Path) -> Any:
-    from safetensors.torch import load_file
-
     # Not from_pretrained of the folder: the stored word table may be cut down.
-    state = whole_table(load_file(directory / "model.safetensors"))
+    state = read_stored_weights(directory / "model.safetensors")
     config = CLIPTextConfig.from_pretrained(directory)
     whole = {"state_dict": state, "torch_dtype": torch.float32}
     return kind.from_pretrained(None, config=config, **whole).eval()

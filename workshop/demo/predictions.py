@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from easyref_core.demo_set import shipped_set
-
-from .evaluation.classifier import CLASSIFIER_FILE, Prediction, classify, load_classifier
+from .evaluation.classifier import SHIPPED_CLASSIFIER, Prediction, classify, load_classifier
 from .rows import DemoImages, DemoInputs
 
 # Result, by the names of `RowImages.named` -> predictions, one per attribute.
@@ -19,7 +17,7 @@ def classify_results(inputs: DemoInputs, images: DemoImages) -> list[RowPredicti
     Raises:
         EasyRefError: the classifier's file is missing or cannot be used.
     """
-    classifier = load_classifier(shipped_set() / CLASSIFIER_FILE)
+    classifier = load_classifier(SHIPPED_CLASSIFIER)
     predictions: list[RowPredictions] = []
     for row, results in zip(inputs.rows, images.rows, strict=True):
         named = results.named()

@@ -95,15 +95,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_tensors(
     path: Path,
     tensors: Mapping[str, torch.Tensor],
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors as safetensors in one dtype, atomically.
+    """Write tensors as safetensors in one dtype, atomically; None keeps each tensor's own.
 
     The "format" entry is what transformers and diffusers look for before they accept a file.
     """
     from safetensors.torch import save_file
 
-    stored = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+    stored = {
+        name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()
+    }
     notes = {**(metadata or {}), "format": "pt"}
     write_atomically(path, lambda partial: save_file(stored, partial, notes))

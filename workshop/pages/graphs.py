@@ -1,25 +1,30 @@
-"""The graphs that the help pages show: which nodes, their values, and how they stand.
+"""The graphs photographed for the help pages: their nodes, values and layout.
 
-Nodes that are not shown run, too, so that previews hold real results of the demo models.
+Nodes that are not shown run too, so previews hold real results of the demo models. Rows are at most
+`WIDE` units wide, so that text stays readable in the narrow help panel.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..demo.rows import SamplingSettings
 
+Size = tuple[int, int]
+
 SETTINGS = SamplingSettings()
-TWO_SEED = 7  # one that gives two characters
-_PREVIEW = (170, 240)  # of a node that shows a square result
+TWO_SEED = 7  # gives two characters
+WIDE = 355
+PREVIEW = (170, 240)  # with a square result; two fit into a row
+HALVES = ("left half", "right half")
 
 
 @dataclass(frozen=True)
 class Output:
-    """An output of a node, to be connected to another one's input."""
+    """An output of a node, to be connected to an input."""
 
     node: int
     name: str
@@ -30,7 +35,8 @@ class Node:
     """A node of a graph.
 
     Attributes:
-        size: width and height in units of the graph; None for what the page gives it.
+        size: width and height in units of the graph, height 0 for the least; None: as the page
+            gives it.
         inputs: name -> what is connected there.
         values: of widgets, by name.
     """
@@ -38,7 +44,7 @@ class Node:
     index: int
     kind: str
     title: str | None
-    size: tuple[int, int] | None
+    size: Size | None
     inputs: dict[str, Output]
     values: dict[str, Any]
 
@@ -46,16 +52,21 @@ class Node:
         return Output(self.index, output)
 
 
-@dataclass
 class Graph:
-    """Nodes, and those shown: columns from left to right, each a list of rows of nodes."""
+    """Nodes and their layout.
 
-    nodes: list[Node] = field(default_factory=list)
-    columns: list[list[tuple[Node, ...]]] = field(default_factory=list)
-    hover: str | None = None  # a CSS selector: what the mouse rests on
+    Attributes:
+        rows: the nodes shown, from top to bottom, each row from left to right.
+        hover: CSS selector of the element under the mouse.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.rows: list[tuple[Node, ...]] = []
+        self.hover: str | None = None
 
     def add(
-        self, kind: str, title: str | None = None, size: tuple[int, int] | None = None, **given: Any
+        self, kind: str, size: Size | None = None, title: str | None = None, **given: Any
     ) -> Node:
         """Add a node; `given` are its connections and the values of its widgets."""
         inputs = {name: value for name, value in given.items() if isinstance(value, Output)}
@@ -65,31 +76,77 @@ class Graph:
         return node
 
     def gallery(self, row: str, pictures: Sequence[dict[str, Any] | int], **given: Any) -> Node:
-        """EasyRef References with pictures of a row of the demo's references."""
+        """EasyRef References with pictures of a row of the demo's references, by number."""
         entries = [{"number": p} if isinstance(p, int) else dict(p) for p in pictures]
         for entry in entries:
             entry["file"] = f"easyref/{row} {entry.pop('number')}.png"
         state = json.dumps({"version": 1, "pictures": [{"weight": 1, **e} for e in entries]})
         return self.add("EasyRefReferences", gallery=state, **given)
 
-    def result(
-        self,
-        models: Node,
-        model: Output,
-        positive: Output,
-        title: str,
-        size: tuple[int, int] = _PREVIEW,
-        across: int = 1,
-        seed: int = SETTINGS.seed,
+    def mask(self, half: str) -> Output:
+        return self.add("LoadImageMask", image=f"{half}.png", channel="red")["MASK"]
+
+    def show(self, *rows: Node | tuple[Node, ...]) -> Graph:
+        self.rows = [row if isinstance(row, tuple) else (row,) for row in rows]
+        return self
+
+
+class DemoGraph(Graph):
+    """A graph that samples with the demo models, always with the same prompt."""
+
+    def __init__(self, prompt: str) -> None:
+        super().__init__()
+        self.prompt = prompt
+        self.models = self.add("EasyRefDemoModels", (WIDE, 0))
+
+    def encoded(self, row: str) -> Output:
+        """Tokens of a row of the demo's references."""
+        group = self.gallery(row, range(1, 5))["references"]
+        easyref = self.models["easyref"]
+        encoded = self.add("EasyRefEncode", easyref=easyref, references=group, prompt=self.prompt)
+        return encoded["tokens"]
+
+    def applied(self, **given: Any) -> Node:
+        models = self.models
+        return self.add(
+            "EasyRefApply", (WIDE, 0), model=models["model"], easyref=models["easyref"], **given
+        )
+
+    def quick(self, **given: Any) -> Node:
+        models = {"model": self.models["model"], "easyref": self.models["easyref"]}
+        return self.add("EasyRefQuick", (330, 190), prompt=self.prompt, **models, **given)
+
+    def text(self, text: str) -> Output:
+        return self.add("CLIPTextEncode", clip=self.models["clip"], text=text)["CONDITIONING"]
+
+    def half(self, place: int) -> Output:
+        """The prompt for the left (0) or right (1) half of a picture twice as wide as high."""
+        side = SETTINGS.side
+        area = {"width": side, "height": side, "x": place * side}
+        conditioning = self.text(self.prompt)
+        return self.add("ConditioningSetArea", conditioning=conditioning, **area)["CONDITIONING"]
+
+    def both(self, halves: Sequence[Output]) -> Node:
+        given = {f"conditioning_{number}": half for number, half in enumerate(halves, start=1)}
+        return self.add("ConditioningCombine", (WIDE, 0), **given)
+
+    def result(self, model: Node, title: str = "result", size: Size = PREVIEW) -> Node:
+        """A square picture."""
+        return self._sampled(model["model"], self.text(self.prompt), title, size, 1, SETTINGS.seed)
+
+    def wide_result(self, model: Node, positive: Output) -> Node:
+        """A picture twice as wide as high, of two characters."""
+        return self._sampled(model["model"], positive, "result", (WIDE, 240), 2, TWO_SEED)
+
+    def _sampled(
+        self, model: Output, positive: Output, title: str, size: Size, across: int, seed: int
     ) -> Node:
-        """Sample a picture, `across` times as wide as high, and show it."""
-        negative = self.add("CLIPTextEncode", clip=models["clip"], text=SETTINGS.negative)
         latent = self.add("EmptyLatentImage", width=across * SETTINGS.side, height=SETTINGS.side)
         sampled = self.add(
             "KSampler",
             model=model,
             positive=positive,
-            negative=negative["CONDITIONING"],
+            negative=self.text(SETTINGS.negative),
             latent_image=latent["LATENT"],
             seed=seed,
             steps=SETTINGS.steps,
@@ -97,47 +154,15 @@ class Graph:
             sampler_name="ddim",
             scheduler="ddim_uniform",
         )
-        decoded = self.add("VAEDecode", samples=sampled["LATENT"], vae=models["vae"])
-        larger = self.add(
-            "ImageScaleBy", image=decoded["IMAGE"], upscale_method="lanczos", scale_by=2
-        )
-        return self.add("PreviewImage", title, size, images=larger["IMAGE"])
-
-    def text(self, models: Node, text: str) -> Node:
-        return self.add("CLIPTextEncode", clip=models["clip"], text=text)
-
-    def half(self, models: Node, text: str, place: int) -> Node:
-        """A prompt for the left (0) or right (1) half of a picture twice as wide as high."""
-        side = SETTINGS.side
-        return self.add(
-            "ConditioningSetArea",
-            conditioning=self.text(models, text)["CONDITIONING"],
-            width=side,
-            height=side,
-            x=place * side,
-        )
-
-    def show(self, *columns: Sequence[Node | tuple[Node, ...]]) -> Graph:
-        self.columns = [
-            [row if isinstance(row, tuple) else (row,) for row in column] for column in columns
-        ]
-        return self
-
-
-def _encoded(graph: Graph, models: Node, row: str, prompt: str, count: int = 4) -> Node:
-    group = graph.gallery(row, range(1, count + 1))
-    return graph.add(
-        "EasyRefEncode", easyref=models["easyref"], references=group["references"], prompt=prompt
-    )
+        decoded = self.add("VAEDecode", samples=sampled["LATENT"], vae=self.models["vae"])["IMAGE"]
+        larger = self.add("ImageScaleBy", image=decoded, upscale_method="lanczos", scale_by=2)
+        return self.add("PreviewImage", size, title, images=larger["IMAGE"])
 
 
 def loader() -> Graph:
     graph = Graph()
-    loaded = graph.add(
-        "EasyRefLoader", None, (270, 0), adapter="model.safetensors", mllm="Qwen2-VL-2B-Instruct"
-    )
-    encoded = graph.add("EasyRefEncode", None, (230, 240), easyref=loaded["easyref"])
-    return graph.show([loaded], [encoded])
+    files = {"adapter": "model.safetensors", "mllm": "Qwen2-VL-2B-Instruct"}
+    return graph.show(graph.add("EasyRefLoader", (300, 0), **files))
 
 
 def references() -> Graph:
@@ -149,251 +174,118 @@ def references() -> Graph:
         {"number": 4},
     ]
     graph.hover = ".easyref-tile:nth-child(2)"
-    return graph.show([graph.gallery("flower", entries)])
+    return graph.show(graph.gallery("flower", entries))
 
 
 def encode() -> Graph:
     graph = Graph()
     group = graph.gallery("flower", range(1, 4))
-    encoded = graph.add(
-        "EasyRefEncode",
-        None,
-        (270, 300),
-        references=group["references"],
-        prompt="a watercolour of this character in a forest",
-    )
-    return graph.show([group], [encoded])
+    given = {
+        "references": group["references"],
+        "prompt": "a watercolour of this character in a forest",
+    }
+    return graph.show(group, graph.add("EasyRefEncode", (330, 230), **given))
 
 
 def apply() -> Graph:
-    graph, prompt = Graph(), "in a city at night"
-    models = graph.add("EasyRefDemoModels")
-    encoded, positive = _encoded(graph, models, "star", prompt), graph.text(models, prompt)
-    right = graph.add("LoadImageMask", image="right half.png", channel="red")
-    shown, results = None, []
-    for title, given in (
-        ("weight 0", {"weight": 0}),
-        ("weight 0.5", {"weight": 0.5}),
-        ("weight 1", {"weight": 1}),
-        ("mask: right half", {"mask": right["MASK"]}),
-    ):
-        applied = graph.add(
-            "EasyRefApply",
-            None,
-            (240, 0),
-            model=models["model"],
-            easyref=models["easyref"],
-            tokens=encoded["tokens"],
-            **given,
-        )
-        shown = applied if title == "weight 1" else shown
-        results.append(graph.result(models, applied["model"], positive["CONDITIONING"], title))
-    assert shown is not None
-    return graph.show([shown], [tuple(results[:2]), tuple(results[2:])])
-
-
-def demo_models() -> Graph:
-    graph, prompt = Graph(), "in a desert at sunset"
-    models = graph.add("EasyRefDemoModels", None, (210, 0))
-    references = graph.add("PreviewImage", "images", (210, 240), images=models["images"])
-    positive = graph.text(models, prompt)
-    applied = graph.add(
-        "EasyRefQuick",
-        model=models["model"],
-        easyref=models["easyref"],
-        images=models["images"],
-        prompt=prompt,
-    )
-    result = graph.result(
-        models, applied["model"], positive["CONDITIONING"], "result", (210, 240), seed=2
-    )
-    return graph.show([models], [references], [result])
+    graph = DemoGraph("in a city at night")
+    tokens = graph.encoded("star")
+    settings = {
+        "weight 0": {"weight": 0},
+        "weight 0.5": {"weight": 0.5},
+        "weight 1": {"weight": 1},
+        "mask: right half": {"mask": graph.mask("right half")},
+    }
+    applied = [graph.applied(tokens=tokens, **given) for given in settings.values()]
+    results = [graph.result(*pair) for pair in zip(applied, settings, strict=True)]
+    return graph.show(applied[-1], tuple(results[:2]), tuple(results[2:]))
 
 
 def quick() -> Graph:
-    graph, prompt = Graph(), "in a city at night"
-    models = graph.add("EasyRefDemoModels")
-    group = graph.gallery("star", range(1, 5), size=(300, 0))
-    quick = graph.add(
-        "EasyRefQuick",
-        None,
-        (250, 200),
-        model=models["model"],
-        easyref=models["easyref"],
-        references=group["references"],
-        prompt=prompt,
-    )
-    positive = graph.text(models, prompt)
-    result = graph.result(models, quick["model"], positive["CONDITIONING"], "result", (250, 320))
-    return graph.show([group], [quick, result])
+    graph = DemoGraph("in a city at night")
+    group = graph.gallery("star", range(1, 5), size=(330, 0))
+    node = graph.quick(references=group["references"])
+    return graph.show(group, node, graph.result(node, size=(330, 310)))
+
+
+def demo_models() -> Graph:
+    graph = DemoGraph("in a meadow by day")
+    images = graph.models["images"]
+    shown = graph.add("PreviewImage", PREVIEW, "images", images=images)
+    return graph.show(graph.models, (shown, graph.result(graph.quick(images=images))))
 
 
 def crop() -> Graph:
     graph = Graph()
-    picture = graph.add("LoadImage", None, (220, 314), image="masked.png")
-    cropped = graph.add(
-        "EasyRefCrop", None, (220, 0), images=picture["IMAGE"], mask=picture["MASK"], padding=0.1
-    )
-    preview = graph.add("PreviewImage", "crop", _PREVIEW, images=cropped["images"])
-    return graph.show([picture], [cropped], [preview])
+    loaded = graph.add("LoadImage", (170, 330), image="masked.png")
+    given = {"images": loaded["IMAGE"], "mask": loaded["MASK"], "padding": 0.1}
+    cropped = graph.add("EasyRefCrop", (WIDE, 0), **given)
+    preview = graph.add("PreviewImage", PREVIEW, "crop", images=cropped["images"])
+    return graph.show(cropped, (loaded, preview))
 
 
 def combine_tokens() -> Graph:
-    graph, prompt = Graph(), "in a meadow by day"
-    models = graph.add("EasyRefDemoModels")
-    first, second = (_encoded(graph, models, row, prompt) for row in ("star", "square"))
-    positive = graph.text(models, prompt)
-    sets = {"tokens_1": first, "tokens_2": second}
-    shown = None
-    for method in ("concatenate", "average"):
-        sets[method] = graph.add(
-            "EasyRefCombineTokens",
-            None,
-            (240, 0),
-            tokens_1=first["tokens"],
-            tokens_2=second["tokens"],
-            method=method,
-        )
-        shown = shown or sets[method]
-    assert shown is not None
-    results = []
-    for title, tokens in sets.items():
-        applied = graph.add(
-            "EasyRefApply",
-            model=models["model"],
-            easyref=models["easyref"],
-            tokens=tokens["tokens"],
-        )
-        results.append(graph.result(models, applied["model"], positive["CONDITIONING"], title))
-    return graph.show(results[:2], [shown], results[2:])
+    graph = DemoGraph("in a meadow by day")
+    sets = {"tokens_1": graph.encoded("star"), "tokens_2": graph.encoded("square")}
+    combined = [
+        graph.add("EasyRefCombineTokens", (WIDE, 0), method=method, **sets)
+        for method in ("average", "concatenate")
+    ]
+    shown = {**sets, "average": combined[0]["tokens"], "concatenate": combined[1]["tokens"]}
+    results = [graph.result(graph.applied(tokens=t), title) for title, t in shown.items()]
+    return graph.show(tuple(results[:2]), combined[1], tuple(results[2:]))
 
 
 def inspect() -> Graph:
-    graph = Graph()
-    models = graph.add("EasyRefDemoModels")
-    group = graph.gallery("flower", range(1, 3))
-    inspected = graph.add(
-        "EasyRefInspect",
-        None,
-        (360, 412),
-        easyref=models["easyref"],
-        references=group["references"],
-        prompt="in the snow at night",
-    )
-    return graph.show([inspected])
+    graph = DemoGraph("in the snow at night")
+    given = {
+        "easyref": graph.models["easyref"],
+        "references": graph.gallery("flower", range(1, 3))["references"],
+        "prompt": graph.prompt,
+    }
+    return graph.show(graph.add("EasyRefInspect", (WIDE, 405), **given))
 
 
 def region() -> Graph:
-    graph, prompt = Graph(), "in a meadow by day"
-    models = graph.add("EasyRefDemoModels")
+    graph = DemoGraph("in a meadow by day")
     regions: list[Node] = []
-    for row, half in (("flower", "left half"), ("star", "right half")):
-        encoded = _encoded(graph, models, row, prompt)
-        mask = graph.add("LoadImageMask", image=f"{half}.png", channel="red")
-        before = {"previous": regions[-1]["regions"]} if regions else {}
-        regions.append(
-            graph.add(
-                "EasyRefRegion",
-                f"Region: {half}",
-                (230, 0),
-                tokens=encoded["tokens"],
-                mask=mask["MASK"],
-                **before,
-            )
-        )
-    applied = graph.add(
-        "EasyRefApply",
-        model=models["model"],
-        easyref=models["easyref"],
-        regions=regions[-1]["regions"],
-    )
-    both = graph.add(
-        "ConditioningCombine",
-        conditioning_1=graph.half(models, prompt, 0)["CONDITIONING"],
-        conditioning_2=graph.half(models, prompt, 1)["CONDITIONING"],
-    )
-    result = graph.result(
-        models,
-        applied["model"],
-        both["CONDITIONING"],
-        "result",
-        (475, 270),
-        across=2,
-        seed=TWO_SEED,
-    )
-    return graph.show([tuple(regions), result])
+    for row, half in zip(("flower", "star"), HALVES, strict=True):
+        given = {"tokens": graph.encoded(row), "mask": graph.mask(half)}
+        if regions:
+            given["previous"] = regions[-1]["regions"]
+        regions.append(graph.add("EasyRefRegion", (170, 0), half.capitalize(), **given))
+    both = graph.both([graph.half(0), graph.half(1)])
+    applied = graph.applied(regions=regions[-1]["regions"])
+    return graph.show(tuple(regions), graph.wide_result(applied, both["CONDITIONING"]))
 
 
 def layer_weights() -> Graph:
     graph = Graph()
-    layers = graph.add("EasyRefLayerWeights", None, (270, 0), profile="style and composition")
-    text = graph.add("PreviewAny", None, (220, 338), source=layers["text"])
-    return graph.show([layers], [text])
+    layers = graph.add("EasyRefLayerWeights", (330, 0), profile="style and composition")
+    return graph.show(layers, graph.add("PreviewAny", (330, 250), source=layers["text"]))
 
 
 def set_conditioning() -> Graph:
-    graph, prompt = Graph(), "in a meadow by day"
-    models = graph.add("EasyRefDemoModels")
+    graph = DemoGraph("in a meadow by day")
     halves: list[Node] = []
-    for place, (row, half) in enumerate((("flower", "left half"), ("star", "right half"))):
-        encoded = _encoded(graph, models, row, prompt)
-        halves.append(
-            graph.add(
-                "EasyRefSetConditioning",
-                f"Set Conditioning: {half}",
-                (300, 0),
-                conditioning=graph.half(models, prompt, place)["CONDITIONING"],
-                tokens=encoded["tokens"],
-            )
-        )
-    both = graph.add(
-        "ConditioningCombine",
-        None,
-        (270, 0),
-        conditioning_1=halves[0]["conditioning"],
-        conditioning_2=halves[1]["conditioning"],
-    )
-    applied = graph.add("EasyRefApply", model=models["model"], easyref=models["easyref"])
-    result = graph.result(
-        models,
-        applied["model"],
-        both["CONDITIONING"],
-        "result",
-        (270, 220),
-        across=2,
-        seed=TWO_SEED,
-    )
-    return graph.show(halves, [both, result])
+    for place, row in enumerate(("flower", "star")):
+        given = {"conditioning": graph.half(place), "tokens": graph.encoded(row)}
+        title = f"Set Conditioning: {HALVES[place]}"
+        halves.append(graph.add("EasyRefSetConditioning", (WIDE, 0), title, **given))
+    both = graph.both([half["conditioning"] for half in halves])
+    return graph.show(*halves, both, graph.wide_result(graph.applied(), both["CONDITIONING"]))
 
 
 def save_tokens() -> Graph:
     graph = Graph()
-    encoded = graph.add("EasyRefEncode", None, (230, 240), prompt="a portrait of this woman")
-    saved = graph.add(
-        "EasyRefSaveTokens",
-        None,
-        (240, 0),
-        tokens=encoded["tokens"],
-        filename_prefix="people/ann",
-    )
-    return graph.show([encoded], [saved])
+    given = {"tokens": graph.add("EasyRefEncode")["tokens"], "filename_prefix": "people/ann"}
+    return graph.show(graph.add("EasyRefSaveTokens", (300, 0), **given))
 
 
 def load_tokens() -> Graph:
     graph = Graph()
-    loaded = graph.add(
-        "EasyRefLoader", None, (240, 0), adapter="model.safetensors", mllm="from adapter"
-    )
-    tokens = graph.add(
-        "EasyRefLoadTokens",
-        None,
-        (240, 0),
-        file="people/ann.safetensors [output]",
-    )
-    applied = graph.add(
-        "EasyRefApply", None, (230, 0), easyref=loaded["easyref"], tokens=tokens["tokens"]
-    )
-    return graph.show([loaded, tokens], [applied])
+    file = "people/ann_00001_.safetensors [output]"
+    return graph.show(graph.add("EasyRefLoadTokens", (330, 0), file=file))
 
 
 # The name of the picture -> its graph.

@@ -25,10 +25,10 @@ from ..demo.references import FOLDER, read_rows
 from .graphs import GRAPHS, Graph
 
 OUT = PACK / "web" / "docs" / "images"
-WIDTH = 430  # CSS pixels: about that of the page's help panel
 MARGIN = 12
 SCALE = 2
-QUALITY = 90
+QUALITY = 85
+TOKENS = "people/ann_00001_.safetensors"
 RESULTS = ("EasyRefInspect", "PreviewAny", "PreviewImage")
 NEWEST = Path(sys.prefix, "newest-page", "comfyui_frontend_package", "static")
 SETTINGS = {
@@ -36,7 +36,7 @@ SETTINGS = {
     "Comfy.NodeBadge.NodeIdBadgeMode": "None",
     "Comfy.Node.AllowImageSizeDraw": False,
     "Comfy.Graph.CanvasInfo": False,
-    "Comfy.Graph.LinkMarkers": 0,
+    "Comfy.LinkRenderMode": -1,  # no links: they would wind around nodes that stand in rows
     "Comfy.Minimap.Visible": False,
 }
 BUILD = """async ({nodes}) => {
@@ -68,37 +68,29 @@ RUN = """() => new Promise((done) => {
     on("execution_error", (e) => `${e.detail.node_type}: ${e.detail.exception_message}`);
     app.queuePrompt(0).then((queued) => queued === false && done("the graph was refused"));
 })"""
-# Removes what is not shown and puts the rest into columns; width and height in units of the graph.
-LAY_OUT = """([columns, sizes]) => {
-    const gap = 30, title = LiteGraph.NODE_TITLE_HEIGHT, made = window.photographed;
-    const shown = new Set(columns.flat(2).map((index) => made[index]));
+# Keeps only the nodes shown, in rows; width and height in units of the graph.
+LAY_OUT = """([rows, sizes]) => {
+    const gap = 15, title = LiteGraph.NODE_TITLE_HEIGHT, made = window.photographed;
+    const shown = new Set(rows.flat().map((index) => made[index]));
     for (const node of [...app.graph.nodes]) if (!shown.has(node)) app.graph.remove(node);
-    sizes.forEach((size, index) => {
-        if (!size || !shown.has(made[index])) return;
-        const [, least] = made[index].computeSize();
-        made[index].setSize([size[0], size[1] || least]);
-    });
-    let left = 0, bottom = 0;
-    for (const column of columns) {
-        let top = 0, widest = 0;
-        for (const row of column) {
-            let x = left, height = 0;
-            for (const node of row.map((index) => made[index])) {
-                node.pos = [x, top + title];
-                x += node.size[0] + gap / 2;
-                height = Math.max(height, node.size[1] + title);
-            }
-            widest = Math.max(widest, x - gap / 2 - left);
-            top += height + gap / 2;
+    let top = 0, width = 0;
+    for (const row of rows) {
+        let left = 0, height = 0;
+        for (const index of row) {
+            const node = made[index], size = sizes[index];
+            if (size) node.setSize([size[0], size[1] || node.computeSize()[1]]);
+            node.pos = [left, top + title];
+            left += node.size[0] + gap;
+            height = Math.max(height, node.size[1] + title);
         }
-        bottom = Math.max(bottom, top - gap / 2);
-        left += widest + gap;
+        width = Math.max(width, left - gap);
+        top += height + gap;
     }
-    return [left - gap, bottom];
+    return [width, top - gap];
 }"""
-LOOK = """([scale, x, y]) => {
-    app.canvas.ds.scale = scale;
-    app.canvas.ds.offset = [x / scale, y / scale];
+LOOK = """(offset) => {
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = offset;
     app.canvas.deselectAll?.();
     document.activeElement.blur();
     app.graph.setDirtyCanvas(true, true);
@@ -135,7 +127,7 @@ def write_inputs(folder: Path) -> None:
 
 def write_models(base: Path) -> None:
     """Empty files under the names that the loaders show, so that the page misses none."""
-    names = ("models/easyref/model.safetensors", "output/easyref_tokens/people/ann.safetensors")
+    names = ("models/easyref/model.safetensors", f"output/easyref_tokens/{TOKENS}")
     for name in names:
         (base / name).parent.mkdir(parents=True)
         (base / name).touch()
@@ -154,11 +146,10 @@ def photograph(page: Page, graph: Graph) -> Image.Image:
             raise SystemExit(problem)
     page.tab.wait_for_timeout(1000)
     page.tab.wait_for_function(ARRIVED)
-    indices = [[[node.index for node in row] for row in column] for column in graph.columns]
-    width, height = page.evaluate(LAY_OUT, [indices, [node.size for node in graph.nodes]])
-    scale = min(1.0, (WIDTH - 2 * MARGIN) / width)
+    rows = [[node.index for node in row] for row in graph.rows]
+    width, height = page.evaluate(LAY_OUT, [rows, [node.size for node in graph.nodes]])
     x, y = 500, 120  # clear of the page's side bar and menus
-    left, top = page.evaluate(LOOK, [scale, x, y])
+    left, top = page.evaluate(LOOK, [x, y])
     page.tab.wait_for_timeout(1000)
     if graph.hover:
         page.tab.locator(graph.hover).hover()
@@ -166,8 +157,8 @@ def photograph(page: Page, graph: Graph) -> Image.Image:
     clip = {
         "x": left + x - MARGIN,
         "y": top + y - MARGIN,
-        "width": width * scale + 2 * MARGIN,
-        "height": height * scale + 2 * MARGIN,
+        "width": width + 2 * MARGIN,
+        "height": height + 2 * MARGIN,
     }
     return Image.open(io.BytesIO(page.tab.screenshot(clip=clip))).convert("RGB")
 
@@ -191,7 +182,7 @@ def main(names: Sequence[str]) -> None:
         write_inputs(Path(base, "input"))
         write_models(Path(base))
         with ComfyServer(comfyui, Path(base), arguments=arguments, seconds=600) as server:
-            page = Page(browser, server, (1280, 1200), SCALE)
+            page = Page(browser, server, (1280, 1400), SCALE)
             page.open()
             page.set_mode("classic")
             for name, value in SETTINGS.items():

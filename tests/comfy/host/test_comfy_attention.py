@@ -148,7 +148,7 @@ def test_the_encoder_computes_with_the_hosts_attention(
     encoder_of: Callable[..., Any] = pack.part("nodes.host.encoder").load_encoder
     encoder = encoder_of(fresh_easyref.encoder.plan(), "fp32").model
     attends = [m.attend for m in encoder.modules() if hasattr(m, "attend")]
-    assert len(attends) == encoder.config.vision.depth + encoder.num_layers
+    assert len(attends) == encoder.config.vision.depth + encoder.config.num_layers
     assert all(attend is own.MllmOperations.attend for attend in attends)
     assert own.mllm_is_fused(torch.device("cpu"), torch.float32, (80, 128))
 

@@ -177,7 +177,7 @@ def test_auto_follows_comfyuis_dtype_of_text_encoders(
     flag: str,
     storage: torch.dtype,
 ) -> None:
-    """A CPU is bad at all of these, so it computes in float32."""
+    """A CPU is slow at all of these, so it computes in float32."""
     from comfy.cli_args import args
 
     monkeypatch.setattr(args, flag, True)

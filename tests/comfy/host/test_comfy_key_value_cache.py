@@ -98,7 +98,7 @@ def test_the_latest_set_is_cached_however_large(
     assert projected[1:] == groups
 
 
-@pytest.mark.parametrize("kind", ["regions", "applications", "conditionings"])
+@pytest.mark.parametrize("kind", ["regions", "apply nodes", "conditionings"])
 def test_what_a_run_uses_at_once_stays_whatever_the_budget(
     pack: Pack,
     unet: Any,
@@ -116,7 +116,7 @@ def test_what_a_run_uses_at_once_stays_whatever_the_budget(
         if kind == "regions":
             parts = [(tokens, torch.ones(1, 8, 8), {}) for tokens in groups]
             model = apply(pack, unet, easyref, None, regions=regions(pack, *parts))
-        elif kind == "applications":
+        elif kind == "apply nodes":
             for tokens in groups:
                 model = apply(pack, model, easyref, tokens)
         else:

@@ -23,7 +23,7 @@ ALIKE = 1e-3
 
 @dataclass(frozen=True)
 class Case:
-    """What acts beside the prompt."""
+    """What acts in addition to the prompt."""
 
     easyref: bool
     outline: bool

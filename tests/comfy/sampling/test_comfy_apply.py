@@ -199,7 +199,7 @@ def test_a_copy_of_a_steered_model_steers_too_and_is_its_own(
 def test_copies_share_tokens_and_keys_instead_of_copying_them(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    """Older ComfyUIs deep-copy what stands in model_options; reference tokens are not for that."""
+    """Older ComfyUIs deep-copy model_options; reference tokens must not be copied."""
     import copy
 
     from comfy.patcher_extension import WrappersMP

@@ -140,7 +140,7 @@ def test_two_areas_of_one_size_get_their_own_parts_of_a_mask(
 def test_the_same_area_of_a_larger_picture_gets_another_part_of_a_mask(
     pack: Pack, unet: Any, easyref: Any, tokens: Any
 ) -> None:
-    """What a mask keeps of one run must not leak into the next."""
+    """A mask's cache of one run must not leak into the next."""
     mask = torch.rand(1, 64, 64)
     corner = stock("nodes.ConditioningSetArea", random_text(1), 128, 128, 0, 0, 1.0)
     positive = combine(text(), corner)

@@ -57,30 +57,6 @@ def test_the_node_multiplies_the_profile_and_shows_the_result(pack: Pack) -> Non
     assert output.ui == {"text": (text,)}
 
 
-def test_every_profile_differs_and_all_is_everything(pack: Pack) -> None:
-    core = pack.part("easyref_core.adapter.layer_weights")
-    assert list(core.GROUPS) == GROUPS
-    assert next(iter(core.PROFILES)) == "all"
-    assert core.PROFILES["all"] == core.LayerWeights()
-    assert len({weights.factors for weights in core.PROFILES.values()}) == len(core.PROFILES) == 5
-    with pytest.raises(AttributeError):
-        core.PROFILES["style"].factors = ()
-
-
-@pytest.mark.parametrize("weights", [{"input_9": 1}, {"OUTPUT_1": 0.5}, {"up_blocks": 0}])
-def test_an_unknown_group_is_refused_with_the_known_ones(
-    pack: Pack, weights: dict[str, Any]
-) -> None:
-    with pack.refused(next(iter(weights)), "input_4", "middle", "output_5"):
-        pack.part("easyref_core.adapter.layer_weights").LayerWeights(weights)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None])
-def test_a_weight_that_is_no_number_is_refused(pack: Pack, value: Any) -> None:
-    with pack.refused("middle", repr(value)):
-        pack.part("easyref_core.adapter.layer_weights").LayerWeights({"middle": value})
-
-
 def test_all_at_one_is_as_without(
     pack: Pack, demo: Any, demo_easyref: Any, demo_tokens: Any, texts: dict[str, Any]
 ) -> None:

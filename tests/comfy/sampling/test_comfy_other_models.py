@@ -195,7 +195,7 @@ def test_projections_of_values_that_are_not_numbers_stop_the_run_and_nothing_els
 
 
 def test_tokens_of_another_number_are_refused(pack: Pack, unet: Any, easyref: Any) -> None:
-    """Right adapter by name, but not of its sizes: a file that somebody has edited."""
+    """The right adapter with other sizes: an edited file."""
     tokens = pack.part("easyref_core.tokens.reference_tokens").ReferenceTokens
     identity = easyref.checkpoint.identity
     for shape in ((1, 15, 96), (1, 16, 48)):

@@ -60,7 +60,7 @@ def test_a_function_for_a_whole_block_is_called_and_its_result_kept(
 
 
 class Stack:
-    """IPAdapter_plus's convention: one object a slot, to which every further one is added."""
+    """IPAdapter_plus's convention: one object for each slot, to which the next ones are added."""
 
     def __init__(self, share: float) -> None:
         self.shares = [share]

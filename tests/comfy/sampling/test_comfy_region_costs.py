@@ -84,12 +84,12 @@ def test_sixteen_small_regions_cost_as_much_as_one_apply_node(
         full = apply(pack, full, demo_easyref, tokens, mask=mask.expand(2, -1, -1))
     x = latents(2, 32, 32)
     work, results = {}, {}
-    for name, model in (("regions", small), ("applications", full)):
+    for name, model in (("regions", small), ("apply nodes", full)):
         attended.clear()
         results[name] = predict(model, 1.0, x, **texts)
         work[name] = sum(queries * tokens for queries, tokens in attended)
-    assert difference(results["regions"], results["applications"]) < 5e-4
-    assert work["regions"] * 16 == work["applications"]
+    assert difference(results["regions"], results["apply nodes"]) < 5e-4
+    assert work["regions"] * 16 == work["apply nodes"]
 
 
 def test_sixteen_small_regions_take_less_time_than_sixteen_apply_nodes(pack: Pack) -> None:

@@ -237,7 +237,7 @@ def test_concatenated_prompts_keep_the_first_ones_tokens(
 def test_prompts_for_parts_of_the_sampling(
     pack: Pack, spy: Spy, unet: Any, easyref: Any, groups: list[Any]
 ) -> None:
-    """The usual change of references in the middle of a run."""
+    """Other references from the middle of a run on."""
     late = random_text(7)
     scheduled = combine(
         stock("nodes.ConditioningSetTimestepRange", carry(pack, text(), groups[0]), 0.0, 0.5),

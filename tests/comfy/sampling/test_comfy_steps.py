@@ -26,7 +26,7 @@ CFG = 5.0
 
 @pytest.fixture
 def full(pack: Pack, unet: Any, fresh_easyref: Any) -> Any:
-    """Everything that Apply can do at once: mask, window, groups, two applications."""
+    """Everything that Apply can do at once: mask, window, groups, two Apply nodes."""
     both = random_tokens(pack, fresh_easyref, seed=1, batch=2)
     settings = {"mask": torch.rand(2, 40, 70), "start_percent": 0.05, "end_percent": 0.7}
     model = apply(pack, unet, fresh_easyref, both, **settings)

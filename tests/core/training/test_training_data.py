@@ -255,7 +255,7 @@ def test_an_epoch_has_each_record_once(tmp_path: Path) -> None:
 
 def test_a_sample_depends_on_seed_and_position_alone(groups: TrainingSamples) -> None:
     settings = replace(PLAIN, crop="random", drop_image=0.3, drop_text=0.3)
-    varied = TrainingSamples(groups._records, settings, seed=1)
+    varied = TrainingSamples(groups.records, settings, seed=1)
     one, again = varied[8], varied[8]
     assert torch.equal(one.target, again.target)
     assert one.text == again.text
@@ -283,7 +283,7 @@ def test_positions_resume_at_any_step() -> None:
 
 @pytest.mark.parametrize("share", ["drop_image", "drop_text", "drop_both"])
 def test_dropping_gives_the_black_image_or_no_text(groups: TrainingSamples, share: str) -> None:
-    sample = TrainingSamples(groups._records, replace(PLAIN, **{share: 1.0}), 1)[0]
+    sample = TrainingSamples(groups.records, replace(PLAIN, **{share: 1.0}), 1)[0]
     black = unpatch(sample.references[0]).getextrema() == ((0, 0),) * 3
     assert black == (share != "drop_text")
     assert (sample.text == "") == (share != "drop_image")
@@ -291,7 +291,7 @@ def test_dropping_gives_the_black_image_or_no_text(groups: TrainingSamples, shar
 
 def test_drop_probabilities_are_observed(groups: TrainingSamples) -> None:
     settings = replace(PLAIN, drop_image=0.2, drop_text=0.3, drop_both=0.1)
-    samples = TrainingSamples(groups._records, settings, 1)
+    samples = TrainingSamples(groups.records, settings, 1)
     texts = sum(samples[n].text == "" for n in range(300)) / 300
     assert 0.3 < texts < 0.5
 

@@ -242,7 +242,7 @@ def test_a_run_writes_all_rows_and_prints_the_table(
         return DemoImages((RowImages(*[image] * 4),) * len(inputs.rows), "a test")
 
     save_classifier(Classifier(), tmp_path / CLASSIFIER_FILE)
-    monkeypatch.setattr(predictions, "shipped_set", lambda: tmp_path)
+    monkeypatch.setattr(predictions, "SHIPPED_CLASSIFIER", tmp_path / CLASSIFIER_FILE)
     monkeypatch.setattr(run, "OUT", tmp_path / "out")
     monkeypatch.setattr(run, "_make_images", noise)
     run.run_demo()

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from easyref_core.demo_set import TRAINED_SET
+from easyref_core.demo_set import TRAINED_SET, read_stored_weights
 from easyref_core.errors import EasyRefError
 from easyref_core.training.base import load_base
 from workshop.demo import train as demo_train
 from workshop.demo.__main__ import main
+from workshop.demo.evaluation.classifier import SHIPPED_CLASSIFIER
 from workshop.demo.pretraining.assemble import assemble_parts, assemble_set
 from workshop.demo.pretraining.pretrained import take_parts
 from workshop.demo.tiny_mllm import write_mllm
@@ -49,9 +49,9 @@ def test_parts_of_a_whole_set_are_copied_and_count_as_trained(
 
 def test_stages_train_on_a_copied_base(work: Path) -> None:
     base = load_base(work / "base" / "model")
-    kept = load_file(TRAINED_SET / "unet" / "diffusion_pytorch_model.safetensors")
-    found = base.unet.state_dict()
-    assert all(torch.equal(found[name], weight.float()) for name, weight in kept.items())
+    stored = read_stored_weights(TRAINED_SET / "unet" / "diffusion_pytorch_model.safetensors")
+    loaded = base.unet.state_dict()
+    assert all(torch.equal(loaded[name], weight.float()) for name, weight in stored.items())
     states, pooled = base.encode_text(["a red star creature", "on a beach by day"])
     assert (states[0] - states[1]).abs().max() > 0.1
     assert (pooled[0] - pooled[1]).abs().max() > 0.1
@@ -59,7 +59,8 @@ def test_stages_train_on_a_copied_base(work: Path) -> None:
 
 def test_copied_parts_are_written_unchanged(work: Path, tmp_path: Path) -> None:
     assemble_parts(work, WITHOUT_MLLM, tmp_path)
-    written, shipped = _files(tmp_path), _files(TRAINED_SET)
+    written = _files(tmp_path)
+    shipped = _files(TRAINED_SET) | {SHIPPED_CLASSIFIER.name: SHIPPED_CLASSIFIER.read_bytes()}
     assert json.loads(written.pop("pretrained.json")) == {"parts": WITHOUT_MLLM}
     weights = [name for name in written if name.endswith(".safetensors")]
     assert len(weights) == 6
@@ -79,7 +80,7 @@ def test_the_mllms_weights_are_written_until_an_adapter_carries_them(
     assemble_set(work, TRAINED_SET / "easyref.safetensors", tmp_path / "parts")
     names = _files(tmp_path / "parts").keys()
     assert "set.json" in names
-    assert not {"pretrained.json", "mllm/model.safetensors"} & names
+    assert not {"pretrained.json", "mllm/model.safetensors", "judge.safetensors"} & names
 
 
 def test_copying_again_changes_nothing_and_resumes(tmp_path: Path) -> None:

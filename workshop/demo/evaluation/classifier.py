@@ -28,6 +28,7 @@ from ..pretraining.pictures import SIDE, DrawnPictures
 from ..pretraining.steps import Schedule, run_steps
 
 CLASSIFIER_FILE = "judge.safetensors"
+SHIPPED_CLASSIFIER = Path(__file__).resolve().parents[1] / "weights" / CLASSIFIER_FILE
 # Attributes of style images have heads of their own.
 STYLE = "style "
 VALUES: dict[str, tuple[str, ...]] = {

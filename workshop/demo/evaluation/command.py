@@ -22,7 +22,7 @@ from easyref_core.files import check_place
 from ..dataset.files import DatasetOptions, write_dataset
 from ..models import DemoModels
 from ..rows import SamplingSettings
-from .classifier import CLASSIFIER_FILE, Classifier, load_classifier
+from .classifier import CLASSIFIER_FILE, SHIPPED_CLASSIFIER, Classifier, load_classifier
 from .conditions import CheckOptions, Conditions, classifier_accuracy, run_check
 from .groups import SPLITS, DrawnSplit, groups_for, open_pictures, read_outlines, read_split
 from .processes import SharedCheck, processes_for
@@ -44,7 +44,7 @@ class Request:
         models: the set's folder; the shipped set by default.
         data: a drawn data set; a new one by default.
         split: "held_out", or "training" to choose settings with.
-        judge: the classifier's file; the set's own by default.
+        judge: the classifier's file; by default the set's own, else the repository's.
         steps, cfg: of the sampling; the demo's own by default.
         compare: name -> adapter file.
         mllm: for compared adapters without MLLM weights.
@@ -175,7 +175,8 @@ def _check_files(models: DemoModels, split: DrawnSplit, options: CheckOptions) -
 
 
 def _judge_file(request: Request) -> Path:
-    return request.judge or _set_folder(request) / CLASSIFIER_FILE
+    own = _set_folder(request) / CLASSIFIER_FILE
+    return request.judge or (own if own.is_file() else SHIPPED_CLASSIFIER)
 
 
 def _set_folder(request: Request) -> Path:

@@ -20,6 +20,7 @@ from easyref_core.demo_set import SET_FILE, STORED_IDS, TABLE
 from easyref_core.errors import EasyRefError
 from easyref_core.training.disk import save_weights
 
+from ..stored_weights import WEIGHTS, write_stored
 from ..tiny_weights import write_json, write_tensors
 from .pictures import SIDE
 from .references import IMAGE_SIZE
@@ -40,13 +41,14 @@ MLLM_SETTINGS = (
     "vocab.json",
     "merges.txt",
 )
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def assemble_set(work: Path, adapter: Path, to: Path) -> int:
-    """Write the set of all parts under `work` into `to`, in float16.
+    """Write the set of all parts under `work` into `to`.
 
-    The adapter carries the MLLM, so `mllm/` has only its configuration and tokenizer; the text
+    UNet, autoencoder and ControlNet are stored in int8 (see `stored_weights`), the rest in float16.
+    The judge is no part of a set: the repository has it in `workshop/demo/weights`. The adapter
+    carries the MLLM, so `mllm/` has only its configuration and tokenizer; the text
     encoders keep only the embeddings of words that captions use.
 
     Returns:
@@ -56,12 +58,11 @@ def assemble_set(work: Path, adapter: Path, to: Path) -> int:
         EasyRefError: a part is missing.
     """
     base, vae, control = (work / part / "model" for part in ("base", "decoder", "controlnet"))
-    judge = work / "judge" / "judge.safetensors"
-    needed = (base / "unet", vae, control, judge, adapter)
+    needed = (base / "unet", vae, control, adapter)
     for part in needed:
         if not part.exists():
             raise EasyRefError(f"{part} is missing: train all parts first.")
-    _write_parts(work, ("decoder", "base", "controlnet", "judge"), to)
+    _write_parts(work, ("decoder", "base", "controlnet"), to)
     _copy_mllm(work / "mllm" / "model", to / "mllm")
     with safe_open(adapter, "pt") as file:
         metadata = file.metadata() or {}
@@ -72,7 +73,8 @@ def assemble_set(work: Path, adapter: Path, to: Path) -> int:
         "side": SIDE,
         "note": "Small models trained on drawn characters, to try EasyRef out.",
     }
-    (to / "mllm" / MLLM_WEIGHTS).unlink(missing_ok=True)  # of an earlier set of some parts
+    for unused in (to / "mllm" / MLLM_WEIGHTS, to / JUDGE):  # of an earlier set of some parts
+        unused.unlink(missing_ok=True)
     write_json(to / SET_FILE, info)
     return _size(to)
 
@@ -113,14 +115,14 @@ def _write_parts(work: Path, parts: Collection[str], to: Path) -> None:
         (to / name).unlink(missing_ok=True)
     if not {"vae", "decoder"}.isdisjoint(parts):
         vae = "decoder" if "decoder" in parts else "vae"
-        _copy_half(work / vae / "model", to / "vae")
+        _copy_stored(work / vae / "model", to / "vae")
     if "base" in parts:
         base = work / "base" / "model"
-        _copy_half(base / "unet", to / "unet")
+        _copy_stored(base / "unet", to / "unet")
         for source, name in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
             _cut_down(base / source, to / "text_encoders" / name)
     if "controlnet" in parts:
-        _copy_half(work / "controlnet" / "model", to / "controlnet")
+        _copy_stored(work / "controlnet" / "model", to / "controlnet")
     if "judge" in parts:
         shutil.copyfile(work / "judge" / JUDGE, to / JUDGE)
 
@@ -136,13 +138,13 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
-def _copy_half(source: Path, to: Path) -> None:
+def _copy_stored(source: Path, to: Path) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)  # a path of the computer it was trained on
     if "decoder_block_out_channels" in config:
         config.pop("block_out_channels", None)  # diffusers writes it, and warns when reading it
     write_json(to / "config.json", config)
-    write_tensors(to / _WEIGHTS, load_file(source / _WEIGHTS), torch.float16)
+    write_stored(to / WEIGHTS, load_file(source / WEIGHTS))
 
 
 def _cut_down(source: Path, to: Path) -> None:

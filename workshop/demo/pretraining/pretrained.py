@@ -14,19 +14,20 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from easyref_core.demo_set import is_trained, whole_table
+from easyref_core.demo_set import read_set_info, read_stored_weights
 from easyref_core.errors import EasyRefError
 
+from ..evaluation.classifier import SHIPPED_CLASSIFIER
+from ..stored_weights import WEIGHTS, load_stored
 from ..tiny_weights import write_tensors, write_text
 from .assemble import JUDGE, MLLM_SETTINGS, MLLM_WEIGHTS, PARTS_FILE
 from .base import write_vae_and_scheduler
 from .text_encoders import write_tokenizers
 
 _COPIED = "taken.txt"  # in a copied part: digest of the files it was copied from
-_UNET = "unet/diffusion_pytorch_model.safetensors"
-_VAE = ("vae/config.json", "vae/diffusion_pytorch_model.safetensors")
+_UNET = f"unet/{WEIGHTS}"
+_VAE = ("vae/config.json", f"vae/{WEIGHTS}")
 _CLIP = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 _FILES: Mapping[str, tuple[str, ...]] = {
     "vae": _VAE,
@@ -35,7 +36,7 @@ _FILES: Mapping[str, tuple[str, ...]] = {
         *("unet/config.json", _UNET, *_VAE),
         *(f"text_encoders/{c}/{f}" for c in _CLIP for f in ("config.json", "model.safetensors")),
     ),
-    "controlnet": ("controlnet/config.json", "controlnet/diffusion_pytorch_model.safetensors"),
+    "controlnet": ("controlnet/config.json", f"controlnet/{WEIGHTS}"),
     "judge": (JUDGE,),
     "decoder": _VAE,
 }
@@ -49,7 +50,7 @@ def offered_parts(source: Path) -> tuple[str, ...]:
     Raises:
         EasyRefError: `source` is neither, or files are missing.
     """
-    if is_trained(source):
+    if (read_set_info(source) or {}).get("trained"):
         parts = tuple(part for part in _FILES if part != "mllm")
     else:
         try:
@@ -60,7 +61,7 @@ def offered_parts(source: Path) -> tuple[str, ...]:
                 f"{source} is no trained model set, nor does it list parts of one in {PARTS_FILE} "
                 f"({error}). Name a folder that the command `train --set` wrote."
             ) from error
-    missing = sorted({n for part in parts for n in _FILES[part] if not (source / n).is_file()})
+    missing = sorted({n for part in parts for n in _FILES[part] if not _file(source, n).is_file()})
     if missing:
         raise EasyRefError(f"{source} lacks {', '.join(missing)}. Get it again.")
     return parts
@@ -101,6 +102,13 @@ def take_parts(source: Path, work: Path) -> tuple[str, ...]:
     return parts
 
 
+def _file(source: Path, name: str) -> Path:
+    """A file of a part; a whole set's judge is in the repository, not in the set."""
+    path = source / name
+    whole = read_set_info(source) is not None
+    return SHIPPED_CLASSIFIER if name == JUDGE and whole and not path.exists() else path
+
+
 def _is_copy(folder: Path, digest: str) -> bool:
     path = folder / _COPIED
     return path.is_file() and path.read_text(encoding="utf-8") == digest
@@ -109,7 +117,7 @@ def _is_copy(folder: Path, digest: str) -> bool:
 def _digest(source: Path, part: str) -> str:
     digest = hashlib.sha256()
     for name in _FILES[part]:
-        digest.update(hashlib.sha256((source / name).read_bytes()).digest())
+        digest.update(hashlib.sha256(_file(source, name).read_bytes()).digest())
     return digest.hexdigest()
 
 
@@ -126,14 +134,17 @@ def _copy_base(source: Path, to: Path) -> None:
     for clip, name in _CLIP.items():
         stored = source / "text_encoders" / clip
         _copy(stored, ("config.json",), to / name)
-        weights = whole_table(load_file(stored / "model.safetensors"))
+        weights = read_stored_weights(stored / "model.safetensors")
         write_tensors(to / name / "model.safetensors", weights, torch.float16)
     write_tokenizers(to)
-    whole = {"torch_dtype": torch.float32}
-    write_vae_and_scheduler(AutoencoderTiny.from_pretrained(source / "vae", **whole), to)
+    write_vae_and_scheduler(load_stored(AutoencoderTiny, source / "vae"), to)
 
 
 def _copy(source: Path, names: tuple[str, ...], to: Path) -> None:
     to.mkdir(parents=True, exist_ok=True)
     for name in names:
-        shutil.copyfile(source / name, to / Path(name).name)
+        target = to / Path(name).name
+        if target.name == WEIGHTS:  # in a form that diffusers reads
+            write_tensors(target, read_stored_weights(source / name), torch.float16)
+        else:
+            shutil.copyfile(_file(source, name), target)

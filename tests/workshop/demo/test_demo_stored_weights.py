@@ -1,0 +1,73 @@
+"""The form in which a model set stores large weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from easyref_core.demo_set import STORED_SCALE, TRAINED_SET, read_stored_weights
+from workshop.demo.stored_weights import PARTS, WEIGHTS, main, quantised, write_stored
+
+LARGE, SMALL, NORM = "conv.weight", "gate.weight", "norm.weight"
+
+
+@pytest.fixture
+def weights() -> dict[str, torch.Tensor]:
+    """Channels of very different magnitudes, one of them all zeros."""
+    generator = torch.Generator().manual_seed(0)
+    large = torch.randn(64, 32, 3, 3, generator=generator)
+    large *= torch.logspace(-7, 1, 64)[:, None, None, None]
+    large[3] = 0
+    return {
+        LARGE: large.half(),
+        SMALL: torch.randn(8, 8, generator=generator).half(),
+        NORM: torch.randn(9000, generator=generator).half(),
+    }
+
+
+def test_large_weights_are_stored_in_one_byte_and_read_within_half_a_step(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / WEIGHTS
+    write_stored(path, weights)
+    stored, read = load_file(path), read_stored_weights(path)
+    assert stored[LARGE].dtype == torch.int8
+    assert stored[LARGE + STORED_SCALE].shape == (64, 1, 1, 1)
+    assert read.keys() == weights.keys()
+    assert {tensor.dtype for tensor in read.values()} == {torch.float16}
+    assert all(torch.equal(read[name], weights[name]) for name in (SMALL, NORM))
+    error = (read[LARGE].float() - weights[LARGE].float()).abs()
+    largest = weights[LARGE].float().abs().amax(dim=(1, 2, 3), keepdim=True)
+    # half a step of 1/127, and a little for the scale's own rounding and float16's
+    assert (error <= largest * 0.006 + 4e-6).all()
+
+
+def test_weights_that_were_read_back_are_stored_as_the_same_numbers(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / WEIGHTS
+    write_stored(path, weights)
+    once = load_file(path)
+    again = quantised(read_stored_weights(path))
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_a_set_in_float16_is_converted_in_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = TRAINED_SET / "vae" / WEIGHTS
+    for part in PARTS[:2]:
+        shutil.copytree(TRAINED_SET / part, tmp_path / part)
+    halves = read_stored_weights(original)
+    save_file(halves, tmp_path / "vae" / WEIGHTS)
+    main([str(tmp_path)])
+    assert (tmp_path / "vae" / WEIGHTS).read_bytes() == original.read_bytes()
+    assert (tmp_path / "unet" / WEIGHTS).read_bytes() == (
+        TRAINED_SET / "unet" / WEIGHTS
+    ).read_bytes()
+    assert len(capsys.readouterr().out.splitlines()) == 2
