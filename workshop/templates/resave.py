@@ -42,7 +42,14 @@ def save(page: Page, graph: dict[str, Any]) -> dict[str, Any]:
     content = json.loads(saved)
     if "ds" in graph.get("extra", {}):  # where the view opens; the page may have moved
         content["extra"]["ds"] = graph["extra"]["ds"]
+    for definition, given in zip(_subgraphs(content), _subgraphs(graph), strict=True):
+        if "category" in given:  # of a blueprint, among the nodes to add; the page drops it
+            definition["category"] = given["category"]
     return content
+
+
+def _subgraphs(graph: dict[str, Any]) -> list[dict[str, Any]]:
+    return graph.get("definitions", {}).get("subgraphs", [])
 
 
 def resave(page: Page, path: Path) -> None:
