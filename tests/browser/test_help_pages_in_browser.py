@@ -17,20 +17,25 @@ PICTURE = """() => [...document.querySelectorAll("img")]
 
 
 @pytest.fixture
-def page_in_another_language(page: ComfyPage) -> Iterator[ComfyPage]:
+def another_language(page: ComfyPage) -> Iterator[ComfyPage]:
     yield page
     page.setting("Comfy.Locale", "en")
+    page.open()
 
 
 @pytest.mark.parametrize(
     ("locale", "heading"),
-    [("en", "Common mistakes"), ("zh", "常见问题"), ("fr", "Common mistakes")],
+    [
+        pytest.param("zh", "常见问题", id="chinese"),
+        pytest.param("fr", "Common mistakes", id="other"),
+    ],
 )
 def test_help_is_shown_in_the_pages_language_else_in_english(
-    page_in_another_language: ComfyPage, locale: str, heading: str, screenshots: Path
+    another_language: ComfyPage, locale: str, heading: str, screenshots: Path
 ) -> None:
-    page = page_in_another_language
+    page = another_language
     page.setting("Comfy.Locale", locale)
+    page.open()
     page.add_node("EasyRefApply")
     page.look_at("EasyRefApply")  # with room for the tools above it
     page.evaluate(SELECT)
