@@ -12,7 +12,7 @@ _COMMIT = ("-c", "user.name=test", "-c", "user.email=test@localhost", "commit", 
 
 
 def copy_repository(pack: Path, target: Path) -> None:
-    """Copy all files that git knows or would take, and commit them; skips where there is no git."""
+    """Copy all files that git knows or would add, and commit them; skips where there is no git."""
     if shutil.which("git") is None:
         pytest.skip("no git")
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -28,7 +28,7 @@ def copy_repository(pack: Path, target: Path) -> None:
 
 
 def run(command: list[str], folder: Path, **environment: str) -> str:
-    """Run a command in a folder; its output. It must succeed."""
+    """Run a command that must succeed in a folder; returns its output."""
     done = subprocess.run(
         command,
         cwd=folder,

@@ -1,4 +1,4 @@
-"""Where a ComfyUI is on this computer; asks comfy-cli to install one where there is none.
+"""Finds a ComfyUI on this computer, or installs one with comfy-cli.
 
 Used by the demo and the tests; nothing here imports ComfyUI.
 
@@ -23,22 +23,22 @@ _INSTALL_SECONDS = 900
 
 
 def workspace() -> Path:
-    """The folder into which comfy-cli installs ComfyUI when nothing else is said."""
+    """Folder into which comfy-cli installs ComfyUI by default."""
     home = Path.home()
     base = home / "Documents" if sys.platform in ("darwin", "win32") else home
     return base / "comfy" / "ComfyUI"
 
 
 def is_comfyui(folder: Path) -> bool:
-    """Whether a folder holds ComfyUI's source."""
+    """Whether a folder is a ComfyUI source tree."""
     return (folder / "main.py").is_file() and (folder / "comfy" / "model_patcher.py").is_file()
 
 
 def find_comfyui() -> Path | None:
     """`COMFYUI_PATH`, else the ComfyUI this pack is installed in, else the newest installed one.
 
-    The last are comfy-cli's workspace and what lies beside it. A `COMFYUI_PATH` that holds no
-    ComfyUI finds nothing, rather than another one by surprise.
+    The installed ones are comfy-cli's workspace and the folders beside it. With a `COMFYUI_PATH`
+    that is no ComfyUI the result is None, not another ComfyUI.
     """
     chosen = os.environ.get("COMFYUI_PATH")
     if chosen:
@@ -48,50 +48,50 @@ def find_comfyui() -> Path | None:
     if around is not None and is_comfyui(around):
         return around
     beside = sorted(workspace().parent.glob("*"), key=lambda folder: folder != workspace())
-    # Of several with one version the first: comfy-cli's own.
+    # Of several with the same version, comfy-cli's own is first.
     return max(filter(is_comfyui, beside), key=_version_number, default=None)
 
 
 def comfyui_version(folder: Path) -> str:
-    """The version a ComfyUI states in its source, "unknown" where it states none."""
+    """Version in a ComfyUI's source; "unknown" if there is none."""
     try:
         source = (folder / "comfyui_version.py").read_text(encoding="utf-8")
     except OSError:
         return "unknown"
-    found = re.search(r"__version__\s*=\s*[\"']([^\"']+)", source)
-    return found.group(1) if found else "unknown"
+    match = re.search(r"__version__\s*=\s*[\"']([^\"']+)", source)
+    return match.group(1) if match else "unknown"
 
 
 def _version_number(folder: Path) -> tuple[int, ...]:
-    """A ComfyUI's version to compare with others; one that states none is older than all."""
+    """A ComfyUI's version for comparisons; an unknown one is the oldest."""
     return tuple(map(int, re.findall(r"\d+", comfyui_version(folder))))
 
 
 def install_comfyui() -> str | None:
-    """Let comfy-cli put ComfyUI's latest release into its workspace: the source, no packages.
+    """Install the source of ComfyUI's latest release into comfy-cli's workspace.
 
-    Packages are left to whoever called, since comfy-cli would choose versions of its own.
+    Its packages are left to the caller, because comfy-cli would choose other versions.
 
     Returns:
-        None when it is there afterwards, else why it could not be installed, in one line.
+        None if it is installed, else the reason in one line.
     """
-    # comfy-cli would otherwise give the workspace a virtual environment of its own.
+    # Otherwise comfy-cli creates a virtual environment in the workspace.
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "GIT_TERMINAL_PROMPT": "0"}
     problem = _probe(environment)
     if problem is None:
         target = workspace()
         command = [sys.executable, "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry"]
         command += ["--workspace", str(target), "install", "--version", "latest"]
-        # The device only says which PyTorch to install, and none is.
+        # --cpu only chooses which PyTorch to install, and none is.
         command += ["--cpu", "--skip-manager", "--skip-torch-or-directml", "--skip-requirement"]
         problem = _run(command, environment, _INSTALL_SECONDS)
         if is_comfyui(target):
             return None
-    return f"ComfyUI could not be installed: {problem or 'comfy-cli left no ComfyUI behind'}"
+    return f"ComfyUI could not be installed: {problem or 'comfy-cli installed no ComfyUI'}"
 
 
 def _probe(environment: Mapping[str, str]) -> str | None:
-    """Why ComfyUI's repository cannot be read, soon: git alone would try for minutes."""
+    """Why ComfyUI's repository is unreachable, with a short timeout: git retries for minutes."""
     try:
         from comfy_cli.constants import COMFY_GITHUB_URL
     except ImportError as error:
@@ -100,7 +100,7 @@ def _probe(environment: Mapping[str, str]) -> str | None:
 
 
 def _run(command: list[str], environment: Mapping[str, str], seconds: float) -> str | None:
-    """Run a command that must not ask anything; None, or why it failed in one line."""
+    """Run a command without input; None, or the reason of its failure in one line."""
     try:
         process = subprocess.Popen(
             command,
@@ -123,7 +123,7 @@ def _run(command: list[str], environment: Mapping[str, str], seconds: float) -> 
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End a command with all it started; git then removes a half-made clone."""
+    """End a command and its child processes; git then removes an incomplete clone."""
     if hasattr(os, "killpg"):
         os.killpg(process.pid, signal.SIGTERM)
     else:
@@ -135,7 +135,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def _reason(output: str, status: int) -> str:
-    """The line of a failed command's output that says most."""
+    """The most informative line of a failed command's output."""
     lines = [line.strip() for line in output.splitlines() if line.strip(" │╭╰─╮╯")]
     fatal = [line for line in lines if line.startswith(("fatal:", "ERROR:", "error:"))]
     return (fatal or lines or [f"exit status {status}"])[-1]

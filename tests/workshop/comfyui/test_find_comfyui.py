@@ -10,7 +10,7 @@ from workshop.comfyui import find_comfyui as finder
 
 
 def make_comfyui(folder: Path, version: str = "1.2.3") -> Path:
-    """Enough of ComfyUI's source to be recognised."""
+    """The files by which ComfyUI's source is recognised."""
     (folder / "comfy").mkdir(parents=True)
     (folder / "main.py").touch()
     (folder / "comfy" / "model_patcher.py").touch()
@@ -20,7 +20,7 @@ def make_comfyui(folder: Path, version: str = "1.2.3") -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home, no ComfyUI named, and a pack that lies in no ComfyUI."""
+    """An empty home, no COMFYUI_PATH, and a pack outside of any ComfyUI."""
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setattr(finder, "PACK", tmp_path / "pack")
