@@ -8,7 +8,8 @@ Imports run downwards only:
     adapter
     qwen2vl, tokens
     pictures, weight_file
-    files, attention_kernels, out_of_memory, demo_set, errors
+    files, attention_kernels, out_of_memory, demo_set
+    errors
 
 Public names, each imported when it is first used:
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from .errors import EasyRefError
 
@@ -92,6 +91,8 @@ def read_stored_weights(path: Path) -> dict[str, torch.Tensor]:
         OSError, SafetensorError: the file cannot be read.
         KeyError: an int8 weight has no scales.
     """
+    from safetensors.torch import load_file
+
     return whole_table(dequantised(load_file(path)))
 
 
