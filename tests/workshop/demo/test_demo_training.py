@@ -19,7 +19,7 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
 
-from easyref_core.demo_set import TRAINED_SET
+from easyref_core.demo_set import TRAINED_SET, read_stored_weights
 from easyref_core.errors import EasyRefError
 from easyref_core.training.recipe import differences, read_recipe
 from workshop.demo import train as demo_train
@@ -210,8 +210,10 @@ def test_only_the_decoder_is_trained_further_and_shipped(work: Path, tmp_path: P
     assert changed
     assert all(key.startswith("decoder.") for key in changed)
     assemble_set(work, adapter_of(work, "3_multi_reference"), tmp_path / "set")
-    shipped = load_file(tmp_path / "set" / "vae" / name)
-    assert all(torch.equal(shipped[key], after[key].half()) for key in shipped)
+    shipped = read_stored_weights(tmp_path / "set" / "vae" / name)
+    assert shipped.keys() == after.keys()
+    for key, weight in after.items():  # to within half a step of int8
+        assert (shipped[key] - weight).abs().max() <= weight.abs().max() / 250, key
 
 
 def test_the_decoders_loss_weights_details_more_near_the_figures_edges() -> None:
