@@ -280,19 +280,26 @@ def test_a_text_that_cannot_be_shown_is_kept(page: ComfyPage, text: str, said: s
     assert page.gallery.get_by_role("button", name="Add files").is_disabled() == ("newer" in said)
 
 
-def test_workflows_without_a_gallerys_text_keep_their_links(page: ComfyPage, pack: Path) -> None:
-    old = json.loads((pack / "workflows" / "easyref_two_people.json").read_text(encoding="utf-8"))
+LINK_A_PICTURE = """() => {
+    const [group] = app.graph.nodes, picture = LiteGraph.createNode("LoadImage");
+    app.graph.add(picture);
+    picture.connect(0, group, group.findInputSlot("images.image_1"));
+}"""
+
+
+def test_workflows_without_a_gallerys_text_keep_their_links(page: ComfyPage) -> None:
+    page.add_node()
+    page.evaluate(LINK_A_PICTURE)
+    old = page.workflow()
     for node in old["nodes"]:
         if node["type"] == "EasyRefReferences":
             node["widgets_values"] = [0.75]
     page.load(old)
-    page.wait_for(lambda: page.gallery.count() == 2)
-    groups = [n for n in page.prompt().values() if n["class_type"] == "EasyRefReferences"]
-    assert len(groups) == 2
-    for group in groups:
-        links = [name for name, value in group["inputs"].items() if isinstance(value, list)]
-        assert links == ["images.image_1"]
-        assert (group["inputs"]["weight"], group["inputs"]["gallery"]) == (0.75, "")
+    page.wait_for(lambda: page.gallery.count() == 1)
+    (group,) = (n for n in page.prompt().values() if n["class_type"] == "EasyRefReferences")
+    links = [name for name, value in group["inputs"].items() if isinstance(value, list)]
+    assert links == ["images.image_1"]
+    assert (group["inputs"]["weight"], group["inputs"]["gallery"]) == (0.75, "")
 
 
 @in_both_modes
