@@ -212,8 +212,8 @@ def test_only_the_decoder_is_trained_further_and_shipped(work: Path, tmp_path: P
     assemble_set(work, adapter_of(work, "3_multi_reference"), tmp_path / "set")
     shipped = read_stored_weights(tmp_path / "set" / "vae" / name)
     assert shipped.keys() == after.keys()
-    for key, weight in after.items():  # to within half a step of int8
-        assert (shipped[key] - weight).abs().max() <= weight.abs().max() / 250, key
+    for key, weight in after.items():  # to within a step of int8
+        assert (shipped[key] - weight).abs().max() <= weight.abs().max() / 127, key
 
 
 def test_the_decoders_loss_weights_details_more_near_the_figures_edges() -> None:
