@@ -16,6 +16,10 @@ NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 TOO_SMALL = """() => app.graph.nodes.filter((node) => node.size[1] + 1 < node.computeSize()[1])
     .map((node) => `${node.type}: ${node.size}, needs ${node.computeSize()}`)"""
 
+# Of a note: how far its text is longer than its node, in pixels; one part a note.
+CUT_OFF = """() => [...document.querySelectorAll(".tiptap, .comfy-markdown-content")]
+    .filter((e) => e.checkVisibility()).map((e) => Math.max(0, e.scrollHeight - e.clientHeight))"""
+
 # A node that the page does not know has none of its widgets and slots.
 UNKNOWN = """() => app.graph.nodes.map((node) => node.isSubgraphNode?.() ? "" : node.type)
     .filter((type) => type && !(type in LiteGraph.registered_node_types))"""
@@ -57,6 +61,9 @@ def test_every_template_is_tidy_and_lacks_only_models(page: ComfyPage, screensho
         assert page.evaluate(UNKNOWN) == [], name
         assert set(page.evaluate(IN_ERROR)) <= LOADERS, name
         assert covered(page) == [], name
+        page.look_at("MarkdownNote")  # at 100 %
+        page.wait_for(lambda: page.evaluate(CUT_OFF))
+        assert page.evaluate(CUT_OFF) == [0], name
 
 
 def test_the_blueprint_is_a_subgraph_with_its_settings(page: ComfyPage, pack: Path) -> None:
