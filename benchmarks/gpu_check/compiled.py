@@ -76,7 +76,7 @@ def _all_orders(variants: dict[str, Variant], backend: str) -> Iterator[Row]:
     order = ["one Apply", "another weight", "plain", "a mask", "two Applies", "one Apply"]
     yield named(
         largest_difference(order, lambda variant: comfyhost.stock(_NODE, variant(unet), backend)),
-        "compiled behind Apply",
+        "compiled after Apply",
     )
 
 

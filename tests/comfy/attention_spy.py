@@ -1,7 +1,7 @@
 """Watches every cross-attention layer of a model, and computes by itself what EasyRef should do.
 
 The rows of a model call are told apart by the text they carry, never by ComfyUI's bookkeeping
-that the pack reads: whoever was given a text is known by it.
+that the pack reads.
 """
 
 from __future__ import annotations

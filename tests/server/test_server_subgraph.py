@@ -165,7 +165,7 @@ def test_nodes_inside_have_the_slots_of_today(server: ComfyServer, either: dict[
     for node in definition["nodes"]:
         schema = server.get_json(f"/object_info/{node['type']}")[node["type"]]
         today = [name for names in schema["input_order"].values() for name in names]
-        # Links name a slot by its place; widgets stand behind the slots.
+        # Links name a slot by its place; widgets come after the slots.
         found = [slot["name"] for slot in node["inputs"]]
         widgets = [slot["name"] for slot in node["inputs"] if slot.get("widget")]
         assert found == [name for name in today if name not in widgets] + widgets

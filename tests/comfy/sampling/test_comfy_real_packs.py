@@ -92,10 +92,10 @@ def test_both_act_in_either_order(
 ) -> None:
     other = make()
     before = predict(apply(pack, other(unet), easyref, tokens), CFG)
-    behind = predict(other(apply(pack, unet, easyref, tokens)), CFG)
-    assert difference(before, behind) < EXACT
+    after = predict(other(apply(pack, unet, easyref, tokens)), CFG)
+    assert difference(before, after) < EXACT
     for single in (other(unet), apply(pack, unet, easyref, tokens)):
-        assert difference(predict(single, CFG), behind) > 0.01
+        assert difference(predict(single, CFG), after) > 0.01
 
 
 @PACKS

@@ -249,7 +249,7 @@ def test_regions_compose_with_another_packs_patch_and_with_copies(
 
     both = copy.deepcopy(regions(pack, (groups[0], LEFT, {}), (groups[1], RIGHT, {})))
     steered = apply(pack, demo.model, demo_easyref, None, regions=both).clone()
-    for order in ("before", "behind"):
+    for order in ("before", "after"):
         other = Half(pack, demo_easyref, demo.model)
         if order == "before":
             model = apply(pack, other.watch(demo.model), demo_easyref, None, regions=both)

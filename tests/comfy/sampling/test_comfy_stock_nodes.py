@@ -90,11 +90,11 @@ def test_both_act_in_either_order(
     truth = [(text()[0][0], tokens.cond), (text("negative")[0][0], tokens.uncond)]
     x = latents(2, 16, 24)
     before = predict(apply(pack, wrap(unet), easyref, tokens), CFG, x)
-    behind = predict(wrap(apply(pack, unet, easyref, tokens)), CFG, x)
-    assert behind.isfinite().all()
-    assert difference(before, behind) < CLOSE
-    assert difference(predict(apply(pack, unet, easyref, tokens), CFG, x), behind) > 0.01
-    assert difference(predict(wrap(unet), CFG, x), behind) > 0.01
+    after = predict(wrap(apply(pack, unet, easyref, tokens)), CFG, x)
+    assert after.isfinite().all()
+    assert difference(before, after) < CLOSE
+    assert difference(predict(apply(pack, unet, easyref, tokens), CFG, x), after) > 0.01
+    assert difference(predict(wrap(unet), CFG, x), after) > 0.01
     spy = Spy(pack, easyref, unet)
     predict(spy.watch(wrap(apply(pack, unet, easyref, tokens))), CFG, x)
     assert spy.max_error(truth) < EXACT
@@ -110,11 +110,11 @@ def test_a_merged_model_is_steered_in_either_order(
         return stock("comfy_extras.nodes_model_merging.ModelMergeSimple", model, other, 0.6)
 
     before = predict(merge(apply(pack, unet, easyref, tokens, lora_strength=0.0)), CFG)
-    behind = predict(apply(pack, merge(unet), easyref, tokens, lora_strength=0.0), CFG)
-    assert difference(before, behind) < CLOSE
-    assert difference(predict(merge(unet), CFG), behind) > 0.01
+    after = predict(apply(pack, merge(unet), easyref, tokens, lora_strength=0.0), CFG)
+    assert difference(before, after) < CLOSE
+    assert difference(predict(merge(unet), CFG), after) > 0.01
     steered = apply(pack, unet, easyref, tokens, lora_strength=0.0)
-    assert difference(predict(steered, CFG), behind) > 0.01
+    assert difference(predict(steered, CFG), after) > 0.01
 
 
 @pytest.mark.parametrize("sampler", ["lcm", "euler_ancestral", "dpmpp_sde"])
