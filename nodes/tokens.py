@@ -1,4 +1,4 @@
-"""EasyRef Save Tokens and Load Tokens: files of reference tokens, for use without the MLLM."""
+"""EasyRef Save Tokens and EasyRef Load Tokens: files of reference tokens, used without the MLLM."""
 
 from __future__ import annotations
 

@@ -1,1 +1,2 @@
-"""The adapter: its checkpoint, keys and values of reference tokens, decoupled cross-attention."""
+"""The adapter: its checkpoint, keys and values of reference tokens, decoupled cross-attention,
+layer weights, curves."""

@@ -162,7 +162,8 @@ class AdapterCheckpoint:
                 if label:
                     digest.update(f"{label}{self._shape(name)}".encode())
                 if rows != 0:
-                    content = get(name)[:rows].flatten()
+                    weight = get(name)
+                    content = (weight if rows is None else weight[:rows]).flatten()
                     digest.update(content.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 

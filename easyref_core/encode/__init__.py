@@ -1,1 +1,2 @@
-"""From a group of references and a prompt to reference tokens; inspection and heat maps."""
+"""From a group of references and a prompt to reference tokens: the encoder and its plan, the group
+and its plan, passes; inspection and heat maps."""

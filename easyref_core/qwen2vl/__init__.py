@@ -1,1 +1,1 @@
-"""Qwen2-VL in plain torch: configuration, names, prompt, vision tower and decoder."""
+"""Qwen2-VL in plain torch: files, configuration, names, prompt, vision tower, decoder, memory."""

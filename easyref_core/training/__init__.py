@@ -4,7 +4,9 @@ config, recipe      settings from YAML, validated
 records, samples    data files to samples; augment crops and chooses
 base, model         frozen SDXL; encoder and adapter around its UNet
 batches             samples to latents, noise and text states
+schedule            learning rates, timesteps and loss weights
 engine, checkpoints optimiser steps and resuming, shared with the demo's pretraining
 processes, memory   accelerate; estimate of the memory needed
+disk                files written whole or not at all
 loop                a run of all these; progress and preview show it
 """

@@ -103,7 +103,7 @@ class Checkpoints:
             state["settings"].pop("source", None)  # older checkpoints name their recipe
             # Settings that did not exist then have today's defaults.
             saved = parse_settings(type(self.settings), state["settings"])
-        except (KeyError, AttributeError, EasyRefError) as error:
+        except (KeyError, AttributeError, TypeError, EasyRefError) as error:
             raise _damaged(folder, error) from None
         named = differences(dataclasses.asdict(saved), dataclasses.asdict(self.settings))
         changed = [difference for difference in named if not self._is_free(difference)]

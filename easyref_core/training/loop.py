@@ -22,6 +22,7 @@ from .base import Base, fingerprint, load_base
 from .batches import Batches, TensorCache
 from .checkpoints import Checkpoints, gathered_state
 from .config import Settings
+from .disk import writing
 from .engine import Ema, StepOptions, is_finite, run_optimiser
 from .memory import SMALLER, check_fits, estimate_bytes, parameters_by_part
 from .model import TrainedModel, build_model
@@ -313,7 +314,7 @@ class TrainingRun:
                 settings.seed,
             )
         path = Path(settings.output.folder) / "validation" / f"{step:07}.png"
-        with writing_to(path):
+        with writing(path):
             save_image(image, path)
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":

@@ -127,6 +127,8 @@ def _sentence(kind: type, error: ErrorDetails) -> str:
             known = [field.name for field in fields(kind)]
             hint = _nearest(path[-1], known) or f" Known are {', '.join(known)}."
             return f"There is no setting {name}.{hint}"
+        case "invalid_key":  # YAML reads some words as other types, such as "on" as true
+            return f"There is no setting {value!r}; names of settings are text."
         case "missing":
             return f"The setting {name} is missing."
         case "dataclass_type":

@@ -1,1 +1,2 @@
-"""What ties EasyRef to its host: folders, memory management, attention patches."""
+"""What ties EasyRef to ComfyUI beside sampling: folders and files, memory, attention kernels, keys
+and values, LoRA, compiled models, the demo models."""

@@ -1,4 +1,4 @@
-"""ComfyUI's model patchers, by the class that this core uses."""
+"""ComfyUI's model patchers, by the class that this ComfyUI uses."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class ReferencePatch:
         own = Effect(self.tokens, self.weights) if self.tokens is not None else None
 
         @cache  # one effect for all rows that carry it
-        def carried(effect: Effect) -> Effect:
+        def within_node(effect: Effect) -> Effect:
             return effect.within(self.weights)
 
         def assign(rows: CondRows) -> Assignment:
@@ -174,7 +174,7 @@ class ReferencePatch:
                 if given.adapter == self.checkpoint.identity and (
                     needs_fallback or not given.fallback
                 ):
-                    effect = carried(given.effect)
+                    effect = within_node(given.effect)
                     acts = serves and not effect.is_noop
                     return (effect, given.unconditional) if acts else None
             return (own, rows.negative) if own is not None else None

@@ -1,1 +1,1 @@
-"""Model sets small enough to run every workflow anywhere, in the layouts of the real ones."""
+"""The demo: its drawn data, training and evaluation, and small random model sets for tests."""

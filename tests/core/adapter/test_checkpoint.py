@@ -190,6 +190,13 @@ def test_identity_does_not_depend_on_the_mllm_inside_nor_the_name(
     assert checkpoint.identity == adapter_only.identity
 
 
+def test_a_weight_that_is_a_single_number_has_an_identity_too(
+    whole: Tensors, save: Callable
+) -> None:
+    other = {**whole, "image_proj_model.extra": torch.tensor(1.0)}
+    assert save(whole).identity != save(other).identity
+
+
 @pytest.mark.parametrize(
     "name",
     [

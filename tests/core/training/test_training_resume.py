@@ -79,6 +79,14 @@ def test_a_truncated_checkpoint_is_named(settings: Make, tmp_path: Path, name: s
         train(settings(optimiser_steps=2))
 
 
+@pytest.mark.parametrize("content", ["{}", "null", '{"settings": []}', "no JSON"])
+def test_a_damaged_state_is_named(settings: Make, tmp_path: Path, content: str) -> None:
+    train(settings(optimiser_steps=1))
+    (tmp_path / "run" / "checkpoint-1" / "state.json").write_text(content, encoding="utf-8")
+    with pytest.raises(EasyRefError, match="checkpoint-1"):
+        train(settings(optimiser_steps=2))
+
+
 def test_machines_that_find_different_checkpoints_are_told_to_share_a_folder(
     settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

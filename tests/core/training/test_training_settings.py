@@ -68,6 +68,13 @@ def test_wrong_settings_are_refused(recipe: Recipe, override: str, sentence: str
     assert sentence in str(refused.value)
 
 
+def test_a_key_that_yaml_does_not_read_as_text_is_refused(recipe: Recipe) -> None:
+    path = recipe()
+    path.write_text(path.read_text(encoding="utf-8") + "on: 5\n", encoding="utf-8")
+    with pytest.raises(EasyRefError, match="There is no setting True"):
+        load_settings(path)
+
+
 def test_a_word_that_yaml_takes_for_false_is_read_as_written(recipe: Recipe) -> None:
     assert load_settings(recipe(), ["optimiser.precision=no"]).optimiser.precision == "no"
 
