@@ -115,8 +115,9 @@ class ComfyClient:
         end = time.monotonic() + seconds
         address = f"{self.url.replace('http', 'ws', 1)}/ws?clientId={self._client_id}"
         with self._answering():
-            socket = websocket.create_connection(address, _EVENT_SECONDS, http_no_proxy=["*"])
+            socket = websocket.create_connection(address, _HTTP_SECONDS, http_no_proxy=["*"])
         with closing(socket):
+            socket.settimeout(_EVENT_SECONDS)
             while time.monotonic() < end:
                 entry = self.get_json(f"/history/{prompt_id}").get(prompt_id)
                 if entry is not None:
