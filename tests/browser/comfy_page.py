@@ -1,4 +1,4 @@
-"""ComfyUI's page as a person uses it, with the gallery of one EasyRef References node."""
+"""ComfyUI's page as a user operates it, with the gallery of one EasyRef References node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workshop.comfyui.comfy_server import ComfyServer
 from workshop.comfyui.page import NO_NODES, PATIENCE, Page
 
 MODES = ("classic", "vue")
-# As the menu of a group does it.
+# Mutes a group's nodes as its menu does.
 MUTE = """title => {
     const group = app.graph.groups.find((g) => g.title === title);
     group.recomputeInsideNodes();
@@ -25,7 +25,7 @@ MUTE = """title => {
     return muted.map((node) => node.type).sort();
 }"""
 NODES = "count => app.graph.nodes.length === count"
-# What a node of a class shows, once its pictures have arrived.
+# Width and height of each loaded picture on the nodes of a class.
 SHOWN = """kind => app.graph.nodes.filter((node) => node.type === kind).flatMap((node) => {
     const drawn = node.imgs?.length ? node.imgs : [];
     const placed = document.querySelectorAll(`[data-node-id="${node.id}"] img`);
@@ -49,14 +49,14 @@ NEW_NODE = """type => {
 }"""
 TWO_FRAMES = """() => new Promise((done) =>
     requestAnimationFrame(() => requestAnimationFrame(() => done())))"""
-# The page moves there in a few steps; a view that stays for a while has arrived.
+# The page animates the view; the move is over when the view stays the same for a while.
 VIEW_STILL = """() => {
     const view = JSON.stringify([app.canvas.ds.scale, ...app.canvas.ds.offset]);
     const now = performance.now();
     if (window.easyrefView?.view !== view) window.easyrefView = {view, since: now, frames: 0};
     return ++window.easyrefView.frames > 10 && now - window.easyrefView.since > 300;
 }"""
-# Once no undo is under way and what is drawn had some frames to settle.
+# True when no undo has been running for a few frames.
 STEPS_DONE = """() => {
     const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
     const busy = tracker._restoringState || tracker.changeCount;
@@ -65,9 +65,9 @@ STEPS_DONE = """() => {
     return delete tracker.easyrefIdle;
 }"""
 RENDERERS = {"classic": "LG", "vue": "Vue"}
-FREE = (700, 450)  # of the page, beside the node that `add_node` makes
-# ComfyUI's own: one at the start, two when a node with linked growing inputs is removed, and a
-# help page in the page's language, which it looks for before the English one.
+FREE = (700, 450)  # a point of the page beside the node that `add_node` adds
+# ComfyUI's own errors: one at the start, two when a node with linked autogrow inputs is removed,
+# and the request for a help page in the page's language before the English one.
 KNOWN_ERRORS = (
     "reading 'id'",
     "access LGraph reference that was null",
@@ -82,7 +82,7 @@ class ComfyPage(Page):
     """A tab with ComfyUI.
 
     Args:
-        release: of the page; for the names of its pictures.
+        release: the page's release, for the names of screenshots.
     """
 
     def __init__(self, browser: Any, server: ComfyServer, release: str = "own") -> None:
@@ -98,27 +98,27 @@ class ComfyPage(Page):
         self.open()
 
     def start_anew(self, mode: str) -> None:
-        """An empty graph in a way of drawing nodes; faster than loading the page."""
+        """Start with an empty graph in one of `MODES`; faster than loading the page."""
         self._problems.clear()
         self.close_dialogs()
         self.clear()
         self.set_mode(mode)
-        # Undo goes no further back than this. A graph that does not say for which way it was laid
-        # out is laid out anew by each undo, which is one more change.
+        # Undo goes back no further than this. Without a renderer version each undo would lay the
+        # graph out again, which is one more change.
         self.load(NO_NODES | {"extra": {"workflowRendererVersion": RENDERERS[mode]}})
         self.wait_for_undo_steps()
-        self.tab.mouse.move(*FREE)  # nothing there that could be hovered
+        self.tab.mouse.move(*FREE)  # nothing to hover there
 
     def next_frames(self) -> None:
-        """Until what has changed is drawn, and what the page does in the frame after it is done."""
+        """Wait for two frames: the first draws the changes, and the page reacts in the second."""
         self.evaluate(TWO_FRAMES)
 
     def wait_for_undo_steps(self) -> None:
-        """Until every change is a step of undo; keys pressed while one is undone are misread."""
+        """Wait until every change is an undo step; keys pressed during an undo are misread."""
         self.tab.wait_for_function(STEPS_DONE)
 
     def click_beside(self, down: int = 0) -> None:
-        """Click where there is no node; the page then looks whether the graph has changed.
+        """Click on the empty canvas; the page then checks whether the graph has changed.
 
         Args:
             down: pixels from the usual place; two clicks at one place open the search for nodes.
@@ -127,11 +127,11 @@ class ComfyPage(Page):
         self.wait_for_undo_steps()
 
     def screenshot(self, folder: Path, name: str) -> None:
-        """A picture to look at; its name says in which page and mode it was taken."""
+        """Save a screenshot; its name contains the mode and the page's release."""
         self.tab.screenshot(path=folder / f"{name}_{self.mode}_{self.release}.png")
 
     def mistakes(self) -> list[str]:
-        """What went wrong on the page, save for what ComfyUI does itself."""
+        """Errors and warnings on the page, except ComfyUI's own known errors."""
         return [p for p in self._problems if not any(known in p for known in KNOWN_ERRORS)]
 
     def _note(self, problem: str) -> None:
@@ -140,13 +140,13 @@ class ComfyPage(Page):
     def _on_console(self, message: Any) -> None:
         source = message.location.get("url", "")
         if OTHER_SITES.match(source):
-            return  # the page asked it, see _on_request
+            return  # a request of the page itself, see _on_request
         text = f"{message.text} ({source})"
         if message.type in ("error", "warning") and "easyref" in OTHER_SITES.sub("", text).lower():
             self._note(f"{message.type}: {text}")
 
     def _on_request(self, event: dict[str, Any]) -> None:
-        """The page asks other sites about its news and about models; this pack must not."""
+        """The page itself asks other sites for news and models; this pack must not ask any."""
         url = event.get("url") or event["request"]["url"]
         if OTHER_SITES.match(url) and OWN in json.dumps(event.get("initiator", {})):
             self._note(f"a request of this pack to {urlparse(url).hostname}")
@@ -154,11 +154,11 @@ class ComfyPage(Page):
     # The graph
 
     def add_node(self, kind: str = "EasyRefReferences") -> Any:
-        """Put a node onto the canvas; its id."""
+        """Add a node to the canvas and return its id."""
         return self.evaluate(NEW_NODE, kind)
 
     def workflow(self) -> dict[str, Any]:
-        """What saving would write."""
+        """The workflow as saving would write it."""
         return json.loads(self.evaluate("() => JSON.stringify(app.graph.serialize())"))
 
     def load_template(self, name: str) -> None:
@@ -174,11 +174,11 @@ class ComfyPage(Page):
         self.next_frames()
 
     def mute_group(self, title: str) -> list[str]:
-        """Mute a group of nodes; their classes."""
+        """Mute a group's nodes and return their classes."""
         return self.evaluate(MUTE, title)
 
     def look_at(self, kind: str) -> None:
-        """Move to a node; the canvas draws only what is seen."""
+        """Move the view to a node; the canvas draws only visible nodes."""
         self.evaluate(LOOK_AT, kind)
 
     def shown(self, kind: str) -> list[list[int]]:
@@ -200,29 +200,29 @@ class ComfyPage(Page):
         return self.tab.locator(".easyref-tile")
 
     def tile(self, place: int) -> Any:
-        """From 1 on."""
+        """The tile at a place, counted from 1."""
         return self.tiles.nth(place - 1)
 
     def state(self, node: int = 0) -> list[dict[str, Any]]:
-        """The pictures as the workflow keeps them."""
-        found = [n for n in self.workflow()["nodes"] if n["type"] == "EasyRefReferences"]
-        text = sorted(found, key=lambda n: n["id"])[node]["widgets_values"][1]
+        """The pictures as the workflow stores them."""
+        nodes = [n for n in self.workflow()["nodes"] if n["type"] == "EasyRefReferences"]
+        text = sorted(nodes, key=lambda n: n["id"])[node]["widgets_values"][1]
         return json.loads(text)["pictures"] if text else []
 
     def files(self, node: int = 0) -> list[str]:
         return [picture["file"].removeprefix("easyref/") for picture in self.state(node)]
 
     def wait_for_files(self, *files: str) -> None:
-        """Until the workflow holds exactly these uploads, and they are shown."""
+        """Wait until the workflow has exactly these uploads, and they are shown."""
         self.wait_for(lambda: self.files() == list(files), lambda: self.files())
         self.wait_for(lambda: self.tiles.count() == len(files), lambda: self.tiles.count())
 
-    def wait_for(self, is_so: Any, found: Any = lambda: "") -> None:
+    def wait_for(self, condition: Any, actual: Any = lambda: "") -> None:
         for _ in range(PATIENCE // 100):
-            if is_so():
+            if condition():
                 return
             self.tab.wait_for_timeout(100)
-        raise AssertionError(f"it did not come true; found {found()}")
+        raise AssertionError(f"it did not come true; found {actual()}")
 
     def wait_for_thumbnails(self) -> None:
         script = """() => [...document.querySelectorAll('.easyref-tile:not([data-lost]) img')]
@@ -230,13 +230,13 @@ class ComfyPage(Page):
         self.tab.wait_for_function(script)
 
     def choose_files(self, files: Sequence[dict[str, Any]]) -> None:
-        """Through the file chooser of "Add files"."""
+        """Choose files as with "Add files"."""
         self.gallery.locator("input[type=file]").set_input_files(files)
 
     def drop_files(
         self, selector: str, files: Sequence[dict[str, Any]], kind: str = "drop"
     ) -> None:
-        """Drop or paste files of the computer on an element."""
+        """Drop or paste local files on an element."""
         script = """async ([selector, files, kind]) => {
             const data = new DataTransfer();
             for (const {name, mimeType, hex} of files) {
@@ -264,7 +264,7 @@ class ComfyPage(Page):
 
 
 def picture_file(name: str, colour: str, size: tuple[int, int] = (120, 90)) -> dict[str, Any]:
-    """A drawn picture as a file of the computer."""
+    """A drawn picture as a local file."""
     image = Image.new("RGB", size, colour)
     width, height = size
     draw = ImageDraw.Draw(image)

@@ -1,11 +1,11 @@
-"""ComfyUI's page in a real browser; where there is none, every test here is skipped with a reason.
+"""ComfyUI's page in a real browser; without a browser every test here is skipped with a reason.
 
-Each test runs on the page that belongs to the ComfyUI and on the newest one, which `make test`
-puts beside the environment's packages.
+Each test runs on the page release that the ComfyUI requires and on the newest one, which
+`make test` installs into a folder of the environment.
 
 EASYREF_CHROMIUM      the browser to use, if it is not on the PATH
-EASYREF_FRONTEND      the folder of another release of ComfyUI's page to take for the newest
-EASYREF_SCREENSHOTS   where pictures of the page go, to be looked at
+EASYREF_FRONTEND      the folder of another release of ComfyUI's page to use as the newest
+EASYREF_SCREENSHOTS   the folder for screenshots of the page
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def release(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def server(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server of its own, as tests here change its settings."""
+    """A separate server, as these tests change its settings."""
     comfyui = find_comfyui()
     if comfyui is None:
         pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run workshop.comfyui.find_comfyui")
@@ -52,7 +52,7 @@ def server(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Ends with each file: while it is there, an event loop runs in this thread."""
+    """Closed after each file, as an event loop runs in this thread while it is open."""
     pytest.importorskip("playwright.sync_api", reason="no playwright: make test")
     with chromium() as running:
         if running is None:
@@ -64,7 +64,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def tab(server: ComfyServer, browser: Any, release: str) -> Iterator[ComfyPage]:
-    """One for a file's tests: opening the page takes longer than most of them."""
+    """One tab for all tests of a file: opening the page takes longer than most of them."""
     opened = ComfyPage(browser, server, release)
     yield opened
     opened.close()
@@ -72,13 +72,13 @@ def tab(server: ComfyServer, browser: Any, release: str) -> Iterator[ComfyPage]:
 
 @pytest.fixture
 def mode() -> str:
-    """How nodes are drawn, one of `MODES`; a test of both asks for it by parametrize."""
+    """How nodes are drawn, one of `MODES`; tests of both modes parametrize it."""
     return "classic"
 
 
 @pytest.fixture
 def page(tab: ComfyPage, mode: str) -> Iterator[ComfyPage]:
-    """ComfyUI's page with an empty graph; afterwards nothing of ours may have gone wrong in it."""
+    """ComfyUI's page with an empty graph; afterwards it must have no errors of this pack."""
     tab.start_anew(mode)
     yield tab
     assert tab.mistakes() == []
@@ -86,7 +86,7 @@ def page(tab: ComfyPage, mode: str) -> Iterator[ComfyPage]:
 
 @pytest.fixture(scope="session")
 def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pictures of the page go."""
+    """The folder for screenshots of the page."""
     named = os.environ.get("EASYREF_SCREENSHOTS")
     folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where a page has drawn the nodes and the groups' titles of a graph, and what lies on what."""
+"""Where the page has drawn nodes and group titles, and which of them overlap."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from comfy_page import ComfyPage
 
-SLACK = 1.0  # of rounding, in units of the graph
+SLACK = 1.0  # tolerance for rounding, in graph units
 
-# Boxes in units of the graph. A Vue node is measured with all that is in it, as far as it is seen:
-# the line below a node with an error hangs over its edge.
+# Boxes in graph units. A Vue node is measured with all its visible content: the line below a node
+# with an error extends past its edge.
 _MEASURE = """() => {
     const {scale, offset} = app.canvas.ds;
     const canvas = app.canvas.canvas.getBoundingClientRect();
@@ -51,7 +51,7 @@ class Box(NamedTuple):
     bottom: float
 
     def covers(self, other: Box) -> bool:
-        """Whether both share more than an edge."""
+        """Whether the two boxes overlap by more than an edge."""
         return (
             min(self.right, other.right) - max(self.left, other.left) > SLACK
             and min(self.bottom, other.bottom) - max(self.top, other.top) > SLACK
@@ -59,13 +59,13 @@ class Box(NamedTuple):
 
 
 def covered(page: ComfyPage) -> list[str]:
-    """A sentence for each two nodes that overlap, and for each node on a group's title."""
-    found = page.evaluate(_MEASURE)
-    assert all(box for _, box in found["nodes"]), "a node is not drawn"
-    nodes = [(title, Box(*box)) for title, box in found["nodes"]]
-    titles = [(title, Box(*box)) for title, box in found["titles"]]
-    both = [f"{a} and {b} overlap" for (a, x), (b, y) in combinations(nodes, 2) if x.covers(y)]
-    return both + [
+    """A sentence for each pair of overlapping nodes, and for each node on a group's title."""
+    boxes = page.evaluate(_MEASURE)
+    assert all(box for _, box in boxes["nodes"]), "a node is not drawn"
+    nodes = [(title, Box(*box)) for title, box in boxes["nodes"]]
+    titles = [(title, Box(*box)) for title, box in boxes["titles"]]
+    overlaps = [f"{a} and {b} overlap" for (a, x), (b, y) in combinations(nodes, 2) if x.covers(y)]
+    return overlaps + [
         f"{node} covers the title {title}"
         for node, x in nodes
         for title, y in titles

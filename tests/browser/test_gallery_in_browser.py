@@ -1,4 +1,4 @@
-"""The reference gallery in ComfyUI's page, used as a person uses it."""
+"""The reference gallery in ComfyUI's page, operated as a user does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ in_both_modes = pytest.mark.parametrize("mode", MODES)
 
 
 @pytest.fixture
-def one(page: ComfyPage) -> ComfyPage:
+def empty(page: ComfyPage) -> ComfyPage:
     """A node without a picture."""
     page.add_node()
     page.gallery.wait_for()
@@ -25,16 +25,16 @@ def one(page: ComfyPage) -> ComfyPage:
 
 
 @pytest.fixture
-def five(one: ComfyPage) -> ComfyPage:
+def five(empty: ComfyPage) -> ComfyPage:
     """A node with five pictures."""
-    one.choose_files(five_pictures())
-    one.wait_for_files(*FIVE)
-    return one
+    empty.choose_files(five_pictures())
+    empty.wait_for_files(*FIVE)
+    return empty
 
 
 @in_both_modes
-def test_everything_a_person_does_comes_back(one: ComfyPage) -> None:
-    page = one
+def test_order_weights_crops_and_removals_survive_saving_and_loading(empty: ComfyPage) -> None:
+    page = empty
     page.choose_files(five_pictures())
     page.wait_for_files(*FIVE)
     page.wait_for_thumbnails()
@@ -84,8 +84,8 @@ def test_everything_a_person_does_comes_back(one: ComfyPage) -> None:
 
 
 @in_both_modes
-def test_undo_redo_with_clicks_between_and_copies(one: ComfyPage) -> None:
-    page = one
+def test_undo_and_redo_work_between_clicks_and_copies_are_independent(empty: ComfyPage) -> None:
+    page = empty
     page.choose_files(five_pictures()[:2])
     page.wait_for_files("face 1.png", "face 2.png")
     page.tile(1).focus()
@@ -117,7 +117,7 @@ def test_undo_redo_with_clicks_between_and_copies(one: ComfyPage) -> None:
 
 
 @in_both_modes
-def test_the_keyboard_alone_is_enough(five: ComfyPage) -> None:
+def test_the_gallery_can_be_used_by_keyboard_alone(five: ComfyPage) -> None:
     page = five
 
     def focused() -> str:
@@ -174,7 +174,7 @@ def test_the_keyboard_alone_is_enough(five: ComfyPage) -> None:
 
 
 @in_both_modes
-def test_square_and_whole_pictures(five: ComfyPage) -> None:
+def test_a_crop_can_be_square_or_reset_to_the_whole_picture(five: ComfyPage) -> None:
     page = five
     page.tile(1).hover()
     page.tile(1).locator(CROP).click()
@@ -197,8 +197,8 @@ def test_square_and_whole_pictures(five: ComfyPage) -> None:
 
 @in_both_modes
 @pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_files_dropped_and_pasted(one: ComfyPage, kind: str) -> None:
-    page = one
+def test_dropped_and_pasted_pictures_are_added(empty: ComfyPage, kind: str) -> None:
+    page = empty
     files = [picture_file(f"{kind} {number}.png", "teal") for number in range(7)]
     other = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"x"}
     page.drop_files(".easyref-gallery", [*files[:3], other, *files[3:]], kind)
@@ -221,7 +221,7 @@ def test_paste_goes_to_the_selected_node(page: ComfyPage) -> None:
 
 
 @in_both_modes
-def test_a_folder_of_the_input(page: ComfyPage) -> None:
+def test_a_folder_of_the_input_is_added_in_natural_order(page: ComfyPage) -> None:
     folder = page.server.base / "input" / "people & places"
     folder.mkdir(exist_ok=True)
     for name in ("ann 10.png", "ann 9.png", "bé'a.png"):
@@ -238,7 +238,7 @@ def test_a_folder_of_the_input(page: ComfyPage) -> None:
 @in_both_modes
 def test_a_workflow_whose_files_are_missing_says_which(five: ComfyPage, screenshots: Path) -> None:
     page = five
-    page.wait_for_thumbnails()  # the page must not still be asking for what is removed now
+    page.wait_for_thumbnails()  # no thumbnail may still be loading when its file is removed
     saved = page.workflow()
     for name in ("face 2.png", "face 5.png"):
         (page.server.base / "input" / "easyref" / name).unlink()
@@ -261,7 +261,7 @@ def test_a_workflow_whose_files_are_missing_says_which(five: ComfyPage, screensh
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "notice"),
     [
         (
             '{"version": 2, "pictures": [{"file": "a.png", "colour": 1}]}',
@@ -270,14 +270,14 @@ def test_a_workflow_whose_files_are_missing_says_which(five: ComfyPage, screensh
         ("{", "cannot be parsed"),
     ],
 )
-def test_a_text_that_cannot_be_shown_is_kept(page: ComfyPage, text: str, said: str) -> None:
+def test_an_unreadable_gallery_text_is_kept(page: ComfyPage, text: str, notice: str) -> None:
     page.add_node()
     saved = page.workflow()
     saved["nodes"][0]["widgets_values"][1] = text
     page.load(saved)
-    page.gallery.get_by_text(said).wait_for()
+    page.gallery.get_by_text(notice).wait_for()
     assert page.workflow()["nodes"][0]["widgets_values"][1] == text
-    assert page.gallery.get_by_role("button", name="Add files").is_disabled() == ("newer" in said)
+    assert page.gallery.get_by_role("button", name="Add files").is_disabled() == ("newer" in notice)
 
 
 LINK_A_PICTURE = """() => {
@@ -287,7 +287,7 @@ LINK_A_PICTURE = """() => {
 }"""
 
 
-def test_workflows_without_a_gallerys_text_keep_their_links(page: ComfyPage) -> None:
+def test_old_workflows_without_a_gallery_text_keep_their_links(page: ComfyPage) -> None:
     page.add_node()
     page.evaluate(LINK_A_PICTURE)
     old = page.workflow()
@@ -355,7 +355,7 @@ def test_the_gallery_is_as_wide_as_its_node_with_the_side_panel_open(
 
 
 def test_a_request_of_this_pack_to_another_site_is_noticed(page: ComfyPage) -> None:
-    """What every other test relies on: requests of the page itself do not matter, ours do."""
+    """All other tests rely on this: requests of the page itself are ignored, ours are not."""
     site = "https://not-to-be-asked.invalid/"
     page.tab.route(
         "**/extensions/easyref/js/probe.js",
@@ -367,14 +367,14 @@ def test_a_request_of_this_pack_to_another_site_is_noticed(page: ComfyPage) -> N
     page.evaluate("site => fetch(site).catch(() => {})", site)
     assert page.mistakes() == []
     page.evaluate("() => import('/extensions/easyref/js/probe.js')")
-    # Where the server allows no other sites, the browser refuses, and says who asked.
-    page.wait_for(lambda: any("not-to-be-asked.invalid" in said for said in page.mistakes()))
+    # If the server forbids other sites, the browser blocks the request and logs its script.
+    page.wait_for(lambda: any("not-to-be-asked.invalid" in text for text in page.mistakes()))
     page.tab.wait_for_function("() => window.easyrefRefused")
     page.start_anew("classic")
 
 
 @in_both_modes
-def test_chinese(page: ComfyPage) -> None:
+def test_the_gallery_is_shown_in_chinese(page: ComfyPage) -> None:
     page.setting("Comfy.Locale", "zh")
     try:
         page.open()
@@ -387,9 +387,9 @@ def test_chinese(page: ComfyPage) -> None:
 
 @in_both_modes
 @pytest.mark.parametrize("palette", ["dark", "light"])
-def test_looks(one: ComfyPage, screenshots: Path, palette: str) -> None:
-    """Pictures to look at; only that the words can be read is checked."""
-    page = one
+def test_texts_have_enough_contrast(empty: ComfyPage, screenshots: Path, palette: str) -> None:
+    """Also saves screenshots for a visual check."""
+    page = empty
     page.setting("Comfy.ColorPalette", palette)
     try:
         page.next_frames()
@@ -419,8 +419,8 @@ def test_looks(one: ComfyPage, screenshots: Path, palette: str) -> None:
 
 
 def contrast(page: ComfyPage, selector: str) -> float:
-    """Of an element's text against what is behind it (WCAG), see-through colours taken as full."""
-    text, behind = page.evaluate(
+    """WCAG contrast of an element's text and its background, transparent colours as opaque."""
+    text, background = page.evaluate(
         """selector => {
             const paint = document.createElement('canvas').getContext('2d');
             const rgb = (colour) => {
@@ -431,17 +431,17 @@ def contrast(page: ComfyPage, selector: str) -> float:
             };
             let element = document.querySelector(selector);
             const text = rgb(getComputedStyle(element).color);
-            let behind = [0, 0, 0, 0];
-            while (element && behind[3] < 128) {
-                behind = rgb(getComputedStyle(element).backgroundColor);
+            let background = [0, 0, 0, 0];
+            while (element && background[3] < 128) {
+                background = rgb(getComputedStyle(element).backgroundColor);
                 element = element.parentElement;
             }
-            if (LiteGraph.vueNodesMode || behind[3] >= 128) return [text, behind];
+            if (LiteGraph.vueNodesMode || background[3] >= 128) return [text, background];
             return [text, rgb(LiteGraph.NODE_DEFAULT_BGCOLOR)];
         }""",
         selector,
     )
-    first, second = sorted((_luminance(text), _luminance(behind)), reverse=True)
+    first, second = sorted((_luminance(text), _luminance(background)), reverse=True)
     return (first + 0.05) / (second + 0.05)
 
 

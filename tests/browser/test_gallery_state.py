@@ -1,4 +1,4 @@
-"""The gallery's plain values in JavaScript, by Node's own test runner, and that Python agrees."""
+"""The gallery's state in JavaScript, tested with Node's test runner and compared with Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easyref_core.pictures.gallery import parse_gallery
 
 HERE = Path(__file__).parent
 STATE = HERE.parents[1] / "web" / "js" / "gallery_state.js"
-LEAST_NODE = 20  # the first with toSpliced, as browsers have it
+MIN_NODE = 20  # the first release with toSpliced, which browsers have
 PARSE = """
 import { parse, toText } from %s;
 const texts = JSON.parse(process.argv[1]);
@@ -45,41 +45,41 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def node() -> str:
-    found = shutil.which("node")
-    if found is None:
+    program = shutil.which("node")
+    if program is None:
         pytest.skip("no Node.js on the PATH")
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
-    if int(version.stdout.strip().lstrip("v").split(".")[0]) < LEAST_NODE:
-        pytest.skip(f"Node.js {version.stdout.strip()} is older than {LEAST_NODE}")
-    return found
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    if int(version.stdout.strip().lstrip("v").split(".")[0]) < MIN_NODE:
+        pytest.skip(f"Node.js {version.stdout.strip()} is older than {MIN_NODE}")
+    return program
 
 
-def test_the_modules_own_tests(node: str) -> None:
-    done = subprocess.run(
+def test_the_javascript_unit_tests_pass(node: str) -> None:
+    result = subprocess.run(
         [node, "--test", str(HERE / "gallery_state.test.mjs")],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
 
 
-def test_the_page_and_python_read_the_same_texts(node: str) -> None:
+def test_the_page_and_python_parse_gallery_texts_alike(node: str) -> None:
     script = PARSE % json.dumps(STATE.as_uri())
-    done = subprocess.run(
+    result = subprocess.run(
         [node, "--input-type=module", "--eval", script, json.dumps(TEXTS)],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    for text, found in zip(TEXTS, json.loads(done.stdout), strict=True):
-        assert found == read_by_python(text), text
+    for text, parsed in zip(TEXTS, json.loads(result.stdout), strict=True):
+        assert parsed == read_by_python(text), text
 
 
 def read_by_python(text: str) -> object:
-    """The gallery's content, or the problem by the page's name for it."""
+    """The gallery's content, or the page's name for the problem."""
     try:
         pictures = [asdict(picture) for picture in parse_gallery(text)]
     except EasyRefError as error:
@@ -92,39 +92,39 @@ def read_by_python(text: str) -> object:
     return {"version": 1, "pictures": pictures} if pictures else None
 
 
-def test_the_page_loads_nothing_from_elsewhere() -> None:
+def test_the_packs_web_files_load_nothing_from_other_sites() -> None:
     web = STATE.parents[1]
     files = [*web.glob("js/*.js"), *web.glob("css/*.css")]
     assert len(files) > 5
     for path in files:
         text = path.read_text(encoding="utf-8")
         text = text.replace("http://www.w3.org/2000/svg", "")
-        for wanted in ("http:", "https:", "//cdn", "@import", "eval(", "innerHTML"):
-            assert wanted not in text, f"{path.name}: {wanted}"
+        for forbidden in ("http:", "https:", "//cdn", "@import", "eval(", "innerHTML"):
+            assert forbidden not in text, f"{path.name}: {forbidden}"
 
 
-def test_both_languages_say_everything(node: str) -> None:
+def test_both_languages_have_the_same_texts_and_placeholders(node: str) -> None:
     script = f"""
         import {{ TABLES, texts }} from {json.dumps((STATE.parent / "gallery_texts.js").as_uri())};
-        const holes = (text) => (text.match(/{{\\w+}}/g) ?? []).sort();
+        const placeholders = (text) => (text.match(/{{\\w+}}/g) ?? []).sort();
         const of = (table) => Object.fromEntries(
-          Object.entries(table).map(([name, text]) => [name, holes(text)]));
+          Object.entries(table).map(([name, text]) => [name, placeholders(text)]));
         console.log(JSON.stringify([of(TABLES.ENGLISH), of(TABLES.CHINESE),
           texts("zh-TW")("missing"), texts("en")("missing"), texts(undefined)("missing")]));
     """
-    done = subprocess.run(
+    result = subprocess.run(
         [node, "--input-type=module", "--eval", script],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    english, chinese, *missing = json.loads(done.stdout)
+    english, chinese, *missing = json.loads(result.stdout)
     assert english == chinese
     assert missing == ["缺失", "missing", "missing"]
 
 
-def test_what_the_page_loads_of_this_pack_names_no_other_site() -> None:
+def test_the_packs_web_files_contain_no_other_address() -> None:
     web = STATE.parents[1]
     files = [*web.glob("js/*.js"), *web.glob("css/*.css")]
     assert len(files) > 10

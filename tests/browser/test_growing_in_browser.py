@@ -1,4 +1,4 @@
-"""Inputs that grow with each link: connected, taken off, saved, loaded and put into subgraphs."""
+"""Autogrow inputs: connected, disconnected, saved, loaded and put into subgraphs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from comfy_page import MODES, ComfyPage
 
 pytestmark = pytest.mark.parametrize("mode", MODES)
 
-# Node number 1 of the kind is EasyRef References; pictures come from Load Image nodes.
+# The first EasyRef References node is the target; pictures come from Load Image nodes.
 CONNECT = """count => {
     const target = app.graph.nodes.find((node) => node.type === "EasyRefReferences");
     for (let place = 1; place <= count; place++) {
@@ -72,12 +72,12 @@ def test_a_new_node_has_a_free_input(page: ComfyPage) -> None:
     assert len(sockets(page)) <= 2
 
 
-def test_there_is_always_one_more(grown: ComfyPage) -> None:
+def test_there_is_always_one_free_input(grown: ComfyPage) -> None:
     assert sockets(grown) == [f"image_{n}" for n in range(1, 5)]
     assert connected(grown) == THREE
 
 
-def test_ten_pictures(page: ComfyPage, screenshots: Path) -> None:
+def test_ten_pictures_can_be_connected(page: ComfyPage, screenshots: Path) -> None:
     page.add_node()
     page.evaluate(CONNECT, 10)
     page.wait_for(lambda: len(sockets(page)) == 11, lambda: sockets(page))
@@ -86,7 +86,7 @@ def test_ten_pictures(page: ComfyPage, screenshots: Path) -> None:
     page.screenshot(screenshots, "ten")
 
 
-def test_what_stands_behind_moves_up_when_one_is_taken_off(grown: ComfyPage) -> None:
+def test_later_pictures_move_up_when_one_is_disconnected(grown: ComfyPage) -> None:
     grown.evaluate(DISCONNECT, 2)
     wanted = {"images.image_1": "picture 1", "images.image_2": "picture 3"}
     grown.wait_for(lambda: connected(grown) == wanted, lambda: connected(grown))
@@ -113,12 +113,12 @@ def test_a_chained_group_stays_connected_while_the_inputs_grow(grown: ComfyPage)
     target, before = grown.evaluate(chain)
     grown.load(grown.workflow())
     grown.wait_for(lambda: grown.prompt()[target]["inputs"].get("previous") == [before, 0])
-    found = grown.prompt()[target]["inputs"]
-    linked = [name for name, value in found.items() if isinstance(value, list)]
+    inputs = grown.prompt()[target]["inputs"]
+    linked = [name for name, value in inputs.items() if isinstance(value, list)]
     assert sorted(linked) == [*THREE, "previous"]
 
 
-def test_in_a_subgraph_they_keep_their_names(grown: ComfyPage) -> None:
+def test_inputs_keep_their_names_in_a_subgraph(grown: ComfyPage) -> None:
     convert = """() => {
         const node = app.graph.nodes.find((n) => n.type === "EasyRefReferences");
         const {node: outer} = app.graph.convertToSubgraph(new Set([node]));
@@ -135,7 +135,7 @@ def test_in_a_subgraph_they_keep_their_names(grown: ComfyPage) -> None:
     grown.wait_for(lambda: connected(grown) == THREE, lambda: connected(grown))
 
 
-def test_copied_with_their_pictures_they_keep_their_links(grown: ComfyPage) -> None:
+def test_nodes_copied_with_their_pictures_keep_their_links(grown: ComfyPage) -> None:
     grown.evaluate("""() => {
         app.canvas.selectItems([...app.graph.nodes]);
         app.canvas.copyToClipboard();
@@ -151,7 +151,7 @@ def test_copied_with_their_pictures_they_keep_their_links(grown: ComfyPage) -> N
     assert copies == [THREE, THREE]
 
 
-# Titles of the nodes in the group node. Two Load Image nodes in one are too many for the page.
+# Titles of the nodes in the group node. The page fails with two Load Image nodes in one.
 GROUPS = {
     "pictures outside": ["first", "second"],
     "a picture inside": ["picture 2", "first", "second"],
@@ -198,22 +198,22 @@ OPEN_GROUPS = "() => app.graph.nodes.filter((node) => node.convertToNodes).lengt
 
 
 def unnamed(prompt: dict[str, Any]) -> list[str]:
-    """What a graph in API form computes, whatever its nodes are called."""
+    """The nodes of a graph in API form, with each link replaced by its source node."""
 
-    def written(node_id: str) -> dict[str, Any]:
+    def expanded(node_id: str) -> dict[str, Any]:
         node = prompt[node_id]
         inputs = {
-            name: [written(value[0]), value[1]] if isinstance(value, list) else value
+            name: [expanded(value[0]), value[1]] if isinstance(value, list) else value
             for name, value in node["inputs"].items()
         }
         return {"class_type": node["class_type"], "inputs": inputs}
 
-    return sorted(json.dumps(written(node_id), sort_keys=True) for node_id in prompt)
+    return sorted(json.dumps(expanded(node_id), sort_keys=True) for node_id in prompt)
 
 
 @pytest.mark.parametrize("case", GROUPS)
-def test_in_a_group_node_they_keep_their_links(page: ComfyPage, case: str) -> None:
-    """Newer pages make none."""
+def test_inputs_keep_their_links_in_a_group_node(page: ComfyPage, case: str) -> None:
+    """Newer pages have no group nodes."""
     if not page.evaluate(HAS_GROUP_NODES):
         pytest.skip("this page of ComfyUI makes no group nodes")
     page.evaluate(BUILD)

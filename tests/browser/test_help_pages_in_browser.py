@@ -30,14 +30,14 @@ def another_language(page: ComfyPage) -> Iterator[ComfyPage]:
         pytest.param("fr", "Common mistakes", id="other"),
     ],
 )
-def test_help_is_shown_in_the_pages_language_else_in_english(
+def test_help_is_shown_in_the_pages_language_or_in_english(
     another_language: ComfyPage, locale: str, heading: str, screenshots: Path
 ) -> None:
     page = another_language
     page.setting("Comfy.Locale", locale)
     page.open()
     page.add_node("EasyRefApply")
-    page.look_at("EasyRefApply")  # with room for the tools above it
+    page.look_at("EasyRefApply")  # leaves room for the toolbox above it
     page.evaluate(SELECT)
     page.tab.get_by_test_id("info-button").click()
     page.tab.get_by_role("heading", name=heading).wait_for()

@@ -1,4 +1,4 @@
-"""Templates queued from ComfyUI's page: what a person sees then, on the node or as an error."""
+"""Templates queued from ComfyUI's page: previews on the nodes, and errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEW_STEPS = """() => {
     const sampler = app.graph.nodes.find((node) => node.type === "KSampler");
     sampler.widgets.find((widget) => widget.name === "steps").value = 4;
 }"""
-ADD_INSPECTOR = """() => {
+ADD_INSPECT = """() => {
     const find = (kind) => app.graph.nodes.find((node) => node.type === kind);
     const node = LiteGraph.createNode("EasyRefInspect");
     app.graph.add(node);
@@ -48,7 +48,7 @@ def demo(page: ComfyPage) -> ComfyPage:
     return page
 
 
-def test_a_template_shows_its_picture(demo: ComfyPage, screenshots: Path) -> None:
+def test_a_queued_template_shows_its_result(demo: ComfyPage, screenshots: Path) -> None:
     demo.look_at("SaveImage")
     demo.queue()
     demo.wait_for(lambda: demo.shown("SaveImage"), lambda: demo.server.log[-2000:])
@@ -56,27 +56,27 @@ def test_a_template_shows_its_picture(demo: ComfyPage, screenshots: Path) -> Non
     assert demo.shown("SaveImage") == [[128, 128]]
 
 
-def test_the_inspector_shows_a_card_for_each_reference(demo: ComfyPage, screenshots: Path) -> None:
-    demo.evaluate(ADD_INSPECTOR)
+def test_inspect_shows_a_card_for_each_reference(demo: ComfyPage, screenshots: Path) -> None:
+    demo.evaluate(ADD_INSPECT)
     demo.look_at("EasyRefInspect")
     demo.queue()
     # In Nodes 2.0 they arrive one after the other, and ComfyUI's oldest page shows one at a time.
-    least = 1 if demo.mode == "vue" else 4
+    minimum = 1 if demo.mode == "vue" else 4
     demo.wait_for(
-        lambda: len(demo.shown("EasyRefInspect")) >= least, lambda: demo.server.log[-2000:]
+        lambda: len(demo.shown("EasyRefInspect")) >= minimum, lambda: demo.server.log[-2000:]
     )
     demo.screenshot(screenshots, "inspector")
     assert demo.evaluate(CARDS) == 4
     assert all(size == [SIDE, SIDE + FOOTER] for size in demo.shown("EasyRefInspect"))
 
 
-def test_an_adapter_for_another_model_is_told_in_our_words(
+def test_an_adapter_for_another_model_shows_our_error_message(
     demo: ComfyPage, screenshots: Path, other_adapter: tuple[str, str]
 ) -> None:
     demo.evaluate(USE_OTHER_ADAPTER, list(other_adapter))
     demo.queue()
     sentence = demo.tab.get_by_text("cross-attention layers and " + OTHER + " was made for").first
-    details = demo.tab.get_by_role("button", name="View details")  # newer pages tell it there
+    details = demo.tab.get_by_role("button", name="View details")  # newer pages show it there
     sentence.or_(details).first.wait_for(timeout=PATIENCE)
     if details.count():
         details.first.click()
@@ -87,7 +87,7 @@ def test_an_adapter_for_another_model_is_told_in_our_words(
 
 @pytest.fixture
 def other_adapter(server: ComfyServer) -> tuple[str, str]:
-    """An adapter of another UNet, and its MLLM, among the server's models."""
+    """An adapter for another UNet, and its MLLM, in the server's model folders."""
     models = server.base / "models"
     for link, target in ((models / "easyref" / OTHER, ADAPTER), (models / "LLM" / "other", MLLM)):
         link.parent.mkdir(parents=True, exist_ok=True)

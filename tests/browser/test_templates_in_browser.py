@@ -1,4 +1,4 @@
-"""The templates in ComfyUI's page: what it queues, and how they look there."""
+"""The templates in ComfyUI's page: the graph it queues, and the layout."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 TOO_SMALL = """() => app.graph.nodes.filter((node) => node.size[1] + 1 < node.computeSize()[1])
     .map((node) => `${node.type}: ${node.size}, needs ${node.computeSize()}`)"""
 
-# Of a note: how far its text is longer than its node, in pixels; one part a note.
+# For each note, by how many pixels its text is longer than its node.
 CUT_OFF = """() => [...document.querySelectorAll(".tiptap, .comfy-markdown-content")]
     .filter((e) => e.checkVisibility()).map((e) => Math.max(0, e.scrollHeight - e.clientHeight))"""
 
-# A node that the page does not know has none of its widgets and slots.
+# Classes that the page does not know; such nodes have no widgets and slots.
 UNKNOWN = """() => app.graph.nodes.map((node) => node.isSubgraphNode?.() ? "" : node.type)
     .filter((type) => type && !(type in LiteGraph.registered_node_types))"""
 
 LOADERS = {"CheckpointLoaderSimple", "EasyRefLoader", "ControlNetLoader", "LoraLoader"}
 IN_ERROR = "() => app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type)"
-# Newer pages mark the loaders, older ones open a dialog that names the files.
-UNTOLD = """() => app.graph.nodes
+# Loaders whose missing file is not reported: newer pages mark the loader, older ones open a
+# dialog that names the file.
+UNREPORTED = """() => app.graph.nodes
     .flatMap((node) => (node.properties.models ?? []).map(({name}) => [node, name]))
     .filter(([node, name]) => !node.has_errors
         && ![...document.querySelectorAll("[role=dialog]")].some((e) => e.innerText.includes(name)))
@@ -35,14 +36,14 @@ UNTOLD = """() => app.graph.nodes
 
 
 def plain(graph: dict[str, Any]) -> Graph:
-    """A graph without what only people read."""
+    """A graph with only classes and inputs, without titles."""
     return {
         node_id: {"class_type": node["class_type"], "inputs": node["inputs"]}
         for node_id, node in graph.items()
     }
 
 
-def test_the_page_queues_the_api_form(page: ComfyPage) -> None:
+def test_the_page_queues_the_api_form_of_each_template(page: ComfyPage) -> None:
     for name in NAMES:
         page.load_template(name)
         assert plain(page.prompt()) == plain(load_workflow(name)), name
@@ -50,11 +51,13 @@ def test_the_page_queues_the_api_form(page: ComfyPage) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_template_is_tidy_and_lacks_only_models(page: ComfyPage, screenshots: Path) -> None:
+def test_every_template_has_no_overlaps_and_lacks_only_models(
+    page: ComfyPage, screenshots: Path
+) -> None:
     """As on a fresh machine: there is no model, and no picture but ComfyUI's own example."""
     for name in NAMES:
         page.load_template(name)
-        page.wait_for(lambda: not page.evaluate(UNTOLD), lambda: page.evaluate(UNTOLD))
+        page.wait_for(lambda: not page.evaluate(UNREPORTED), lambda: page.evaluate(UNREPORTED))
         page.close_dialogs()
         page.fit_view()
         page.screenshot(screenshots, name)

@@ -1,4 +1,4 @@
-"""One ComfyUI server for all tests here; where there is no ComfyUI they are skipped."""
+"""One ComfyUI server for all tests in this folder; without a ComfyUI they are skipped."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SIZES = ((320, 224), (224, 320), (256, 256))
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A running server with the pack inside and pictures of different sizes uploaded."""
+    """A running server with the pack installed and pictures of several sizes uploaded."""
     comfyui = find_comfyui()
     if comfyui is None:
         pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run workshop.comfyui.find_comfyui")
     with ComfyServer(comfyui, tmp_path_factory.mktemp("server")) as running:
-        meant, other, *_ = read_rows()
-        for names, row in ((REFERENCES, meant), (OTHERS, other)):
+        first, other, *_ = read_rows()
+        for names, row in ((REFERENCES, first), (OTHERS, other)):
             for name, size, picture in zip(names, SIZES, row.references, strict=False):
                 running.upload(name, picture.resize(size))
         running.upload(FOURTH, other.references[0])
-        running.upload(CONTROL, meant.references[3])
+        running.upload(CONTROL, first.references[3])
         yield running
 
 

@@ -31,7 +31,7 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 
 def with_test_pictures(graph: Graph) -> Graph:
-    """The same graph with pictures that the server of the tests has."""
+    """The same graph with pictures that the tests' server has."""
     groups = sum(n["class_type"] == "EasyRefReferences" for n in graph.values())
     files = {0: (), 1: (REFERENCES,), 2: (REFERENCES[:2], (REFERENCES[2], FOURTH))}[groups]
     return with_pictures(with_references(graph, *files), {EXAMPLE: CONTROL})
@@ -49,7 +49,7 @@ def other_references(graph: Graph) -> Graph:
 
 
 def pixels(server: ComfyClient, graph: Graph) -> np.ndarray[Any, Any]:
-    """Queue a graph and read the picture that comes back, [H, W, 3]."""
+    """Run a graph and return its saved picture as an array, [H, W, 3]."""
     run = server.run(graph)
     (picture,) = server.pictures(run, only_node(graph, "SaveImage"))
     assert picture.format == "PNG"

@@ -1,4 +1,4 @@
-"""The templates on the demo models."""
+"""The templates, run on the demo models."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TOKENS = "easyref_tokens"
 PREFIX = "prepared"
 
 
-def test_the_template_to_try_runs_as_it_is(server: ComfyServer) -> None:
-    """No model, no upload and no change; both the references and the result are shown."""
+def test_easyref_try_runs_unchanged(server: ComfyServer) -> None:
+    """It needs no model file and no upload, and shows its references and its result."""
     graph = load_workflow("easyref_try")
     run = server.run(graph)
     (result,) = server.pictures(run, only_node(graph, "SaveImage"))
@@ -30,24 +30,24 @@ def test_the_template_to_try_runs_as_it_is(server: ComfyServer) -> None:
     assert len(server.pictures(run, only_node(graph, "PreviewImage"))) == 4
 
 
-def test_without_references_the_template_to_try_gives_another_picture(server: ComfyServer) -> None:
+def test_easyref_try_gives_another_picture_at_weight_0(server: ComfyServer) -> None:
     graph = load_workflow("easyref_try")
     plain = set_inputs(graph, "EasyRefQuick", weight=0.0)
     assert (pixels(server, graph) != pixels(server, plain)).any()
 
 
 def prepared(server: ComfyServer, name: str) -> Graph:
-    """A template on the demo models; where it loads saved tokens, they are saved first."""
+    """A template on the demo models; tokens that it loads are saved first."""
     graph = small(name, seed=21)
     if name != TOKENS:
         return graph
     graph = set_inputs(graph, "EasyRefSaveTokens", filename_prefix=PREFIX)
     graph = set_inputs(graph, "EasyRefLoadTokens", file="absent.safetensors [output]")
-    # The part that cannot run yet does not keep the other one from running.
+    # Loading fails validation until the tokens are saved; ComfyUI still runs the saving part.
     outputs = server.run(graph).outputs
     assert only_node(graph, "SaveImage") not in outputs
-    (shown,) = outputs[only_node(graph, "EasyRefSaveTokens")]["tokens"]
-    return set_inputs(graph, "EasyRefLoadTokens", file=f"{shown['filename']} [{shown['type']}]")
+    (saved,) = outputs[only_node(graph, "EasyRefSaveTokens")]["tokens"]
+    return set_inputs(graph, "EasyRefLoadTokens", file=f"{saved['filename']} [{saved['type']}]")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -57,8 +57,8 @@ def test_every_template_gives_a_picture_on_the_demo_models(server: ComfyServer, 
     assert picture.std() > 1
 
 
-def test_the_references_act_in_every_template(server: ComfyServer) -> None:
-    """The regions, curves and saved tokens change the picture; the plain model is the same."""
+def test_regions_curves_and_saved_tokens_change_the_picture(server: ComfyServer) -> None:
+    """With one prompt and no EasyRef Apply they all give the picture of the plain model."""
     plain = pixels(server, without_easyref(small(seed=21)))
     for name in ("easyref_two_people", "easyref_curves_and_layers", TOKENS):
         graph = prepared(server, name)

@@ -1,4 +1,4 @@
-"""The gallery on a real server: its routes, its refusals, and files that change."""
+"""The gallery on a real server: its routes, its errors, and files that change."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def test_only_folders_of_the_input_are_listed(server: ComfyServer, name: str) ->
         ask(server, "pictures", folder=name)
 
 
-def test_stamps_tell_what_is_there(server: ComfyServer, folder: Path) -> None:
+def test_stamps_change_with_the_file_and_are_empty_for_other_paths(
+    server: ComfyServer, folder: Path
+) -> None:
     files = [f"{FOLDER}/ü 2.png", "absent.png", "../models", FOLDER, 5]
     first, *others = server.post_json("/easyref/stamps", {"files": files})["stamps"]
     assert first
@@ -82,7 +84,9 @@ def test_stamps_tell_what_is_there(server: ComfyServer, folder: Path) -> None:
             server.post_json("/easyref/stamps", wrong)
 
 
-def test_thumbnails(server: ComfyServer, folder: Path) -> None:
+def test_thumbnails_are_scaled_and_cropped_and_bad_queries_are_refused(
+    server: ComfyServer, folder: Path
+) -> None:
     def thumbnail(**query: Any) -> Image.Image:
         query = {"file": f"{FOLDER}/ü 2.png", "side": 100, **query}
         content = server.get(f"/easyref/thumbnail?{urllib.parse.urlencode(query)}")
@@ -104,11 +108,11 @@ def test_thumbnails(server: ComfyServer, folder: Path) -> None:
             thumbnail(**wrong)
 
 
-def test_a_gallery_gives_the_picture_that_connected_pictures_give(server: ComfyServer) -> None:
+def test_a_gallery_gives_the_same_result_as_connected_images(server: ComfyServer) -> None:
     assert (pixels(server, with_gallery(text(*REFERENCES))) == pixels(server, small())).all()
 
 
-def test_a_changed_file_is_noticed(server: ComfyServer, folder: Path) -> None:
+def test_a_changed_file_runs_the_node_again(server: ComfyServer, folder: Path) -> None:
     graph = with_gallery(text(f"{FOLDER}/ü 2.png"))
     before = pixels(server, graph)
     nodes = [name for name, node in graph.items() if node["class_type"] == "EasyRefReferences"]
@@ -118,7 +122,7 @@ def test_a_changed_file_is_noticed(server: ComfyServer, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gallery", "said"),
+    ("gallery", "message"),
     [
         (text("absent 1.png", REFERENCES[0], "absent 2.png"), "'absent 1.png', 'absent 2.png'"),
         (text("../../secret.png"), "leads out of ComfyUI's input folder"),
@@ -127,11 +131,11 @@ def test_a_changed_file_is_noticed(server: ComfyServer, folder: Path) -> None:
     ],
 )
 def test_a_gallery_that_cannot_be_read_is_refused_before_the_run(
-    server: ComfyServer, gallery: str, said: str
+    server: ComfyServer, gallery: str, message: str
 ) -> None:
     with pytest.raises(ComfyUIError) as caught:
         server.queue(with_gallery(gallery))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_weight_out_of_range_is_still_refused_by_comfyui(server: ComfyServer) -> None:
@@ -140,6 +144,6 @@ def test_a_weight_out_of_range_is_still_refused_by_comfyui(server: ComfyServer) 
         server.queue(graph)
 
 
-def test_no_picture_at_all_says_what_to_do(server: ComfyServer) -> None:
+def test_a_group_without_any_picture_is_refused(server: ComfyServer) -> None:
     with pytest.raises(ComfyUIError, match="EasyRef References has no picture"):
         server.run(with_gallery(""))

@@ -1,4 +1,4 @@
-"""Inputs that grow with each link, as a graph in API form names them."""
+"""Autogrow inputs, by the names they have in a graph in API form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def inspected(pictures: dict[str, str], **inputs: Any) -> Graph:
     for name, file in pictures.items():
         graph[name] = node("LoadImage", image=file)
         graph["group"]["inputs"][name] = [name, 0]
-    graph["look"] = node(
+    graph["inspect"] = node(
         "EasyRefInspect", easyref=["demo", 3], references=["group", 0], prompt="", image_size=0
     )
     return graph
@@ -27,17 +27,17 @@ def inspected(pictures: dict[str, str], **inputs: Any) -> Graph:
 
 def report(server: ComfyServer, graph: Graph) -> list[str]:
     """The names of the references, in order."""
-    lines = "".join(server.run(graph).outputs["look"]["text"]).splitlines()
+    lines = "".join(server.run(graph).outputs["inspect"]["text"]).splitlines()
     end = next(n for n, line in enumerate(lines) if line.startswith("all references: "))
     return [line.partition(". ")[2].partition(":")[0] for line in lines[:end]]
 
 
-def test_the_order_is_that_of_the_inputs_with_gaps_and_more_than_ten(server: ComfyServer) -> None:
+def test_references_follow_the_input_numbers_with_gaps_and_above_ten(server: ComfyServer) -> None:
     pictures = {f"images.image_{n}": REFERENCES[n % 3] for n in (12, 100, 2, 9, 10)}
     assert report(server, inspected(pictures)) == [f"image_{n}" for n in (2, 9, 10, 12, 100)]
 
 
-def test_one_more_picture_runs_again_and_another_input_is_another_group(
+def test_another_input_or_one_more_picture_runs_the_node_again(
     server: ComfyServer,
 ) -> None:
     assert report(server, inspected({"images.image_1": FOURTH})) == ["image_1"]
@@ -46,7 +46,7 @@ def test_one_more_picture_runs_again_and_another_input_is_another_group(
     assert report(server, inspected(two)) == ["image_1", "image_2"]
 
 
-def test_no_picture_is_needed_where_there_is_another_group(server: ComfyServer) -> None:
+def test_no_picture_is_needed_with_a_previous_group(server: ComfyServer) -> None:
     graph = inspected({})
     graph["before"] = node("EasyRefReferences", weight=1.0, **{"images.image_1": ["first", 0]})
     graph["first"] = node("LoadImage", image=FOURTH)
@@ -57,7 +57,7 @@ def test_no_picture_is_needed_where_there_is_another_group(server: ComfyServer) 
 
 
 @pytest.mark.parametrize("given", [(), ("tokens_1",), ("tokens_2",)])
-def test_fewer_than_two_tokens_are_refused_in_words(
+def test_fewer_than_two_token_sets_are_refused_with_a_clear_message(
     server: ComfyServer, given: tuple[str, ...]
 ) -> None:
     graph = small()

@@ -1,6 +1,6 @@
 """ComfyUI-Manager itself installs the pack from a git address into a bare ComfyUI.
 
-Nothing here leaves this computer: the address is a server of the test's own.
+No request leaves this computer: the address is that of a local HTTP server.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from repository import copy_repository, run
 from workshop.comfyui.comfy_server import PACK_NAME, ComfyServer
 from workshop.comfyui.find_comfyui import find_comfyui
 
-# Empty in a fresh ComfyUI, and what it does not run with.
+# Folders that are empty in a fresh ComfyUI, and what the copy does not need to run.
 _EMPTY = ("custom_nodes", "models", "input", "output", "temp", "user")
 _NOT_COPIED = {*_EMPTY, ".git", "tests", "tests-unit"}
 
 
 @pytest.fixture(scope="module")
 def manager() -> Path:
-    """ComfyUI-Manager's command."""
-    found = shutil.which("cm-cli", path=str(Path(sys.executable).parent))
-    if found is None:
+    """ComfyUI-Manager's command-line program."""
+    program = shutil.which("cm-cli", path=str(Path(sys.executable).parent))
+    if program is None:
         pytest.skip("no ComfyUI-Manager (package comfyui_manager): make test")
-    return Path(found)
+    return Path(program)
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ComfyUI without any packs, for Manager installs into the one that it runs in."""
+    """A copy of ComfyUI without custom nodes; Manager installs into the ComfyUI it runs in."""
     comfyui = find_comfyui()
     if comfyui is None:
         pytest.skip("no ComfyUI found: set COMFYUI_PATH, or run workshop.comfyui.find_comfyui")
@@ -78,7 +78,7 @@ def address(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 def test_manager_installs_the_pack_and_every_node_loads(
     manager: Path, bare: Path, address: str, pack: Path
 ) -> None:
-    nowhere = "http://127.0.0.1:9"  # whatever asks the internet is refused at once
+    nowhere = "http://127.0.0.1:9"  # a closed port: requests to the internet fail at once
     environment = {
         **os.environ,
         "COMFYUI_PATH": str(bare),
@@ -87,15 +87,15 @@ def test_manager_installs_the_pack_and_every_node_loads(
         "NO_PROXY": "127.0.0.1",
         "GIT_TERMINAL_PROMPT": "0",
     }
-    said = run([str(manager), "install", address, "--exit-on-fail"], bare, **environment)
-    assert "[INSTALLED]" in said, said
+    output = run([str(manager), "install", address, "--exit-on-fail"], bare, **environment)
+    assert "[INSTALLED]" in output, output
     installed = bare / "custom_nodes" / PACK_NAME
     assert (installed / ".git").is_dir()
     assert not installed.is_symlink()
     with ComfyServer(bare, bare) as server:
-        offered = server.get_json("/object_info")
+        object_info = server.get_json("/object_info")
         assert "IMPORT FAILED" not in server.log
     wanted = {page.stem for page in (pack / "web" / "docs").glob("EasyRef*.md")}
     assert len(wanted) > 10
-    found = {name: offered[name]["python_module"] for name in wanted & offered.keys()}
-    assert found == dict.fromkeys(wanted, f"custom_nodes.{PACK_NAME}")
+    modules = {name: object_info[name]["python_module"] for name in wanted & object_info.keys()}
+    assert modules == dict.fromkeys(wanted, f"custom_nodes.{PACK_NAME}")

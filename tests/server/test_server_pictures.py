@@ -1,4 +1,4 @@
-"""Acceptance: the shipped workflows, posted to a real server, and the pictures they give."""
+"""End to end: the shipped workflows, queued on a real server, and the pictures they give."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def test_the_shipped_workflow_gives_a_picture_from_references_of_three_sizes(
     assert picture.std() > 1
 
 
-def test_the_seed_decides_the_picture(server: ComfyServer) -> None:
+def test_only_another_seed_gives_another_picture(server: ComfyServer) -> None:
     first = pixels(server, small(seed=1))
     other = pixels(server, small(seed=2))
-    # The other seed has pushed the first one's results out of ComfyUI's cache.
+    # Seed 2 has replaced the results of seed 1 in ComfyUI's cache.
     run = server.run(small(seed=1))
     sampler, save = only_node(small(), "KSampler"), only_node(small(), "SaveImage")
     assert sampler not in run.cached
@@ -35,7 +35,7 @@ def test_the_seed_decides_the_picture(server: ComfyServer) -> None:
     assert not np.array_equal(first, other)
 
 
-def test_a_graph_that_is_queued_again_still_has_its_picture(server: ComfyServer) -> None:
+def test_a_cached_graph_still_returns_its_picture(server: ComfyServer) -> None:
     first = pixels(server, small(seed=4))
     run = server.run(small(seed=4))
     save = only_node(small(), "SaveImage")
@@ -45,12 +45,12 @@ def test_a_graph_that_is_queued_again_still_has_its_picture(server: ComfyServer)
 
 def test_weight_and_lora_at_zero_give_the_plain_model(server: ComfyServer) -> None:
     plain = pixels(server, without_easyref(small(seed=3)))
-    silent = set_inputs(small(seed=3), "EasyRefApply", weight=0.0, lora_strength=0.0)
-    assert np.array_equal(pixels(server, silent), plain)
+    at_zero = set_inputs(small(seed=3), "EasyRefApply", weight=0.0, lora_strength=0.0)
+    assert np.array_equal(pixels(server, at_zero), plain)
     assert not np.array_equal(pixels(server, small(seed=3)), plain)
 
 
-def test_the_lora_acts_when_the_weight_is_zero(server: ComfyServer) -> None:
+def test_the_lora_still_applies_at_weight_0(server: ComfyServer) -> None:
     plain = pixels(server, without_easyref(small(seed=3)))
     assert not np.array_equal(
         pixels(server, set_inputs(small(seed=3), "EasyRefApply", weight=0.0)), plain
@@ -62,13 +62,13 @@ def test_other_references_give_another_picture(server: ComfyServer) -> None:
     assert not np.array_equal(pixels(server, graph), pixels(server, other_references(graph)))
 
 
-def test_the_prompt_is_read_with_the_references(server: ComfyServer) -> None:
+def test_the_prompt_of_encode_changes_the_picture(server: ComfyServer) -> None:
     graph = small(seed=4)
-    told = set_inputs(graph, "EasyRefEncode", prompt="a character asleep under the moon")
-    assert not np.array_equal(pixels(server, graph), pixels(server, told))
+    changed = set_inputs(graph, "EasyRefEncode", prompt="a character asleep under the moon")
+    assert not np.array_equal(pixels(server, graph), pixels(server, changed))
 
 
-def test_a_controlnet_steers_along(server: ComfyServer) -> None:
+def test_a_controlnet_and_the_references_both_change_the_picture(server: ComfyServer) -> None:
     alone = pixels(server, small(seed=5))
     controlled = small("easyref_controlnet", seed=5)
     steered = pixels(server, controlled)

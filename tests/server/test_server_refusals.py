@@ -1,4 +1,4 @@
-"""What a user reads in ComfyUI when a graph cannot run: our sentences, and nothing worse."""
+"""The error messages that a user reads in ComfyUI when a graph cannot run."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def test_tokens_are_only_saved_inside_the_folder(server: ComfyServer, prefix: st
     assert f"filename_prefix {prefix!r} cannot be used" in refusal(server, graph)
 
 
-def test_a_start_behind_the_end_is_refused(server: ComfyServer) -> None:
+def test_a_start_after_the_end_is_refused(server: ComfyServer) -> None:
     graph = set_inputs(small(), "EasyRefApply", start_percent=0.8, end_percent=0.2)
     message = refusal(server, graph)
     assert message.startswith("EasyRefApply")
     assert "start_percent (0.8) is after end_percent (0.2)" in message
 
 
-def test_errors_are_named_without_the_packs_folder(server: ComfyServer) -> None:
+def test_the_exception_type_does_not_contain_the_packs_folder(server: ComfyServer) -> None:
     refusal(server, set_inputs(small(), "EasyRefApply", start_percent=0.8, end_percent=0.2))
     (last,) = server.get_json("/history?max_items=1").values()
-    told = dict(last["status"]["messages"])
-    assert told["execution_error"]["exception_type"] == "easyref.EasyRefError"
+    messages = dict(last["status"]["messages"])
+    assert messages["execution_error"]["exception_type"] == "easyref.EasyRefError"
 
 
 def test_no_picture_at_all_is_refused(server: ComfyServer) -> None:

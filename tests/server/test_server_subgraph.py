@@ -11,18 +11,18 @@ import pytest
 from workshop.comfyui.comfy_server import ComfyServer
 from workshop.demo.workflow import load_workflow
 
-INPUT, OUTPUT = -10, -20  # the ids of a subgraph's own ends
+INPUT, OUTPUT = -10, -20  # the node ids of a subgraph's own inputs and outputs
 
 
 def parts(graph: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The one subgraph of a graph, and the node that stands for it."""
+    """The only subgraph definition of a graph, and its subgraph node."""
     (definition,) = graph["definitions"]["subgraphs"]
     (outer,) = (node for node in graph["nodes"] if node["type"] == definition["id"])
     return definition, outer
 
 
 def settings(node: dict[str, Any]) -> dict[str, Any]:
-    """A node's widgets by name."""
+    """A node's widget values by name."""
     names = [slot["name"] for slot in node["inputs"] if slot.get("widget")]
     return dict(zip(names, node["widgets_values"], strict=True))
 
@@ -46,7 +46,7 @@ def either(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def named_links(graph: dict[str, Any]) -> set[tuple[str, str, str, str]]:
-    """Class and output, class and input, of each link of a graph without a subgraph."""
+    """Each link of a graph without subgraphs: source class, output, target class, input."""
     nodes = {node["id"]: node for node in graph["nodes"]}
     return {
         (
@@ -60,7 +60,7 @@ def named_links(graph: dict[str, Any]) -> set[tuple[str, str, str, str]]:
 
 
 def links_inside(graph: dict[str, Any]) -> set[tuple[str, str, str, str]]:
-    """The same for a subgraph, whose ends have the class ""."""
+    """The same inside the subgraph, whose own inputs and outputs have the class ""."""
     definition, _ = parts(graph)
     ends = [
         {"id": INPUT, "type": "", "outputs": definition["inputs"]},
@@ -70,15 +70,15 @@ def links_inside(graph: dict[str, Any]) -> set[tuple[str, str, str, str]]:
     return named_links({"nodes": [*definition["nodes"], *ends], "links": links})
 
 
-def test_the_template_runs_the_whole_chain() -> None:
+def test_the_templates_api_form_links_the_whole_chain() -> None:
     graph = load_workflow("easyref_subgraph")
-    found = {
+    links = {
         (graph[value[0]]["class_type"], value[1], node["class_type"], name)
         for node in graph.values()
         for name, value in node["inputs"].items()
         if isinstance(value, list)
     }
-    assert found >= {
+    assert links >= {
         ("CheckpointLoaderSimple", 0, "EasyRefApply", "model"),
         ("EasyRefLoader", 0, "EasyRefEncode", "easyref"),
         ("EasyRefLoader", 0, "EasyRefApply", "easyref"),
@@ -88,20 +88,20 @@ def test_the_template_runs_the_whole_chain() -> None:
         ("EasyRefEncode", 0, "EasyRefApply", "tokens"),
         ("EasyRefApply", 0, "KSampler", "model"),
     }
-    assert ("CheckpointLoaderSimple", 0, "KSampler", "model") not in found
+    assert ("CheckpointLoaderSimple", 0, "KSampler", "model") not in links
 
 
-def test_the_template_shows_what_the_two_nodes_need(template: dict[str, Any]) -> None:
+def test_the_template_exposes_the_inputs_of_encode_and_apply(template: dict[str, Any]) -> None:
     definition, outer = parts(template)
     assert [node["type"] for node in definition["nodes"]] == ["EasyRefEncode", "EasyRefApply"]
     linked = [slot["name"] for slot in outer["inputs"] if slot["link"] is not None]
-    free = [slot["name"] for slot in outer["inputs"] if slot["link"] is None]
+    unlinked = [slot["name"] for slot in outer["inputs"] if slot["link"] is None]
     assert linked == ["model", "easyref", "references", "prompt"]
-    assert free == ["images", "weight", "start_percent"]
+    assert unlinked == ["images", "weight", "start_percent"]
     assert settings(outer).items() >= {"weight": 1, "start_percent": 0}.items()
 
 
-def test_the_blueprint_holds_the_whole_chain(blueprint: dict[str, Any]) -> None:
+def test_the_blueprint_links_loader_encode_and_apply(blueprint: dict[str, Any]) -> None:
     definition, outer = parts(blueprint)
     kinds = [node["type"] for node in definition["nodes"]]
     assert kinds == ["EasyRefLoader", "EasyRefEncode", "EasyRefApply"]
@@ -128,7 +128,7 @@ def test_the_blueprint_holds_the_whole_chain(blueprint: dict[str, Any]) -> None:
     }
 
 
-def test_the_blueprint_is_one_free_subgraph_node(blueprint: dict[str, Any]) -> None:
+def test_the_blueprint_is_one_unlinked_subgraph_node(blueprint: dict[str, Any]) -> None:
     _, outer = parts(blueprint)
     assert blueprint["nodes"] == [outer]
     assert blueprint["links"] == []
@@ -137,21 +137,21 @@ def test_the_blueprint_is_one_free_subgraph_node(blueprint: dict[str, Any]) -> N
 
 
 def test_the_blueprints_slots_keep_their_order(blueprint: dict[str, Any]) -> None:
-    """Links of graphs that were made with it name a slot by its place."""
+    """Saved graphs refer to a slot by its index."""
     _, outer = parts(blueprint)
     shown = ["references", "prompt", "model", "images", "adapter", "mllm", "weight"]
     assert [slot["name"] for slot in outer["inputs"]] == [*shown, "start_percent"]
 
 
-def test_template_and_blueprint_may_be_in_one_graph(
+def test_template_and_blueprint_can_be_in_one_graph(
     template: dict[str, Any], blueprint: dict[str, Any]
 ) -> None:
-    (ours, _), (theirs, _) = parts(template), parts(blueprint)
-    assert ours["id"] != theirs["id"]
-    assert (ours["name"], theirs["name"]) == ("EasyRef", "EasyRef")
+    (first, _), (second, _) = parts(template), parts(blueprint)
+    assert first["id"] != second["id"]
+    assert (first["name"], second["name"]) == ("EasyRef", "EasyRef")
 
 
-def test_the_node_has_what_the_subgraph_shows(either: dict[str, Any]) -> None:
+def test_the_subgraph_node_has_the_slots_of_its_definition(either: dict[str, Any]) -> None:
     definition, outer = parts(either)
     for side in ("inputs", "outputs"):
         shown = [(slot["name"], slot["type"]) for slot in definition[side]]
@@ -160,19 +160,19 @@ def test_the_node_has_what_the_subgraph_shows(either: dict[str, Any]) -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_nodes_inside_have_the_slots_of_today(server: ComfyServer, either: dict[str, Any]) -> None:
+def test_inner_nodes_have_the_current_slots(server: ComfyServer, either: dict[str, Any]) -> None:
     definition, _ = parts(either)
     for node in definition["nodes"]:
         schema = server.get_json(f"/object_info/{node['type']}")[node["type"]]
-        today = [name for names in schema["input_order"].values() for name in names]
-        # Links name a slot by its place; widgets come after the slots.
-        found = [slot["name"] for slot in node["inputs"]]
+        current = [name for names in schema["input_order"].values() for name in names]
+        # Links refer to a slot by its index; widget inputs come after the other inputs.
+        slots = [slot["name"] for slot in node["inputs"]]
         widgets = [slot["name"] for slot in node["inputs"] if slot.get("widget")]
-        assert found == [name for name in today if name not in widgets] + widgets
+        assert slots == [name for name in current if name not in widgets] + widgets
         assert [slot["name"] for slot in node["outputs"]] == schema["output_name"]
 
 
-def test_links_inside_agree_with_both_ends(either: dict[str, Any]) -> None:
+def test_inner_links_match_the_slots_at_both_ends(either: dict[str, Any]) -> None:
     definition, _ = parts(either)
     nodes = {node["id"]: node for node in definition["nodes"]}
     for link in definition["links"]:
@@ -195,7 +195,7 @@ def test_links_inside_agree_with_both_ends(either: dict[str, Any]) -> None:
     assert sorted(number for number in linked if number is not None) == sorted(ids)
 
 
-def test_settings_shown_outside_are_those_inside(either: dict[str, Any]) -> None:
+def test_widget_values_of_the_subgraph_node_match_the_inner_nodes(either: dict[str, Any]) -> None:
     definition, outer = parts(either)
     inside = {name: value for node in definition["nodes"] for name, value in settings(node).items()}
     assert settings(outer).items() <= inside.items()

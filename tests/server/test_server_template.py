@@ -1,4 +1,4 @@
-"""The templates as files: known nodes, typed links, models with addresses, groups and notes."""
+"""The template files: known nodes, typed links, models with URLs, groups and notes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def nodes(template: dict[str, Any]) -> dict[int, dict[str, Any]]:
     return {node["id"]: node for node in template["nodes"]}
 
 
-def test_every_use_has_its_template() -> None:
+def test_all_expected_templates_are_there() -> None:
     assert {name.removeprefix("easyref_") for name in NAMES} == EXPECTED
 
 
@@ -47,8 +47,8 @@ def graphs(template: dict[str, Any]) -> list[dict[str, Any]]:
     return [template, *template.get("definitions", {}).get("subgraphs", [])]
 
 
-def test_every_node_and_slot_is_one_of_today(server: ComfyServer, template: dict[str, Any]) -> None:
-    """Classes, names and types; links name a slot by its place."""
+def test_every_node_and_slot_is_registered(server: ComfyServer, template: dict[str, Any]) -> None:
+    """Classes, names and types; links refer to a slot by its index."""
     object_info = server.get_json("/object_info")
     known = {*object_info, "MarkdownNote", *(graph.get("id") for graph in graphs(template))}
     for node in (node for graph in graphs(template) for node in graph["nodes"]):
@@ -56,27 +56,27 @@ def test_every_node_and_slot_is_one_of_today(server: ComfyServer, template: dict
         info = object_info.get(node["type"])
         if info is None:
             continue
-        today = list(zip(info["output_name"], map(type_name, info["output"]), strict=True))
+        current = list(zip(info["output_name"], map(type_name, info["output"]), strict=True))
         outputs = [(slot["name"], slot["type"]) for slot in node["outputs"]]
-        assert outputs[: len(today)] == today
-        # Newer ComfyUIs add outputs to nodes such as Save Image; on older ones they hang free.
-        assert not any(slot.get("links") for slot in node["outputs"][len(today) :])
+        assert outputs[: len(current)] == current
+        # Newer ComfyUIs add outputs to nodes such as Save Image; those must have no links.
+        assert not any(slot.get("links") for slot in node["outputs"][len(current) :])
         given = {n: kind[0] for inputs in info["input"].values() for n, kind in inputs.items()}
         for slot in node["inputs"]:
-            if slot["type"] == "IMAGEUPLOAD":  # a button of the page
+            if slot["type"] == "IMAGEUPLOAD":  # the page's upload button
                 continue
-            name = slot["name"].partition(".")[0]  # of those that grow: images.image_1
+            name = slot["name"].partition(".")[0]  # of autogrow inputs: images.image_1
             assert name in given
             if "." not in slot["name"]:
                 assert slot["type"] == type_name(given[name])
 
 
 def type_name(given: Any) -> str:
-    """A slot's type; of a list of choices it is COMBO."""
+    """A slot's type; COMBO for a list of choices."""
     return "COMBO" if isinstance(given, list) else given
 
 
-def test_links_agree_with_the_slots_at_both_ends(
+def test_links_match_the_slots_at_both_ends(
     template: dict[str, Any], nodes: dict[int, dict[str, Any]]
 ) -> None:
     for link_id, source, out_slot, target, in_slot, kind in template["links"]:
@@ -86,7 +86,7 @@ def test_links_agree_with_the_slots_at_both_ends(
         assert output["type"] == entry["type"] == kind
 
 
-def test_numbers_of_nodes_and_links_are_used_once(template: dict[str, Any]) -> None:
+def test_node_and_link_ids_are_unique(template: dict[str, Any]) -> None:
     nodes = [node["id"] for graph in graphs(template) for node in graph["nodes"]]
     links = [link[0] for link in template["links"]]
     links += [link["id"] for graph in graphs(template)[1:] for link in graph["links"]]
@@ -95,7 +95,7 @@ def test_numbers_of_nodes_and_links_are_used_once(template: dict[str, Any]) -> N
         assert template[last] == max(ids)
 
 
-def test_every_loader_names_its_file_and_where_to_get_it(
+def test_every_loader_and_the_note_name_the_file_and_its_url(
     server: ComfyServer, name: str, nodes: dict[int, dict[str, Any]]
 ) -> None:
     loaders = [n for n in nodes.values() if n["type"] in LOADERS]
@@ -109,12 +109,12 @@ def test_every_loader_names_its_file_and_where_to_get_it(
         assert model["url"].startswith("https://")
         assert model["url"].endswith(f"/{model['name']}")
         page = model["url"].removesuffix(f"/resolve/main/{model['name']}")
-        for said in (f"[{model['name']}]({model['url']})", f"]({page})"):
-            assert said in note
+        for link in (f"[{model['name']}]({model['url']})", f"]({page})"):
+            assert link in note
         assert f"`models/{model['directory']}`" in note
 
 
-def test_the_note_says_what_to_do(name: str, nodes: dict[int, dict[str, Any]]) -> None:
+def test_the_note_lists_steps_fixes_and_models(name: str, nodes: dict[int, dict[str, Any]]) -> None:
     (note,) = (n for n in nodes.values() if n["type"] == "MarkdownNote")
     (text,) = note["widgets_values"]
     assert note["title"] == "How to use"
@@ -126,7 +126,7 @@ def test_the_note_says_what_to_do(name: str, nodes: dict[int, dict[str, Any]]) -
 
 
 def test_references_start_as_an_empty_gallery(nodes: dict[int, dict[str, Any]]) -> None:
-    """A picture is one that comes with every ComfyUI."""
+    """Load Image nodes use the example picture that comes with ComfyUI."""
     for node in nodes.values():
         if node["type"] == "EasyRefReferences":
             assert all(slot["link"] is None for slot in node["inputs"])
@@ -141,8 +141,8 @@ def box(node: dict[str, Any]) -> Box:
     return x, y - TITLE_HEIGHT, x + width, y + height
 
 
-def around(template: dict[str, Any], node: dict[str, Any]) -> list[str]:
-    """The titles of the boxes that hold a node entirely."""
+def groups_of(template: dict[str, Any], node: dict[str, Any]) -> list[str]:
+    """The titles of the groups that contain a node entirely."""
     left, top, right, bottom = box(node)
     return [
         group["title"]
@@ -152,11 +152,11 @@ def around(template: dict[str, Any], node: dict[str, Any]) -> list[str]:
     ]
 
 
-def test_every_node_but_the_note_lies_in_one_group(
+def test_every_node_except_the_note_is_in_one_group(
     template: dict[str, Any], nodes: dict[int, dict[str, Any]]
 ) -> None:
     for node in nodes.values():
-        assert len(around(template, node)) == (0 if node["type"] == "MarkdownNote" else 1)
+        assert len(groups_of(template, node)) == (0 if node["type"] == "MarkdownNote" else 1)
 
 
 def test_groups_do_not_overlap(template: dict[str, Any]) -> None:

@@ -27,10 +27,10 @@ def tokens_of_another_character(graph: Graph) -> dict[str, Any]:
     }
 
 
-def test_quick_gives_the_picture_of_the_two_nodes(server: ComfyServer) -> None:
+def test_quick_gives_the_same_picture_as_encode_and_apply(server: ComfyServer) -> None:
     graph = small(seed=21)
     encode, apply = (graph[only_node(graph, f"EasyRef{n}")]["inputs"] for n in ("Encode", "Apply"))
-    quick = {n: given for n, given in graph.items() if given["class_type"] != "EasyRefEncode"}
+    quick = {n: entry for n, entry in graph.items() if entry["class_type"] != "EasyRefEncode"}
     quick[only_node(graph, "EasyRefApply")] = node(
         "EasyRefQuick",
         model=apply["model"],
@@ -42,7 +42,7 @@ def test_quick_gives_the_picture_of_the_two_nodes(server: ComfyServer) -> None:
     assert np.array_equal(pixels(server, quick), pixels(server, graph))
 
 
-def test_crops_are_a_list_of_pictures_and_one_group(server: ComfyServer) -> None:
+def test_crop_returns_a_list_of_pictures_and_one_group(server: ComfyServer) -> None:
     graph = small(seed=22)
     encode = only_node(graph, "EasyRefEncode")
     whole = pixels(server, graph)
@@ -63,9 +63,9 @@ def test_crops_are_a_list_of_pictures_and_one_group(server: ComfyServer) -> None
         assert [picture.size for picture in shown] == [given.size] * 2
 
 
-def test_combined_and_avoided_tokens_give_other_pictures(server: ComfyServer) -> None:
+def test_each_combine_method_gives_another_picture(server: ComfyServer) -> None:
     graph = small(seed=23)
-    seen = [pixels(server, graph)]
+    results = [pixels(server, graph)]
     encode, apply = (only_node(graph, f"EasyRef{n}") for n in ("Encode", "Apply"))
     graph |= tokens_of_another_character(graph)
     graph[apply]["inputs"]["tokens"] = ["combined", 0]
@@ -76,8 +76,8 @@ def test_combined_and_avoided_tokens_give_other_pictures(server: ComfyServer) ->
             weights="1, 1",
             **{"tokens.tokens_1": [encode, 0], "tokens.tokens_2": ["other_tokens", 0]},
         )
-        seen.append(pixels(server, graph))
-    different = [not np.array_equal(a, b) for i, a in enumerate(seen) for b in seen[:i]]
+        results.append(pixels(server, graph))
+    different = [not np.array_equal(a, b) for i, a in enumerate(results) for b in results[:i]]
     assert all(different)
 
 
@@ -85,9 +85,9 @@ def test_inspect_shows_its_pictures_and_its_report(server: ComfyServer) -> None:
     graph = small(seed=24)
     given = graph[only_node(graph, "EasyRefEncode")]["inputs"]
     names = ("easyref", "references", "prompt", "image_size")
-    graph["look"] = node("EasyRefInspect", **{n: given[n] for n in names})
+    graph["inspect"] = node("EasyRefInspect", **{n: given[n] for n in names})
     run = server.run(graph)
-    shown = run.outputs["look"]
+    shown = run.outputs["inspect"]
     assert len(shown["images"]) == 3
     picture = Image.open(io.BytesIO(server.get(f"/view?{urlencode(shown['images'][0])}")))
     assert picture.size == (512, 644)

@@ -80,10 +80,10 @@ def set_inputs(graph: Graph, class_type: str, **inputs: Any) -> Graph:
 
 
 def set_prompts(graph: Graph, prompt: str, negative: str) -> Graph:
-    """The same graph with other texts."""
+    """The same graph with other prompts."""
     changed = set_inputs(graph, "PrimitiveStringMultiline", value=prompt)
     for node in changed.values():
-        # The positive text comes over a link.
+        # The positive prompt is a link.
         if node["class_type"] == "CLIPTextEncode" and isinstance(node["inputs"]["text"], str):
             node["inputs"]["text"] = negative
     return changed
@@ -98,18 +98,18 @@ def without_nodes(graph: Graph, class_type: str, *passed: str) -> Graph:
     """The same graph without the nodes of a class.
 
     Args:
-        passed: for each of their outputs, the input that goes on in its place.
+        passed: for each of their outputs, the input that replaces it.
     """
-    gone = {
+    removed = {
         node_id: [node["inputs"][name] for name in passed]
         for node_id, node in graph.items()
         if node["class_type"] == class_type
     }
-    changed = {node_id: copy.deepcopy(n) for node_id, n in graph.items() if node_id not in gone}
+    changed = {node_id: copy.deepcopy(n) for node_id, n in graph.items() if node_id not in removed}
     for node in changed.values():
         for name, value in node["inputs"].items():
-            while _is_link(value) and value[0] in gone:
-                value = gone[value[0]][value[1]]
+            while _is_link(value) and value[0] in removed:
+                value = removed[value[0]][value[1]]
             node["inputs"][name] = value
     return changed
 
@@ -123,15 +123,15 @@ def with_references(graph: Graph, *groups: Sequence[str]) -> Graph:
     Raises:
         EasyRefError: the graph has another number of these nodes.
     """
-    gathering = [n for n, node in graph.items() if node["class_type"] == "EasyRefReferences"]
-    if len(gathering) != len(groups):
+    references = [n for n, node in graph.items() if node["class_type"] == "EasyRefReferences"]
+    if len(references) != len(groups):
         raise EasyRefError(
-            f"The graph has {len(gathering)} EasyRef References, and there are pictures for "
+            f"The graph has {len(references)} EasyRef References, and there are pictures for "
             f"{len(groups)}."
         )
     changed = copy.deepcopy(graph)
     count = 0
-    for node_id, names in zip(gathering, groups, strict=True):
+    for node_id, names in zip(references, groups, strict=True):
         inputs = changed[node_id]["inputs"]
         for number, name in enumerate(names, 1):
             count += 1
