@@ -11,7 +11,6 @@ EASYREF_SCREENSHOTS   the folder for screenshots of the page
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,7 @@ from comfy_page import ComfyPage
 
 from workshop.comfyui.comfy_server import ComfyServer
 from workshop.comfyui.find_comfyui import find_comfyui
-from workshop.comfyui.page import chromium, write_user_files
-
-NEWEST = Path(sys.prefix, "newest-page", "comfyui_frontend_package", "static")
+from workshop.comfyui.page import NEWEST, chromium, write_user_files
 
 
 @pytest.fixture(scope="session", params=["own", "newest"])

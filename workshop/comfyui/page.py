@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .comfy_server import ComfyServer
+from .find_comfyui import find_comfyui
 
 FLAGS = (
     "--no-sandbox",
@@ -23,6 +26,7 @@ FLAGS = (
     # Nothing here depends on another site; asking for one fails at once.
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 )
+NEWEST = Path(sys.prefix, "newest-page", "comfyui_frontend_package", "static")
 # Else the page shows its templates on a first visit and opens the graphs of the last one.
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -76,6 +80,39 @@ def write_user_files(comfyui: Path, base: Path) -> None:
     settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
     (base / "input").mkdir()
     shutil.copy(comfyui / "input" / "example.png", base / "input")
+
+
+@contextmanager
+def newest_page(
+    size: tuple[int, int] = (1280, 900),
+    scale: float = 1,
+    prepare: Callable[[Path], None] = lambda base: None,
+) -> Iterator[Page]:
+    """The newest page that is installed, on a ComfyUI of its own, drawn on the classic canvas.
+
+    Args:
+        size, scale: see `Page`.
+        prepare: writes further files into the server's base folder before it starts.
+
+    Raises:
+        SystemExit: there is no ComfyUI or no Chromium.
+    """
+    comfyui = find_comfyui()
+    if comfyui is None:
+        raise SystemExit("No ComfyUI found: set COMFYUI_PATH.")
+    arguments = ["--cpu"]
+    if NEWEST.is_dir():
+        arguments += ["--front-end-root", str(NEWEST)]
+    with tempfile.TemporaryDirectory() as base, chromium() as browser:
+        if browser is None:
+            raise SystemExit("No Chromium found: run tests/browser/install_chromium.sh.")
+        write_user_files(comfyui, Path(base))
+        prepare(Path(base))
+        with ComfyServer(comfyui, Path(base), arguments=arguments, seconds=600) as server:
+            page = Page(browser, server, size, scale)
+            page.open()
+            page.set_mode("classic")
+            yield page
 
 
 class Page:

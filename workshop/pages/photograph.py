@@ -12,15 +12,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ..comfyui.comfy_server import ComfyServer
-from ..comfyui.find_comfyui import PACK, find_comfyui
-from ..comfyui.page import Page, chromium, write_user_files
+from ..comfyui.find_comfyui import PACK
+from ..comfyui.page import Page, newest_page
 from ..demo.references import FOLDER, read_rows
 from .graphs import GRAPHS, Graph
 
@@ -30,7 +28,6 @@ SCALE = 2
 QUALITY = 85
 TOKENS = "people/ann_00001_.safetensors"
 RESULTS = ("EasyRefInspect", "PreviewAny", "PreviewImage")
-NEWEST = Path(sys.prefix, "newest-page", "comfyui_frontend_package", "static")
 SETTINGS = {
     "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
     "Comfy.NodeBadge.NodeIdBadgeMode": "None",
@@ -164,34 +161,23 @@ def photograph(page: Page, graph: Graph) -> Image.Image:
 
 
 def main(names: Sequence[str]) -> None:
-    unknown = set(names) - GRAPHS.keys()
-    comfyui = find_comfyui()
-    if unknown or comfyui is None:
-        raise SystemExit(
-            f"No such picture: {', '.join(sorted(unknown))}. There are {', '.join(GRAPHS)}."
-            if unknown
-            else "No ComfyUI found: set COMFYUI_PATH."
-        )
-    arguments = ["--cpu"]
-    if NEWEST.is_dir():
-        arguments += ["--front-end-root", str(NEWEST)]
-    with tempfile.TemporaryDirectory() as base, chromium() as browser:
-        if browser is None:
-            raise SystemExit("No Chromium found: run tests/browser/install_chromium.sh.")
-        write_user_files(comfyui, Path(base))
-        write_inputs(Path(base, "input"))
-        write_models(Path(base))
-        with ComfyServer(comfyui, Path(base), arguments=arguments, seconds=600) as server:
-            page = Page(browser, server, (1280, 1400), SCALE)
-            page.open()
-            page.set_mode("classic")
-            for name, value in SETTINGS.items():
-                page.setting(name, value)
-            for name in names or GRAPHS:
-                picture = photograph(page, GRAPHS[name]())
-                path = OUT / f"{name}.webp"
-                picture.save(path, quality=QUALITY, method=6)
-                print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size:,} bytes")
+    unknown = sorted(set(names) - GRAPHS.keys())
+    if unknown:
+        raise SystemExit(f"No such picture: {', '.join(unknown)}. There are {', '.join(GRAPHS)}.")
+    with newest_page((1280, 1400), SCALE, write_files) as page:
+        for name, value in SETTINGS.items():
+            page.setting(name, value)
+        for name in names or GRAPHS:
+            picture = photograph(page, GRAPHS[name]())
+            path = OUT / f"{name}.webp"
+            picture.save(path, quality=QUALITY, method=6)
+            print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size:,} bytes")
+
+
+def write_files(base: Path) -> None:
+    """Write the pictures and model files that the graphs name into a server's base folder."""
+    write_inputs(base / "input")
+    write_models(base)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..comfyui.comfy_server import ComfyServer
-from ..comfyui.find_comfyui import PACK, find_comfyui
-from ..comfyui.page import PATIENCE, Page, chromium, write_user_files
+from ..comfyui.find_comfyui import PACK
+from ..comfyui.page import PATIENCE, Page, newest_page
 from ..demo.workflow import WORKFLOWS
 
 BLUEPRINTS = PACK / "subgraphs"
-NEWEST = Path(sys.prefix, "newest-page", "comfyui_frontend_package", "static")
 _SAVED = "() => JSON.stringify(app.graph.serialize())"
 _API_FORM = "async () => (await app.graphToPrompt()).output"
 
@@ -69,23 +66,10 @@ def main(names: Sequence[str]) -> None:
     unknown = sorted(set(names) - files.keys())
     if unknown:
         raise SystemExit(f"No such template: {', '.join(unknown)}. There are {', '.join(files)}.")
-    comfyui = find_comfyui()
-    if comfyui is None:
-        raise SystemExit("No ComfyUI found: set COMFYUI_PATH.")
-    arguments = ["--cpu"]
-    if NEWEST.is_dir():
-        arguments += ["--front-end-root", str(NEWEST)]
-    with tempfile.TemporaryDirectory() as base, chromium() as browser:
-        if browser is None:
-            raise SystemExit("No Chromium found: run tests/browser/install_chromium.sh.")
-        write_user_files(comfyui, Path(base))
-        with ComfyServer(comfyui, Path(base), arguments=arguments, seconds=600) as server:
-            page = Page(browser, server)
-            page.open()
-            page.set_mode("classic")
-            for name in names or sorted(files):
-                resave(page, files[name])
-                print(files[name])
+    with newest_page() as page:
+        for name in names or sorted(files):
+            resave(page, files[name])
+            print(files[name])
 
 
 if __name__ == "__main__":
