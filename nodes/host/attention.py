@@ -30,8 +30,8 @@ class MllmOperations(comfy.ops.manual_cast):
         mask: torch.Tensor | None = None,
         causal: bool = False,
     ) -> torch.Tensor:
-        """As `attention_kernels.attend`, by the kernel that the user chose where it can: none supports
-        causal attention, and rows with a mask are too few to gain from one."""
+        """As `attention_kernels.attend`, by the kernel that the user chose where it can: none
+        supports causal attention, and rows with a mask are too few to gain from one."""
         chosen = None
         if mask is None and not causal:
             chosen = _fused_choice(query.device, query.dtype)
