@@ -9,6 +9,7 @@ Imports run downwards only:
     qwen2vl, tokens
     pictures, weight_file
     files, attention_kernels, out_of_memory, demo_set
+    untrusted
     errors
 
 Public names, each imported when it is first used:

@@ -19,6 +19,7 @@ ROOT = CORE.parent
 # Lowest first; modules and subpackages of one layer do not import each other.
 LAYERS = (
     ("errors",),
+    ("untrusted",),
     ("files", "attention_kernels", "out_of_memory", "demo_set"),
     ("pictures", "weight_file"),
     ("qwen2vl", "tokens"),
