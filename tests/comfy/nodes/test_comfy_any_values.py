@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -147,18 +147,25 @@ def widget(declared: Any, files: Mapping[str, str]) -> st.SearchStrategy[Any] | 
 def value_of(
     declared: Any, good: Mapping[str, Any], files: Mapping[str, str]
 ) -> st.SearchStrategy[Any]:
-    """Mostly right values, so that the others are met alone too."""
+    """What an input is given, right or wrong."""
     from comfy_api.latest import io
 
     if isinstance(declared, io.Autogrow.Input):
         kind = declared.template.input.get_io_type()
-        each = st.one_of(st.just(good[kind]), st.just(good[kind]), anything(good))
-        right = st.dictionaries(st.sampled_from(declared.template.names[:3]), each, max_size=3)
+        each = mostly(st.just(good[kind]), good)
+        names = st.sampled_from(declared.template.names[:3])
+        right = st.dictionaries(names, each, min_size=declared.template.min, max_size=3)
     else:
         right = widget(declared, files)
         if right is None:
             right = st.just(good[declared.get_io_type()])
-    return st.one_of(right, right, right, anything(good))
+    return mostly(right, good)
+
+
+@st.composite
+def mostly(draw: st.DrawFn, right: st.SearchStrategy[Any], good: Mapping[str, Any]) -> Any:
+    """Seven times of eight what is right, so that the others are met alone too."""
+    return draw(anything(good) if draw(st.integers(0, 7)) == 7 else right)
 
 
 def all_inputs(
@@ -212,16 +219,20 @@ def test_a_node_refuses_in_words_or_gives_what_is_finite(
 ) -> None:
     node = pack.nodes[name]
 
+    accepted = []
+
     @EXAMPLES
     @given(all_inputs(node, good, files))
     def check(inputs: dict[str, Any]) -> None:
         result, said = refusal(pack, partial(as_comfyui_runs(node), **inputs))
+        accepted.append(said is None)
         if said is not None:
             check_sentence(said)
         else:
             assert is_finite(result.result)
 
     check()
+    assert True in accepted
 
 
 def test_every_node_is_tried(pack: Pack) -> None:
@@ -251,21 +262,27 @@ json_values = st.recursive(
 )
 
 
-@pytest.mark.parametrize(
-    "name", ["EasyRefLoader", "EasyRefLoadTokens", "EasyRefReferences", "EasyRefCombineTokens"]
-)
-def test_the_check_before_a_run_answers_whatever_is_chosen(pack: Pack, name: str) -> None:
-    import inspect
+def typed(declared: Any) -> st.SearchStrategy[Any]:
+    """What ComfyUI hands to `validate_inputs`: it makes texts of what is given for a text; None
+    for a link."""
+    from comfy_api.latest import io
 
+    if isinstance(declared, io.Combo.Input):
+        return st.none() | texts | json_values
+    return st.none() | texts if isinstance(declared, io.String.Input) else st.none()
+
+
+@pytest.mark.parametrize("name", ["EasyRefCombineTokens", "EasyRefLoadTokens", "EasyRefReferences"])
+def test_the_check_before_a_run_answers_whatever_is_chosen(pack: Pack, name: str) -> None:
     node = pack.nodes[name]
-    names = list(inspect.signature(node.validate_inputs).parameters)
+    declared = {each.id: each for each in node.define_schema().inputs}
+    names = inspect.signature(node.validate_inputs).parameters
 
     @EXAMPLES
-    @given(st.fixed_dictionaries({each: st.none() | json_values | texts for each in names}))
+    @given(st.fixed_dictionaries({each: typed(declared[each]) for each in names}))
     def check(inputs: dict[str, Any]) -> None:
         said = node.validate_inputs(**inputs)
         if said is not True:
             check_sentence(said)
 
     check()
-    assert json.dumps(names)
