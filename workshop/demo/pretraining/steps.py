@@ -114,7 +114,7 @@ def run_steps(
     accelerator = make_accelerator(folder, "bf16", cpu=device.type == "cpu")
     rank = accelerator.process_index
     fresh_start = f"delete {folder} to train this part again from its start"
-    checkpoints = Checkpoints(folder, schedule, 1, fresh_start, fresh_start, name="weights")
+    checkpoints = Checkpoints(folder, schedule, 2, fresh_start, fresh_start, name="weights")
     checkpoint = checkpoints.newest(accelerator.num_processes)
     checkpoints.check(accelerator, checkpoint)
     model = _LossModule(module, loss)
