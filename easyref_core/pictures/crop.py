@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..errors import EasyRefError
+from .tensors import mask_list, picture_list
 
 _TOLERANCE = 1e-6  # rounding errors of a fraction
 
@@ -76,20 +78,12 @@ def mask_box(mask: torch.Tensor, name: str) -> Box:
     return Box(left / width, top / height, (right - left) / width, (bottom - top) / height)
 
 
-def mask_boxes(masks: torch.Tensor) -> list[Box]:
-    """Boxes of ComfyUI's MASK [B, H, W] or [H, W]; see `mask_box`."""
-    if masks.ndim == 2:
-        masks = masks[None]
-    if masks.ndim == 4 and masks.shape[1] == 1:
-        masks = masks[:, 0]
-    if masks.ndim != 3 or len(masks) == 0:
-        raise EasyRefError(
-            f"The mask has shape {list(masks.shape)}; [masks, height, width] is needed. Connect "
-            "another mask."
-        )
-    count = len(masks)
+def mask_boxes(masks: Any) -> list[Box]:
+    """Boxes of ComfyUI's MASK [B, H, W] or [H, W]; see `mask_list` and `mask_box`."""
+    found = mask_list(masks, "The mask")
+    count = len(found)
     names = ["The mask"] if count == 1 else [f"Mask {n + 1} of {count}" for n in range(count)]
-    return [mask_box(mask, name) for mask, name in zip(masks, names, strict=True)]
+    return [mask_box(mask, name) for mask, name in zip(found, names, strict=True)]
 
 
 def crop_window(
@@ -130,35 +124,34 @@ def _around(covered: tuple[int, int], size: int, pixels: int) -> tuple[int, int]
 
 
 def crop_pictures(
-    images: torch.Tensor, boxes: Sequence[Box], padding: float = 0.25, square: bool = True
+    images: Any, boxes: Sequence[Box], padding: float = 0.25, square: bool = True
 ) -> list[torch.Tensor]:
     """Crops [1, h, w, C] of ComfyUI's IMAGE [B, H, W, C]: one box for all pictures, one each, or
     several of one picture.
 
+    Args:
+        images: see `picture_list`; pictures of a list may differ in size.
+
     Raises:
         EasyRefError: no picture, as many boxes as fit neither, or padding below 0.
     """
-    if images.ndim == 3:
-        images = images[None]
-    if images.ndim != 4 or 0 in images.shape:
-        raise EasyRefError(
-            f"images has shape {list(images.shape)}; [pictures, height, width, colours] is needed, "
-            "none of them 0. Connect another picture."
-        )
+    pictures = picture_list(images, "images")
+    if not pictures or any(0 in picture.shape for picture in pictures):
+        raise EasyRefError("images holds no picture, or one without pixels. Connect another.")
     if not (math.isfinite(padding) and padding >= 0):
         raise EasyRefError(f"padding is {padding}; it must be 0 or more.")
-    count = max(len(images), len(boxes))
-    if len(images) not in (1, count) or len(boxes) not in (1, count):
+    count = max(len(pictures), len(boxes))
+    if len(pictures) not in (1, count) or len(boxes) not in (1, count):
         raise EasyRefError(
-            f"There are {len(images)} pictures and {len(boxes)} masks. Connect one mask for all "
+            f"There are {len(pictures)} pictures and {len(boxes)} masks. Connect one mask for all "
             "pictures, one for each, or several for one picture."
         )
-    height, width = images.shape[1:3]
     crops = []
     for number in range(count):
         box = boxes[number if len(boxes) > 1 else 0]
+        picture = pictures[number if len(pictures) > 1 else 0]
+        height, width = picture.shape[:2]
         left, top, right, bottom = crop_window(box, width, height, padding, square)
-        image = images[number if len(images) > 1 else 0]
         # A copy: a view would keep the whole batch in memory.
-        crops.append(image[None, top:bottom, left:right].clone())
+        crops.append(picture[None, top:bottom, left:right].clone())
     return crops
