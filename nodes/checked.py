@@ -19,6 +19,7 @@ from ..easyref_core.encode.group import Reference
 from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens.reference_tokens import ReferenceTokens
 from ..easyref_core.untrusted import flag, number, shown, text, whole_number
+from .host.listing import Names
 from .link_types import (
     EasyRef,
     EasyRefCurve,
@@ -71,7 +72,7 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
             elif given[name] is None and declared.optional:
                 del given[name]
             else:
-                given[name] = _checked_value(node, declared, name, given[name])
+                given[name] = _checked_value(declared, name, given[name])
         return execute(cls, **given)
 
     node.execute = classmethod(checked_execute)
@@ -84,7 +85,7 @@ def _inputs(node: type[io.ComfyNode]) -> tuple[io.Input, ...]:
     return tuple(node.define_schema().inputs)
 
 
-def _checked_value(node: type[io.ComfyNode], declared: io.Input, name: str, value: Any) -> Any:
+def _checked_value(declared: io.Input, name: str, value: Any) -> Any:
     kind = declared.get_io_type()
     if isinstance(declared, io.Float.Input):
         return number(value, name, declared.min, declared.max, _HINT)
@@ -95,11 +96,11 @@ def _checked_value(node: type[io.ComfyNode], declared: io.Input, name: str, valu
     if isinstance(declared, io.String.Input):
         return text(value, name, _HINT)
     if isinstance(declared, io.Combo.Input):
-        return _choice(node, declared, name, value)
+        return _choice(declared, name, value)
     if isinstance(declared, io.Autogrow.Input) and isinstance(value, Mapping):
         socket = declared.template.input
         return {
-            name: _checked_value(node, socket, name, each)
+            name: _checked_value(socket, name, each)
             for name, each in value.items()
             if each is not None
         }
@@ -116,11 +117,10 @@ def _checked_value(node: type[io.ComfyNode], declared: io.Input, name: str, valu
     return value
 
 
-def _choice(node: type[io.ComfyNode], declared: io.Input, name: str, value: Any) -> str:
-    """One of a combo's options. As ComfyUI does, this leaves combos that `validate_inputs` names to
-    the node: their options are files, which come and go."""
+def _choice(declared: io.Input, name: str, value: Any) -> str:
+    """One of a combo's options. Files come and go: the node itself looks for them."""
     chosen = text(value, name, _HINT)
-    if name not in inspect.signature(node.validate_inputs).parameters:
+    if not isinstance(declared.options, Names):
         options = [str(option) for option in declared.options]
         if chosen not in options:
             raise _unusable(name, value, f"one of {', '.join(options)}")

@@ -117,7 +117,7 @@ def config_from_dict(data: Mapping[str, Any], source: str) -> MllmConfig:
 def _rope_theta(text: _Settings) -> float:
     """The base of the positions, which older files name at the top and newer ones inside."""
     inner = text.section("rope_parameters")
-    found = {s.real("rope_theta", 0, 1, 1e12) for s in (text, inner) if s.has("rope_theta")}
+    found = {s.real("rope_theta", 0, 1, 1e10) for s in (text, inner) if s.has("rope_theta")}
     if len(found) > 1:
         raise text.refusal("rope_theta", "the same as in rope_parameters")
     return found.pop() if found else MllmConfig.rope_theta

@@ -23,6 +23,7 @@ _ADAPTER_FILES = {".safetensors", ".sft", ".pt", ".pth", ".bin"}
 _TOKEN_FILES = {".safetensors"}
 _OUTPUT_MARK = " [output]"
 _MLLM_DEPTH = 3
+_LONGEST = 255  # of a file name in messages
 
 
 def register_folders() -> None:
@@ -51,7 +52,7 @@ def adapter_path(name: Any) -> Path:
     path = _adapters().find(name)
     if path is None:
         raise EasyRefError(
-            f"There is no adapter {shown(name)} in {_searched(ADAPTERS)}. Put EasyRef's "
+            f"There is no adapter {shown(name, _LONGEST)} in {_searched(ADAPTERS)}. Put EasyRef's "
             "model.safetensors there (any file name will do) and refresh the page."
         )
     return path
@@ -73,7 +74,7 @@ def mllm_path(name: Any) -> Path | None:
     directory = directories.find(name)
     if directory is None:
         raise EasyRefError(
-            f"There is no Qwen2-VL directory {shown(name)} in {_searched(MLLMS)} (found: "
+            f"There is no Qwen2-VL directory {shown(name, _LONGEST)} in {_searched(MLLMS)} (found: "
             f"{directories}). Put the Qwen2-VL-2B-Instruct folder there, with its config.json, and "
             "refresh the page."
         )
@@ -94,7 +95,7 @@ def tokens_path(name: Any) -> Path:
     path = _tokens().find(name) or _saved_tokens().find(name)
     if path is None:
         raise EasyRefError(
-            f"There are no saved tokens {shown(name)} in {_searched(TOKENS)} or "
+            f"There are no saved tokens {shown(name, _LONGEST)} in {_searched(TOKENS)} or "
             f"{_output_tokens()}. Save some with EasyRef Save Tokens and refresh the page."
         )
     return path
