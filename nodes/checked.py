@@ -19,7 +19,6 @@ from ..easyref_core.encode.group import Reference
 from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens.reference_tokens import ReferenceTokens
 from ..easyref_core.untrusted import flag, number, shown, text, whole_number
-from .host.listing import Names
 from .link_types import (
     EasyRef,
     EasyRefCurve,
@@ -72,7 +71,7 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
             elif given[name] is None and declared.optional:
                 del given[name]
             else:
-                given[name] = _checked_value(declared, name, given[name])
+                given[name] = _checked_value(node, declared, name, given[name])
         return execute(cls, **given)
 
     node.execute = classmethod(checked_execute)
@@ -85,7 +84,7 @@ def _inputs(node: type[io.ComfyNode]) -> tuple[io.Input, ...]:
     return tuple(node.define_schema().inputs)
 
 
-def _checked_value(declared: io.Input, name: str, value: Any) -> Any:
+def _checked_value(node: type[io.ComfyNode], declared: io.Input, name: str, value: Any) -> Any:
     kind = declared.get_io_type()
     if isinstance(declared, io.Float.Input):
         return number(value, name, declared.min, declared.max, _HINT)
@@ -96,11 +95,11 @@ def _checked_value(declared: io.Input, name: str, value: Any) -> Any:
     if isinstance(declared, io.String.Input):
         return text(value, name, _HINT)
     if isinstance(declared, io.Combo.Input):
-        return _choice(declared, name, value)
+        return _choice(node, declared, name, value)
     if isinstance(declared, io.Autogrow.Input) and isinstance(value, Mapping):
         socket = declared.template.input
         return {
-            name: _checked_value(socket, name, each)
+            name: _checked_value(node, socket, name, each)
             for name, each in value.items()
             if each is not None
         }
@@ -110,20 +109,30 @@ def _checked_value(declared: io.Input, name: str, value: Any) -> Any:
             raise _unusable(name, value, what)
     if kind in _GROUPS:
         wanted, what = _GROUPS[kind]
-        is_group = isinstance(value, (tuple, list))
-        if not is_group or not all(isinstance(item, wanted) for item in value):
+        if not _is_list(value) or not all(isinstance(item, wanted) for item in value):
             raise _unusable(name, value, what)
         return tuple(value)
+    if kind == io.Conditioning.io_type and not (_is_list(value) and all(map(_is_prompt, value))):
+        raise _unusable(name, value, "a conditioning, as from CLIP Text Encode")
     return value
 
 
-def _choice(declared: io.Input, name: str, value: Any) -> str:
-    """One of a combo's options. Files come and go: the node itself looks for them."""
-    chosen = text(value, name, _HINT)
-    if not isinstance(declared.options, Names):
-        options = [str(option) for option in declared.options]
-        if chosen not in options:
-            raise _unusable(name, value, f"one of {', '.join(options)}")
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _is_prompt(entry: Any) -> bool:
+    """Whether it is an entry of a conditioning: text states and settings."""
+    return _is_list(entry) and len(entry) >= 2 and isinstance(entry[1], Mapping)
+
+
+def _choice(node: type[io.ComfyNode], declared: io.Input, name: str, value: Any) -> str:
+    """One of a combo's options. Files come and go, so lists of them are left to the node: combos
+    that `validate_inputs` names, and options that are more than a plain list."""
+    chosen, options = text(value, name, _HINT), declared.options
+    left_to_node = name in inspect.signature(node.validate_inputs).parameters
+    if not left_to_node and type(options) is list and chosen not in options:
+        raise _unusable(name, value, f"one of {', '.join(options)}")
     return chosen
 
 
