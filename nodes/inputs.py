@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.encode.group import Reference
 from ..easyref_core.errors import EasyRefError
+from ..easyref_core.pictures.levels import as_levels
 from ..easyref_core.pictures.loading import tensor_to_picture
 from .link_types import References
 from .newer_core import ADVANCED
@@ -136,8 +137,7 @@ def references_from_batch(images: torch.Tensor, name: str, weight: float = 1.0) 
     Raises:
         EasyRefError: no picture, no pixels, or values that are not numbers.
     """
-    if images.ndim == 3:
-        images = images[None]
+    images = as_levels(images, name, "picture", dimensions=3)
     return tuple(
         Reference(tensor_to_picture(image, label), weight, label)
         for number, image in enumerate(images)
