@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from comfy.model_patcher import ModelPatcher
@@ -16,7 +16,6 @@ from .host.encoder import HostedEncoder
 from .host.key_value_cache import KeyValueStore
 from .host.lora import AdapterLora
 from .host.patcher import is_dynamic
-from .host.weight_files import HostWeightFile
 from .sampling.weights import Effect
 
 EasyRef = io.Custom("EASYREF")
@@ -76,7 +75,6 @@ class EasyRefModel:
             EasyRefError: see `load_checkpoint`.
         """
         checkpoint = load_checkpoint(adapter)
-        checkpoint = replace(checkpoint, file=HostWeightFile.of(checkpoint.file))
         return cls(
             checkpoint,
             HostedEncoder(checkpoint, mllm_directory, precision),

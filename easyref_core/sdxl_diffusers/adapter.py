@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..adapter.checkpoint import LORA, AdapterCheckpoint
+from ..adapter.checkpoint import AdapterCheckpoint
 from ..adapter.key_values import check_model_layers, check_tokens, read_finite
+from ..adapter.parts import LORA
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens
 from .processors import (
