@@ -18,6 +18,7 @@ import torch
 
 from ..errors import EasyRefError
 from ..pictures.preprocessing import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE
+from ..qwen2vl.config import RELEASED_WIDTHS
 from ..qwen2vl.names import canonical_names
 from ..untrusted import escaped, shown
 from ..weight_file import WeightFile, open_weight_file
@@ -56,6 +57,7 @@ class AdapterCheckpoint:
         ignored: names of duplicates and anything else not used.
         image_size: size of the references in training, in pixels; the released weights' where the
             file does not say.
+        mllm_mark: `MllmConfig.mark` of the MLLM that is used with it; None where none is known.
     """
 
     file: WeightFile
@@ -67,6 +69,7 @@ class AdapterCheckpoint:
     base_unet: tuple[str, ...]
     ignored: tuple[str, ...]
     image_size: int = DEFAULT_IMAGE_SIZE
+    mllm_mark: str | None = None
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.file.tensors[name].shape
@@ -131,6 +134,20 @@ class AdapterCheckpoint:
                 ),
             ]
         )
+
+    def made(self, adapter: str) -> bool:
+        """Whether tokens come from this adapter, and from the MLLM used with it as far as that is
+        known.
+
+        Args:
+            adapter: the tokens' own. Without a mark they come from an MLLM with the numbers of
+                Qwen2-VL's releases, or from before there were marks.
+        """
+        identity, _, mark = adapter.partition("-")
+        own = self.mllm_mark
+        if own is None and self.mllm_width in RELEASED_WIDTHS:
+            own = ""
+        return identity == self.identity and (not mark or own is None or mark == own)
 
     @cached_property
     def lora_identity(self) -> str:

@@ -183,8 +183,10 @@ def check_tokens(checkpoint: AdapterCheckpoint, tokens: ReferenceTokens) -> None
         f"{checkpoint.token_width})"
     )
     fits = tokens.width == checkpoint.token_width and tokens.num_tokens % checkpoint.num_tokens == 0
-    if tokens.adapter != checkpoint.identity or not fits:
+    if not checkpoint.made(tokens.adapter) or not fits:
+        same = fits and tokens.adapter.startswith(checkpoint.identity)
+        mllm = " with an MLLM of another config.json" if same else ""
         raise EasyRefError(
-            f"These reference tokens were made by {describe(tokens)}, but the adapter here is "
-            f"{own}. Load the adapter that made them, or encode the references again."
+            f"These reference tokens were made by {describe(tokens)}{mllm}, but the adapter here "
+            f"is {own}. Load what made them, or encode the references again."
         )

@@ -31,7 +31,7 @@ class ReferenceTokens:
     Attributes:
         cond: [B, N, W] float32, of the references and the prompt.
         uncond: [B, N, W] float32, of the unconditional branch (a black picture, no prompt).
-        adapter: identity of the adapter that made them (`AdapterCheckpoint.identity`).
+        adapter: identity of the encoder that made them (`EncoderPlan.identity`).
         adapter_name: its file name, for people.
         prompt: given to the MLLM with the references.
         num_references: pictures in the group.
