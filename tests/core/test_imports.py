@@ -32,7 +32,7 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 SOURCES = sorted(CORE.rglob("*.py"))
 SHIPPED = [*SOURCES, *sorted((ROOT / "nodes").rglob("*.py")), ROOT / "__init__.py"]
 # Without training, which needs an extra.
-LIGHT = [s for s in SOURCES if s.parent.name != "training"]
+LIGHT = [s for s in SOURCES if s.parent.name not in ("training", "sdxl_diffusers")]
 HOSTS = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution"}
 NOT_SHIPPED = {"workshop", "tests", "benchmarks"}
 
