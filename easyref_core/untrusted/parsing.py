@@ -53,13 +53,15 @@ def parse_json(text: str | bytes, source: str) -> Any:
 
 
 def _depth(content: bytes) -> int:
-    """The deepest nesting of a JSON text; brackets in texts do not count."""
+    """The nesting of a JSON text, as far as it matters; brackets in texts do not count."""
     plain = re.sub(rb"\\.", b"", content, flags=re.DOTALL).translate(None, _NOT_STRUCTURE)
     depth = deepest = 0
     for byte in re.sub(rb'"[^"]*"', b"", plain):
         if byte in b"[{":
             depth += 1
             deepest = max(deepest, depth)
+            if depth > MAX_DEPTH:
+                break
         elif byte in b"]}":
             depth -= 1
     return deepest
