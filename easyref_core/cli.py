@@ -214,7 +214,7 @@ def usable_device(name: str) -> Any:
 
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # a device without data, such as meta, fails here
     except (RuntimeError, AssertionError) as error:
         raise EasyRefError(
             f"The device {name!r} cannot be used ({str(error).splitlines()[0]}). Choose cpu, or a "

@@ -17,7 +17,6 @@ from .host.encoder import HostedEncoder
 from .host.key_value_cache import KeyValueStore
 from .host.lora import AdapterLora
 from .host.patcher import is_dynamic
-from .host.weight_files import HostWeightFile
 from .sampling.weights import Effect
 
 EasyRef = io.Custom("EASYREF")
@@ -78,8 +77,7 @@ class EasyRefModel:
         """
         checkpoint = load_checkpoint(adapter)
         mark = read_config(mllm_directory).mark if mllm_directory is not None else None
-        host_file = HostWeightFile.of(checkpoint.file)
-        checkpoint = replace(checkpoint, file=host_file, mllm_mark=mark)
+        checkpoint = replace(checkpoint, mllm_mark=mark)
         return cls(
             checkpoint,
             HostedEncoder(checkpoint, mllm_directory, precision),

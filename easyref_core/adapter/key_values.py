@@ -1,6 +1,6 @@
 """The adapter's weights for the UNet: key and value projections of the reference tokens, and LoRA.
 
-Weights stay in their file and are read layer by layer when needed.
+Weights stay in their file and are read when needed, the projections layer by layer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens, describe
 from ..weight_file import GetTensor, all_finite, dtype_name
-from .checkpoint import KEY_VALUE, AdapterCheckpoint
+from .checkpoint import AdapterCheckpoint
+from .parts import KEY_VALUE
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,15 +63,21 @@ class EncoderPlan:
                 dtypes are for matrices only: biases, norms and reference tokens keep their own.
             compute_dtype: of the activations.
             convert: False keeps the weights as they are in their files, where `operations`
-                convert them to `dtype` on their way to the device.
+                convert them to `dtype` on their way to the device; scaled ones, which are never
+                used as they are, excepted.
 
         Raises:
             EasyRefError: a file changed in between.
         """
         encoder = self.skeleton(operations=operations, compute_dtype=compute_dtype, dtype=dtype)
-        state = read_sources(self.sources, dtype if convert else None)
+        state = read_sources(self.sources, dtype, convert)
         encoder.load_state_dict(state, strict=True, assign=True)
         return encoder.eval().requires_grad_(False)
+
+    def check_unchanged(self) -> None:
+        """Raise EasyRefError where a file has changed since it was planned."""
+        for file, _ in _by_file(self.sources):
+            file.check_unchanged()
 
     def skeleton(self, **options: Any) -> EasyRefEncoder:
         """The encoder without memory for its weights."""
@@ -81,22 +87,27 @@ class EncoderPlan:
 
 
 def read_sources(
-    sources: Mapping[str, Source], dtype: torch.dtype | None
+    sources: Mapping[str, Source], dtype: torch.dtype | None, convert: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Read weights from several files, each opened once; None keeps their dtypes. See
-    `EncoderPlan.build` for one-byte dtypes."""
-    by_file: dict[Path, list[tuple[str, Source]]] = {}
-    for key, source in sources.items():
-        by_file.setdefault(source[0].path, []).append((key, source))
+    """Read weights from several files, each opened once. See `EncoderPlan.build`."""
     state: dict[str, torch.Tensor] = {}
-    for entries in by_file.values():
-        with entries[0][1][0].open() as get:
-            for key, (_, name) in entries:
+    for file, names in _by_file(sources):
+        with file.open() as get:
+            for key, name in names.items():
                 tensor = get(name)
                 if key == PATCH_EMBED:
                     tensor = tensor.flatten(1)  # see `vision.PatchEmbed`
-                state[key] = tensor if _keeps_dtype(key, tensor, dtype) else tensor.to(dtype)
+                wanted = dtype if convert or name in file.scales else None
+                state[key] = tensor if _keeps_dtype(key, tensor, wanted) else tensor.to(wanted)
     return state
+
+
+def _by_file(sources: Mapping[str, Source]) -> list[tuple[WeightFile, dict[str, str]]]:
+    """Each file with the weights that come from it, key -> name in the file."""
+    files: dict[Path, tuple[WeightFile, dict[str, str]]] = {}
+    for key, (file, name) in sources.items():
+        files.setdefault(file.path, (file, {}))[1][key] = name
+    return list(files.values())
 
 
 def _keeps_dtype(key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> bool:
@@ -135,6 +146,8 @@ def plan_encoder(
     sources |= {PROJECTOR + n: (checkpoint.file, s) for n, s in checkpoint.projector.items()}
     plan = EncoderPlan(checkpoint, config, directory.path if directory else None, sources)
     check_plan(plan, directory, theirs)
+    for file, names in _by_file(sources):
+        file.check_weights(names.values())
     return plan
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import EasyRefError
 from .files import MAX_TEXT_BYTES, read_bytes
-from .messages import escaped
+from .messages import escaped, one_line
 
 MAX_DEPTH = 200
 MAX_YAML_BYTES = 65_536  # PyYAML takes seconds for more; a recipe has 3,000
@@ -96,7 +96,7 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
         content = yaml.safe_load(text)
         _count_values(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise EasyRefError(f"{source} is not YAML: {_one_line(error)}") from error
+        raise EasyRefError(f"{source} is not YAML: {one_line(error)}") from error
     return content
 
 
@@ -112,8 +112,3 @@ def _count_values(content: Any) -> None:
             waiting += value.values()
         elif isinstance(value, (list, tuple, set)):
             waiting += value
-
-
-def _one_line(error: BaseException) -> str:
-    text = escaped(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."

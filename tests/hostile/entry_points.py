@@ -146,6 +146,10 @@ def command_encode(base: str, *more: str) -> Any:
     return command(base, *given, "--out", f"{base}/output/tokens.safetensors", *more)
 
 
+def command_train(base: str, *more: str) -> Any:
+    return command(base, "train", f"{base}/recipe.yaml", *more)
+
+
 # Nodes, in ComfyUI's own executor
 
 

@@ -82,7 +82,7 @@ class ForkServer:
     def run(
         self, function: str, *arguments: Any, mapped: int = 0, seconds: float = 30, **more: Any
     ) -> Outcome:
-        """Run a function of `entry_points` in a child.
+        """Run a function of `entry_points`, or of a module that is named, in a child.
 
         Args:
             arguments, more: plain values.
@@ -175,11 +175,12 @@ def _run(request: dict[str, Any], writing: int) -> None:
     home = request["arguments"][0]
     os.environ["PATH"] = os.pathsep.join((f"{home}/programs", os.environ["PATH"]))
     try:
-        function = getattr(import_module("entry_points"), request["function"])
+        module, _, name = request["function"].rpartition(".")
+        function = getattr(import_module(module or "entry_points"), name)
         value = function(*request["arguments"], **request["more"])
         result = {"kind": "done", "value": value}
     except Exception as error:
-        ours = type(error).__name__ == "EasyRefError"
+        ours = any(kind.__name__ == "EasyRefError" for kind in type(error).__mro__)
         text = str(error) if ours else f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         result = {"kind": "refused" if ours else "raised", "text": text}
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)

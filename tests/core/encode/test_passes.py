@@ -227,7 +227,7 @@ def test_an_adapter_file_that_is_gone_is_refused_before_encoding(
     encoder = encoder_plan.build()
     path.rename(tmp_path / "b.safetensors")
     monkeypatch.setattr(EasyRefEncoder, "encode_image", lambda *_: pytest.fail("encoded"))
-    with goldens.refused(path, "cannot be read any more"):
+    with goldens.refused("There is no weight file", path):
         encode_references(encoder, plan)
 
 
