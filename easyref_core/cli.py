@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import EasyRefError
+from .untrusted import escaped
 
 if TYPE_CHECKING:
     from .tokens.reference_tokens import ReferenceTokens
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except EasyRefError as error:
-        print(f"easyref: {error}", file=sys.stderr)
+        print(f"easyref: {escaped(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("easyref: interrupted", file=sys.stderr)
@@ -71,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     help_dtype = "of weights and computation; default: %(default)s"
     add("--dtype", choices=_DTYPES, default="float32", help=help_dtype)
     add("--device", default="cpu", help="default: %(default)s")
-    add("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
+    add("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
+    add("--overwrite", action="store_true", help="replace reference tokens that are there")
 
     train = commands.add_parser("train", help="train an adapter, one stage a recipe")
     train.set_defaults(run=_train)
@@ -81,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     add("overrides", nargs="*", metavar="section.key=value", help=help_setting)
     help_dry_run = "print what is trained and the memory needed, and draw the first batch"
     add("--dry-run", action="store_true", help=help_dry_run)
-    add("--restart", action="store_true", help="start from the beginning; do not resume")
+    help_overwrite = "begin anew, and replace what an earlier run has left in output.folder"
+    add("--overwrite", action="store_true", help=help_overwrite)
     add("--force", action="store_true", help="resume although the settings have changed")
     return parser
 
@@ -103,21 +106,21 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
+        return ", ".join(map(_plain, value)) or "none"
+    return "none" if value is None else escaped(str(value))
 
 
 def _encode(options: argparse.Namespace) -> int:
-    from .files import check_place
     from .out_of_memory import lack_of_memory
-    from .tokens.reference_tokens import save_tokens
+    from .tokens.reference_tokens import check_tokens_path, save_tokens
 
     if options.mllm is None:
         raise EasyRefError(
             "There is no tokenizer: an adapter file carries none. Name the Qwen2-VL directory "
             "with --mllm; its weights are only used where the adapter has none of its own."
         )
-    check_place(options.out)
+    inputs = (*options.images, options.adapter, options.mllm)
+    check_tokens_path(options.out, inputs, options.overwrite)
     device = usable_device(options.device)
     try:
         tokens = _encode_group(options, device)
@@ -129,7 +132,7 @@ def _encode(options: argparse.Namespace) -> int:
             f"{device} has not enough memory ({reason}). Use fewer pictures, a smaller "
             "--image-size or --dtype bfloat16."
         ) from error
-    print(save_tokens(tokens, options.out))
+    print(save_tokens(tokens, options.out, overwrite=options.overwrite))
     return 0
 
 
@@ -183,7 +186,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(dry_run(settings))
         return 0
-    summary = train(settings, resume=not options.restart, force=options.force)
+    summary = train(settings, overwrite=options.overwrite, force=options.force)
     if summary.skipped:
         print(f"{len(summary.skipped)} broken records were skipped", file=sys.stderr)
     if summary.exported is not None:  # one process writes for all
@@ -211,7 +214,7 @@ def usable_device(name: str) -> Any:
 
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # a device without data, such as meta, fails here
     except (RuntimeError, AssertionError) as error:
         raise EasyRefError(
             f"The device {name!r} cannot be used ({str(error).splitlines()[0]}). Choose cpu, or a "

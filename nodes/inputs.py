@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.encode.group import Reference
 from ..easyref_core.errors import EasyRefError
-from ..easyref_core.pictures.loading import tensor_to_picture
+from ..easyref_core.pictures.tensors import picture_list, tensor_to_picture
 from .link_types import References
 from .newer_core import ADVANCED
 from .sampling.masks import Mask
@@ -130,18 +130,17 @@ def connected(given: Mapping[str, Any] | None, group: str, name: str) -> Iterato
             yield number, value
 
 
-def references_from_batch(images: torch.Tensor, name: str, weight: float = 1.0) -> References:
-    """ComfyUI's IMAGE batch [B, H, W, C] as references.
+def references_from_batch(images: Any, name: str, weight: float = 1.0) -> References:
+    """ComfyUI's IMAGE batch [B, H, W, C] as references; see `picture_list` for what else can be.
 
     Raises:
         EasyRefError: no picture, no pixels, or values that are not numbers.
     """
-    if images.ndim == 3:
-        images = images[None]
+    pictures = picture_list(images, name)
     return tuple(
-        Reference(tensor_to_picture(image, label), weight, label)
-        for number, image in enumerate(images)
-        for label in [name if len(images) == 1 else f"{name} (picture {number + 1})"]
+        Reference(tensor_to_picture(picture, label), weight, label)
+        for number, picture in enumerate(pictures)
+        for label in [name if len(pictures) == 1 else f"{name} (picture {number + 1})"]
     )
 
 

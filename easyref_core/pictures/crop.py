@@ -9,17 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..errors import EasyRefError
+from ..untrusted import flag, number
+from .tensors import mask_list, picture_list
 
 _TOLERANCE = 1e-6  # rounding errors of a fraction
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in fractions of the picture's width and height, 0 to 1."""
+    """A rectangle in fractions of the picture's width and height, 0 to 1.
+
+    Raises:
+        EasyRefError: values that are not numbers, nothing inside, or a side outside the picture.
+    """
 
     x: float = 0.0
     y: float = 0.0
@@ -27,9 +34,11 @@ class Box:
     height: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("x", "y", "width", "height"):
+            object.__setattr__(self, name, number(getattr(self, name), name))
         sides = {"x": (self.x, self.width), "y": (self.y, self.height)}
         for (axis, (first, size)), side in zip(sides.items(), ("width", "height"), strict=True):
-            if not (math.isfinite(first) and math.isfinite(size)) or size <= 0:
+            if size <= 0:
                 raise EasyRefError(
                     f"The box has {side} {size:g} at {axis} {first:g}; nothing is left of the "
                     f"picture. Choose a {side} above 0."
@@ -49,18 +58,8 @@ def mask_box(mask: torch.Tensor, name: str) -> Box:
     faint masks work too.
 
     Raises:
-        EasyRefError: nothing is covered, no pixels, or values that are not numbers.
+        EasyRefError: nothing is covered.
     """
-    if mask.ndim != 2 or 0 in mask.shape:
-        raise EasyRefError(
-            f"{name} has shape {list(mask.shape)}; a mask has a height and a width, neither of "
-            "them 0. Connect another mask."
-        )
-    if not torch.isfinite(mask).all():
-        raise EasyRefError(
-            f"{name} holds values that are not numbers (NaN or infinite). Check the node that "
-            "made it."
-        )
     brightest = float(mask.max())
     if brightest <= 1 / 255:
         raise EasyRefError(
@@ -76,20 +75,12 @@ def mask_box(mask: torch.Tensor, name: str) -> Box:
     return Box(left / width, top / height, (right - left) / width, (bottom - top) / height)
 
 
-def mask_boxes(masks: torch.Tensor) -> list[Box]:
-    """Boxes of ComfyUI's MASK [B, H, W] or [H, W]; see `mask_box`."""
-    if masks.ndim == 2:
-        masks = masks[None]
-    if masks.ndim == 4 and masks.shape[1] == 1:
-        masks = masks[:, 0]
-    if masks.ndim != 3 or len(masks) == 0:
-        raise EasyRefError(
-            f"The mask has shape {list(masks.shape)}; [masks, height, width] is needed. Connect "
-            "another mask."
-        )
-    count = len(masks)
+def mask_boxes(masks: Any) -> list[Box]:
+    """Boxes of ComfyUI's MASK; see `mask_list` and `mask_box`."""
+    found = mask_list(masks)
+    count = len(found)
     names = ["The mask"] if count == 1 else [f"Mask {n + 1} of {count}" for n in range(count)]
-    return [mask_box(mask, name) for mask, name in zip(masks, names, strict=True)]
+    return [mask_box(mask, name) for mask, name in zip(found, names, strict=True)]
 
 
 def crop_window(
@@ -104,7 +95,8 @@ def crop_window(
     columns = _covered(box.x, box.width, width)
     rows = _covered(box.y, box.height, height)
     sizes = [end - first for first, end in (columns, rows)]
-    margin = 2 * round(padding * max(sizes))
+    # More than the picture is no more than all of it.
+    margin = 2 * round(min(padding, max(width, height)) * max(sizes))
     sizes = [size + margin for size in sizes]
     if square:
         sizes = [max(sizes)] * 2
@@ -130,35 +122,34 @@ def _around(covered: tuple[int, int], size: int, pixels: int) -> tuple[int, int]
 
 
 def crop_pictures(
-    images: torch.Tensor, boxes: Sequence[Box], padding: float = 0.25, square: bool = True
+    images: Any, boxes: Sequence[Box], padding: float = 0.25, square: bool = True
 ) -> list[torch.Tensor]:
     """Crops [1, h, w, C] of ComfyUI's IMAGE [B, H, W, C]: one box for all pictures, one each, or
     several of one picture.
 
+    Args:
+        images: see `picture_list`; pictures of a list may differ in size.
+
     Raises:
-        EasyRefError: no picture, as many boxes as fit neither, or padding below 0.
+        EasyRefError: see `picture_list`; no picture, as many boxes as fit neither, or padding
+            below 0.
     """
-    if images.ndim == 3:
-        images = images[None]
-    if images.ndim != 4 or 0 in images.shape:
+    pictures = picture_list(images, "images")
+    if not pictures or any(0 in picture.shape for picture in pictures):
+        raise EasyRefError("images holds no picture, or one without pixels. Connect another.")
+    padding, square = number(padding, "padding", low=0), flag(square, "square")
+    count = max(len(pictures), len(boxes))
+    if len(pictures) not in (1, count) or len(boxes) not in (1, count):
         raise EasyRefError(
-            f"images has shape {list(images.shape)}; [pictures, height, width, colours] is needed, "
-            "none of them 0. Connect another picture."
-        )
-    if not (math.isfinite(padding) and padding >= 0):
-        raise EasyRefError(f"padding is {padding}; it must be 0 or more.")
-    count = max(len(images), len(boxes))
-    if len(images) not in (1, count) or len(boxes) not in (1, count):
-        raise EasyRefError(
-            f"There are {len(images)} pictures and {len(boxes)} masks. Connect one mask for all "
+            f"There are {len(pictures)} pictures and {len(boxes)} masks. Connect one mask for all "
             "pictures, one for each, or several for one picture."
         )
-    height, width = images.shape[1:3]
     crops = []
-    for number in range(count):
-        box = boxes[number if len(boxes) > 1 else 0]
+    for index in range(count):
+        box = boxes[index if len(boxes) > 1 else 0]
+        picture = pictures[index if len(pictures) > 1 else 0]
+        height, width = picture.shape[:2]
         left, top, right, bottom = crop_window(box, width, height, padding, square)
-        image = images[number if len(images) > 1 else 0]
         # A copy: a view would keep the whole batch in memory.
-        crops.append(image[None, top:bottom, left:right].clone())
+        crops.append(picture[None, top:bottom, left:right].clone())
     return crops

@@ -8,19 +8,20 @@ here.
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from .. import untrusted
 from ..errors import EasyRefError
+from ..untrusted import MAX_TEXT_BYTES, kind_of, parse_json, shown
 
 VERSION = 1
 
 Crop = tuple[float, float, float, float]
 
-_ANNOTATED = re.compile(r"\[(?:input|output|temp)\]$")
+# As Load Image names a picture of another of ComfyUI's folders: "a.png [output]".
+_ANNOTATED = re.compile(r"(.*?) ?\[(input|output|temp)\]", re.DOTALL)
 _TOLERANCE = 1e-6  # rounding errors of the browser's fractions
 _HOW_TO_FIX = "Correct the text of gallery, or clear it and add the pictures again."
 
@@ -30,7 +31,8 @@ class GalleryPicture:
     """One picture of the gallery.
 
     Attributes:
-        file: its name inside ComfyUI's input folder, with / between folders.
+        file: its name inside ComfyUI's input folder, with / between folders; with " [output]" or
+            " [temp]" at its end, inside that folder.
         weight: 0 or more; multiplies the weight of the node.
         crop: left, top, width and height of the part that is used, as fractions 0 to 1 of the
             upright picture; None for the whole.
@@ -48,21 +50,23 @@ def parse_gallery(text: str) -> tuple[GalleryPicture, ...]:
         EasyRefError: the text is not a gallery, was written by a newer EasyRef, or names a file, a
             weight or a part that cannot be used.
     """
-    if not text.strip():
+    if not untrusted.text(text, "gallery").strip():
         return ()
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise EasyRefError(f"The gallery's text is not JSON ({error}). {_HOW_TO_FIX}") from None
+    if len(text) > MAX_TEXT_BYTES:
+        raise EasyRefError(
+            f"The gallery's text is {len(text):,} characters long; {MAX_TEXT_BYTES:,} are the most."
+            f" {_HOW_TO_FIX}"
+        )
+    content = parse_json(text, "The gallery's text")
     if not isinstance(content, dict):
         raise EasyRefError(
-            f"The gallery's text holds {_kind(content)} where an object with version and "
+            f"The gallery's text holds {kind_of(content)} where an object with version and "
             f"pictures is needed. {_HOW_TO_FIX}"
         )
     version = content.get("version")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise EasyRefError(
-            f"The gallery's version is {_shown(version)}; it must be a number from 1 to {VERSION}. "
+            f"The gallery's version is {shown(version)}; it must be a number from 1 to {VERSION}. "
             f"{_HOW_TO_FIX}"
         )
     if version > VERSION:
@@ -73,7 +77,7 @@ def parse_gallery(text: str) -> tuple[GalleryPicture, ...]:
     pictures = content.get("pictures")
     if not isinstance(pictures, list):
         raise EasyRefError(
-            f"The gallery's pictures are {_kind(pictures)} where a list is needed. {_HOW_TO_FIX}"
+            f"The gallery's pictures are {kind_of(pictures)} where a list is needed. {_HOW_TO_FIX}"
         )
     return tuple(_picture(entry, number) for number, entry in enumerate(pictures, start=1))
 
@@ -88,36 +92,40 @@ def crop_pixels(crop: Crop, width: int, height: int) -> tuple[int, int, int, int
     return left, top, right, bottom
 
 
+def split_folder(file: str) -> tuple[str, str]:
+    """A file's name, and which of ComfyUI's folders holds it: "input", "output" or "temp"."""
+    found = _ANNOTATED.fullmatch(file)
+    return (found[1], found[2]) if found else (file, "input")
+
+
 def checked_file(file: Any, where: str) -> str:
-    """A file name as the gallery stores it: inside the input folder, with / between folders.
+    """A file name as the gallery stores it: inside its folder, with / between folders.
 
     Args:
         where: the picture, for messages.
 
     Raises:
-        EasyRefError: no name, or one that leads out of the input folder.
+        EasyRefError: no name, or one that leads out of its folder.
     """
     if not isinstance(file, str) or not file.strip():
         raise EasyRefError(
-            f"{where} has {_shown(file)} as its file; it must be the name of a picture in "
+            f"{where} has {shown(file)} as its file; it must be the name of a picture in "
             f"ComfyUI's input folder. {_HOW_TO_FIX}"
         )
-    if _ANNOTATED.search(file):
-        raise EasyRefError(
-            f"{where} is {file!r}. The gallery reads ComfyUI's input folder only: copy the picture "
-            "there and name it without the part in brackets."
-        )
-    name = file.replace("\\", "/")
+    name, folder = split_folder(file)
+    name = name.replace("\\", "/")
     parts = name.split("/")
     if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in parts or "\0" in name:
         raise EasyRefError(
-            f"{where} is {file!r}, which leads out of ComfyUI's input folder. Copy the picture "
-            "into the input folder and add it again."
+            f"{where} is {shown(file)}, which leads out of ComfyUI's {folder} folder. Copy the "
+            "picture into the input folder and add it again."
         )
     plain = "/".join(part for part in parts if part not in ("", "."))
     if not plain:
-        raise EasyRefError(f"{where} is {file!r}, which names a folder. Name the pictures in it.")
-    return plain
+        raise EasyRefError(
+            f"{where} is {shown(file)}, which names a folder. Name the pictures in it."
+        )
+    return plain if folder == "input" else f"{plain} [{folder}]"
 
 
 def checked_crop(crop: Any, where: str) -> Crop | None:
@@ -128,18 +136,22 @@ def checked_crop(crop: Any, where: str) -> Crop | None:
     """
     if crop is None:
         return None
-    if not isinstance(crop, list) or len(crop) != 4 or not all(_is_number(v) for v in crop):
+    if not isinstance(crop, list) or len(crop) != 4:
         raise EasyRefError(
-            f"{where}: crop is {_shown(crop)}; it must be four numbers: left, top, width and "
+            f"{where}: crop is {shown(crop)}; it must be four numbers: left, top, width and "
             f"height as fractions from 0 to 1. {_HOW_TO_FIX}"
         )
-    x, y, w, h = (float(value) for value in crop)
+    sides = ("left", "top", "width", "height")
+    x, y, w, h = (
+        untrusted.number(value, f"{where}: {side} of crop", hint=_HOW_TO_FIX)
+        for value, side in zip(crop, sides, strict=True)
+    )
     inside = min(x, y) >= -_TOLERANCE and max(x + w, y + h) <= 1 + _TOLERANCE
     if not inside or w <= 0 or h <= 0:
         raise EasyRefError(
-            f"{where}: crop is {_shown(crop)}, which is not a part of the picture. Left and top "
-            "must be 0 or more, width and height above 0, and neither left + width nor top + "
-            "height above 1."
+            f"{where}: crop is {x:g}, {y:g}, {w:g}, {h:g}, which is not a part of the picture. "
+            "Left and top must be 0 or more, width and height above 0, and neither left + width "
+            "nor top + height above 1."
         )
     x, y = max(x, 0.0), max(y, 0.0)
     w, h = min(w, 1 - x), min(h, 1 - y)
@@ -150,36 +162,10 @@ def _picture(entry: Any, number: int) -> GalleryPicture:
     where = f"Picture {number} of the gallery"
     if not isinstance(entry, dict):
         raise EasyRefError(
-            f"{where} is {_kind(entry)} where an object with file, weight and crop is "
+            f"{where} is {kind_of(entry)} where an object with file, weight and crop is "
             f"needed. {_HOW_TO_FIX}"
         )
     file = checked_file(entry.get("file"), where)
-    where = f"{where} ({file})"
-    weight = entry.get("weight", 1.0)
-    if not _is_number(weight) or weight < 0:
-        raise EasyRefError(
-            f"{where} has weight {_shown(weight)}; it must be a number of 0 or more. {_HOW_TO_FIX}"
-        )
-    return GalleryPicture(file, float(weight), checked_crop(entry.get("crop"), where))
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond every float
-        return False
-
-
-def _shown(value: Any) -> str:
-    """A value in a message, not longer than a line."""
-    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
-    if value is None:
-        return "nothing"
-    return names.get(type(value), "a number")
+    where = f"{where} ({shown(file)})"
+    weight = untrusted.number(entry.get("weight", 1.0), f"{where}: weight", low=0, hint=_HOW_TO_FIX)
+    return GalleryPicture(file, weight, checked_crop(entry.get("crop"), where))

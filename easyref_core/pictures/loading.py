@@ -1,20 +1,45 @@
-"""Load pictures from files or tensors as 8-bit RGB, whatever their mode.
+"""Load pictures from files as 8-bit RGB, whatever their mode, and not larger than needed.
 
 Alpha is dropped, not composited, as in the official preprocessing.
 """
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from ..errors import EasyRefError
+from ..untrusted import escaped, open_regular
+from .bounded_file import BoundedFile
+from .formats import HEAD_BYTES, READERS, recognise
+from .gallery import Crop, crop_pixels
+
+# The MLLM gets at most an area of 1344 x 1344 pixels: more than this only costs memory.
+LONGEST_SIDE = 4096
+MAX_PIXELS = 2**27  # half a gigabyte as RGB
+
+_MOST_PIXELS = {
+    "WebP": 2**26,  # its decoder holds the picture four times
+    "AVIF": 2**26,
+    "JPEG": 2**28,  # is decoded at half the size where it must be
+}
+_HEADER_BYTES = {"WebP": 64_000_000, "AVIF": 64_000_000}  # are read whole at once
+_MOST_HEADER_BYTES = 16_000_000  # profiles, thumbnails and notes
+_HEADER_SECONDS = 2.0
+_SECONDS = 10.0
+_SECONDS_PER_PIXEL = 2e-7
+_BYTES_PER_PIXEL = 8  # the most that a format stores
+_MOST_EXIF_BYTES = 65_536  # as in JPEG; a longer one can refer to itself until memory ends
+_BAND = 2**22  # pixels that are converted at once
+_NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706  # TIFF tags
 
 _TRANSPOSE = {  # undoes each EXIF orientation; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -27,19 +52,108 @@ _TRANSPOSE = {  # undoes each EXIF orientation; 1 is upright
 }
 
 
-def open_picture(source: str | Path | BinaryIO, name: str | None = None) -> Image.Image:
+def open_picture(
+    source: str | Path | BinaryIO,
+    name: str | None = None,
+    longest: int = LONGEST_SIDE,
+    crop: Crop | None = None,
+) -> Image.Image:
     """Read a picture file as RGB, upright by its EXIF tag; of an animation, the first frame.
 
     Args:
         source: a path, or an open file.
         name: for messages; the path by default.
+        longest: most pixels of the longest side; a larger picture is reduced, a JPEG while it is
+            decoded.
+        crop: the part to read, as fractions of the upright picture; None for the whole.
 
     Raises:
-        EasyRefError: missing, unreadable, truncated, or too large to be decoded safely.
+        EasyRefError: missing, no regular file, not a picture or one of a format that is not read,
+            damaged, or too large to be decoded.
     """
-    name = str(source) if name is None else name
-    with decoding(name), Image.open(source) as image:
-        return to_rgb(upright(image), name)
+    name = escaped(str(source) if name is None else name)
+    if isinstance(source, (str, Path)):
+        with open_regular(source, "picture") as file:
+            return _decoded(file, name, longest, crop)
+    return _decoded(source, name, longest, crop)
+
+
+def _decoded(file: BinaryIO, name: str, longest: int, crop: Crop | None) -> Image.Image:
+    with decoding(name):
+        image = _opened(file, name)
+        _reduce_while_decoding(image, longest / min(crop[2:]) if crop else longest)
+        image.load()
+        orientation = _orientation(image)
+        box = (0, 0, *image.size)
+        if crop is not None:
+            size = image.size if orientation < 5 else image.size[::-1]
+            box = _stored_box(crop_pixels(crop, *size), orientation, image.size)
+        part = _reduced_rgb(image, box, longest, name)
+        transpose = _TRANSPOSE.get(orientation)
+        return part if transpose is None else part.transpose(transpose)
+
+
+def _opened(file: BinaryIO, name: str) -> Image.Image:
+    """The picture with its header read, to be decoded by `load`.
+
+    Raises:
+        EasyRefError: the format is not read, or the picture is too large.
+    """
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    found = recognise(head)
+    if found is None:
+        raise EasyRefError(f"{name} is not a picture that can be read. Save it as PNG or JPEG.")
+    if not found.readable:
+        raise EasyRefError(
+            f"{name} is a file of the kind {found.name}, which is not read. Save the picture as "
+            "PNG or JPEG."
+        )
+    bounded = BoundedFile(file, name)
+    bounded.allow(_HEADER_BYTES.get(found.name, _MOST_HEADER_BYTES), _HEADER_SECONDS)
+    try:
+        image = READERS[found.name](cast(BinaryIO, bounded))
+    except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error):
+        raise EasyRefError(
+            f"{name} is not a picture that can be read: it begins as {found.name}, but is damaged "
+            "or truncated. Save it as PNG or JPEG."
+        ) from None
+    pixels = image.width * image.height
+    most = _MOST_PIXELS.get(found.name, MAX_PIXELS)
+    if image.info.get("progressive"):  # libjpeg then holds all of it, at any size
+        most = MAX_PIXELS
+    if pixels > most:
+        raise EasyRefError(
+            f"{name} has {image.width} x {image.height} pixels, {pixels / 1e6:,.0f} million; at "
+            f"most {most / 1e6:,.0f} million can be decoded. Save it smaller."
+        )
+    if found.name == "TIFF" and _is_raw(image):
+        raise EasyRefError(
+            f"{name} is a camera's raw file, which is not read. Save the picture as PNG or JPEG."
+        )
+    bounded.allow(
+        _MOST_HEADER_BYTES + _BYTES_PER_PIXEL * pixels, _SECONDS + _SECONDS_PER_PIXEL * pixels
+    )
+    return image
+
+
+def _is_raw(image: Image.Image) -> bool:
+    """Whether a TIFF file begins with a preview, as those that cameras write."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    kind = tags.get(_NEW_SUBFILE_TYPE, 0)
+    return _DNG_VERSION in tags or (isinstance(kind, int) and bool(kind & 1))
+
+
+def _reduce_while_decoding(image: Image.Image, longest: float) -> None:
+    """Let a JPEG be decoded at a half, a quarter or an eighth of its size; at no less than
+    `longest`.
+    """
+    scale = longest / max(image.size)
+    if image.width * image.height > MAX_PIXELS:
+        scale = min(scale, 0.5)
+    if scale < 1:
+        image.draft(None, tuple(max(1, round(side * scale)) for side in image.size))
 
 
 @contextmanager
@@ -51,37 +165,74 @@ def decoding(name: str) -> Iterator[None]:
         yield
     except (EasyRefError, MemoryError):
         raise
-    except FileNotFoundError:
-        raise EasyRefError(f"There is no picture {name}. Check the name and the folder.") from None
-    except IsADirectoryError:
-        raise EasyRefError(f"{name} is a folder. Name the pictures in it.") from None
-    except UnidentifiedImageError:
-        raise EasyRefError(
-            f"{name} is not a picture that can be read. Save it as PNG or JPEG."
-        ) from None
-    except Image.DecompressionBombError as error:
-        raise EasyRefError(f"{name} is too large to be decoded safely: {error}") from None
     except Exception as error:  # a damaged picture raises anything, RuntimeError and TypeError too
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
             raise EasyRefError(
                 f"{name} cannot be read ({error.strerror}). Check its permissions and its disk."
             ) from error
         raise EasyRefError(
-            f"{name} cannot be decoded ({type(error).__name__}: {error}). The file is damaged or "
-            "truncated; save it again."
+            f"{name} cannot be decoded ({type(error).__name__}: {escaped(str(error))}). The file "
+            "is damaged or truncated; save it again."
         ) from error
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """The decoded picture, transposed by its EXIF orientation; EXIF that cannot be read is ignored.
-    Only that one tag is read: odd values elsewhere do no harm.
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a decoded picture; 1 if it has none or one that cannot be read. Only
+    that one tag is read: odd values elsewhere do no harm.
     """
-    image.load()
+    if len(image.info.get("exif", b"")) > _MOST_EXIF_BYTES:
+        return 1
     try:
-        transpose = _TRANSPOSE.get(image.getexif().get(ExifTags.Base.Orientation))
+        found = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF raises anything, struct.error and TypeError too
-        transpose = None
-    return image if transpose is None else image.transpose(transpose)
+        return 1
+    return found if found in _TRANSPOSE else 1
+
+
+def _stored_box(
+    box: tuple[int, int, int, int], orientation: int, size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Where a box of the upright picture lies in the picture as it is stored.
+
+    Args:
+        box: (left, top, right, bottom).
+        size: width and height as stored.
+    """
+    left, top, right, bottom = box
+    if orientation >= 5:
+        left, top, right, bottom = top, left, bottom, right
+    if orientation in (2, 3, 7, 8):
+        left, right = size[0] - right, size[0] - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = size[1] - bottom, size[1] - top
+    return left, top, right, bottom
+
+
+def _reduced_rgb(
+    image: Image.Image, box: tuple[int, int, int, int], longest: int, name: str
+) -> Image.Image:
+    """A part of a decoded picture in RGB, no side of it longer than `longest`.
+
+    In bands, as a copy of the whole in another mode can be larger than the picture itself.
+    """
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    factor = max(1, max(width, height) // longest)
+    if image.mode == "RGB":
+        part = image.reduce(factor, box) if factor > 1 else image.crop(box)
+    else:
+        part = Image.new("RGB", (math.ceil(width / factor), math.ceil(height / factor)))
+        white = _white(image)
+        rows = max(1, _BAND // (width * factor)) * factor
+        for start in range(top, bottom, rows):
+            band = image.crop((left, start, right, min(start + rows, bottom)))
+            part.paste(_converted(band, white, name).reduce(factor), (0, (start - top) // factor))
+    if max(width, height) <= longest:
+        return part
+    scale = longest / max(width, height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    exact = (0, 0, width / factor, height / factor)
+    return part.resize(size, Image.Resampling.LANCZOS, box=exact)
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -96,57 +247,28 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         raise EasyRefError(
             f"{name} has no pixels ({image.width}x{image.height}). Choose another picture."
         )
-    if image.mode.startswith("I"):
-        values = _grey_levels(image)
-        # Mode I holds 16-bit files too, and 8-bit pictures: there the scale follows the content.
-        return _grey_picture(values / 257 if image.mode != "I" or values.max() > 255 else values)
+    return _converted(image, _white(image), name)
+
+
+def _white(image: Image.Image) -> int:
+    """The level that becomes white, in modes of more than 8 bits; 255 in others."""
+    if image.mode.startswith("I;"):
+        return 65535
+    if image.mode == "I":  # holds 16-bit files, and 8-bit pictures
+        return 65535 if image.getextrema()[1] > 255 else 255
     if image.mode == "F":
-        values = _grey_levels(image)
-        if not torch.isfinite(values).all():
-            raise EasyRefError(f"{name} holds pixels that are not numbers (NaN or infinite).")
-        return _grey_picture(values * 255 if values.max() <= 1 else values)
-    return image.convert("RGB")
+        return 1 if image.getextrema()[1] <= 1 else 255
+    return 255
 
 
-def _grey_levels(image: Image.Image) -> torch.Tensor:
-    """Grey levels [H, W] in float32."""
-    return torch.from_numpy(np.array(image, dtype=np.float32))
-
-
-def _grey_picture(values: torch.Tensor) -> Image.Image:
-    pixels = values.round().clamp(0, 255).to(torch.uint8)
+def _converted(image: Image.Image, white: int, name: str) -> Image.Image:
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("RGB")
+    levels = torch.from_numpy(np.array(image, dtype=np.float32)) * 255 / white
+    if not torch.isfinite(levels).all():
+        raise EasyRefError(f"{name} holds pixels that are not numbers (NaN or infinite).")
+    pixels = levels.round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.numpy(), "L").convert("RGB")
-
-
-def tensor_to_picture(pixels: torch.Tensor, name: str) -> Image.Image:
-    """One float picture [H, W, C] in 0..1 (ComfyUI's IMAGE without its batch) as RGB.
-
-    Rounds to the nearest level, so an 8-bit picture comes back bit for bit.
-
-    Raises:
-        EasyRefError: no pixels, no colour channel, or values that are not numbers.
-    """
-    if pixels.ndim != 3 or 0 in pixels.shape:
-        raise EasyRefError(
-            f"{name} has shape {list(pixels.shape)}; a picture has height, width and colours, "
-            "none of them 0. Choose another picture."
-        )
-    channels = pixels.shape[-1]
-    if channels not in (1, 2, 3, 4):
-        raise EasyRefError(
-            f"{name} has {channels} channels (shape {list(pixels.shape)}); grey, RGB and RGBA "
-            "pictures can be read."
-        )
-    pixels = pixels.detach().to("cpu", torch.float32)
-    if not torch.isfinite(pixels).all():
-        bad = int((~torch.isfinite(pixels)).sum())
-        raise EasyRefError(
-            f"{name} holds {bad} values that are not numbers (NaN or infinite). "
-            "The node that made it failed, often a VAE in half precision; check it."
-        )
-    colours = pixels[..., :3] if channels >= 3 else pixels[..., :1].expand(-1, -1, 3)
-    levels = (colours * 255).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(levels.contiguous().numpy(), "RGB")
 
 
 @contextmanager
@@ -155,4 +277,4 @@ def named(name: str) -> Iterator[None]:
     try:
         yield
     except EasyRefError as error:
-        raise EasyRefError(f"{name}: {error}") from error
+        raise EasyRefError(f"{escaped(name)}: {error}") from error

@@ -16,8 +16,9 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch import nn
 
-from ..adapter.checkpoint import LORA, AdapterCheckpoint
+from ..adapter.checkpoint import AdapterCheckpoint
 from ..adapter.key_values import check_model_layers, check_tokens, read_finite
+from ..adapter.parts import LORA
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens
 from ..untrusted import kind_of, number, whole_number

@@ -20,9 +20,9 @@ ROOT = CORE.parent
 LAYERS = (
     ("errors",),
     ("untrusted",),
-    ("files", "attention_kernels", "out_of_memory", "demo_set"),
+    ("files", "attention_kernels", "out_of_memory"),
     ("pictures", "weight_file"),
-    ("qwen2vl", "tokens"),
+    ("qwen2vl", "tokens", "demo_set"),
     ("adapter",),
     ("encode", "sdxl_diffusers"),
     ("training",),
@@ -58,7 +58,7 @@ def imports(source: Path) -> set[str]:
 
 def test_the_scan_finds_imports() -> None:
     assert len(LIGHT) > 15
-    assert "easyref_core.errors.EasyRefError" in imports(CORE / "weight_file.py")
+    assert "easyref_core.errors.EasyRefError" in imports(CORE / "weight_file" / "file.py")
     assert "easyref_core.qwen2vl.config.MllmConfig" in imports(CORE / "encode" / "encoder.py")
     assert "transformers.AutoTokenizer" in imports(CORE / "qwen2vl" / "prompt.py")
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import json
+import os
+import urllib.error
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,11 +99,16 @@ def test_thumbnails_are_scaled_and_cropped_and_bad_queries_are_refused(
 
     assert thumbnail().size == (100, 50)
     assert thumbnail(crop="0,0,0.25,1").size == (50, 100)
+    (folder / "notes.txt").write_text("no picture")
     for wrong in (
         {"file": "../models/x.png"},
         {"file": "absent.png"},
         {"file": ""},
-        {"file": "notes.txt"},
+        {"file": f"{FOLDER}/notes.txt"},
+        {"file": "x" * 3000 + ".png"},
+        {"side": "9" * 5000},
+        {"side": "²"},
+        {"crop": "[" * 5000},
         {"side": 9999},
         {"side": "x"},
         {"crop": "0,0"},
@@ -106,6 +116,59 @@ def test_thumbnails_are_scaled_and_cropped_and_bad_queries_are_refused(
     ):
         with pytest.raises(ComfyUIError):
             thumbnail(**wrong)
+
+
+def test_formats_are_told_by_how_files_begin(server: ComfyServer) -> None:
+    heads = [b"\xff\xd8\xff\xe0", b"\0\0\0\x18ftypheic", b"text", b""]
+    asked = {"heads": [base64.b64encode(head).decode() for head in heads]}
+    assert server.post_json("/easyref/formats", asked)["formats"] == [
+        {"name": "JPEG", "readable": True},
+        {"name": "HEIC", "readable": False},
+        None,
+        None,
+    ]
+    for wrong in ({"heads": ["?"]}, {"heads": [5]}, {"heads": [None]}, {"heads": ["a"]}):
+        with pytest.raises(ComfyUIError, match="is not base64"):
+            server.post_json("/easyref/formats", wrong)
+
+
+@pytest.mark.parametrize("route", ["stamps", "formats"])
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"[" * 100_000, {}),
+        (b"{}", {"Content-Type": "application/json; charset=nonsense"}),
+        (b"{}", {"Content-Type": "application/json; charset=utf-16"}),
+        (b"no gzip", {"Content-Encoding": "gzip"}),
+        (gzip.compress(b"[]" * 100)[:-20], {"Content-Encoding": "gzip"}),
+        (b"\xff\xfe", {}),
+        (b"", {}),
+        (b" " * 5_000_000, {}),
+        (gzip.compress(b" " * 50_000_000), {"Content-Encoding": "gzip"}),
+        (b'{"files": "a", "heads": "a"}', {}),
+        (b'{"files": 5, "heads": {}}', {}),
+        (json.dumps({"files": [""] * 3000, "heads": [""] * 3000}).encode(), {}),
+    ],
+)
+def test_malformed_requests_are_refused(
+    server: ComfyServer, route: str, body: bytes, headers: dict[str, str]
+) -> None:
+    request = urllib.request.Request(f"{server.url}/easyref/{route}", body, headers)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=30)
+    assert 400 <= caught.value.code < 500
+    assert ask(server, "folders")["folders"]
+
+
+def test_pipes_among_the_pictures_are_neither_listed_nor_waited_for(
+    server: ComfyServer, folder: Path
+) -> None:
+    for name in ("p.png", "q.png", "r.png"):
+        os.mkfifo(folder / name)
+        with pytest.raises(ComfyUIError, match="pipe"):
+            server.get(f"/easyref/thumbnail?{urllib.parse.urlencode({'file': f'{FOLDER}/{name}'})}")
+    assert ask(server, "pictures", folder=FOLDER)["found"] == 2
+    assert server.get(f"/easyref/thumbnail?{urllib.parse.urlencode({'file': REFERENCES[0]})}")
 
 
 def test_a_gallery_gives_the_same_result_as_connected_images(server: ComfyServer) -> None:
@@ -127,7 +190,7 @@ def test_a_changed_file_runs_the_node_again(server: ComfyServer, folder: Path) -
         (text("absent 1.png", REFERENCES[0], "absent 2.png"), "'absent 1.png', 'absent 2.png'"),
         (text("../../secret.png"), "leads out of ComfyUI's input folder"),
         (text("x.png", version=2), "newer EasyRef"),
-        ("{", "is not JSON"),
+        ("{", "cannot be read as JSON"),
     ],
 )
 def test_a_gallery_that_cannot_be_read_is_refused_before_the_run(

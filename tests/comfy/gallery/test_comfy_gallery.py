@@ -189,15 +189,20 @@ def test_folders_and_pictures_are_listed_in_natural_order(
     pack: Pack, folder: Path, tmp_path: Path
 ) -> None:
     gallery = pack.part("nodes.gallery.gallery")
-    for name in ("10.png", "9.png", "B.PNG", "note.txt", ".hidden.png"):
-        (folder / "sub" / name).touch()
+    for name in ("10.png", "9.jfif", "B", ".hidden.png"):
+        Image.new("RGB", (8, 8)).save(folder / "sub" / name, "JPEG")
+    for name in ("note.txt", "note.png", "empty.png"):
+        (folder / "sub" / name).write_text("" if name == "empty.png" else "a note")
+    (folder / "sub" / "drawing.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
+    os.mkfifo(folder / "sub" / "pipe.png")
+    os.symlink("loop.png", folder / "sub" / "loop.png")
     (folder / "empty").mkdir()
     os.symlink(tmp_path, folder / "outside")
     os.symlink(tmp_path / "any.png", folder / "sub" / "link.png")
     assert gallery.list_pictures("sub") == [
-        "sub/9.png",
+        "sub/9.jfif",
         "sub/10.png",
-        "sub/B.PNG",
+        "sub/B",
         "sub/c.png",
     ]
     assert gallery.list_pictures("") == ["a.png", "b.png", "d.png"]
@@ -207,9 +212,81 @@ def test_folders_and_pictures_are_listed_in_natural_order(
         ("absent", "There is no folder 'absent'"),
         ("..", "out of ComfyUI's input folder"),
         ("outside", "out of ComfyUI's input folder"),
+        ("sub [output]", "There is no folder"),
+        ("x" * 5000, "There is no folder"),
+        ("\x1b", "'\\x1b'"),
     ):
         with pack.refused(said):
             gallery.list_pictures(name)
+
+
+def test_a_file_that_becomes_a_picture_is_listed(pack: Pack, folder: Path) -> None:
+    gallery = pack.part("nodes.gallery.gallery")
+    (folder / "later").write_bytes(b"?")
+    assert "later" not in gallery.list_pictures("")
+    Image.new("RGB", (8, 8)).save(folder / "later", "PNG")
+    assert "later" in gallery.list_pictures("")
+
+
+def test_pictures_of_outputs_and_temp_are_named_as_load_image_names_them(
+    pack: Pack, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import folder_paths
+
+    for kind, colour in (("output", "white"), ("temp", "blue")):
+        monkeypatch.setattr(folder_paths, f"{kind}_directory", str(tmp_path / kind))
+        (tmp_path / kind / "sub").mkdir(parents=True)
+        Image.new("RGB", (8, 8), colour).save(tmp_path / kind / "sub" / "x.png")
+    gallery = text("sub\\x.png [output]", "sub/x.png [temp]", "a.png [input]")
+    assert colours(references(pack, gallery)) == [(255, 255, 255), BLUE, RED]
+    assert len(pack.nodes["EasyRefReferences"].fingerprint_inputs(gallery=gallery)) == 3
+    with pack.refused("missing in", tmp_path / "output", "'a.png [output]'"):
+        references(pack, text("a.png [output]"))
+    os.symlink(tmp_path / "input" / "a.png", tmp_path / "output" / "link.png")
+    for file in ("../input/a.png [output]", "link.png [output]"):
+        with pack.refused("out of ComfyUI's output folder"):
+            references(pack, text(file))
+
+
+def test_two_pipes_do_not_end_all_thumbnails(pack: Pack, folder: Path) -> None:
+    part = pack.part("nodes.gallery.gallery")
+    for name in ("p.png", "q.png"):
+        os.mkfifo(folder / name)
+        with pack.refused(name, "pipe"):
+            part.thumbnail(name, 64)
+        with pack.refused("missing", name):
+            references(pack, text(name))
+        assert part.stamp(name) == ""
+    assert part.thumbnail("a.png", 64)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"), (b"\0\0\0\x18ftypheic", "HEIC")],
+)
+def test_other_formats_are_refused_by_name(
+    pack: Pack, folder: Path, content: bytes, kind: str
+) -> None:
+    (folder / "x.png").write_bytes(content)
+    with pack.refused("x.png", kind, "Save the picture as PNG or JPEG"):
+        references(pack, text("x.png"))
+    with pack.refused("x.png", kind, "Save the picture as PNG or JPEG"):
+        pack.part("nodes.gallery.gallery").thumbnail("x.png", 64)
+
+
+def test_a_gallery_of_thousands_is_refused(pack: Pack, folder: Path) -> None:
+    with pack.refused("1,001 pictures; 1,000 are the most"):
+        references(pack, text(*["a.png"] * 1001))
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_connected_pictures_may_be_whole_numbers_or_a_list(pack: Pack, as_list: bool) -> None:
+    levels = torch.full((2, 8, 8, 3), 128, dtype=torch.uint8)
+    given = [levels[0], levels[1:].float() / 255] if as_list else levels
+    group = references(pack, "", images={"image_1": given})
+    assert colours(group) == [GREY, GREY]
+    with pack.refused("image_1", "is a text where a picture"):
+        references(pack, "", images={"image_1": "a.png"})
 
 
 @pytest.mark.parametrize("crop", [None, (0.5, 0.0, 0.5, 1.0)])

@@ -49,7 +49,15 @@ def test_weight_and_crop_have_defaults_and_more_is_ignored() -> None:
 
 @pytest.mark.parametrize(
     ("file", "wanted"),
-    [("a\\b.png", "a/b.png"), ("./a//b.png", "a/b.png"), ("a..b.png", "a..b.png")],
+    [
+        ("a\\b.png", "a/b.png"),
+        ("./a//b.png", "a/b.png"),
+        ("a..b.png", "a..b.png"),
+        ("a.png [input]", "a.png"),
+        ("a\\b.png [output]", "a/b.png [output]"),
+        ("a.png[temp]", "a.png [temp]"),
+        ("[output].png", "[output].png"),
+    ],
 )
 def test_file_names_are_tidied(file: str, wanted: str) -> None:
     (picture,) = parse_gallery(gallery({"file": file}))
@@ -59,14 +67,14 @@ def test_file_names_are_tidied(file: str, wanted: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
-        ('{"version": 1} x', "is not JSON"),
+        ("{", "The gallery's text cannot be read as JSON"),
+        ("[" * 100_000, "is nested more than 200 levels deep"),
+        ('{"version": 1} x', "cannot be read as JSON"),
         ("[]", "holds a list where an object"),
         ("null", "holds nothing where an object"),
         ("3", "holds a number where an object"),
         ('{"pictures": []}', "version is nothing"),
-        (gallery(version="1"), 'version is "1"'),
+        (gallery(version="1"), "version is '1'"),
         (gallery(version=True), "version is true"),
         (gallery(version=0), "version is 0"),
         (gallery(version=2), "saved by a newer EasyRef (version 2"),
@@ -83,7 +91,7 @@ def test_what_is_no_gallery_is_refused(text: str, said: str) -> None:
     [
         ("a.png", "Picture 2 of the gallery is a text"),
         ({}, "has nothing as its file"),
-        ({"file": " "}, 'has " " as its file'),
+        ({"file": " "}, "has ' ' as its file"),
         ({"file": 5}, "has 5 as its file"),
         ({"file": "../a.png"}, "leads out of ComfyUI's input folder"),
         ({"file": "a/../../b.png"}, "leads out of ComfyUI's input folder"),
@@ -93,17 +101,24 @@ def test_what_is_no_gallery_is_refused(text: str, said: str) -> None:
         ({"file": "C:\\a.png"}, "leads out of ComfyUI's input folder"),
         ({"file": "a\0.png"}, "leads out of ComfyUI's input folder"),
         ({"file": "./"}, "names a folder"),
-        ({"file": "a.png [output]"}, "reads ComfyUI's input folder only"),
-        ({"file": "a.png[temp]"}, "reads ComfyUI's input folder only"),
-        ({"file": "a.png", "weight": -0.1}, "(a.png) has weight -0.1"),
-        ({"file": "a.png", "weight": "1"}, '(a.png) has weight "1"'),
-        ({"file": "a.png", "weight": True}, "(a.png) has weight true"),
-        ({"file": "a.png", "weight": None}, "(a.png) has weight nothing"),
-        ({"file": "a.png", "weight": float("nan")}, "(a.png) has weight NaN"),
-        ({"file": "a.png", "weight": 10**400}, "(a.png) has weight 1000"),
+        ({"file": "../a.png [output]"}, "leads out of ComfyUI's output folder"),
+        ({"file": " [temp]"}, "names a folder"),
+        ({"file": "a\x1b.png/.."}, "'a\\x1b.png/..'"),
+        (
+            {"file": "a.png", "weight": -0.1},
+            "('a.png'): weight is -0.1; it must be a number of 0 or more",
+        ),
+        ({"file": "a.png", "weight": "1"}, "('a.png'): weight is '1'"),
+        ({"file": "a.png", "weight": True}, "('a.png'): weight is true"),
+        ({"file": "a.png", "weight": None}, "('a.png'): weight is nothing"),
+        ({"file": "a.png", "weight": float("nan")}, "('a.png'): weight is nan"),
+        ({"file": "a.png", "weight": 10**400}, "('a.png'): weight is 1000"),
         ({"file": "a.png", "crop": 1}, "crop is 1; it must be four numbers"),
         ({"file": "a.png", "crop": [0, 0, 1]}, "it must be four numbers"),
-        ({"file": "a.png", "crop": [0, 0, 1, "1"]}, "it must be four numbers"),
+        (
+            {"file": "a.png", "crop": [0, 0, 1, "1"]},
+            "height of crop is '1'; it must be a finite number",
+        ),
         ({"file": "a.png", "crop": [0, 0, 0, 1]}, "is not a part of the picture"),
         ({"file": "a.png", "crop": [0, 0, 1, -1]}, "is not a part of the picture"),
         ({"file": "a.png", "crop": [-0.1, 0, 1, 1]}, "is not a part of the picture"),
@@ -119,6 +134,13 @@ def test_what_is_no_picture_is_refused_with_its_number(entry: Any, said: str) ->
 def test_a_long_value_is_shown_in_part() -> None:
     message = refusal(gallery({"file": "a.png", "crop": "x" * 10_000}))
     assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(5, "gallery is 5"), (" " * 9 + "x" * 5_000_000, "long")]
+)
+def test_what_is_no_text_of_usual_length_is_refused(text: Any, said: str) -> None:
+    assert said in refusal(text)
 
 
 def test_rounding_at_the_edge_is_no_mistake() -> None:

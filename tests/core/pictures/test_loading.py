@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import torch
 from PIL import Image, ImageFile
 
 from easyref_core.errors import EasyRefError
-from easyref_core.pictures.loading import named, open_picture, tensor_to_picture, to_rgb
+from easyref_core.pictures.loading import named, open_picture, to_rgb
+from easyref_core.pictures.tensors import tensor_to_picture
 
 COLOUR = (200, 100, 50)
 
@@ -182,7 +184,7 @@ def test_a_file_that_may_not_be_read_is_not_called_truncated(
     def locked(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    owner = Image if step == "open" else ImageFile.ImageFile
+    owner = os if step == "open" else ImageFile.ImageFile
     monkeypatch.setattr(owner, step, locked)
     with pytest.raises(EasyRefError, match=r"cannot be read \(Permission denied\)") as raised:
         open_picture(path)
@@ -228,14 +230,6 @@ def test_an_open_file_is_read_under_the_name_given() -> None:
     assert colours(open_picture(io.BytesIO(file.getvalue()), "upload 1")) == {COLOUR}
     with goldens.refused("upload 2 is not a picture"):
         open_picture(io.BytesIO(b"nothing"), "upload 2")
-
-
-def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "bomb.png"
-    Image.new("1", (100, 100)).save(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with goldens.refused(path, "too large"):
-        open_picture(path)
 
 
 def test_a_picture_without_pixels_is_refused() -> None:
