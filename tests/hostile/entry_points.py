@@ -38,7 +38,7 @@ def prepare(comfyui: str | None, base: str | None, training: bool) -> None:
     torch.set_num_threads(1)
     easyref_core.PromptTokenizer.from_directory(MLLM)  # imports much of transformers
     if training:
-        import easyref_core.training.loop  # noqa: F401
+        import easyref_core.training.loop
     if comfyui is None:
         return
     sys.modules["server"] = _server_with_routes()
