@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import EasyRefError
+from .untrusted import escaped
 
 if TYPE_CHECKING:
     from .tokens.reference_tokens import ReferenceTokens
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except EasyRefError as error:
-        print(f"easyref: {error}", file=sys.stderr)
+        print(f"easyref: {escaped(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("easyref: interrupted", file=sys.stderr)
@@ -71,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     help_dtype = "of weights and computation; default: %(default)s"
     add("--dtype", choices=_DTYPES, default="float32", help=help_dtype)
     add("--device", default="cpu", help="default: %(default)s")
-    add("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
+    add("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
+    add("--overwrite", action="store_true", help="replace reference tokens that are there")
 
     train = commands.add_parser("train", help="train an adapter, one stage a recipe")
     train.set_defaults(run=_train)
@@ -103,21 +105,21 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
+        return ", ".join(map(_plain, value)) or "none"
+    return "none" if value is None else escaped(str(value))
 
 
 def _encode(options: argparse.Namespace) -> int:
-    from .files import check_place
     from .out_of_memory import lack_of_memory
-    from .tokens.reference_tokens import save_tokens
+    from .tokens.reference_tokens import check_tokens_path, save_tokens
 
     if options.mllm is None:
         raise EasyRefError(
             "There is no tokenizer: an adapter file carries none. Name the Qwen2-VL directory "
             "with --mllm; its weights are only used where the adapter has none of its own."
         )
-    check_place(options.out)
+    inputs = (*options.images, options.adapter, options.mllm)
+    check_tokens_path(options.out, inputs, options.overwrite)
     device = usable_device(options.device)
     try:
         tokens = _encode_group(options, device)
@@ -129,7 +131,7 @@ def _encode(options: argparse.Namespace) -> int:
             f"{device} has not enough memory ({reason}). Use fewer pictures, a smaller "
             "--image-size or --dtype bfloat16."
         ) from error
-    print(save_tokens(tokens, options.out))
+    print(save_tokens(tokens, options.out, overwrite=options.overwrite))
     return 0
 
 

@@ -1,33 +1,148 @@
-"""Writing files atomically, with errors that say what to do."""
+"""Writing files: what may be replaced, whole or not at all, with errors that say what to do."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
+import shutil
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import EasyRefError
+from .untrusted import escaped, is_regular
+
+_UNFINISHED = re.compile(r"\.easyref-[0-9a-f]{32}\.part")
+_LOCK, _CONTENT = "lock", "content"
+_ABANDONED_AFTER = 24 * 3600.0  # seconds, where a file system has no locks
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], *, replace: bool = True) -> None:
     """Call `write` with a temporary file beside `path`, then move that into place.
 
-    Nobody reads half a file, even after an interrupted run, and processes that write the same file
-    do not disturb each other.
+    Nobody reads half a file, even after a power cut, and processes that write the same file do not
+    disturb each other. What a killed process leaves is removed by `sweep`.
+
+    Args:
+        replace: a file that is there; otherwise it stays, and FileExistsError is raised.
 
     Raises:
         OSError: the folder cannot be written to; no temporary file remains.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    make_folder(path.parent)
+    # A folder, as libraries that write atomically themselves put more beside the file.
+    folder = path.with_name(f".easyref-{uuid.uuid4().hex}.part")
+    folder.mkdir()
     try:
-        write(partial)
-        os.replace(partial, path)
+        with (folder / _LOCK).open("wb") as lock:
+            _lock(lock)
+            write(folder / _CONTENT)
+            # As any new file; libraries may let only its owner read it.
+            shutil.copymode(folder / _LOCK, folder / _CONTENT)
+            sync(folder / _CONTENT)
+            if replace:
+                os.replace(folder / _CONTENT, path)
+            else:
+                _move_to_new(folder / _CONTENT, path)
+            sync(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_to_new(source: Path, path: Path) -> None:
+    """
+    Raises:
+        FileExistsError: there is something.
+    """
+    if os.name == "posix":
+        try:
+            os.link(source, path)  # unlike a rename, never replaces
+            return
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+    os.rename(source, path)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that a power cut does not lose them."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir():
+        if os.name == "posix":  # elsewhere folders cannot be opened
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                with contextlib.suppress(OSError):  # some network file systems
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        return
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until everything in a folder is on the disk."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(parent, name))
+        sync(Path(parent))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed calls of `write_atomically` have left in a folder.
+
+    Files that another process is writing stay.
+    """
+    try:
+        found = [path for path in folder.iterdir() if _UNFINISHED.fullmatch(path.name)]
+    except OSError:  # no such folder, or not readable
+        return
+    for path in found:
+        if path.is_dir() and not path.is_symlink() and _is_abandoned(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether nobody holds the lock of an unfinished file."""
+    try:
+        with (folder / _LOCK).open("rb+") as lock:
+            if _lock(lock):
+                return True
+    except FileNotFoundError:  # killed before it was made, or just about to be
+        pass
+    except OSError:
+        return False
+    try:
+        return time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
+    except OSError:
+        return False
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether a file could be locked for this process; closing it frees it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # locked, or a file system without locks
+        return False
+    return True
 
 
 @contextmanager
@@ -40,20 +155,95 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EasyRefError(f"{path} cannot be written: {error}. Choose another place.") from error
+        raise EasyRefError(
+            f"{escaped(str(path))} cannot be written: {escaped(str(error))}. Choose another place."
+        ) from error
 
 
 def check_place(path: str | Path) -> None:
     """Raise EasyRefError where `path` cannot be written, as far as can be told without writing."""
     path = Path(path)
-    folder = next((parent for parent in path.parents if parent.exists()), None)
-    if path.is_dir():
-        code = errno.EISDIR
-    elif folder is None or not folder.is_dir():
-        code = errno.ENOTDIR
-    elif not os.access(folder, os.W_OK):
-        code = errno.EACCES
-    else:
-        return
     with writing(path):
+        if "\0" in str(path):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()  # a name that is too long
+        folder = next((parent for parent in path.parents if parent.exists()), None)
+        if path.is_dir():
+            code = errno.EISDIR
+        elif folder is None or not folder.is_dir():
+            code = errno.ENOTDIR
+        elif not os.access(folder, os.W_OK):
+            code = errno.EACCES
+        else:
+            return
         raise OSError(code, os.strerror(code), str(path))
+
+
+def check_output(
+    path: str | Path,
+    kind: str,
+    is_one: Callable[[Path], bool],
+    inputs: Iterable[str | Path] = (),
+    overwrite: bool = False,
+) -> None:
+    """Check a file that is to be written, before anything is computed for it.
+
+    Args:
+        kind: of its content, for messages, such as "reference tokens".
+        is_one: whether an existing file is of that kind; only such files are ever replaced.
+        inputs: files and folders that are read.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        EasyRefError: it cannot be written there, is an input or lies in one, or exists.
+    """
+    path = Path(path)
+    check_place(path)
+    check_apart(path, inputs)
+    if not os.path.lexists(path):
+        return
+    name = escaped(str(path))
+    if not is_regular(path) or not is_one(path):
+        raise EasyRefError(
+            f"{name} exists and holds something else than {kind}, so it is never replaced. Choose "
+            "another name."
+        )
+    if not overwrite:
+        raise EasyRefError(
+            f"{name} exists. Choose another name, or add --overwrite (in Python overwrite=True) to "
+            "replace it."
+        )
+
+
+def check_apart(path: str | Path, inputs: Iterable[str | Path]) -> None:
+    """
+    Raises:
+        EasyRefError: writing `path` would change an input: a file, or a folder with all in it.
+    """
+    path = Path(path)
+    for source in map(Path, inputs):
+        if _is_within(path, source):
+            raise EasyRefError(
+                f"{escaped(str(path))} is, or lies in, {escaped(str(source))}, which is read; "
+                "nothing can be written there. Choose another place."
+            )
+
+
+def _is_within(path: Path, other: Path) -> bool:
+    """Whether `path` is `other`, under whatever name, or lies in that folder."""
+    try:
+        if path.exists() and other.exists() and path.samefile(other):
+            return True
+        return path.resolve().is_relative_to(other.resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle, names too long
+        return False
+
+
+def new_name(path: Path) -> Path:
+    """A name at which nothing is, made from one by a number: `name_1.png` where `name.png` is."""
+    number, found = 0, path
+    while os.path.lexists(found):
+        number += 1
+        found = path.with_stem(f"{path.stem}_{number}")
+    return found

@@ -10,6 +10,7 @@ from ..easyref_core.adapter.key_values import check_model_layers, check_tokens
 from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens.reference_tokens import ReferenceTokens
+from .checked import checked
 from .host.unet_layers import cross_attention_layers, group_of, model_name
 from .inputs import collect_weights, share_input, weight_input
 from .link_types import (
@@ -27,6 +28,7 @@ from .sampling.patch import ReferencePatch
 from .sampling.weights import SamplingRange, Weight
 
 
+@checked
 class EasyRefApply(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

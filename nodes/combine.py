@@ -15,6 +15,7 @@ from ..easyref_core.tokens.combine import (
     read_weights,
 )
 from ..easyref_core.tokens.reference_tokens import ReferenceTokens, stack_tokens
+from .checked import checked
 from .inputs import Numbered, accepted, connected
 from .link_types import EasyRefTokens
 from .newer_core import found_by
@@ -22,6 +23,7 @@ from .newer_core import found_by
 _BATCH = "batch"
 
 
+@checked
 class EasyRefCombineTokens(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens.reference_tokens import ReferenceTokens
+from .checked import checked
 from .inputs import collect_weights, weight_input
 from .link_types import EasyRefLayerWeightsLink, EasyRefTokens
 from .newer_core import found_by
@@ -16,6 +17,7 @@ from .sampling.conditionings import carry
 from .sampling.weights import Effect
 
 
+@checked
 class EasyRefSetConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -6,11 +6,13 @@ import torch
 from comfy_api.latest import io
 
 from ..easyref_core.pictures.crop import Box, crop_pictures, mask_boxes
+from .checked import checked
 from .inputs import references_from_batch, share_input
 from .link_types import EasyRefReferenceGroup, References
 from .newer_core import found_by
 
 
+@checked
 class EasyRefCrop(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .checked import checked
 from .host.demo_models import load_demo_set
 from .link_types import EasyRef, EasyRefModel
 from .newer_core import found_by
 
 
+@checked
 class EasyRefDemoModels(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -6,11 +6,13 @@ import torch
 from comfy_api.latest import io
 
 from ..easyref_core.encode.group import AGGREGATIONS
+from .checked import checked
 from .inputs import gather, image_size_input, images_input, prompt_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, EasyRefTokens, References
 from .newer_core import ADVANCED, found_by
 
 
+@checked
 class EasyRefEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

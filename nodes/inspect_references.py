@@ -8,11 +8,13 @@ from comfy_api.latest import io, ui
 
 from ..easyref_core.encode.heat_maps import draw_heat_maps
 from ..easyref_core.encode.inspection import report
+from .checked import checked
 from .inputs import gather, image_size_input, images_input, prompt_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, References
 from .newer_core import found_by
 
 
+@checked
 class EasyRefInspect(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

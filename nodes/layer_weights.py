@@ -5,11 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..easyref_core.adapter.layer_weights import PROFILES, LayerWeights
+from .checked import checked
 from .inputs import weight_input
 from .link_types import EasyRefLayerWeightsLink
 from .newer_core import found_by
 
 
+@checked
 class EasyRefLayerWeights(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .checked import checked
 from .host.encoder import PRECISIONS
 from .host.folders import (
     FROM_ADAPTER,
@@ -20,6 +21,7 @@ from .link_types import EasyRef, EasyRefModel
 from .newer_core import ADVANCED, found_by
 
 
+@checked
 class EasyRefLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -7,12 +7,14 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from .apply import EasyRefApply
+from .checked import checked
 from .encode import EasyRefEncode
 from .inputs import images_input, prompt_input, weight_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, References
 from .newer_core import found_by
 
 
+@checked
 class EasyRefQuick(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

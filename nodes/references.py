@@ -9,12 +9,14 @@ import torch
 from comfy_api.latest import io
 
 from ..easyref_core.errors import EasyRefError
+from .checked import checked
 from .gallery.gallery import checked_gallery, gallery_references, gallery_stamps
 from .inputs import Numbered, accepted, connected, references_from_batch
 from .link_types import EasyRefReferenceGroup, References
 from .newer_core import found_by
 
 
+@checked
 class EasyRefReferences(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.tokens.reference_tokens import ReferenceTokens
+from .checked import checked
 from .inputs import collect_weights, weight_input
 from .link_types import (
     EasyRefCurve,
@@ -20,6 +21,7 @@ from .newer_core import found_by
 from .sampling.weights import Effect, Weight
 
 
+@checked
 class EasyRefRegion(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

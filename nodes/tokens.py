@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..easyref_core.tokens.reference_tokens import ReferenceTokens, load_tokens, save_tokens
+from .checked import checked
 from .host.folders import TOKENS, file_stamps, new_tokens_path, token_names, tokens_path
 from .inputs import accepted
 from .link_types import EasyRefTokens
@@ -15,6 +16,7 @@ from .newer_core import found_by
 _FOLDERS = ("output", "models")
 
 
+@checked
 class EasyRefSaveTokens(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -60,6 +62,7 @@ class EasyRefSaveTokens(io.ComfyNode):
         return io.NodeOutput(ui={"tokens": [shown], "text": [str(path)]})
 
 
+@checked
 class EasyRefLoadTokens(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

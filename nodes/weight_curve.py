@@ -5,12 +5,14 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..easyref_core.adapter.curves import SHAPES, curve_points
+from .checked import checked
 from .inputs import weight_input
 from .link_types import EasyRefCurve
 from .newer_core import found_by
 from .sampling.weights import Curve
 
 
+@checked
 class EasyRefWeightCurve(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 from ..errors import EasyRefError
+from ..untrusted import number, shown
+from ..untrusted import text as checked_text
 
 Points = tuple[tuple[float, float], ...]
 
 CUSTOM = "custom points"
+MAX_FACTOR = 100.0  # of more, attention overflows in half precision
 _SAMPLES = 17  # of an eased shape; the straight lines between are within 0.003 of it
 _EASES: Mapping[str, Callable[[float], float]] = {
     "ease in": lambda p: p * p,
@@ -27,16 +29,16 @@ class WeightCurve:
     last.
 
     Attributes:
-        points: (part of the sampling done 0..1, factor), in rising order.
+        points: (part of the sampling done 0..1, factor -100..100), in rising order.
 
     Raises:
-        EasyRefError: no point, places out of order or outside 0..1, or values that are no numbers.
+        EasyRefError: no point, places out of order, or numbers out of their range.
     """
 
     points: Points
 
     def __post_init__(self) -> None:
-        _check(self.points)
+        object.__setattr__(self, "points", _checked(self.points))
 
     def at(self, progress: float) -> float:
         """The factor where this part of the sampling is done."""
@@ -58,15 +60,17 @@ def curve_points(shape: str, start_value: float, end_value: float, text: str) ->
         text: the points of the shape `custom points`, as "0:1, 0.5:0.2, 1:0".
 
     Raises:
-        EasyRefError: an unknown shape, or points that cannot be read.
+        EasyRefError: an unknown shape, a value out of its range, or points that cannot be read.
     """
+    start_value = _factor(start_value, "start_value")
+    end_value = _factor(end_value, "end_value")
     if shape == CUSTOM:
         return _parse_points(text)
     if shape == "linear":
         return ((0.0, start_value), (1.0, end_value))
     if shape not in _EASES:
         raise EasyRefError(
-            f"There is no curve shape called '{shape}'. Choose one of {', '.join(SHAPES)}."
+            f"There is no curve shape called {shown(shape)}. Choose one of {', '.join(SHAPES)}."
         )
     places = (number / (_SAMPLES - 1) for number in range(_SAMPLES))
     return tuple(
@@ -76,7 +80,7 @@ def curve_points(shape: str, start_value: float, end_value: float, text: str) ->
 
 def _parse_points(text: str) -> Points:
     """Read "0:1, 0.5:0.2, 1:0"."""
-    pieces = [piece.strip() for piece in text.replace("\n", ",").split(",")]
+    pieces = [piece.strip() for piece in checked_text(text, "points").replace("\n", ",").split(",")]
     return tuple(_parse_point(piece) for piece in pieces if piece)
 
 
@@ -88,28 +92,36 @@ def _parse_point(piece: str) -> tuple[float, float]:
         return float(place), float(value)
     except ValueError:
         raise EasyRefError(
-            f"points: '{piece}' is not a point. Write place:factor with numbers, points separated "
-            "by commas, such as 0:1, 0.5:0.2, 1:0."
+            f"points: {shown(piece)} is not a point. Write place:factor with numbers, points "
+            "separated by commas, such as 0:1, 0.5:0.2, 1:0."
         ) from None
 
 
-def _check(points: Points) -> None:
+def _factor(value: float, name: str) -> float:
+    return number(value, name, -MAX_FACTOR, MAX_FACTOR)
+
+
+def _checked(points: Points) -> Points:
+    if not isinstance(points, (tuple, list)) or not all(
+        isinstance(point, (tuple, list)) and len(point) == 2 for point in points
+    ):
+        raise EasyRefError(f"points are {shown(points)}; pairs of a place and a factor are needed.")
     if not points:
         raise EasyRefError("points: there is no point. Write at least one, such as 0:1.")
-    for place, value in points:
-        if not math.isfinite(place) or not math.isfinite(value):
-            raise EasyRefError(f"points: {place:g}:{value:g} is not a point. Use finite numbers.")
-        if not 0 <= place <= 1:
-            raise EasyRefError(
-                f"points: a point stands at {place:g}, outside 0 to 1, where 0 is the start and 1 "
-                "the end. Move it inside."
-            )
+    hint = "0 is the start of the sampling and 1 its end."
+    places = [number(place, "points: a place", 0, 1, hint) for place, _ in points]
+    factors = [
+        _factor(value, f"points: the factor at {place:g}")
+        for place, (_, value) in zip(places, points, strict=True)
+    ]
+    points = tuple(zip(places, factors, strict=True))
     for (before, _), (place, _) in pairwise(points):
         if place <= before:
             raise EasyRefError(
                 f"points: the point at {place:g} comes after the one at {before:g}. Write the "
                 "points in rising order, each place once."
             )
+    return points
 
 
 def _between(points: Points, place: float) -> float:

@@ -9,11 +9,11 @@ and not shape is an observation of P+ (arXiv 2303.09522), there on Stable Diffus
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..errors import EasyRefError
+from ..untrusted import number, shown
 
 # The field's names, which are ComfyUI's blocks. diffusers' modules, in the same order:
 # down_blocks.1.attentions.0 and 1, down_blocks.2.attentions.0 and 1, mid_block.attentions.0,
@@ -47,17 +47,20 @@ class LayerWeights:
     factors: tuple[float, ...]
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        weights = weights or {}
-        for group, weight in weights.items():
+        weights = {} if weights is None else weights
+        if not isinstance(weights, Mapping):
+            raise EasyRefError(
+                f"The layer weights are {shown(weights)}; a weight for each group is needed, such "
+                "as {'middle': 0.5}."
+            )
+        for group in weights:
             if group not in GROUPS:
                 raise EasyRefError(
-                    f"There is no group of layers called '{group}'. SDXL has {', '.join(GROUPS)}."
+                    f"There is no group of layers called {shown(group)}. SDXL has "
+                    f"{', '.join(GROUPS)}."
                 )
-            if not isinstance(weight, (int, float)) or not math.isfinite(weight):
-                raise EasyRefError(
-                    f"The layer weight of {group} is {weight!r}; a number is needed, such as 0.5."
-                )
-        object.__setattr__(self, "factors", tuple(float(weights.get(g, 1.0)) for g in GROUPS))
+        factors = (number(weights.get(g, 1.0), f"The layer weight of {g}") for g in GROUPS)
+        object.__setattr__(self, "factors", tuple(factors))
 
     def of(self, group: str) -> float:
         """The factor of a group; 1 for a group that SDXL does not have."""

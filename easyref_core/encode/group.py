@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from ..errors import EasyRefError
-from ..pictures.loading import named
+from ..pictures.loading import decoding, named, to_rgb
 from ..pictures.preprocessing import (
     FACTOR,
     MIN_IMAGE_SIZE,
@@ -30,6 +30,7 @@ from ..pictures.preprocessing import (
 )
 from ..qwen2vl.memory import decoder_bytes, working_bytes
 from ..qwen2vl.prompt import PromptTokenizer, TokenizedPrompt
+from ..untrusted import number, shown, text, whole_number
 from .plan_encoder import EncoderPlan
 
 AGGREGATIONS = ("easyref", "average", "concatenate")
@@ -41,15 +42,33 @@ class Reference:
     """One picture of a group.
 
     Attributes:
-        picture: RGB, any size.
+        picture: any size; made RGB where it is not.
         weight: multiplies the attention (before normalisation) that the reference tokens pay to
             this picture in the final layer; 1 changes nothing, 0 removes the picture there.
         name: for messages.
+
+    Raises:
+        EasyRefError: no picture, one that cannot be decoded, or a weight below 0 or not finite.
     """
 
     picture: Image.Image
     weight: float = 1.0
     name: str = "the picture"
+
+    def __post_init__(self) -> None:
+        name, picture = text(self.name, "The name of a reference"), self.picture
+        weight = number(
+            self.weight, f"{name}: the weight", low=0, hint="It multiplies the picture's attention."
+        )
+        object.__setattr__(self, "weight", weight)
+        if not isinstance(picture, Image.Image):
+            raise EasyRefError(
+                f"{name} is {shown(picture)}; a picture is needed, such as open_picture gives."
+            )
+        with decoding(name):
+            picture.load()
+        if picture.mode != "RGB":
+            object.__setattr__(self, "picture", to_rgb(picture, name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,20 +189,24 @@ def plan_group(
             branch; a black picture by default, as in the official code.
 
     Raises:
-        EasyRefError: unknown aggregation or layer; see `chosen_size` and `plan_images`; nothing is
-            left of a baseline whose weights are all 0; the group is longer than the MLLM's
-            context, or the negatives are.
+        EasyRefError: a prompt that is no text; unknown aggregation or layer; see `chosen_size` and
+            `plan_images`; nothing is left of a baseline whose weights are all 0; the group is
+            longer than the MLLM's context, or the negatives are.
     """
+    prompt = text(prompt, "prompt")
     if aggregation not in AGGREGATIONS:
         raise EasyRefError(
-            f"There is no aggregation {aggregation!r}. Choose one of {', '.join(AGGREGATIONS)}."
+            f"There is no aggregation {shown(aggregation)}. Choose one of "
+            f"{', '.join(AGGREGATIONS)}."
         )
-    layers = min(MAX_INSERTION, encoder.config.num_layers)
-    if insert_before is not None and not 1 <= insert_before <= layers:
-        raise EasyRefError(
-            f"Reference tokens cannot enter before the last {insert_before} layers; 1 to "
-            f"{layers} can be chosen."
-        )
+    if insert_before is not None:
+        layers = min(MAX_INSERTION, encoder.config.num_layers)
+        insert_before = whole_number(insert_before, "insert_before")
+        if not 1 <= insert_before <= layers:
+            raise EasyRefError(
+                f"Reference tokens cannot enter before the last {insert_before} layers; 1 to "
+                f"{layers} can be chosen."
+            )
     image_size = chosen_size(image_size, encoder)
     images = plan_images(references, image_size)
     weights = tuple(reference.weight for reference in references)
@@ -228,11 +251,11 @@ def chosen_size(image_size: int | None, encoder: EncoderPlan) -> int:
         image_size: 0 or None for the adapter's own.
 
     Raises:
-        EasyRefError: below 56 pixels, where no picture would be left, or so large that one picture
-            exceeds the MLLM's context.
+        EasyRefError: no whole number, below 56 pixels, where no picture would be left, or so large
+            that one picture exceeds the MLLM's context.
     """
     trained, context = encoder.checkpoint.image_size, encoder.config.max_positions
-    size = image_size or trained
+    size = trained if image_size is None else whole_number(image_size, "image_size") or trained
     default = f"0 for the size at which the adapter was trained ({trained})"
     if size < MIN_IMAGE_SIZE:
         raise EasyRefError(
@@ -251,18 +274,20 @@ def plan_images(references: Sequence[Reference], image_size: int) -> tuple[Plann
     """The image tokens of a group's pictures, from their sizes alone.
 
     Raises:
-        EasyRefError: no picture, a weight out of range, or a picture too elongated (named).
+        EasyRefError: no picture, something else than one, or a picture too elongated (named).
     """
+    if not isinstance(references, Sequence):
+        raise EasyRefError(f"references is {shown(references)}; a list of Reference is needed.")
     if not references:
         raise EasyRefError(
             "There is no reference picture. Connect at least one to images or references."
         )
     images = []
-    for reference in references:
-        if not (math.isfinite(reference.weight) and reference.weight >= 0):
+    for position, reference in enumerate(references, start=1):
+        if not isinstance(reference, Reference):
             raise EasyRefError(
-                f"{reference.name}: weight {reference.weight} cannot be used; it multiplies the "
-                "picture's attention and must be 0 or more."
+                f"Reference {position} is {shown(reference)}; a Reference is needed, made of a "
+                "picture and its weight."
             )
         with named(reference.name):
             _, (width, height) = plan_sizes(*reference.picture.size, image_size)

@@ -14,14 +14,20 @@ from typing import Any
 import torch
 
 from ..errors import EasyRefError
-from .tensors import mask_list, picture_list
+from ..untrusted import flag, number
+from .levels import as_levels
+from .masks import mask_batch
 
 _TOLERANCE = 1e-6  # rounding errors of a fraction
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in fractions of the picture's width and height, 0 to 1."""
+    """A rectangle in fractions of the picture's width and height, 0 to 1.
+
+    Raises:
+        EasyRefError: values that are not numbers, nothing inside, or a side outside the picture.
+    """
 
     x: float = 0.0
     y: float = 0.0
@@ -29,9 +35,11 @@ class Box:
     height: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("x", "y", "width", "height"):
+            object.__setattr__(self, name, number(getattr(self, name), name))
         sides = {"x": (self.x, self.width), "y": (self.y, self.height)}
         for (axis, (first, size)), side in zip(sides.items(), ("width", "height"), strict=True):
-            if not (math.isfinite(first) and math.isfinite(size)) or size <= 0:
+            if size <= 0:
                 raise EasyRefError(
                     f"The box has {side} {size:g} at {axis} {first:g}; nothing is left of the "
                     f"picture. Choose a {side} above 0."
@@ -51,18 +59,8 @@ def mask_box(mask: torch.Tensor, name: str) -> Box:
     faint masks work too.
 
     Raises:
-        EasyRefError: nothing is covered, no pixels, or values that are not numbers.
+        EasyRefError: nothing is covered.
     """
-    if mask.ndim != 2 or 0 in mask.shape:
-        raise EasyRefError(
-            f"{name} has shape {list(mask.shape)}; a mask has a height and a width, neither of "
-            "them 0. Connect another mask."
-        )
-    if not torch.isfinite(mask).all():
-        raise EasyRefError(
-            f"{name} holds values that are not numbers (NaN or infinite). Check the node that "
-            "made it."
-        )
     brightest = float(mask.max())
     if brightest <= 1 / 255:
         raise EasyRefError(
@@ -79,11 +77,11 @@ def mask_box(mask: torch.Tensor, name: str) -> Box:
 
 
 def mask_boxes(masks: Any) -> list[Box]:
-    """Boxes of ComfyUI's MASK [B, H, W] or [H, W]; see `mask_list` and `mask_box`."""
-    found = mask_list(masks, "The mask")
-    count = len(found)
+    """Boxes of ComfyUI's MASK; see `mask_batch` and `mask_box`."""
+    masks = mask_batch(masks)
+    count = len(masks)
     names = ["The mask"] if count == 1 else [f"Mask {n + 1} of {count}" for n in range(count)]
-    return [mask_box(mask, name) for mask, name in zip(found, names, strict=True)]
+    return [mask_box(mask, name) for mask, name in zip(masks, names, strict=True)]
 
 
 def crop_window(
@@ -98,7 +96,8 @@ def crop_window(
     columns = _covered(box.x, box.width, width)
     rows = _covered(box.y, box.height, height)
     sizes = [end - first for first, end in (columns, rows)]
-    margin = 2 * round(padding * max(sizes))
+    # More than the picture is no more than all of it.
+    margin = 2 * round(min(padding, max(width, height)) * max(sizes))
     sizes = [size + margin for size in sizes]
     if square:
         sizes = [max(sizes)] * 2
@@ -129,29 +128,28 @@ def crop_pictures(
     """Crops [1, h, w, C] of ComfyUI's IMAGE [B, H, W, C]: one box for all pictures, one each, or
     several of one picture.
 
-    Args:
-        images: see `picture_list`; pictures of a list may differ in size.
-
     Raises:
-        EasyRefError: no picture, as many boxes as fit neither, or padding below 0.
+        EasyRefError: see `as_levels`; no picture, as many boxes as fit neither, or padding below 0.
     """
-    pictures = picture_list(images, "images")
-    if not pictures or any(0 in picture.shape for picture in pictures):
-        raise EasyRefError("images holds no picture, or one without pixels. Connect another.")
-    if not (math.isfinite(padding) and padding >= 0):
-        raise EasyRefError(f"padding is {padding}; it must be 0 or more.")
-    count = max(len(pictures), len(boxes))
-    if len(pictures) not in (1, count) or len(boxes) not in (1, count):
+    images = as_levels(images, "images", "picture", dimensions=3)
+    if images.ndim != 4 or 0 in images.shape:
         raise EasyRefError(
-            f"There are {len(pictures)} pictures and {len(boxes)} masks. Connect one mask for all "
+            f"images has shape {list(images.shape)}; [pictures, height, width, colours] is needed, "
+            "none of them 0. Connect another picture."
+        )
+    padding, square = number(padding, "padding", low=0), flag(square, "square")
+    count = max(len(images), len(boxes))
+    if len(images) not in (1, count) or len(boxes) not in (1, count):
+        raise EasyRefError(
+            f"There are {len(images)} pictures and {len(boxes)} masks. Connect one mask for all "
             "pictures, one for each, or several for one picture."
         )
+    height, width = images.shape[1:3]
     crops = []
-    for number in range(count):
-        box = boxes[number if len(boxes) > 1 else 0]
-        picture = pictures[number if len(pictures) > 1 else 0]
-        height, width = picture.shape[:2]
+    for index in range(count):
+        box = boxes[index if len(boxes) > 1 else 0]
         left, top, right, bottom = crop_window(box, width, height, padding, square)
+        image = images[index if len(images) > 1 else 0]
         # A copy: a view would keep the whole batch in memory.
-        crops.append(picture[None, top:bottom, left:right].clone())
+        crops.append(image[None, top:bottom, left:right].clone())
     return crops

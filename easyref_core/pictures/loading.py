@@ -79,7 +79,7 @@ def open_picture(
 
 
 def _decoded(file: BinaryIO, name: str, longest: int, crop: Crop | None) -> Image.Image:
-    with _decoding(name):
+    with decoding(name):
         image = _opened(file, name)
         _reduce_while_decoding(image, longest / min(crop[2:]) if crop else longest)
         image.load()
@@ -157,7 +157,7 @@ def _reduce_while_decoding(image: Image.Image, longest: float) -> None:
 
 
 @contextmanager
-def _decoding(name: str) -> Iterator[None]:
+def decoding(name: str) -> Iterator[None]:
     """Turn all that Pillow raises while opening and decoding a picture into EasyRefError, except
     MemoryError, which is not the file's fault.
     """

@@ -1,17 +1,14 @@
-"""Pictures and masks as ComfyUI passes them, and as other nodes do: tensors, arrays, lists."""
+"""Pictures as ComfyUI passes them, and as other nodes do: tensors, arrays, lists."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from ..errors import EasyRefError
-from ..untrusted import kind_of
-
-_LEVELS = 255
+from .levels import as_levels
 
 
 def picture_list(images: Any, name: str) -> list[torch.Tensor]:
@@ -19,88 +16,21 @@ def picture_list(images: Any, name: str) -> list[torch.Tensor]:
 
     Args:
         images: one picture [H, W, C], a batch [B, H, W, C], or a list of such, each of its own
-            size. Whole numbers are levels from 0 to 255.
+            size; see `as_levels` for kinds of values.
         name: for messages.
 
     Raises:
-        EasyRefError: something else, or a tensor without values.
+        EasyRefError: see `as_levels`; another shape.
     """
     if isinstance(images, (list, tuple)):
         return [picture for entry in images for picture in picture_list(entry, name)]
-    batch = _floats(images, name, "a picture or a batch of pictures", _LEVELS)
-    if batch.ndim == 3:
-        batch = batch[None]
+    batch = as_levels(images, name, "picture", dimensions=3)
     if batch.ndim != 4:
         raise EasyRefError(
             f"{name} has shape {list(batch.shape)}; [pictures, height, width, colours] is needed. "
             "Choose another picture."
         )
     return list(batch)
-
-
-def mask_list(masks: Any, name: str) -> list[torch.Tensor]:
-    """Single masks [H, W].
-
-    Args:
-        masks: one mask [H, W], a batch [B, H, W] or [B, 1, H, W], or a list of such. Whole numbers
-            are 0 and 1, or levels up to 255.
-        name: for messages.
-
-    Raises:
-        EasyRefError: something else, no mask, or a tensor without values.
-    """
-    if isinstance(masks, (list, tuple)):
-        found = [mask for entry in masks for mask in mask_list(entry, name)]
-    else:
-        batch = _floats(masks, name, "a mask or a batch of masks", None)
-        if batch.ndim == 2:
-            batch = batch[None]
-        if batch.ndim == 4 and batch.shape[1] == 1:
-            batch = batch[:, 0]
-        if batch.ndim != 3 or len(batch) == 0:
-            raise EasyRefError(
-                f"{name} has shape {list(batch.shape)}; [masks, height, width] is needed. Connect "
-                "another mask."
-            )
-        found = list(batch)
-    if not found:
-        raise EasyRefError(f"{name} holds no mask. Connect another mask.")
-    return found
-
-
-def _floats(values: Any, name: str, wanted: str, most: float | None) -> torch.Tensor:
-    """A tensor or an array as floats.
-
-    Args:
-        most: what whole numbers are divided by; None for 255 if one of them is above 1.
-    """
-    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
-        values = torch.from_numpy(np.array(values))
-    if not isinstance(values, torch.Tensor):
-        raise EasyRefError(f"{name} is {kind_of(values)} where {wanted} is needed. Connect one.")
-    if (
-        values.layout is not torch.strided
-        or values.is_nested
-        or values.is_quantized
-        or values.is_meta
-        or values.is_complex()
-    ):
-        raise EasyRefError(
-            f"{name} is a {values.dtype} tensor that holds no plain values where {wanted} is "
-            "needed. Check the node that made it."
-        )
-    if values.is_floating_point():
-        return values
-    if values.dtype == torch.bool or values.numel() == 0:
-        return values.float()
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > _LEVELS:
-        raise EasyRefError(
-            f"{name} holds whole numbers from {low} to {high}; levels go from 0 to 255. Check the "
-            "node that made it."
-        )
-    divisor = most if most is not None else (_LEVELS if high > 1 else 1)
-    return values.float() / divisor
 
 
 def tensor_to_picture(pixels: torch.Tensor, name: str) -> Image.Image:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import EasyRefError
+from ..untrusted import number, shown
+from ..untrusted import text as checked_text
 from .reference_tokens import ReferenceTokens, describe, join_prompts
 
 CONCATENATE, AVERAGE, ADD, SUBTRACT, AVOID = METHODS = (
@@ -24,6 +26,7 @@ CONCATENATE, AVERAGE, ADD, SUBTRACT, AVOID = METHODS = (
     "avoid",
 )
 WEIGHING = (AVERAGE, ADD, SUBTRACT)
+MAX_WEIGHT = 1000.0  # tokens of more overflow in half precision
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,22 @@ class WeightedTokens:
     """One group's tokens.
 
     Attributes:
-        weight: used by the methods in `WEIGHING`.
+        weight: used by the methods in `WEIGHING`; -1000 to 1000.
         name: for messages.
+
+    Raises:
+        EasyRefError: no tokens, or a weight out of its range.
     """
 
     tokens: ReferenceTokens
     weight: float = 1.0
     name: str = "the tokens"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tokens, ReferenceTokens):
+            raise EasyRefError(f"{self.name} is {shown(self.tokens)}; reference tokens are needed.")
+        weight = number(self.weight, f"The weight of {self.name}", -MAX_WEIGHT, MAX_WEIGHT)
+        object.__setattr__(self, "weight", weight)
 
 
 def combine_tokens(parts: Sequence[WeightedTokens], method: str) -> ReferenceTokens:
@@ -58,8 +70,8 @@ def combine_tokens(parts: Sequence[WeightedTokens], method: str) -> ReferenceTok
 
     Raises:
         EasyRefError: fewer than two parts (`avoid`: other than two); other adapters, widths, token
-            counts or batches (both named); weights that are not numbers or leave nothing to
-            average; an unknown method.
+            counts or batches (both named); weights that leave nothing to average; an unknown
+            method.
     """
     _check(parts, method)
     batch = _common_batch(parts)
@@ -97,9 +109,10 @@ def read_weights(text: str, count: int | None = None) -> tuple[float, ...]:
         As many as were written.
 
     Raises:
-        EasyRefError: something that is not a number, or too many numbers.
+        EasyRefError: something that is not a number from -1000 to 1000, or too many numbers.
     """
     weights = []
+    text = checked_text(text, "weights")
     for piece in map(str.strip, text.split(",") if text.strip() else ()):
         try:
             weight = float(piece)
@@ -107,10 +120,10 @@ def read_weights(text: str, count: int | None = None) -> tuple[float, ...]:
             weight = math.nan
         if not math.isfinite(weight):
             raise EasyRefError(
-                f"weights holds {piece!r}, which is no number. Write one number for each set of "
-                "tokens, separated by commas, such as 1, 0.5, -0.2."
+                f"weights holds {shown(piece)}, which is no number. Write one number for each set "
+                "of tokens, separated by commas, such as 1, 0.5, -0.2."
             )
-        weights.append(weight)
+        weights.append(number(weight, "A number of weights", -MAX_WEIGHT, MAX_WEIGHT))
     if count is not None and len(weights) > count:
         raise EasyRefError(
             f"weights holds {len(weights)} numbers ({text.strip()}), but tokens are connected up "
@@ -135,9 +148,12 @@ def _weighted_sum(tensors: Sequence[torch.Tensor], factors: Sequence[float]) -> 
 def _check(parts: Sequence[WeightedTokens], method: str) -> None:
     if method not in METHODS:
         raise EasyRefError(
-            f"There is no method {method!r} of combining tokens. Choose one of "
+            f"There is no method {shown(method)} of combining tokens. Choose one of "
             f"{', '.join(METHODS)}."
         )
+    for place, part in enumerate(parts, start=1):
+        if not isinstance(part, WeightedTokens):
+            raise EasyRefError(f"Part {place} is {shown(part)}; WeightedTokens are needed.")
     if len(parts) < 2:
         raise EasyRefError(
             f"There are {len(parts)} sets of reference tokens to combine; at least two are needed. "
@@ -164,9 +180,6 @@ def _check(parts: Sequence[WeightedTokens], method: str) -> None:
                 f"so method {method!r} cannot pair them. Choose 'concatenate', or encode both with "
                 "the same aggregation."
             )
-    for part in parts:
-        if not math.isfinite(part.weight):
-            raise EasyRefError(f"The weight of {part.name} is {part.weight}; it must be a number.")
     if method == AVERAGE and math.isclose(sum(p.weight for p in parts), 0, abs_tol=1e-6):
         found = ", ".join(f"{part.weight:g}" for part in parts)
         raise EasyRefError(

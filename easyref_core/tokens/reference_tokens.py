@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 
 from ..errors import EasyRefError
-from ..files import write_atomically, writing
+from ..files import check_output, sweep, write_atomically, writing
+from ..untrusted import escaped
 from ..weight_file import open_weight_file
 
+ENDING = ".safetensors"
 FORMAT = "easyref.reference_tokens"
 FORMAT_VERSION = 1
 
@@ -112,17 +114,21 @@ def describe(tokens: ReferenceTokens) -> str:
     return f"{name} ({tokens.adapter}, {tokens.num_tokens} tokens of width {tokens.width})"
 
 
-def save_tokens(tokens: ReferenceTokens, path: str | Path) -> Path:
+def save_tokens(tokens: ReferenceTokens, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write tokens as safetensors: tensors `cond` and `uncond`, the rest as metadata.
 
     The file appears whole or not at all.
 
+    Args:
+        overwrite: whether an existing file of tokens may be replaced.
+
     Raises:
-        EasyRefError: the folder cannot be written to.
+        EasyRefError: see `check_tokens_path`.
     """
     from safetensors.torch import save
 
     path = Path(path)
+    check_tokens_path(path, overwrite=overwrite)
     metadata = {
         "format": FORMAT,
         "version": str(FORMAT_VERSION),
@@ -133,13 +139,46 @@ def save_tokens(tokens: ReferenceTokens, path: str | Path) -> Path:
         "aggregation": tokens.aggregation,
     }
     # Copies: safetensors refuses tensors that share memory, and one may serve as both.
-    content = {
-        name: tensor.cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in (("cond", tokens.cond), ("uncond", tokens.uncond))
-    }
+    content = save(
+        {
+            name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in (("cond", tokens.cond), ("uncond", tokens.uncond))
+        },
+        metadata,
+    )
+    sweep(path.parent)
     with writing(path):
-        write_atomically(path, lambda partial: partial.write_bytes(save(content, metadata)))
+        write_atomically(path, lambda file: file.write_bytes(content), replace=overwrite)
     return path
+
+
+def check_tokens_path(
+    path: str | Path, inputs: Iterable[str | Path] = (), overwrite: bool = False
+) -> None:
+    """Check where tokens are to be saved, before they are computed.
+
+    Args:
+        inputs: files and folders from which they are computed.
+        overwrite: whether an existing file of tokens may be replaced.
+
+    Raises:
+        EasyRefError: another ending than .safetensors, by which tokens are found again; an input; a
+            file that exists; a folder that cannot be written to.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ENDING:
+        raise EasyRefError(
+            f"Files of reference tokens end in {ENDING}, {escaped(str(path))} does not. Name it "
+            f"{escaped(path.name)}{ENDING}."
+        )
+    check_output(path, "reference tokens", _holds_tokens, inputs, overwrite)
+
+
+def _holds_tokens(path: Path) -> bool:
+    try:
+        return open_weight_file(path).metadata.get("format") == FORMAT
+    except EasyRefError:
+        return False
 
 
 def load_tokens(path: str | Path) -> ReferenceTokens:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ...easyref_core.errors import EasyRefError
+from ...easyref_core.pictures.masks import mask_batch
 from .batch_rows import BatchSlice, LayerGrid
 from .weights import PositionWeights, Weight
 
@@ -16,29 +17,16 @@ class Mask(Weight):
     """A mask over the whole picture, of any size, one for all latents or one for each.
 
     Args:
-        pixels: [H, W], [B, H, W] or [B, 1, H, W] in 0..1.
+        pixels: see `mask_batch`.
 
     Raises:
-        EasyRefError: wrong shape, or values that are not finite.
+        EasyRefError: see `mask_batch`.
     """
 
     by_position = True
 
-    def __init__(self, pixels: torch.Tensor) -> None:
-        if pixels.ndim == 2:
-            pixels = pixels[None]
-        if pixels.ndim == 4 and pixels.shape[1] == 1:  # as ComfyUI keeps noise masks
-            pixels = pixels[:, 0]
-        if pixels.ndim != 3 or 0 in pixels.shape:
-            raise EasyRefError(
-                f"The mask has shape {list(pixels.shape)}; [batch, height, width] is needed, none "
-                "of them 0. Connect a MASK."
-            )
-        if not torch.isfinite(pixels).all():
-            raise EasyRefError(
-                "The mask holds values that are not numbers. Check where it is made."
-            )
-        self._pixels = pixels.detach().float().clamp(0, 1)
+    def __init__(self, pixels: Any) -> None:
+        self._pixels = mask_batch(pixels).clamp(0, 1)
         self._is_zero = not bool(self._pixels.any())
         # Filled with results that depend on the key alone; losing a race costs only time.
         self._resized: dict[tuple[Any, ...], PositionWeights] = {}

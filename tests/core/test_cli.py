@@ -19,7 +19,7 @@ from easyref_core.encode.group import Reference
 from easyref_core.encode.passes import encode_references
 from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from easyref_core.qwen2vl.prompt import PromptTokenizer
-from easyref_core.tokens.reference_tokens import load_tokens
+from easyref_core.tokens.reference_tokens import ReferenceTokens, load_tokens
 
 REFS = [str(goldens.GOLDEN / "refs" / f"ref_{i}.png") for i in range(4)]
 Capture = pytest.CaptureFixture[str]
@@ -53,17 +53,17 @@ def test_encode_writes_the_golden_tokens(
 
 
 def test_options_reach_the_encoder(tmp_path: Path) -> None:
-    out = tmp_path / "tokens"
-    assert main(arguments(out, REFS[:2], aggregation="concatenate", insert_before="2")) == 0
-    joined = load_tokens(out)
+    def made(name: str, images: list[str], **options: Any) -> ReferenceTokens:
+        out = tmp_path / f"{name}.safetensors"
+        assert main(arguments(out, images, **options)) == 0
+        return load_tokens(out)
+
+    joined = made("joined", REFS[:2], aggregation="concatenate", insert_before="2")
     assert (joined.num_tokens, joined.aggregation, joined.prompt) == (32, "concatenate", "")
-    assert main(arguments(out, REFS[:1], dtype="bfloat16")) == 0
-    half = load_tokens(out).cond
-    assert main(arguments(out, REFS[:1])) == 0
-    full = load_tokens(out).cond
-    own = [main(arguments(tmp_path / s, REFS[:1], image_size=s)) for s in ("0", "336")]
-    assert own == [0, 0]
-    assert torch.equal(load_tokens(tmp_path / "0").cond, load_tokens(tmp_path / "336").cond)
+    half = made("half", REFS[:1], dtype="bfloat16").cond
+    full = made("full", REFS[:1]).cond
+    sizes = [made(size, REFS[:1], image_size=size).cond for size in ("0", "336")]
+    assert torch.equal(*sizes)
     assert 0 < float((half - full).norm() / full.norm()) < 0.05
 
 
@@ -92,7 +92,8 @@ def long_picture(folder: Path) -> str:
         ({"images": "nothing.png"}, "no picture nothing.png"),
         ({"images": broken_picture}, "broken.png"),
         ({"images": long_picture}, "long.png: the picture is 500x2"),
-        ({"out": str(Path(REFS[0]) / "tokens")}, "cannot be written"),
+        ({"out": str(Path(REFS[0]) / "tokens.safetensors")}, "cannot be written"),
+        ({"out": "tokens"}, "Name it tokens.safetensors"),
     ],
 )
 def test_refusals_are_one_sentence_and_leave_no_file(
@@ -193,7 +194,7 @@ def new_folder(path: Path) -> Path:
         ({"aggregation": "sum"}, "no aggregation 'sum'"),
         ({"insert_before": 9}, "last 9 layers"),
         ({"image_size": 3000}, "the MLLM would read"),
-        ({"out": REFS[0] + "/tokens"}, "cannot be written"),
+        ({"out": REFS[0] + "/tokens.safetensors"}, "cannot be written"),
         ({"out": new_folder}, "cannot be written"),
     ],
 )
@@ -201,8 +202,8 @@ def test_the_command_refuses_before_it_reads_weights(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, options: dict, said: str
 ) -> None:
     monkeypatch.setattr(EncoderPlan, "build", lambda *_, **__: pytest.fail("read weights"))
-    out = options.get("out", tmp_path / "new" / "tokens")
-    out = out(tmp_path / "folder") if callable(out) else out
+    out = options.get("out", tmp_path / "new" / "tokens.safetensors")
+    out = out(tmp_path / "folder.safetensors") if callable(out) else out
     assert main(arguments(out, REFS, **{k: v for k, v in options.items() if k != "out"})) == 1
     printed = capsys.readouterr().err
     assert printed.startswith("easyref: ")
@@ -226,13 +227,71 @@ def test_the_command_holds_no_full_size_pictures(
         return encode_references(*given, **options)
 
     monkeypatch.setattr("easyref_core.encode.passes.encode_references", noted)
-    assert main(arguments(tmp_path / "tokens", large)) == 0
+    assert main(arguments(tmp_path / "tokens.safetensors", large)) == 0
     assert max(sides) < 200
     encoder = plan_encoder(load_checkpoint(goldens.ADAPTER), goldens.MLLM).build()
     whole = [Reference(Image.open(path)) for path in large]
     tokenizer = PromptTokenizer.from_directory(goldens.MLLM)
     wanted = goldens.encode(encoder, tokenizer, whole, "", image_size=84)
-    assert torch.equal(load_tokens(tmp_path / "tokens").cond, wanted.cond)
+    assert torch.equal(load_tokens(tmp_path / "tokens.safetensors").cond, wanted.cond)
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_no_input_is_replaced_by_tokens(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    monkeypatch.setattr(EncoderPlan, "build", lambda *_, **__: pytest.fail("read weights"))
+    adapter, mllm = tmp_path / "adapter.safetensors", tmp_path / "mllm"
+    shutil.copyfile(goldens.ADAPTER, adapter)
+    shutil.copytree(goldens.MLLM, mllm)
+    picture = tmp_path / "picture.safetensors"  # what a picture is does not depend on its name
+    shutil.copyfile(REFS[0], picture)
+    other = tmp_path / "other.safetensors"
+    shutil.copyfile(goldens.ADAPTER, other)
+    (tmp_path / "link.safetensors").symlink_to(adapter)
+    before = content(tmp_path)
+    for out, said in (
+        (adapter, "which is read"),
+        (tmp_path / "link.safetensors", "which is read"),
+        (picture, "which is read"),
+        (mllm / "model.safetensors", "which is read"),
+        (mllm / "new.safetensors", "which is read"),
+        (other, "something else than reference tokens"),
+    ):
+        given = arguments(out, [str(picture)], adapter=adapter, mllm=mllm)
+        assert main([*given, *(["--overwrite"] if overwrite else [])]) == 1
+        assert said in capsys.readouterr().err
+    assert content(tmp_path) == before
+
+
+def test_tokens_are_replaced_only_where_that_was_asked_for(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "tokens.safetensors"
+    assert main(arguments(out, REFS[:1])) == 0
+    first = load_tokens(out)
+    assert main([*arguments(out, REFS[:1], prompt="a hat"), "--overwrite"]) == 0
+    second = load_tokens(out)
+    assert (first.prompt, second.prompt) == ("", "a hat")
+    monkeypatch.setattr(EncoderPlan, "build", lambda *_, **__: pytest.fail("read weights"))
+    assert main(arguments(out, REFS[:1])) == 1
+    assert "tokens.safetensors exists" in capsys.readouterr().err.splitlines()[-1]
+    assert load_tokens(out).prompt == "a hat"
+
+
+def test_names_are_printed_without_control_characters(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "a\x1b[2Jb\n.safetensors"
+    assert main(["inspect", str(path)]) == 1
+    shutil.copyfile(goldens.ADAPTER, path)
+    assert main(["inspect", str(path)]) == 0
+    printed = capsys.readouterr()
+    for text in (printed.out, printed.err):
+        assert r"a\x1b[2Jb\n.safetensors" in text
+        assert "\x1b" not in text
 
 
 @pytest.mark.parametrize("step", ["open_picture", "build", "encode"])
@@ -248,7 +307,7 @@ def test_lack_of_memory_is_one_sentence(
         "encode": "easyref_core.encode.passes.encode_references",
     }[step]
     monkeypatch.setattr(name, run_out)
-    assert main(arguments(tmp_path / "tokens", REFS)) == 1
+    assert main(arguments(tmp_path / "tokens.safetensors", REFS)) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("easyref: cpu has not enough memory (")
     assert "--dtype bfloat16" in said
@@ -262,4 +321,4 @@ def test_another_error_is_not_taken_for_lack_of_memory(
 
     monkeypatch.setattr(EncoderPlan, "build", fail)
     with pytest.raises(RuntimeError, match="mat1"):
-        main(arguments(tmp_path / "tokens", REFS))
+        main(arguments(tmp_path / "tokens.safetensors", REFS))

@@ -281,7 +281,7 @@ def test_a_changed_file_is_loaded_again(pack: Pack, easyref: Any) -> None:
     first = node.fingerprint_inputs(file=path.name)
     assert node.fingerprint_inputs(file=path.name) == first
     pack.part("easyref_core.tokens.reference_tokens").save_tokens(
-        random_tokens(pack, easyref, 2), path
+        random_tokens(pack, easyref, 2), path, overwrite=True
     )
     os.utime(path, ns=(1, 1))
     assert node.fingerprint_inputs(file=path.name) != first

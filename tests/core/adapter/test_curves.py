@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import goldens
+import numpy as np
 import pytest
+import torch
 
 from easyref_core.adapter.curves import WeightCurve, curve_points
+from easyref_core.untrusted import shown
 
 
 def custom(text: str) -> WeightCurve:
@@ -46,13 +51,14 @@ def test_points_are_joined_by_straight_lines_and_level_outside() -> None:
         (" , ", "there is no point"),
         ("0:1, 0.7:1, 0.5:0", "0.5 comes after the one at 0.7"),
         ("0:1, 0.5:1, 0.5:0", "0.5 comes after the one at 0.5"),
-        ("0:1, 1.5:0", "1.5, outside 0 to 1"),
-        ("-0.1:1", "-0.1, outside 0 to 1"),
+        ("0:1, 1.5:0", "a place is 1.5; it must be a number from 0 to 1"),
+        ("-0.1:1", "a place is -0.1; it must be a number from 0 to 1"),
         ("0:1, half:2", "'half:2' is not a point"),
         ("0:1, 0.5", "'0.5' is not a point"),
         ("0:1:2", "'0:1:2' is not a point"),
-        ("0:nan", "0:nan is not a point"),
-        ("0:inf", "0:inf is not a point"),
+        ("0:nan", "the factor at 0 is nan"),
+        ("0:1, 1:1e30", "the factor at 1 is 1e+30; it must be a number from -100 to 100"),
+        ("0:inf", "the factor at 0 is inf"),
     ],
 )
 def test_text_that_is_no_points_is_refused(text: str, message: str) -> None:
@@ -63,3 +69,27 @@ def test_text_that_is_no_points_is_refused(text: str, message: str) -> None:
 def test_an_unknown_shape_is_refused_with_the_known_ones() -> None:
     with goldens.refused("'square'", "linear", "custom points"):
         curve_points("square", 0.0, 1.0, "")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 101, "1", None, True])
+def test_values_of_a_shape_that_are_no_factors_are_refused(value: Any) -> None:
+    with goldens.refused(f"start_value is {shown(value)}", "from -100 to 100"):
+        curve_points("ease in", value, 1.0, "")
+    with goldens.refused(f"end_value is {shown(value)}"):
+        curve_points("linear", 0.0, value, "")
+
+
+@pytest.mark.parametrize(
+    "points", [None, 5, "0:1", [], [(0, 1, 2)], [0, 1], [("0", 1)], [(0, "1")]]
+)
+def test_points_of_other_types_are_refused(points: Any) -> None:
+    with goldens.refused("points"):
+        WeightCurve(points)
+    with goldens.refused("points is nothing"):
+        curve_points("custom points", 0.0, 1.0, None)
+
+
+def test_points_become_plain_numbers() -> None:
+    curve = WeightCurve([[np.int64(0), np.float32(1)], [torch.tensor(1.0), 0]])
+    assert curve == WeightCurve(((0.0, 1.0), (1.0, 0.0)))
+    assert hash(curve) == hash(WeightCurve(((0.0, 1.0), (1.0, 0.0))))

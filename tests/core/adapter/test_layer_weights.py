@@ -8,6 +8,7 @@ import goldens
 import pytest
 
 from easyref_core.adapter.layer_weights import PROFILES, LayerWeights
+from easyref_core.untrusted import shown
 
 
 def test_every_profile_differs_and_all_is_everything() -> None:
@@ -24,7 +25,7 @@ def test_an_unknown_group_is_refused_with_the_known_ones(weights: dict[str, Any]
         LayerWeights(weights)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None, True])
 def test_a_weight_that_is_no_number_is_refused(value: Any) -> None:
-    with goldens.refused("middle", repr(value)):
+    with goldens.refused("middle", shown(value)):
         LayerWeights({"middle": value})

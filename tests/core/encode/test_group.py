@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import goldens
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import GroupPlan, Reference, plan_group
 from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from easyref_core.qwen2vl.prompt import PromptTokenizer
+from easyref_core.untrusted import shown
 
 FOUR = "four_refs_prompt"
 
@@ -94,3 +96,56 @@ def test_a_baseline_with_all_weights_zero_is_refused_before_encoding(
     nothing = [replace(r, weight=0.0) for r in goldens.references(FOUR)]
     with goldens.refused("weight 0", aggregation):
         goldens.encode(encoder, tokenizer, nothing, "", aggregation=aggregation)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "I;16", "CMYK", "P"])
+def test_a_picture_of_another_mode_is_made_rgb(mode: str) -> None:
+    assert Reference(Image.new(mode, (9, 8))).picture.mode == "RGB"
+
+
+def test_a_reference_that_is_no_picture_is_refused(tmp_path: Path) -> None:
+    for value in (None, "picture.png", torch.rand(8, 8, 3)):
+        with goldens.refused("cat is", shown(value), "a picture is needed"):
+            Reference(value, name="cat")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
+    with goldens.refused("cut.png", "damaged or truncated"):
+        Reference(Image.open(tmp_path / "cut.png"), name="cut.png")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"prompt": None}, "prompt is nothing; it must be a text"),
+        ({"prompt": ["a", "b"]}, "prompt is a list"),
+        ({"prompt": 5}, "prompt is 5"),
+        ({"aggregation": ["easyref"]}, "aggregation a list"),
+        ({"aggregation": None}, "aggregation nothing"),
+        ({"image_size": "84"}, "image_size is '84'"),
+        ({"image_size": float("nan")}, "image_size is nan"),
+        ({"image_size": 84.5}, "image_size is 84.5"),
+        ({"image_size": True}, "image_size is true"),
+        ({"insert_before": 1.5}, "insert_before is 1.5"),
+        ({"insert_before": "1"}, "insert_before is '1'"),
+        ({"references": None}, "references is nothing"),
+        ({"references": [Image.new("RGB", (64, 64))]}, "Reference 1 is a Image"),
+        ({"negatives": ["cat.png"]}, "negative references: Reference 1 is 'cat.png'"),
+    ],
+    ids=str,
+)
+def test_settings_of_other_types_are_refused(
+    plan: EncoderPlan, tokenizer: PromptTokenizer, settings: dict[str, Any], said: str
+) -> None:
+    given = {"references": goldens.references(FOUR), "prompt": "a boat", "image_size": 84}
+    with goldens.refused(said):
+        plan_group(plan, tokenizer, **(given | settings))
+
+
+def test_numbers_of_other_kinds_are_numbers(plan: EncoderPlan, tokenizer: PromptTokenizer) -> None:
+    (picture,) = goldens.pictures("one_ref_prompt")
+    for weight in (2, np.float32(2), torch.tensor(2.0), np.int64(2)):
+        assert Reference(picture, weight).weight == 2.0
+        assert type(Reference(picture, weight).weight) is float
+    for size in (84, 84.0, np.int64(84), torch.tensor(84)):
+        found = plan_group(plan, tokenizer, [Reference(picture)], "", image_size=size)
+        assert found.passes[0].images[0].image_size == 84

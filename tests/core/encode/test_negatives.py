@@ -119,7 +119,5 @@ def test_progress_counts_negatives(encode: Callable[..., ReferenceTokens], cache
 def test_unusable_negatives_are_named(encode: Callable[..., ReferenceTokens]) -> None:
     with goldens.refused("negative references: thin", "aspect ratio of 400"):
         encode(negatives=[RED, Reference(Image.new("RGB", (2000, 5)), name="thin")])
-    with goldens.refused("negative references", "blue", "weight -1"):
-        encode(negatives=[replace(BLUE, weight=-1)])
     with goldens.refused("negative references", "200 references", "32,768"):
         encode(negatives=[BLUE] * 200, image_size=448)

@@ -14,6 +14,7 @@ from easyref_core.adapter.checkpoint import AdapterCheckpoint
 from easyref_core.adapter.key_values import check_tokens
 from easyref_core.tokens.combine import METHODS, WeightedTokens, combine_tokens, read_weights
 from easyref_core.tokens.reference_tokens import ReferenceTokens, load_tokens, save_tokens
+from easyref_core.untrusted import shown
 
 MIXES = ("average", "add", "subtract")
 BLACK = torch.randn((1, 4, 6), generator=torch.Generator().manual_seed(99))
@@ -184,9 +185,28 @@ def test_weights_that_add_up_to_nothing_are_refused(weights: tuple[float, float]
         combine_tokens(parts(A, B, weights=weights), "average")
 
 
-def test_a_weight_that_is_not_a_number_is_refused() -> None:
-    with goldens.refused("tokens_2", "nan"):
-        combine_tokens(parts(A, B, weights=(1, float("nan"))), "add")
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e30, "1", None, True])
+def test_a_weight_that_is_not_a_number_is_refused(weight: Any) -> None:
+    with goldens.refused("weight of tokens_2", shown(weight), "from -1000 to 1000"):
+        parts(A, B, weights=(1, weight))
+
+
+@pytest.mark.parametrize("text", ["1e308, 1e308", "1001", "1, -2e3"])
+def test_weights_that_would_overflow_are_refused(text: str) -> None:
+    with goldens.refused("weights", "from -1000 to 1000"):
+        read_weights(text)
+
+
+def test_values_of_other_types_are_refused() -> None:
+    with goldens.refused("weights is 5", "a text"):
+        read_weights(5)
+    with goldens.refused("Part 2 is a ReferenceTokens"):
+        combine_tokens([*parts(A), B], "add")
+    with goldens.refused("tokens_1 is 'a'"):
+        WeightedTokens("a", name="tokens_1")
+    for method in (None, ["add"], 5):
+        with goldens.refused("method", shown(method)):
+            combine_tokens(parts(A, B), method)
 
 
 @pytest.mark.parametrize("given", [(), (A,)])

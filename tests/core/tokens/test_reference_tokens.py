@@ -11,6 +11,7 @@ import goldens
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint
 from easyref_core.adapter.key_values import check_tokens
@@ -74,7 +75,7 @@ def test_loaded_tokens_do_not_change_with_their_file(tmp_path: Path) -> None:
     path = save_tokens(made, tmp_path / "tokens.safetensors")
     found = load_tokens(path)
     with path.open("r+b") as file:  # in place, as a copy over it would
-        file.write(save_tokens(other, tmp_path / "other").read_bytes())
+        file.write(save_tokens(other, tmp_path / "other.safetensors").read_bytes())
     assert torch.equal(load_tokens(path).cond, other.cond)
     assert torch.equal(found.cond, made.cond)
     assert torch.equal(found.uncond, made.uncond)
@@ -83,12 +84,12 @@ def test_loaded_tokens_do_not_change_with_their_file(tmp_path: Path) -> None:
 def test_tensors_that_are_views_can_be_saved(tmp_path: Path) -> None:
     wide = torch.randn(1, 96, 32)
     made = tokens(cond=wide.transpose(1, 2), uncond=wide.transpose(1, 2))
-    assert torch.equal(load_tokens(save_tokens(made, tmp_path / "t")).cond, made.cond)
+    assert torch.equal(load_tokens(save_tokens(made, tmp_path / "t.safetensors")).cond, made.cond)
 
 
 def test_one_tensor_that_serves_as_both_can_be_saved(tmp_path: Path) -> None:
     both = torch.randn(1, 16, 96)
-    found = load_tokens(save_tokens(tokens(cond=both, uncond=both), tmp_path / "t"))
+    found = load_tokens(save_tokens(tokens(cond=both, uncond=both), tmp_path / "t.safetensors"))
     assert torch.equal(found.cond, both)
     assert torch.equal(found.uncond, both)
 
@@ -105,7 +106,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(*step, full)
     with goldens.refused(path, "cannot be written", "No space left"):
-        save_tokens(tokens(1), path)
+        save_tokens(tokens(1), path, overwrite=True)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -118,7 +119,7 @@ def test_an_interrupted_write_leaves_nothing(
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_tokens(tokens(), tmp_path / "tokens.safetensors")
+        save_tokens(tokens(), tmp_path / "tokens.safetensors", overwrite=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,6 +127,26 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with goldens.refused(tmp_path / "file", "cannot be written"):
         save_tokens(tokens(), tmp_path / "file" / "tokens.safetensors")
+
+
+def test_only_tokens_are_replaced_and_only_where_that_was_asked_for(tmp_path: Path) -> None:
+    path = save_tokens(tokens(0), tmp_path / "tokens.safetensors")
+    with goldens.refused(path, "exists", "--overwrite"):
+        save_tokens(tokens(1), path)
+    assert torch.equal(load_tokens(path).cond, tokens(0).cond)
+    assert save_tokens(tokens(1), path, overwrite=True) == path
+    assert torch.equal(load_tokens(path).cond, tokens(1).cond)
+    save_file({"cond": torch.zeros(1)}, path)
+    with goldens.refused(path, "something else than reference tokens"):
+        save_tokens(tokens(1), path, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["tokens", "tokens.png", "tokens.safetensors.bak", ".safetensors"])
+def test_token_files_have_their_ending(tmp_path: Path, name: str) -> None:
+    with goldens.refused(tmp_path / name, f"Name it {name}.safetensors"):
+        save_tokens(tokens(), tmp_path / name)
+    save_tokens(tokens(), tmp_path / "tokens.SAFETENSORS")
+    assert [p.name for p in tmp_path.iterdir()] == ["tokens.SAFETENSORS"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
