@@ -45,7 +45,9 @@ def attend(
         if mask is not None:
             scores = scores + mask
         return scores.softmax(dim=-1).to(value) @ value
-    if training or is_fused(query, key, value, mask, causal):
+    # torch.compile cannot trace the question; who compiles has a kernel.
+    compiling = torch.compiler.is_compiling()
+    if training or compiling or is_fused(query, key, value, mask, causal):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
     return attend_in_chunks(query, key, value, mask, causal)
 

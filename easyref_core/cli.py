@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     add("overrides", nargs="*", metavar="section.key=value", help=help_setting)
     help_dry_run = "print what is trained and the memory needed, and draw the first batch"
     add("--dry-run", action="store_true", help=help_dry_run)
-    add("--restart", action="store_true", help="start from the beginning; do not resume")
+    help_overwrite = "begin anew, and replace what an earlier run has left in output.folder"
+    add("--overwrite", action="store_true", help=help_overwrite)
     add("--force", action="store_true", help="resume although the settings have changed")
     return parser
 
@@ -185,7 +186,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(dry_run(settings))
         return 0
-    summary = train(settings, resume=not options.restart, force=options.force)
+    summary = train(settings, overwrite=options.overwrite, force=options.force)
     if summary.skipped:
         print(f"{len(summary.skipped)} broken records were skipped", file=sys.stderr)
     if summary.exported is not None:  # one process writes for all
@@ -213,7 +214,7 @@ def usable_device(name: str) -> Any:
 
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # a device without data, such as meta, fails here
     except (RuntimeError, AssertionError) as error:
         raise EasyRefError(
             f"The device {name!r} cannot be used ({str(error).splitlines()[0]}). Choose cpu, or a "

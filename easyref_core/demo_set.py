@@ -14,7 +14,6 @@ per output channel; `read_stored_weights` reads them back.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from typing import Any
 import torch
 
 from .errors import EasyRefError
+from .untrusted import escaped, read_json
+from .weight_file import open_weight_file
 
 SET_FILE = "set.json"
 TRAINED_SET = Path(__file__).resolve().parents[1] / "demo" / "weights"
@@ -68,8 +69,8 @@ def reference_files() -> list[Path]:
 def read_set_info(directory: Path) -> dict[str, Any] | None:
     """Read the set's `set.json`; None where there is none or it is not readable JSON."""
     try:
-        content = json.loads((Path(directory) / SET_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(Path(directory) / SET_FILE)
+    except EasyRefError:
         return None
     return content if isinstance(content, dict) else None
 
@@ -82,22 +83,30 @@ def rows_of_ids(ids: torch.Tensor) -> torch.Tensor:
 
 
 def read_stored_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file of a set with the names, shapes and dtypes of its model class.
+    """Read a weight file of a set with the names, shapes and dtypes of its model class.
 
     Weights that are not stored in a set's own forms (int8 with scales, a reduced token embedding)
     are returned as they are.
 
     Raises:
-        OSError, SafetensorError: the file cannot be read.
-        KeyError: an int8 weight has no scales.
+        EasyRefError: see `open_weight_file`; scales or ids that do not fit the weights.
     """
-    from safetensors.torch import load_file
-
-    return whole_table(dequantised(load_file(path)))
+    file = open_weight_file(path)
+    try:
+        return whole_table(dequantised(file.read({name: name for name in file.tensors})))
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise EasyRefError(
+            f"{escaped(str(path))} is not as a demo set stores weights "
+            f"({escaped(str(error))[:200]}). Install EasyRef again."
+        ) from error
 
 
 def dequantised(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights with each int8 weight multiplied by its scales, in float16."""
+    """The weights with each int8 weight multiplied by its scales, in float16.
+
+    Raises:
+        KeyError: an int8 weight has no scales.
+    """
     weights = dict(state)
     for name, weight in state.items():
         if weight.dtype == torch.int8:

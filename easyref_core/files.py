@@ -223,15 +223,15 @@ def check_apart(path: str | Path, inputs: Iterable[str | Path]) -> None:
     """
     path = Path(path)
     for source in map(Path, inputs):
-        if _is_within(path, source):
+        if is_within(path, source):
             raise EasyRefError(
                 f"{escaped(str(path))} is, or lies in, {escaped(str(source))}, which is read; "
                 "nothing can be written there. Choose another place."
             )
 
 
-def _is_within(path: Path, other: Path) -> bool:
-    """Whether `path` is `other`, under whatever name, or lies in that folder."""
+def is_within(path: Path, other: Path) -> bool:
+    """Whether a path is another, under whatever name, or lies in that folder."""
     try:
         if path.exists() and other.exists() and path.samefile(other):
             return True

@@ -109,21 +109,30 @@ def _checked_value(node: type[io.ComfyNode], declared: io.Input, name: str, valu
             raise _unusable(name, value, what)
     if kind in _GROUPS:
         wanted, what = _GROUPS[kind]
-        is_group = isinstance(value, (tuple, list))
-        if not is_group or not all(isinstance(item, wanted) for item in value):
+        if not _is_list(value) or not all(isinstance(item, wanted) for item in value):
             raise _unusable(name, value, what)
         return tuple(value)
+    if kind == io.Conditioning.io_type and not (_is_list(value) and all(map(_is_prompt, value))):
+        raise _unusable(name, value, "a conditioning, as from CLIP Text Encode")
     return value
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _is_prompt(entry: Any) -> bool:
+    """Whether it is an entry of a conditioning: text states and settings."""
+    return _is_list(entry) and len(entry) >= 2 and isinstance(entry[1], Mapping)
+
+
 def _choice(node: type[io.ComfyNode], declared: io.Input, name: str, value: Any) -> str:
-    """One of a combo's options. As ComfyUI does, this leaves combos that `validate_inputs` names to
-    the node: their options are files, which come and go."""
-    chosen = text(value, name, _HINT)
-    if name not in inspect.signature(node.validate_inputs).parameters:
-        options = [str(option) for option in declared.options]
-        if chosen not in options:
-            raise _unusable(name, value, f"one of {', '.join(options)}")
+    """One of a combo's options. Files come and go, so lists of them are left to the node: combos
+    that `validate_inputs` names, and options that are more than a plain list."""
+    chosen, options = text(value, name, _HINT), declared.options
+    left_to_node = name in inspect.signature(node.validate_inputs).parameters
+    if not left_to_node and type(options) is list and chosen not in options:
+        raise _unusable(name, value, f"one of {', '.join(options)}")
     return chosen
 
 

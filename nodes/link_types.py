@@ -11,12 +11,12 @@ from comfy_api.latest import io
 from ..easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
 from ..easyref_core.encode.group import Reference
 from ..easyref_core.errors import EasyRefError
+from ..easyref_core.qwen2vl.config_file import read_config
 from ..easyref_core.tokens.reference_tokens import describe
 from .host.encoder import HostedEncoder
 from .host.key_value_cache import KeyValueStore
 from .host.lora import AdapterLora
 from .host.patcher import is_dynamic
-from .host.weight_files import HostWeightFile
 from .sampling.weights import Effect
 
 EasyRef = io.Custom("EASYREF")
@@ -73,10 +73,11 @@ class EasyRefModel:
             mllm_directory, precision: see `HostedEncoder`.
 
         Raises:
-            EasyRefError: see `load_checkpoint`.
+            EasyRefError: see `load_checkpoint` and `read_config`.
         """
         checkpoint = load_checkpoint(adapter)
-        checkpoint = replace(checkpoint, file=HostWeightFile.of(checkpoint.file))
+        mark = read_config(mllm_directory).mark if mllm_directory is not None else None
+        checkpoint = replace(checkpoint, mllm_mark=mark)
         return cls(
             checkpoint,
             HostedEncoder(checkpoint, mllm_directory, precision),

@@ -13,7 +13,7 @@ from .host.folders import (
     adapter_names,
     adapter_path,
     file_stamps,
-    mllm_directories,
+    mllm_names,
     mllm_path,
 )
 from .inputs import accepted
@@ -39,7 +39,7 @@ class EasyRefLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mllm",
-                    options=[FROM_ADAPTER, *mllm_directories()],
+                    options=mllm_names(),
                     default=FROM_ADAPTER,
                     tooltip="Source of the tokenizer, the configuration and missing weights: the "
                     "adapter file itself, or a Qwen2-VL folder in models/LLM. Weights in the "
@@ -59,14 +59,10 @@ class EasyRefLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, adapter: str | None, mllm: str | None) -> bool | str:
-        def check() -> None:  # an input is None if it is linked
-            if adapter is not None:
-                adapter_path(adapter)
-            if mllm is not None:
-                mllm_path(mllm)
-
-        return accepted(check)
+    def validate_inputs(cls, adapter: str | None) -> bool | str:
+        # None if it is linked. ComfyUI repeats the answer for every input named here, so mllm is
+        # not: ComfyUI looks it up among its options.
+        return adapter is None or accepted(lambda: adapter_path(adapter))
 
     @classmethod
     def fingerprint_inputs(cls, adapter: str | None, mllm: str | None, precision: str) -> Any:

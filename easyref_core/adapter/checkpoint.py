@@ -18,16 +18,21 @@ import torch
 
 from ..errors import EasyRefError
 from ..pictures.preprocessing import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE
+from ..qwen2vl.config import RELEASED_WIDTHS
 from ..qwen2vl.names import canonical_names
+from ..untrusted import escaped, shown
 from ..weight_file import WeightFile, open_weight_file
+from .parts import (
+    BODY,
+    FINAL,
+    PROJECTOR,
+    TOKENS,
+    check_parts,
+    check_unused,
+    not_an_adapter,
+)
 
-PROJECTOR = "image_proj_model."
-FINAL = "mllm_final_layer."
-BODY = "multimodal_llm."
 IMAGE_SIZE = "image_size"  # in the metadata of files that `easyref train` writes
-TOKENS = "reference_tokens"
-KEY_VALUE = ("to_k_ip", "to_v_ip")
-LORA = ("to_q", "to_k", "to_v", "to_out")
 
 _IP = re.compile(r"^unet\.(?P<layer>.+\.attn\d+)\.processor\.(?P<part>to_[kv]_ip)\.weight$")
 _LORA = re.compile(
@@ -35,18 +40,6 @@ _LORA = re.compile(
     r"\.(?P<half>down|up)\.weight$"
 )
 _FINAL_LAYER = re.compile(r"^layers\.(\d+)\.")
-
-_LOOKALIKES = (
-    ("model.diffusion_model.", "an SDXL or other image model checkpoint (models/checkpoints)"),
-    ("ip_adapter.", "an IP-Adapter; EasyRef's own adapter is another file"),
-    ("image_proj.", "an IP-Adapter; EasyRef's own adapter is another file"),
-    ("lora_unet_", "a LoRA (models/loras)"),
-    ("visual.", "a bare Qwen2-VL model; it goes into models/LLM and is chosen as the MLLM"),
-    ("model.visual.", "a bare Qwen2-VL model; it goes into models/LLM and is chosen as the MLLM"),
-    ("model.layers.", "a bare language model"),
-    ("uncond", "saved reference tokens; load them with EasyRef Load Tokens"),
-    ("control_model.", "a ControlNet (models/controlnet)"),
-)
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,7 @@ class AdapterCheckpoint:
         ignored: names of duplicates and anything else not used.
         image_size: size of the references in training, in pixels; the released weights' where the
             file does not say.
+        mllm_mark: `MllmConfig.mark` of the MLLM that is used with it; None where none is known.
     """
 
     file: WeightFile
@@ -75,6 +69,7 @@ class AdapterCheckpoint:
     base_unet: tuple[str, ...]
     ignored: tuple[str, ...]
     image_size: int = DEFAULT_IMAGE_SIZE
+    mllm_mark: str | None = None
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.file.tensors[name].shape
@@ -140,6 +135,20 @@ class AdapterCheckpoint:
             ]
         )
 
+    def made(self, adapter: str) -> bool:
+        """Whether tokens come from this adapter, and from the MLLM used with it as far as that is
+        known.
+
+        Args:
+            adapter: the tokens' own. Without a mark they come from an MLLM with the numbers of
+                Qwen2-VL's releases, or from before there were marks.
+        """
+        identity, _, mark = adapter.partition("-")
+        own = self.mllm_mark
+        if own is None and self.mllm_width in RELEASED_WIDTHS:
+            own = ""
+        return identity == self.identity and (not mark or own is None or mark == own)
+
     @cached_property
     def lora_identity(self) -> str:
         """Sixteen hex digits that tell this adapter's LoRA from any other; empty without LoRA.
@@ -162,8 +171,7 @@ class AdapterCheckpoint:
                 if label:
                     digest.update(f"{label}{self._shape(name)}".encode())
                 if rows != 0:
-                    weight = get(name)
-                    content = (weight if rows is None else weight[:rows]).flatten()
+                    content = get(name, rows).flatten()
                     digest.update(content.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -173,7 +181,7 @@ class AdapterCheckpoint:
         body_dtypes = sorted({self.file.tensors[n].dtype for n in self.body.values()})
         return {
             "file": str(self.path),
-            "bytes": self.file.stamp[0],
+            "bytes": self.file.stamp.size,
             "format": "safetensors" if self.file.is_safetensors else "pytorch",
             "identity": self.identity,
             "image_size": self.image_size,
@@ -230,8 +238,10 @@ def recognise(file: WeightFile) -> AdapterCheckpoint:
         else:
             ignored.append(name)
     if not (projector or final) or not cross:
-        raise EasyRefError(_not_an_adapter(file, projector, final, cross))
-    _check_parts(file, projector, final, cross, lora)
+        raise not_an_adapter(file, projector, final, cross)
+    check_parts(file, projector, final, cross, lora)
+    check_unused(file, (*base_unet, *ignored))
+    file.check_weights(body.values())
     body = {local: body[source] for local, source in canonical_names(body).items()}
     unused = (tuple(base_unet), tuple(ignored))
     return AdapterCheckpoint(file, projector, final, body, cross, lora, *unused, _image_size(file))
@@ -241,94 +251,10 @@ def _image_size(file: WeightFile) -> int:
     size = file.metadata.get(IMAGE_SIZE)
     if size is None:
         return DEFAULT_IMAGE_SIZE
-    if not (size.isdecimal() and int(size) >= MIN_IMAGE_SIZE):
+    if not (size.isascii() and size.isdecimal() and len(size) < 6 and int(size) >= MIN_IMAGE_SIZE):
         raise EasyRefError(
-            f"{file.path} says that it was trained at image_size {size!r}; a whole number of "
-            f"pixels, {MIN_IMAGE_SIZE} or more, is needed. The file is damaged; get it again."
+            f"{escaped(str(file.path))} says that it was trained at image_size {shown(size)}; a "
+            f"whole number of pixels, {MIN_IMAGE_SIZE} or more, is needed. The file is damaged; "
+            "get it again."
         )
     return int(size)
-
-
-def _not_an_adapter(file: WeightFile, projector: Any, final: Any, cross: Any) -> str:
-    parts = {PROJECTOR: projector, FINAL: final, "unet.*.to_k_ip": cross}
-    if any(parts.values()):
-        lacking = ", ".join(prefix for prefix, part in parts.items() if not part)
-        return (
-            f"{file.path} is only part of an EasyRef adapter: it lacks {lacking}. Get the whole "
-            "model.safetensors."
-        )
-    names = sorted(file.tensors)
-    found = f"It holds {len(names)} tensors"
-    if names:
-        found += f", such as {', '.join(names[:3])}"
-    for prefix, kind in _LOOKALIKES:
-        if any(name.startswith(prefix) for name in names):
-            found = f"It looks like {kind}"
-            break
-    return (
-        f"{file.path} is not an EasyRef adapter. {found}. An adapter holds {PROJECTOR}*, {FINAL}* "
-        "and unet.*.processor.to_k_ip; the official one is model.safetensors of "
-        "zongzhuofan/EasyRef."
-    )
-
-
-def _check_parts(
-    file: WeightFile,
-    projector: Mapping[str, str],
-    final: Mapping[str, str],
-    cross: Mapping[str, Mapping[str, str]],
-    lora: Mapping[str, Mapping[str, Mapping[str, str]]],
-) -> None:
-    """Raise EasyRefError where weights are missing or widths do not fit together."""
-    wanted = [f"{PROJECTOR}proj.{n}.{kind}" for n in (0, 2, 3) for kind in ("bias", "weight")]
-    wanted += [FINAL + n for n in (TOKENS, "norm.weight", "layers.0.self_attn.q_proj.weight")]
-    wanted += [f"unet.{layer}.processor.{part}.weight" for layer in cross for part in KEY_VALUE]
-    wanted += [
-        f"unet.{layer}.processor.{part}_lora.{half}.weight"
-        for layer in lora
-        for part in LORA
-        for half in ("down", "up")
-    ]
-    present = {name.removeprefix("module.") for name in file.tensors}
-    missing = [name for name in wanted if name not in present]
-    if missing:
-        raise EasyRefError(
-            f"{file.path} lacks {len(missing)} weights of an EasyRef adapter: "
-            f"{', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}. "
-            "The file is damaged or was converted wrongly; get it again."
-        )
-    shapes = {name: info.shape for name, info in file.tensors.items()}
-    pairs = [halves for parts in lora.values() for halves in parts.values()]
-    matrices = [final[TOKENS], projector["proj.0.weight"], projector["proj.2.weight"]]
-    matrices += [name for parts in (*cross.values(), *pairs) for name in parts.values()]
-    for name in matrices:
-        if len(shapes[name]) != 2:
-            raise EasyRefError(
-                f"{file.path}: {name} has shape {list(shapes[name])}, but a matrix is needed. The "
-                "file is damaged or was converted wrongly; get it again."
-            )
-
-    def mixed(reason: str) -> EasyRefError:
-        return EasyRefError(
-            f"{file.path}: {reason}. The file mixes parts of two adapters; get it again."
-        )
-
-    tokens, inputs = shapes[final[TOKENS]], shapes[projector["proj.0.weight"]][1]
-    if inputs != tokens[1]:
-        raise mixed(
-            f"the reference tokens have shape {list(tokens)}, which does not fit the projector's "
-            f"input {inputs}"
-        )
-    width = shapes[projector["proj.2.weight"]][0]
-    for layer, parts in cross.items():
-        key, value = (shapes[parts[part]] for part in KEY_VALUE)
-        if key != value or key[-1] != width:
-            raise mixed(
-                f"{layer} projects {list(key)} and {list(value)}, but the reference tokens are "
-                f"{width} wide"
-            )
-    ranks = {shapes[pair["down"]][0] for pair in pairs} | {shapes[pair["up"]][1] for pair in pairs}
-    if len(ranks) > 1:
-        raise mixed(
-            f"its LoRA has ranks {', '.join(map(str, sorted(ranks)))}, but one rank is needed"
-        )

@@ -1,6 +1,6 @@
 """The adapter's weights for the UNet: key and value projections of the reference tokens, and LoRA.
 
-Weights stay in their file and are read layer by layer when needed.
+Weights stay in their file and are read when needed, the projections layer by layer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens, describe
 from ..weight_file import GetTensor, all_finite, dtype_name
-from .checkpoint import KEY_VALUE, AdapterCheckpoint
+from .checkpoint import AdapterCheckpoint
+from .parts import KEY_VALUE
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,8 +183,10 @@ def check_tokens(checkpoint: AdapterCheckpoint, tokens: ReferenceTokens) -> None
         f"{checkpoint.token_width})"
     )
     fits = tokens.width == checkpoint.token_width and tokens.num_tokens % checkpoint.num_tokens == 0
-    if tokens.adapter != checkpoint.identity or not fits:
+    if not checkpoint.made(tokens.adapter) or not fits:
+        same = fits and tokens.adapter.startswith(checkpoint.identity)
+        mllm = " with an MLLM of another config.json" if same else ""
         raise EasyRefError(
-            f"These reference tokens were made by {describe(tokens)}, but the adapter here is "
-            f"{own}. Load the adapter that made them, or encode the references again."
+            f"These reference tokens were made by {describe(tokens)}{mllm}, but the adapter here "
+            f"is {own}. Load what made them, or encode the references again."
         )

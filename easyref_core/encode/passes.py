@@ -143,7 +143,8 @@ def encode_references(
         EasyRefError: the adapter's file has changed; the MLLM gave values that are not numbers.
     """
     checkpoint = plan.encoder.checkpoint
-    identity = checkpoint.identity  # of the file as it was planned: refused now, not after encoding
+    # Of the file as it was planned: a changed one is refused now, not after encoding.
+    identity = plan.encoder.identity
     cache = cache or EncodingCache()
     run = EncoderRun(encoder, plan, torch.device(device), cache, progress, plan.steps)
     cond = _aggregated([run.tokens(mllm_pass) for mllm_pass in plan.passes], plan)

@@ -15,8 +15,7 @@ import torch
 
 from ..errors import EasyRefError
 from ..untrusted import flag, number
-from .levels import as_levels
-from .masks import mask_batch
+from .tensors import mask_list, picture_list
 
 _TOLERANCE = 1e-6  # rounding errors of a fraction
 
@@ -77,11 +76,11 @@ def mask_box(mask: torch.Tensor, name: str) -> Box:
 
 
 def mask_boxes(masks: Any) -> list[Box]:
-    """Boxes of ComfyUI's MASK; see `mask_batch` and `mask_box`."""
-    masks = mask_batch(masks)
-    count = len(masks)
+    """Boxes of ComfyUI's MASK; see `mask_list` and `mask_box`."""
+    found = mask_list(masks)
+    count = len(found)
     names = ["The mask"] if count == 1 else [f"Mask {n + 1} of {count}" for n in range(count)]
-    return [mask_box(mask, name) for mask, name in zip(masks, names, strict=True)]
+    return [mask_box(mask, name) for mask, name in zip(found, names, strict=True)]
 
 
 def crop_window(
@@ -128,28 +127,29 @@ def crop_pictures(
     """Crops [1, h, w, C] of ComfyUI's IMAGE [B, H, W, C]: one box for all pictures, one each, or
     several of one picture.
 
+    Args:
+        images: see `picture_list`; pictures of a list may differ in size.
+
     Raises:
-        EasyRefError: see `as_levels`; no picture, as many boxes as fit neither, or padding below 0.
+        EasyRefError: see `picture_list`; no picture, as many boxes as fit neither, or padding
+            below 0.
     """
-    images = as_levels(images, "images", "picture", dimensions=3)
-    if images.ndim != 4 or 0 in images.shape:
-        raise EasyRefError(
-            f"images has shape {list(images.shape)}; [pictures, height, width, colours] is needed, "
-            "none of them 0. Connect another picture."
-        )
+    pictures = picture_list(images, "images")
+    if not pictures or any(0 in picture.shape for picture in pictures):
+        raise EasyRefError("images holds no picture, or one without pixels. Connect another.")
     padding, square = number(padding, "padding", low=0), flag(square, "square")
-    count = max(len(images), len(boxes))
-    if len(images) not in (1, count) or len(boxes) not in (1, count):
+    count = max(len(pictures), len(boxes))
+    if len(pictures) not in (1, count) or len(boxes) not in (1, count):
         raise EasyRefError(
-            f"There are {len(images)} pictures and {len(boxes)} masks. Connect one mask for all "
+            f"There are {len(pictures)} pictures and {len(boxes)} masks. Connect one mask for all "
             "pictures, one for each, or several for one picture."
         )
-    height, width = images.shape[1:3]
     crops = []
     for index in range(count):
         box = boxes[index if len(boxes) > 1 else 0]
+        picture = pictures[index if len(pictures) > 1 else 0]
+        height, width = picture.shape[:2]
         left, top, right, bottom = crop_window(box, width, height, padding, square)
-        image = images[index if len(images) > 1 else 0]
         # A copy: a view would keep the whole batch in memory.
-        crops.append(image[None, top:bottom, left:right].clone())
+        crops.append(picture[None, top:bottom, left:right].clone())
     return crops

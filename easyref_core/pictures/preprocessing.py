@@ -19,6 +19,7 @@ from ..errors import EasyRefError
 PATCH = 14
 MERGE = 2
 FRAMES = 2
+CHANNELS = 3
 FACTOR = PATCH * MERGE  # both sides of a resized picture are multiples of 28 pixels
 FETCH_MIN_PIXELS = 4 * FACTOR**2
 FETCH_MAX_PIXELS = 16384 * FACTOR**2

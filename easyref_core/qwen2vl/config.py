@@ -1,17 +1,20 @@
-"""Sizes of a Qwen2-VL model, from its config.json or from the shapes of its weights.
+"""Sizes of a Qwen2-VL model, and how the shapes of its weights tell them.
 
 Source: Hugging Face's Qwen2-VL configuration files; defaults are those of Qwen2-VL-2B.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from ..errors import EasyRefError
+from .names import BLOCKS, LAYERS, layer_numbers
+
+MAX_LAYERS = 1000  # building more would take longer than anyone waits
+HEAD, VISION_HEAD = 128, 80  # widths of the attention heads in every release of Qwen2-VL
+RELEASED_WIDTHS = (1536, 3584, 8192)  # of Qwen2-VL-2B, 7B and 72B
 
 
 @dataclass(frozen=True)
@@ -53,70 +56,19 @@ class MllmConfig:
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
 
-
-def read_config(directory: str | Path) -> MllmConfig:
-    """Read a Qwen2-VL directory's config.json.
-
-    Raises:
-        EasyRefError: no directory, no config.json, not JSON, or another model family.
-    """
-    path = Path(directory) / "config.json"
-    if not path.is_file():
-        raise EasyRefError(
-            f"No config.json in the MLLM directory {directory}. "
-            "Choose the folder of a Qwen2-VL-2B-Instruct download, with all its files."
-        )
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EasyRefError(
-            f"{path} cannot be read as JSON ({error}). Download the MLLM directory again."
-        ) from error
-    if not isinstance(data, dict):
-        raise EasyRefError(f"{path} holds no settings. Download the MLLM directory again.")
-    return config_from_dict(data, str(path))
-
-
-def config_from_dict(data: Mapping[str, Any], source: str) -> MllmConfig:
-    """Build the configuration from config.json's content, flat (4.x) or nested (5.x).
-
-    Raises:
-        EasyRefError: another model family or a missing size, with `source` named.
-    """
-    family = data.get("model_type")
-    if family != "qwen2_vl":
-        raise EasyRefError(
-            f"{source} describes a model of type {family!r}; EasyRef reads references with "
-            "Qwen2-VL (model_type 'qwen2_vl'), and other families, Qwen2.5-VL included, have "
-            "other weights. Choose a Qwen2-VL-2B-Instruct directory."
-        )
-    text = {**data, **(data.get("text_config") or {})}
-    rope = text.get("rope_parameters") or {}
-    vision = {"embed_dim": VisionConfig.embed_dim, **(data.get("vision_config") or {})}
-    if "in_chans" in vision:
-        vision.setdefault("in_channels", vision["in_chans"])
-    own = {field.name for field in fields(VisionConfig)} - {"mlp_dim"}
-    try:
-        vision.setdefault("hidden_size", text["hidden_size"])
-        return MllmConfig(
-            hidden_size=text["hidden_size"],
-            intermediate_size=text["intermediate_size"],
-            num_layers=text["num_hidden_layers"],
-            num_heads=text["num_attention_heads"],
-            num_kv_heads=text["num_key_value_heads"],
-            vocab_size=text["vocab_size"],
-            max_positions=text.get("max_position_embeddings", MllmConfig.max_positions),
-            rms_norm_eps=text.get("rms_norm_eps", MllmConfig.rms_norm_eps),
-            rope_theta=text.get("rope_theta") or rope.get("rope_theta", MllmConfig.rope_theta),
-            vision=VisionConfig(
-                mlp_dim=int(vision["embed_dim"] * vision.get("mlp_ratio", 4)),
-                **{name: value for name, value in vision.items() if name in own},
-            ),
-        )
-    except KeyError as error:
-        raise EasyRefError(
-            f"{source} lacks {error.args[0]!r}. Download the MLLM directory again."
-        ) from error
+    @property
+    def mark(self) -> str:
+        """Eight hex digits that stand for the numbers which change the tokens and which no
+        weight's shape tells: heads, epsilon, base of the positions. Empty for those of Qwen2-VL's
+        releases.
+        """
+        heads = (self.num_heads, self.num_kv_heads, self.vision.num_heads)
+        widths = (self.head_dim, self.vision.embed_dim // self.vision.num_heads)
+        others = (self.rms_norm_eps, self.rope_theta)
+        usual = (MllmConfig.rms_norm_eps, MllmConfig.rope_theta)
+        if widths == (HEAD, VISION_HEAD) and others == usual:
+            return ""
+        return hashlib.sha256(f"{heads} {others}".encode()).hexdigest()[:8]
 
 
 def config_from_shapes(
@@ -139,36 +91,28 @@ def config_from_shapes(
     hidden = shapes["model.norm.weight"][0]
     query = shapes["model.layers.0.self_attn.q_proj.weight"][0]
     key = shapes["model.layers.0.self_attn.k_proj.weight"][0]
-    patch = shapes["visual.patch_embed.proj.weight"]  # [embed, channels, frames, size, size]
-    embed_dim = patch[0]
-    if query % 128 or key % 128 or embed_dim % 80:
+    embed_dim = shapes["visual.patch_embed.proj.weight"][0]
+    heads, kv_heads, vision_heads = query // HEAD, key // HEAD, embed_dim // VISION_HEAD
+    exact = (heads * HEAD, kv_heads * HEAD, vision_heads * VISION_HEAD) == (query, key, embed_dim)
+    if not exact or not heads or not kv_heads or not vision_heads or heads % kv_heads:
         raise EasyRefError(
             f"{source} carries an MLLM of width {hidden} whose number of attention heads cannot "
             "be told from its weights (it is not a Qwen2-VL release size). Choose the MLLM "
             "directory it was trained from: its config.json says."
         )
     embedding = shapes.get("model.embed_tokens.weight") or shapes.get("lm_head.weight")
-    merged = shapes["visual.merger.mlp.0.weight"][0]
     return MllmConfig(
         hidden_size=hidden,
         intermediate_size=shapes["model.layers.0.mlp.gate_proj.weight"][0],
-        num_layers=_count_layers(shapes, "model.layers.") + final_layers,
-        num_heads=query // 128,
-        num_kv_heads=key // 128,
+        num_layers=len(layer_numbers(shapes, LAYERS)) + final_layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
         vocab_size=embedding[0] if embedding else MllmConfig.vocab_size,
         vision=VisionConfig(
             embed_dim=embed_dim,
-            depth=_count_layers(shapes, "visual.blocks."),
-            num_heads=embed_dim // 80,
+            depth=len(layer_numbers(shapes, BLOCKS)),
+            num_heads=vision_heads,
             mlp_dim=shapes["visual.blocks.0.mlp.fc1.weight"][0],
             hidden_size=hidden,
-            patch_size=patch[-1],
-            spatial_merge_size=round((merged / embed_dim) ** 0.5),
-            temporal_patch_size=patch[2],
-            in_channels=patch[1],
         ),
     )
-
-
-def _count_layers(names: Mapping[str, Any], prefix: str) -> int:
-    return len({n[len(prefix) :].split(".", 1)[0] for n in names if n.startswith(prefix)})

@@ -21,6 +21,8 @@ _PREFIXES = (
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+LAYERS = "model.layers."
+BLOCKS = "visual.blocks."
 
 
 def canonical_name(name: str) -> str:
@@ -44,11 +46,21 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
     return canonical
 
 
+def layer_number(name: str, prefix: str) -> int | None:
+    """The number that follows a prefix in a weight's name; None where none does."""
+    number = name[len(prefix) :].split(".", 1)[0] if name.startswith(prefix) else ""
+    return int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else None
+
+
+def layer_numbers(names: Iterable[str], prefix: str) -> set[int]:
+    """The numbers of the layers that weights belong to."""
+    return {number for n in names if (number := layer_number(n, prefix)) is not None}
+
+
 def truncate(sources: Mapping[str, Source], layers: int) -> dict[str, Source]:
     """Only the first decoder `layers` of weights by canonical name, and all other weights."""
-    prefix = "model.layers."
     return {
         name: source
         for name, source in sources.items()
-        if not name.startswith(prefix) or int(name[len(prefix) :].split(".", 1)[0]) < layers
+        if (number := layer_number(name, LAYERS)) is None or number < layers
     }

@@ -1,42 +1,42 @@
 """The adapter on a diffusers `UNet2DConditionModel`, for use without ComfyUI and for training.
 
 As in the official code, the UNet's encoder states are text states followed by N reference tokens,
-and each processor splits them. The processors' state dict has the official checkpoint's keys
-(`<layer>.processor.to_k_ip.weight`, `<layer>.processor.to_q_lora.down.weight`, ...).
+and each layer splits them. The adapter's weights are `<layer>.easyref.to_k_ip.weight`,
+`<layer>.easyref.to_q_lora.down.weight`, ...; `official_name` gives the checkpoint's keys.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch import nn
 
-from ..adapter.checkpoint import LORA, AdapterCheckpoint
+from ..adapter.checkpoint import AdapterCheckpoint
 from ..adapter.key_values import check_model_layers, check_tokens, read_finite
+from ..adapter.parts import LORA
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens
-from .processors import (
-    Attachment,
-    EasyRefProcessor,
-    LowRank,
-    TextOnlyProcessor,
+from ..untrusted import kind_of, number, whole_number
+from .layers import CHILD, AdapterLayer, Attachment, LowRank
+from .unet_layers import (
+    attentions,
+    check_in_memory,
+    check_layers,
+    is_cross_attention,
+    put,
+    take_off,
+    widths,
 )
-
-if TYPE_CHECKING:
-    from diffusers import ControlNetModel, UNet2DConditionModel
-
-_SUFFIX = ".processor"
 
 
 def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, tuple[int, int]]:
     """Cross-attention layers of a UNet -> (query width, context width)."""
-    return {
-        name.removesuffix(_SUFFIX): _widths(unet, name)
-        for name in unet.attn_processors
-        if _is_cross_attention(name)
-    }
+    return {n: widths(a) for n, a in attentions(unet).items() if is_cross_attention(n)}
 
 
 def new_adapter(unet: UNet2DConditionModel, num_tokens: int, rank: int = 0) -> None:
@@ -44,17 +44,21 @@ def new_adapter(unet: UNet2DConditionModel, num_tokens: int, rank: int = 0) -> N
     (official training), LoRA from zero. On a UNet on the meta device it is on the meta device too.
 
     Raises:
-        EasyRefError: the UNet holds the LoRA of an adapter already.
+        EasyRefError: the UNet holds the LoRA of an adapter already; its layers are not diffusers'
+            own; a number is no count.
     """
+    num_tokens = whole_number(num_tokens, "num_tokens", low=1)
+    rank = whole_number(rank, "rank", low=0)
     attachment = _attachment_for(unet, "new_adapter")
-    processors = _processors(unet, rank, attachment)
-    for name, processor in processors.items():
-        if processor.is_cross_attention:
-            attn = unet.get_submodule(name.removesuffix(_SUFFIX))
-            processor.to_k_ip.load_state_dict({"weight": attn.to_k.weight})
-            processor.to_v_ip.load_state_dict({"weight": attn.to_v.weight})
-    _install(unet, processors, attachment)
+    layers = _new_layers(unet, rank, attachment)
+    for name, layer in layers.items():
+        if layer.is_cross_attention:
+            attn = unet.get_submodule(name)
+            layer.to_k_ip.load_state_dict({"weight": attn.to_k.weight})
+            layer.to_v_ip.load_state_dict({"weight": attn.to_v.weight})
+    _install(unet, layers)
     attachment.checkpoint, attachment.references = None, num_tokens
+    attachment.text, attachment.scale = None, 1.0
 
 
 def attach_adapter(
@@ -75,35 +79,32 @@ def attach_adapter(
 
     Raises:
         EasyRefError: the adapter was made for another UNet, or is damaged; the UNet's weights are
-            not in memory, or hold the LoRA of an adapter already. Nothing is changed then.
+            not in memory, or hold the LoRA of an adapter already; its layers are not diffusers'
+            own; a number is not finite. Nothing is changed then.
     """
+    scale = number(scale, "scale")
+    new_lora_rank = whole_number(new_lora_rank, "new_lora_rank", low=0)
     check_model_layers(checkpoint, cross_attention_layers(unet), type(unet).__name__)
-    _check_in_memory(unet, "attach_adapter")
+    check_in_memory(unet, "attach_adapter")
     attachment = _attachment_for(unet, "attach_adapter")
     new_lora = bool(new_lora_rank) and not checkpoint.lora
     # Weights that all come from the file need no memory and no random numbers before.
     with nullcontext() if new_lora else torch.device("meta"):
-        processors = _processors(unet, checkpoint.lora_rank or new_lora_rank, attachment)
-    like = next(unet.parameters())
+        layers = _new_layers(unet, checkpoint.lora_rank or new_lora_rank, attachment)
+    sources = {name: _sources(checkpoint, name) for name in layers}
+    for name, layer in layers.items():
+        _check_shapes(checkpoint, layer, sources[name], new_lora)
     with checkpoint.file.open() as get:
-        for name, processor in processors.items():
-            layer = name.removesuffix(_SUFFIX)
-            state = processor.state_dict()
-            weights = {own: state[own] for own in state if new_lora and "_lora." in own}
-            for own, source in _sources(checkpoint, layer).items():
+        for name, layer in layers.items():
+            weights = layer.state_dict()
+            for own, source in sources[name].items():
                 weight = read_finite(checkpoint, get, source)
                 # A copy: a mapped tensor changes, or crashes, when its file is overwritten.
-                weights[own] = weight.to(like.device, like.dtype, copy=True)
-            try:
-                processor.load_state_dict(weights, assign=True)
-            except RuntimeError as error:
-                raise EasyRefError(
-                    f"{checkpoint.name} does not fit the UNet at {layer}: {error} "
-                    "Use the UNet it was trained with."
-                ) from error
-    _install(unet, processors, attachment)
+                weights[own] = weight.to(unet.device, unet.dtype, copy=True)
+            layer.load_state_dict(weights, assign=True)
+    _install(unet, layers)
     attachment.checkpoint, attachment.references = checkpoint, checkpoint.num_tokens
-    attachment.scale = scale
+    attachment.text, attachment.scale = None, scale
 
 
 def detach_adapter(unet: UNet2DConditionModel) -> None:
@@ -114,7 +115,8 @@ def detach_adapter(unet: UNet2DConditionModel) -> None:
     """
     attachment = _attached(unet)
     _check_not_merged(attachment, "detach_adapter")
-    unet.set_attn_processor(dict(attachment.before))
+    for attn in attentions(unet).values():
+        take_off(attn)
     attachment.references, attachment.text = 0, None  # for a ControlNet of `hide_references`
 
 
@@ -122,9 +124,9 @@ def set_scale(unet: UNet2DConditionModel, scale: float) -> None:
     """Set the weight of the reference tokens; 0 leaves only the LoRA.
 
     Raises:
-        EasyRefError: there is no adapter on the UNet.
+        EasyRefError: there is no adapter on the UNet, or the scale is no finite number.
     """
-    _attached(unet).scale = scale
+    _attached(unet).scale = number(scale, "scale")
 
 
 def set_tokens(unet: UNet2DConditionModel, tokens: ReferenceTokens | None) -> None:
@@ -138,6 +140,11 @@ def set_tokens(unet: UNet2DConditionModel, tokens: ReferenceTokens | None) -> No
         EasyRefError: there is no adapter on the UNet, or another one made the tokens.
     """
     attachment = _attached(unet)
+    if tokens is not None and not isinstance(tokens, ReferenceTokens):
+        raise EasyRefError(
+            f"The tokens are {kind_of(tokens)}; reference tokens are needed, which "
+            "encode_references and load_tokens return, or None."
+        )
     if tokens is not None and attachment.checkpoint is not None:
         check_tokens(attachment.checkpoint, tokens)
     attachment.references = 0 if tokens is None else tokens.num_tokens
@@ -160,9 +167,21 @@ def append_tokens(
         `prompt_embeds` and `negative_prompt_embeds`, [B, T + N, W] like the text.
 
     Raises:
-        EasyRefError: see `set_tokens`; texts of another width, or not as many as groups.
+        EasyRefError: see `set_tokens`; texts of another width, or not as many as groups; `text` and
+            `negative` of different shapes. Nothing is changed then.
     """
+    for states in (text,) if negative is None else (text, negative):
+        if not isinstance(states, torch.Tensor) or states.ndim != 3 or states.shape != text.shape:
+            raise EasyRefError(
+                "text and negative must be text states of one shape [B, T, W], as encode_prompt "
+                f"returns them; here are {_shape(text)} and {_shape(negative)}."
+            )
     count, rows, width = text.shape
+    if not isinstance(tokens, ReferenceTokens):
+        raise EasyRefError(
+            f"The tokens are {kind_of(tokens)}; reference tokens are needed, which "
+            "encode_references and load_tokens return."
+        )
     if tokens.width != width or tokens.batch not in (1, count):
         raise EasyRefError(
             f"{count} texts of width {width} cannot be followed by reference tokens of "
@@ -187,46 +206,58 @@ def merge_lora(unet: UNet2DConditionModel) -> None:
     LoRAs of diffusers (`load_lora_weights`) stay unmerged.
 
     Raises:
-        EasyRefError: there is no adapter; the UNet's weights are not in memory, or cannot be added
-            to. Nothing is changed then.
+        EasyRefError: there is no adapter; the UNet's weights are not in memory, fused, or cannot be
+            added to. Nothing is changed then.
     """
     attachment = _attached(unet)
-    _check_in_memory(unet, "merge_lora")
-    merges: list[tuple[EasyRefProcessor, str, LowRank, nn.Parameter]] = []
-    for name, processor in unet.attn_processors.items():
-        layer = name.removesuffix(_SUFFIX)
-        attn = unet.get_submodule(layer)
+    check_in_memory(unet, "merge_lora")
+    merges: list[tuple[AdapterLayer, str, LowRank, nn.Parameter]] = []
+    for name, attn in attentions(unet).items():
+        layer = getattr(attn, CHILD)
         for part in LORA:
-            lora = processor.lora(part) if isinstance(processor, EasyRefProcessor) else None
+            lora = layer.lora(part)
             if lora is None:
                 continue
+            if isinstance(attn.processor, FusedAttnProcessor2_0):
+                raise EasyRefError(
+                    f"merge_lora: {name} computes with fused copies of its weights. Call "
+                    "pipe.unfuse_qkv_projections(), then merge_lora, and fuse last."
+                )
             weight = _base_weight(attn.to_out[0] if part == "to_out" else getattr(attn, part))
             if not weight.is_floating_point() or weight.itemsize == 1:
                 raise EasyRefError(
-                    f"merge_lora: {layer}.{part} is kept as {weight.dtype}, to which a LoRA cannot "
+                    f"merge_lora: {name}.{part} is kept as {weight.dtype}, to which a LoRA cannot "
                     "be added. Use the adapter without merging, or a UNet in bfloat16."
                 )
-            merges.append((processor, part, lora, weight))
-    for processor, part, lora, weight in merges:
+            merges.append((layer, part, lora, weight))
+    for layer, part, lora, weight in merges:
         attachment.merged = True
         # Wherever this is interrupted, each LoRA counts once: beside its weight, or in it.
         weight.data += (lora.up.weight.float() @ lora.down.weight.float()).to(weight)
-        delattr(processor, f"{part}_lora")
+        delattr(layer, f"{part}_lora")
 
 
 def hide_references(controlnet: ControlNetModel, unet: UNet2DConditionModel) -> None:
-    """Give a ControlNet the text alone, as in the official code, whatever tokens the UNet gets.
+    """Give a ControlNet, or several in a `MultiControlNetModel`, the text alone, as in the official
+    code, whatever tokens the UNet gets.
 
-    To be called again after `detach_adapter`.
+    To be called again when the UNet has another adapter after `detach_adapter`.
 
     Raises:
-        EasyRefError: there is no adapter on the UNet.
+        EasyRefError: there is no adapter on the UNet; the ControlNet's layers are not diffusers'
+            own.
     """
-    controlnet.set_attn_processor(TextOnlyProcessor(_attached(unet)))
+    attachment = _attached(unet)
+    found = controlnet.named_modules()
+    attentions = {n: m for n, m in found if is_cross_attention(n) and isinstance(m, Attention)}
+    check_layers(attentions, "hide_references")
+    for name, attn in attentions.items():
+        hidden = AdapterLayer(name, widths(attn), 0, True, attachment, adds_references=False)
+        put(attn, hidden)
 
 
 def _sources(checkpoint: AdapterCheckpoint, layer: str) -> dict[str, str]:
-    """A processor's weights by name -> name in the adapter's file."""
+    """A layer's weights by name -> name in the adapter's file."""
     cross, lora = checkpoint.cross_attention.get(layer, {}), checkpoint.lora.get(layer, {})
     return {f"{part}.weight": name for part, name in cross.items()} | {
         f"{part}_lora.{half}.weight": name
@@ -235,13 +266,24 @@ def _sources(checkpoint: AdapterCheckpoint, layer: str) -> dict[str, str]:
     }
 
 
-def _is_cross_attention(processor: str) -> bool:
-    return processor.endswith(f"attn2{_SUFFIX}")
-
-
-def _widths(unet: UNet2DConditionModel, processor: str) -> tuple[int, int]:
-    attn = unet.get_submodule(processor.removesuffix(_SUFFIX))
-    return attn.to_q.in_features, attn.to_k.in_features
+def _check_shapes(
+    checkpoint: AdapterCheckpoint, layer: AdapterLayer, sources: Mapping[str, str], new_lora: bool
+) -> None:
+    """Raise EasyRefError unless the file has exactly the layer's weights."""
+    wanted = {n: list(w.shape) for n, w in layer.state_dict().items()}
+    for own, shape in wanted.items():
+        if own not in sources and not (new_lora and "_lora." in own):
+            raise EasyRefError(
+                f"{checkpoint.name} lacks {own} for {layer.name} of the UNet. Use the UNet it was "
+                "trained with, or download the adapter again."
+            )
+        found = shape if own not in sources else list(checkpoint.file.tensors[sources[own]].shape)
+        if found != shape:
+            raise EasyRefError(
+                f"{checkpoint.name}: {sources[own]} has the shape {found}, but {layer.name} of the "
+                f"UNet needs {shape}. Use the UNet it was trained with, or download the adapter "
+                "again."
+            )
 
 
 def _base_weight(linear: nn.Module) -> nn.Parameter:
@@ -251,56 +293,41 @@ def _base_weight(linear: nn.Module) -> nn.Parameter:
     return linear.weight
 
 
-def _processors(
+def _new_layers(
     unet: UNet2DConditionModel, rank: int, attachment: Attachment
-) -> dict[str, EasyRefProcessor]:
-    """Untrained processors for every attention layer, by diffusers' name."""
+) -> dict[str, AdapterLayer]:
+    """Untrained weights for every attention layer."""
     return {
-        name: EasyRefProcessor(*_widths(unet, name), rank, _is_cross_attention(name), attachment)
-        for name in unet.attn_processors
+        name: AdapterLayer(name, widths(attn), rank, is_cross_attention(name), attachment)
+        for name, attn in attentions(unet).items()
     }
 
 
-def _install(
-    unet: UNet2DConditionModel, processors: dict[str, EasyRefProcessor], attachment: Attachment
-) -> None:
-    like = next(unet.parameters())
-    unet.set_attn_processor({n: p.to(like.device, like.dtype) for n, p in processors.items()})
-    attachment.text, attachment.scale = None, 1.0  # another adapter may have set them
+def _install(unet: UNet2DConditionModel, layers: Mapping[str, AdapterLayer]) -> None:
+    for name, attn in attentions(unet).items():
+        put(attn, layers[name].to(unet.device, unet.dtype))
 
 
 def _attachment_of(unet: UNet2DConditionModel) -> Attachment | None:
-    processors = unet.attn_processors.values()
-    return next((p.attachment for p in processors if isinstance(p, EasyRefProcessor)), None)
+    layers = (getattr(attn, CHILD, None) for attn in attentions(unet).values())
+    return next((layer.attachment for layer in layers if layer is not None), None)
 
 
 def _attached(unet: UNet2DConditionModel) -> Attachment:
     attachment = _attachment_of(unet)
     if attachment is None:
-        raise EasyRefError(
-            "There is no EasyRef adapter on this UNet. Call attach_adapter first, and after "
-            "whatever replaces attention processors, such as attention slicing, xFormers, an "
-            "IP-Adapter or set_default_attn_processor."
-        )
+        raise EasyRefError("There is no EasyRef adapter on this UNet. Call attach_adapter first.")
     return attachment
 
 
 def _attachment_for(unet: UNet2DConditionModel, what: str) -> Attachment:
-    """The attachment of a new adapter: that of the processors it replaces, where there are any."""
+    """The attachment of a new adapter: that of the adapter it replaces, where there is one."""
     attachment = _attachment_of(unet)
     if attachment is None:
-        return Attachment(unet.attn_processors)
+        check_layers(attentions(unet), what)
+        return Attachment()
     _check_not_merged(attachment, what)
     return attachment
-
-
-def _check_in_memory(unet: UNet2DConditionModel, what: str) -> None:
-    if any(weight.is_meta for weight in unet.parameters()):
-        raise EasyRefError(
-            f"{what}: the UNet's weights are not in memory (device meta), as after "
-            "enable_sequential_cpu_offload. Call pipe.remove_all_hooks(), then this, and enable "
-            "the offload last."
-        )
 
 
 def _check_not_merged(attachment: Attachment, what: str) -> None:
@@ -309,3 +336,7 @@ def _check_not_merged(attachment: Attachment, what: str) -> None:
             f"{what}: the adapter's LoRA has been merged into this UNet's weights, which cannot "
             "be undone. Load the UNet again."
         )
+
+
+def _shape(states: Any) -> str:
+    return str(list(states.shape)) if isinstance(states, torch.Tensor) else kind_of(states)

@@ -6,6 +6,7 @@ Their safetensors file holds `cond` and `uncond`, and names the adapter in its m
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ import torch
 
 from ..errors import EasyRefError
 from ..files import check_output, sweep, write_atomically, writing
-from ..untrusted import escaped
+from ..untrusted import escaped, shown
 from ..weight_file import open_weight_file
 
 ENDING = ".safetensors"
 FORMAT = "easyref.reference_tokens"
 FORMAT_VERSION = 1
+MAX_BYTES = 2**30  # a thousand groups of 64 tokens for SDXL
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,7 @@ class ReferenceTokens:
     Attributes:
         cond: [B, N, W] float32, of the references and the prompt.
         uncond: [B, N, W] float32, of the unconditional branch (a black picture, no prompt).
-        adapter: identity of the adapter that made them (`AdapterCheckpoint.identity`).
+        adapter: identity of the encoder that made them (`EncoderPlan.identity`).
         adapter_name: its file name, for people.
         prompt: given to the MLLM with the references.
         num_references: pictures in the group.
@@ -110,8 +112,9 @@ def join_prompts(prompts: Iterable[str]) -> str:
 
 def describe(tokens: ReferenceTokens) -> str:
     """Adapter name, identity and size, for messages."""
-    name = tokens.adapter_name or "an unnamed adapter"
-    return f"{name} ({tokens.adapter}, {tokens.num_tokens} tokens of width {tokens.width})"
+    name = escaped(tokens.adapter_name[:200]) or "an unnamed adapter"
+    identity = escaped(tokens.adapter[:200])
+    return f"{name} ({identity}, {tokens.num_tokens} tokens of width {tokens.width})"
 
 
 def save_tokens(tokens: ReferenceTokens, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -123,12 +126,13 @@ def save_tokens(tokens: ReferenceTokens, path: str | Path, *, overwrite: bool = 
         overwrite: whether an existing file of tokens may be replaced.
 
     Raises:
-        EasyRefError: see `check_tokens_path`.
+        EasyRefError: see `check_tokens_path`; they would be larger than 1 GB.
     """
     from safetensors.torch import save
 
     path = Path(path)
     check_tokens_path(path, overwrite=overwrite)
+    _check_size("These tokens", (tokens.cond.shape, tokens.uncond.shape))
     metadata = {
         "format": FORMAT,
         "version": str(FORMAT_VERSION),
@@ -188,31 +192,32 @@ def load_tokens(path: str | Path) -> ReferenceTokens:
         EasyRefError: missing, truncated or foreign file, a newer format, or unusable tensors.
     """
     file = open_weight_file(path)
-    metadata = file.metadata
+    name, metadata = escaped(str(path)), file.metadata
     if metadata.get("format") != FORMAT or not {"cond", "uncond"} <= file.tensors.keys():
-        names = ", ".join(sorted(file.tensors)[:3]) or "nothing"
+        names = ", ".join(shown(n) for n in sorted(file.tensors)[:3]) or "nothing"
         raise EasyRefError(
-            f"{path} does not hold EasyRef reference tokens (it holds {names}). Choose a file "
+            f"{name} does not hold EasyRef reference tokens (it holds {names}). Choose a file "
             "made by EasyRef Save Tokens or by `easyref encode`."
         )
-    try:
-        version = int(metadata.get("version", "1"))
-        count = int(metadata.get("num_references", "0"))
-    except ValueError:
+    version = _whole(metadata.get("version", "1"))
+    count = _whole(metadata.get("num_references", "0"))
+    if version is None or count is None:
         raise EasyRefError(
-            f"{path} has a damaged header ({json.dumps(dict(metadata))}). Encode it again."
-        ) from None
+            f"{name} has a damaged header ({escaped(json.dumps(dict(metadata)))[:300]}). Encode "
+            "it again."
+        )
     if version > FORMAT_VERSION:
         raise EasyRefError(
-            f"{path} was written by a newer version of EasyRef (format {version}, this one reads "
+            f"{name} was written by a newer version of EasyRef (format {version}, this one reads "
             f"up to {FORMAT_VERSION}). Update EasyRef for ComfyUI."
         )
+    file.check_weights(("cond", "uncond"))
+    _check_size(name, (file.tensors[n].shape for n in ("cond", "uncond")))
     tensors = file.read({"cond": "cond", "uncond": "uncond"})
     try:
         return ReferenceTokens(
-            # Copies: a mapped tensor changes, or crashes, when its file is overwritten.
-            tensors["cond"].to(torch.float32, copy=True),
-            tensors["uncond"].to(torch.float32, copy=True),
+            tensors["cond"].float(),
+            tensors["uncond"].float(),
             metadata.get("adapter", ""),
             metadata.get("adapter_name", ""),
             metadata.get("prompt", ""),
@@ -220,4 +225,18 @@ def load_tokens(path: str | Path) -> ReferenceTokens:
             metadata.get("aggregation", "easyref"),
         )
     except EasyRefError as error:
-        raise EasyRefError(f"{path}: {error}") from error
+        raise EasyRefError(f"{name}: {error}") from error
+
+
+def _check_size(what: str, shapes: Iterable[Sequence[int]]) -> None:
+    size = 4 * sum(math.prod(shape) for shape in shapes)
+    if size > MAX_BYTES:
+        raise EasyRefError(
+            f"{what} would take {size:,} bytes; a file of reference tokens has up to "
+            f"{MAX_BYTES:,}. Encode and save smaller batches."
+        )
+
+
+def _whole(text: str) -> int | None:
+    """The whole number that a text stands for; None if it stands for none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..files import write_atomically
+from ..files import sweep, write_atomically
 from .base import Base
 from .config import Settings
 from .disk import writing
 from .model import Batch
 from .samples import Sample, noise_generator
 from .schedule import loss_weights, spread_timesteps
+
+_CHECKSUM = "checksum"  # in the metadata of cached files
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,49 @@ class TensorCache:
         """What `compute` returns, or has returned before for this key."""
         if self.folder is None:
             return compute()
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import save
 
         # File names need not be Unicode; Python keeps such bytes as surrogates.
         whole_key = f"{self.base} {key}".encode(errors="surrogateescape")
         name = hashlib.sha256(whole_key).hexdigest()
         path = Path(self.folder) / name[:2] / f"{name}.safetensors"
-        if path.is_file():
-            return load_file(path)
+        stored = _read(path)
+        if stored is not None:
+            return stored
         tensors = compute()
         stored = {n: t.contiguous().cpu() for n, t in tensors.items()}
+        content = save(stored, {_CHECKSUM: _checksum(stored)})
         with writing(path):
-            write_atomically(path, lambda partial: save_file(stored, partial))
+            write_atomically(path, lambda file: file.write_bytes(content))
         return tensors
+
+    def sweep(self) -> None:
+        """Remove what killed runs have left half written."""
+        if self.folder is not None and Path(self.folder).is_dir():
+            for folder in Path(self.folder).iterdir():
+                sweep(folder)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor] | None:
+    """Tensors of the cache; None where there are none, or they are damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            # Copies, as the file may be replaced.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            checksum = (file.metadata() or {}).get(_CHECKSUM)
+    except (OSError, SafetensorError):
+        return None
+    return tensors if checksum == _checksum(tensors) else None
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, the newest few kept.
+"""Checkpoints of a run: written whole or not at all, checked when resumed, the newest few kept.
 
 All randomness comes from the seed and a sample's position, so weights, optimiser and step number
 are the whole state. On DeepSpeed and FSDP accelerate writes its own sharded files beside them.
@@ -6,17 +6,18 @@ are the whole state. On DeepSpeed and FSDP accelerate writes its own sharded fil
     checkpoint-STEP/NAME.safetensors        trained weights, by checkpoint name
     checkpoint-STEP/NAME_ema.safetensors    their averages, where there are any
     checkpoint-STEP/optimiser.pt            (scaler.pt in fp16)
-    checkpoint-STEP/state.json              step, processes, how the state is sharded, settings
+    checkpoint-STEP/state.json              step, processes, how the state is sharded, settings,
+                                            and the checksums of all files
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,18 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..errors import EasyRefError
+from ..files import make_folder, sweep, sync, sync_tree
+from ..untrusted import escaped
 from .disk import save_weights, writing
 from .engine import Ema, TrainableModule
-from .processes import WHOLE_STATE, is_sharded, sharding_name
+from .processes import WHOLE_STATE, is_main_process, is_sharded, sharding_name
+from .progress import LOSSES
 from .recipe import differences, parse_settings
+from .restoring import load_weights, restoring
+from .state_file import STATE_FILE, check_files, read_state, write_state
 
-_FOLDER = re.compile(r"^checkpoint-(\d+)$")
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+_UNFINISHED = re.compile(r"\.checkpoint-\d+\.tmp")
 
 
 class OtherSettings(EasyRefError):
@@ -50,10 +57,10 @@ class OtherSettings(EasyRefError):
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every complete checkpoint in a run's folder, oldest first."""
+    """(step, folder) of every checkpoint in a run's folder, oldest first."""
     if not folder.is_dir():
         return []
-    matches = ((_FOLDER.match(path.name), path) for path in folder.iterdir() if path.is_dir())
+    matches = ((_FOLDER.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir())
     return sorted((int(match.group(1)), path) for match, path in matches if match)
 
 
@@ -76,35 +83,56 @@ class Checkpoints:
         name: of the weights' files.
         metadata: of the weights' files.
         fresh_start: how to train on from weights that cannot be resumed, for error messages.
+        anew: how to begin the run anew, for error messages.
     """
 
     folder: Path
     settings: Any
     keep: int
     fresh_start: str
+    anew: str
     free: Sequence[str] = ()
     name: str = "easyref"
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def newest(self, processes: int, force: bool = False) -> tuple[int, Path] | None:
-        """(step, folder) of the checkpoint to resume; None to start from step 0.
+        """(step, folder) of the newest checkpoint that is not damaged; None to start from step 0.
+
+        Damaged ones are named on standard error.
 
         Raises:
             OtherSettings: it was made with other settings or by another number of processes,
                 unless `force`.
-            EasyRefError: it is damaged.
+            EasyRefError: all are damaged, or not of this program.
         """
-        existing = list_checkpoints(self.folder)
-        if not existing:
-            return None
-        step, folder = existing[-1]
-        state = _read_state(folder)
-        try:
-            state["settings"].pop("source", None)  # older checkpoints name their recipe
-            # Settings that did not exist then have today's defaults.
-            saved = parse_settings(type(self.settings), state["settings"])
-        except (KeyError, AttributeError, TypeError, EasyRefError) as error:
-            raise _damaged(folder, error) from None
+        self.check_own()
+        damage = None
+        for step, folder in reversed(list_checkpoints(self.folder)):
+            try:
+                state = read_state(folder)
+                check_files(folder, state)
+                state["settings"].pop("source", None)  # older checkpoints name their recipe
+                # Settings that did not exist then have today's defaults.
+                saved = parse_settings(type(self.settings), state["settings"])
+            except EasyRefError as error:
+                damage = damage or f"{folder} is damaged: {error}"
+                if is_main_process():
+                    print(f"{escaped(str(folder))} is damaged: {error}", file=sys.stderr)
+                continue
+            if damage is not None and is_main_process():
+                print(f"resuming {escaped(str(folder))} instead", file=sys.stderr)
+            self._check_settings(folder, state, saved, processes, force)
+            return step, folder
+        if damage is not None:
+            raise EasyRefError(
+                f"{damage} There is no other checkpoint to resume. Put back a copy of it, or "
+                f"{self.anew}."
+            )
+        return None
+
+    def _check_settings(
+        self, folder: Path, state: Mapping[str, Any], saved: Any, processes: int, force: bool
+    ) -> None:
         named = differences(dataclasses.asdict(saved), dataclasses.asdict(self.settings))
         changed = [difference for difference in named if not self._is_free(difference)]
         before = state.get("processes", processes)
@@ -112,7 +140,20 @@ class Checkpoints:
             changed.append(f"processes: {before} -> {processes}")
         if changed and not force:
             raise OtherSettings(folder, changed)
-        return step, folder
+
+    def check_own(self) -> None:
+        """Check that all folders named like checkpoints are: those of a run are removed in time.
+
+        Raises:
+            EasyRefError: one is something else.
+        """
+        own = (STATE_FILE, "optimiser.pt", f"{self.name}.safetensors")
+        for _, folder in list_checkpoints(self.folder):
+            if not any((folder / name).is_file() for name in own):
+                raise EasyRefError(
+                    f"{escaped(str(folder))} is no checkpoint of this program, as it has neither "
+                    f"{' nor '.join(own)}. Move it away, or choose another folder for the run."
+                )
 
     def _is_free(self, difference: str) -> bool:
         name = difference.partition(":")[0]
@@ -136,7 +177,7 @@ class Checkpoints:
             return
         _, folder = checkpoint
         now = sharding_name(accelerator)
-        before = _read_state(folder).get("strategy")
+        before = read_state(folder).get("strategy")
         if before is None:  # older checkpoints do not name it
             sharded = (folder / "sharded").is_dir()
             same = sharded == is_sharded(accelerator)
@@ -168,7 +209,7 @@ class Checkpoints:
             with writing(final):
                 if accelerator.is_main_process:
                     shutil.rmtree(temporary, ignore_errors=True)
-                    temporary.mkdir(parents=True)
+                    make_folder(temporary)
                 accelerator.wait_for_everyone()
                 whole = gathered_state(accelerator, model)
                 if whole is not None:
@@ -177,8 +218,12 @@ class Checkpoints:
                     self._write(temporary, accelerator, model, optimiser, whole, ema, step)
                 accelerator.wait_for_everyone()
                 if accelerator.is_main_process:
-                    shutil.rmtree(final, ignore_errors=True)
-                    temporary.rename(final)
+                    sync_tree(temporary)
+                    if (self.folder / LOSSES).is_file():  # its lines up to this step
+                        sync(self.folder / LOSSES)
+                    shutil.rmtree(final, ignore_errors=True)  # a damaged one
+                    os.rename(temporary, final)
+                    sync(self.folder)
                     for _, old in list_checkpoints(self.folder)[: -self.keep]:
                         shutil.rmtree(old, ignore_errors=True)
         except EasyRefError:
@@ -206,7 +251,7 @@ class Checkpoints:
             "strategy": sharding_name(accelerator),
             "settings": dataclasses.asdict(self.settings),
         }
-        (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+        write_state(folder, state)
 
     def save_weights(
         self,
@@ -227,11 +272,24 @@ class Checkpoints:
             save_weights(averaged, folder / f"{self.name}_ema.safetensors", self.metadata)
         return path
 
-    def remove(self) -> None:
-        """Remove the checkpoints and the losses of the run before."""
-        for _, checkpoint in list_checkpoints(self.folder):
-            shutil.rmtree(checkpoint)
-        (self.folder / "losses.jsonl").unlink(missing_ok=True)
+    def clear(self, overwrite: bool) -> None:
+        """Remove what a killed run has left half written. For one process, before the first step.
+
+        Args:
+            overwrite: remove the checkpoints and the losses of the run before, too.
+
+        Raises:
+            EasyRefError: they cannot be removed.
+        """
+        with writing(self.folder):
+            sweep(self.folder)
+            for path in self.folder.glob(".checkpoint-*.tmp"):
+                if _UNFINISHED.fullmatch(path.name):
+                    shutil.rmtree(path)
+            if overwrite:
+                for _, checkpoint in list_checkpoints(self.folder):
+                    shutil.rmtree(checkpoint)
+                (self.folder / LOSSES).unlink(missing_ok=True)
 
     def restore(
         self,
@@ -251,13 +309,13 @@ class Checkpoints:
         """
         from safetensors.torch import load_file
 
-        with self._restoring(folder):
+        with restoring(folder, self.fresh_start):
             decays = [group["weight_decay"] for group in optimiser.param_groups]
             own = accelerator.unwrap_model(model)
             if is_sharded(accelerator):
                 accelerator.load_state(str(folder / "sharded"))
             else:
-                _load_weights(own, load_file(folder / f"{self.name}.safetensors"), folder)
+                load_weights(own, load_file(folder / f"{self.name}.safetensors"), folder)
                 path = folder / "optimiser.pt"
                 state = torch.load(path, map_location="cpu", weights_only=True)
                 try:
@@ -276,55 +334,3 @@ class Checkpoints:
             if ema is not None:
                 averages = folder / f"{self.name}_ema.safetensors"
                 ema.load(load_file(averages) if averages.is_file() else own.checkpoint_state())
-
-    @contextmanager
-    def _restoring(self, folder: Path) -> Iterator[None]:
-        """
-        Raises:
-            EasyRefError: in place of whatever damaged files lead to.
-        """
-        try:
-            yield
-        except (EasyRefError, torch.cuda.OutOfMemoryError, KeyboardInterrupt, SystemExit):
-            raise
-        # Truncated files raise anything; shards, what is not an Exception.
-        except BaseException as error:
-            raise EasyRefError(
-                f"{folder} cannot be restored ({_one_line(error)}). It is damaged, or was made "
-                "with other parts, sizes or processes than are trained now. Start it as before, "
-                f"remove it to resume earlier, or {self.fresh_start}."
-            ) from error
-
-
-def _read_state(folder: Path) -> dict[str, Any]:
-    """
-    Raises:
-        EasyRefError: it cannot be read.
-    """
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(folder, error) from None
-    if not isinstance(state, dict):
-        raise _damaged(folder, "state.json holds no section of keys")
-    return state
-
-
-def _damaged(folder: Path, reason: object) -> EasyRefError:
-    return EasyRefError(f"{folder} is damaged ({reason}). Remove it to resume earlier.")
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    if isinstance(error, Exception):
-        return f"{type(error).__name__}: {lines[0]}"
-    return lines[-1]  # errors of shards hold each process's traceback
-
-
-@torch.no_grad()
-def _load_weights(model: TrainableModule, state: Mapping[str, torch.Tensor], folder: Path) -> None:
-    for name, parameter in model.trained_parameters().items():
-        weight = state.get(name)
-        if weight is None or weight.numel() != parameter.numel():
-            raise EasyRefError(f"{folder} does not fit: {name} is missing or of another size.")
-        parameter.copy_(weight.reshape(parameter.shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,19 +15,27 @@ from torch.utils.data import DataLoader
 
 from ..adapter.checkpoint import IMAGE_SIZE
 from ..errors import EasyRefError
-from ..files import check_place
+from ..files import check_place, new_name
 from ..files import writing as writing_to
 from .base import Base, fingerprint, load_base
 from .batches import Batches, TensorCache
 from .checkpoints import Checkpoints, gathered_state
 from .config import Settings
 from .disk import writing
+from .divergence import check_weights, loss_error
 from .engine import Ema, StepOptions, is_finite, run_optimiser
 from .memory import SMALLER, check_fits, estimate_bytes, parameters_by_part
 from .model import TrainedModel, build_model
+from .outputs import check_results, keep_logs
 from .preview import batch_sheet, generate, save_image, validation_groups
-from .processes import allow_open_files, join_processes, shard_counts, world_size
-from .progress import Bar, Losses, start_trackers
+from .processes import (
+    allow_open_files,
+    has_sharded_weights,
+    join_processes,
+    shard_counts,
+    world_size,
+)
+from .progress import LOSSES, Bar, Losses, start_trackers
 from .records import read_records
 from .samples import PositionSampler, SafeSamples, Sample, TrainingSamples, raise_errors
 from .schedule import learning_rate
@@ -48,7 +55,7 @@ class Summary:
 def train(
     settings: Settings,
     *,
-    resume: bool = True,
+    overwrite: bool = False,
     force: bool = False,
     cpu: bool = False,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
@@ -56,22 +63,23 @@ def train(
     """Run one stage to its last step, from its newest checkpoint if there is one.
 
     Args:
-        resume: continue from the checkpoint in output.folder; False removes what is there and
-            starts from step 0.
+        overwrite: start from step 0, and replace what an earlier run has left in output.folder.
         force: resume even if settings differ.
         cpu: do not use a GPU.
         on_step: called after each optimiser step with its number and mean loss.
 
     Raises:
         EasyRefError: anything in the settings, data or checkpoints that cannot be used; a GPU
-            that is too small; a full disk; a loss that is not a number (the batch's records are
-            saved).
+            that is too small; results of another run that would be replaced; a full disk;
+            a loss that is not a number (the batch's records are saved).
     """
     checkpoints = run_checkpoints(settings)
-    checkpoint = checkpoints.newest(world_size(), force) if resume else None
+    checkpoint = None if overwrite else checkpoints.newest(world_size(), force)
+    checkpoints.check_own()
+    check_results(settings, overwrite or checkpoint is not None)
     run = TrainingRun(settings, cpu, checkpoint)
     try:
-        return run.train(on_step)
+        return run.train(on_step, overwrite)
     except torch.cuda.OutOfMemoryError as error:
         raise EasyRefError(
             f"The GPU has not enough memory ({str(error).splitlines()[0]}). {SMALLER}"
@@ -88,7 +96,7 @@ def dry_run(settings: Settings) -> str:
     lines.append(f"memory about {sum(needed.values()) / 1e9:.2f} GB a process: ")
     lines[-1] += ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in needed.items())
     samples = [run.samples[position] for position in range(settings.optimiser.batch_size)]
-    path = Path(settings.output.folder) / "first_batch.png"
+    path = new_name(Path(settings.output.folder) / "first_batch.png")
     with writing_to(path):
         lines.append(f"first batch: {save_image(batch_sheet(samples), path)}")
     return "\n".join(lines)
@@ -105,6 +113,7 @@ def run_checkpoints(settings: Settings) -> Checkpoints:
         settings.output.keep,
         "to train on from it, name its easyref.safetensors as model.adapter, and another "
         "output.folder",
+        "begin anew with --overwrite",
         free,
         metadata={IMAGE_SIZE: str(settings.data.image_size)},
     )
@@ -128,7 +137,9 @@ class TrainingRun:
         self.checkpoints = run_checkpoints(settings)
         self._checkpoint = checkpoint
         output, data, optimiser = settings.output, settings.data, settings.optimiser
-        check_place(Path(output.folder) / "losses.jsonl")
+        check_place(Path(output.folder) / LOSSES)
+        if data.cache is not None:
+            check_place(Path(data.cache) / "new")
         self.samples = TrainingSamples(read_records(data.files, data.root), data, settings.seed)
         _ = self.samples[0]  # fails here, before models are loaded, if nothing can be read
         self.validation = []
@@ -159,7 +170,7 @@ class TrainingRun:
         largest, shards = self.samples.most_references, shard_counts(self.accelerator)
         return estimate_bytes(self.model, self.base, self.settings, largest, shards)
 
-    def train(self, on_step: Callable[[int, float], None]) -> Summary:
+    def train(self, on_step: Callable[[int, float], None], overwrite: bool = False) -> Summary:
         """See `train`."""
         settings, accelerator, checkpoint = self.settings, self.accelerator, self._checkpoint
         check_fits(self.estimate(), accelerator.device)
@@ -180,11 +191,13 @@ class TrainingRun:
             self.model.to(accelerator.device)
             ema = Ema(self.model)
         model, optimiser = accelerator.prepare(self.model, optimiser)
-        if checkpoint is None:
-            if accelerator.is_main_process:
-                self.checkpoints.remove()
-            accelerator.wait_for_everyone()
-        else:
+        if accelerator.is_main_process:
+            self.checkpoints.clear(overwrite)
+            self.batches.cache.sweep()
+            if checkpoint is None and not overwrite:
+                keep_logs(Path(settings.output.folder))
+        accelerator.wait_for_everyone()
+        if checkpoint is not None:
             self.checkpoints.restore(accelerator, model, optimiser, ema, checkpoint[1])
         start_trackers(accelerator, settings)
         self._optimise(model, optimiser, ema, checkpoint[0] if checkpoint else 0, on_step)
@@ -208,14 +221,16 @@ class TrainingRun:
         batches = iter(self._loader(first))
         bar = Bar(settings, accelerator, first)
         folder = Path(settings.output.folder)
-        losses = Losses(folder) if accelerator.is_main_process else None
+        whole = None if has_sharded_weights(accelerator) else self.model
+        losses = Losses(folder, first) if accelerator.is_main_process else None
 
         def loss(step: int) -> torch.Tensor:
             samples = raise_errors(next(batches))
             self._report_skipped(samples)
             value = self._loss(model, samples)
             if not is_finite(accelerator, value):
-                raise self._nan_error(samples, step)
+                file = f"nan_step{step}_process{accelerator.process_index}.json"
+                raise loss_error(whole, samples, step, step == first + 1, folder / file)
             return value
 
         def after_step(step: int, local_loss: torch.Tensor) -> None:
@@ -244,6 +259,8 @@ class TrainingRun:
         if step % output.log_every == 0 or last:
             self.accelerator.log({"loss": loss, "skipped": len(self.summary.skipped)}, step=step)
         if step % output.save_every == 0 or last:
+            if not has_sharded_weights(self.accelerator):
+                check_weights(self.model, step)
             self.checkpoints.save(self.accelerator, model, optimiser, ema, step)
         validate = step % output.validate_every == 0 or last
         if self.validation and validate and self.accelerator.is_main_process:
@@ -280,19 +297,6 @@ class TrainingRun:
             with self.accelerator.no_sync(model) if wait else nullcontext():
                 total = total + model(self.batches.make(group)).sum()
         return total / len(samples)
-
-    def _nan_error(self, samples: Sequence[Sample], step: int) -> EasyRefError:
-        """Writes the batch's records into a file, which the error names."""
-        process = self.accelerator.process_index
-        path = Path(self.settings.output.folder) / f"nan_step{step}_process{process}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        batch = [{"record": s.record, "position": s.position, "text": s.text} for s in samples]
-        path.write_text(json.dumps(batch, indent=2), encoding="utf-8")
-        return EasyRefError(
-            f"The loss of step {step} is not a number. The batch's records are in {path}. Look "
-            "at them, lower optimiser.learning_rate or set max_grad_norm, and resume from the "
-            "last checkpoint."
-        )
 
     def _report_skipped(self, samples: Sequence[Sample]) -> None:
         for name, reason in (s for sample in samples for s in sample.skipped):

@@ -1,7 +1,7 @@
 """The trained module: encoder and adapter around a frozen UNet.
 
-Source: official training code. Parameters keep the official checkpoint's names
-(`unet.<layer>.processor...`, `mllm_final_layer...`), so freezing and saving go by name.
+Source: official training code. `checkpoint_name` gives parameters the official checkpoint's names
+(`unet.<layer>.processor...`, `mllm_final_layer...`), by which they are frozen and saved.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..pictures.preprocessing import Patches
 from ..qwen2vl.directory import MllmDirectory, open_directory
 from ..qwen2vl.prompt import PromptTokenizer
 from ..sdxl_diffusers.adapter import attach_adapter, new_adapter
+from ..sdxl_diffusers.unet_layers import official_name
 from .config import ModelSettings
 from .engine import TrainableModule
 from .processes import FSDP_LAYERS
@@ -124,7 +125,7 @@ class TrainedModel(TrainableModule):
 
     def checkpoint_name(self, name: str) -> str:
         """A parameter's name in the official checkpoint."""
-        return name.removeprefix("encoder.")
+        return official_name(name.removeprefix("encoder."))
 
     def checkpoint_state(
         self,

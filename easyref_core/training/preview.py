@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ..errors import EasyRefError
+from ..files import write_atomically
 from ..pictures.preprocessing import FRAMES, MERGE, PATCH, Patches, black_picture, preprocess
 from .augment import face_crop
 from .base import Base
@@ -145,6 +146,5 @@ def generate(
 
 def save_image(image: Image.Image, path: Path) -> Path:
     """Write a PNG, and its folder; returns the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    write_atomically(path, lambda file: image.save(file, "PNG"))
     return path

@@ -36,6 +36,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_main_process() -> bool:
+    """Whether this process is the first; also before they have joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether no process holds the whole state, so that accelerate must gather it."""
     return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from ..files import write_atomically
 from ..files import writing as writing_to
+from ..untrusted import open_regular
 from .config import Settings
 from .disk import writing
 
-_TAIL = 4096  # bytes, more than a line of losses has
+LOSSES = "losses.jsonl"
 
 
 class Bar:
@@ -46,25 +48,24 @@ class Bar:
 
 
 class Losses:
-    """`losses.jsonl`: one line per step; after resuming, a step's last line counts."""
+    """`losses.jsonl`: one line a step, in order.
 
-    def __init__(self, folder: Path) -> None:
-        """Remove a line that a killed run left half written; the next would be appended to it.
+    Args:
+        first: step that the run continues from. Later steps, which are taken again, lose their
+            lines, and so does what a killed run or a power cut has left half written.
 
-        Raises:
-            EasyRefError: the file cannot be written.
-        """
-        self._path = folder / "losses.jsonl"
+    Raises:
+        EasyRefError: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self._path = folder / LOSSES
         with writing(self._path):
             folder.mkdir(parents=True, exist_ok=True)
             self._path.touch()
-        with writing(self._path), self._path.open("r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            start = file.seek(max(0, end - _TAIL))
-            tail = file.read(end - start)
-            whole = tail.rfind(b"\n") + 1
-            if whole < len(tail):
-                file.truncate(start + whole)
+            kept = list(_lines_up_to(self._path, first))
+            if sum(map(len, kept)) != self._path.stat().st_size:
+                write_atomically(self._path, lambda file: file.write_bytes(b"".join(kept)))
 
     def write(self, step: int, loss: float) -> None:
         """
@@ -73,6 +74,21 @@ class Losses:
         """
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+
+
+def _lines_up_to(path: Path, last: int) -> Iterator[bytes]:
+    """Whole lines of ever later steps."""
+    before = 0
+    with open_regular(path) as file:
+        for line in file:
+            try:
+                step = json.loads(line)["step"]
+                later = before < step <= last and line.endswith(b"\n")
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+            if later:
+                before = step
+                yield line
 
 
 def start_trackers(accelerator: Accelerator, settings: Settings) -> None:

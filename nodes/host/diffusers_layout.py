@@ -5,7 +5,6 @@ Nothing here imports ComfyUI; the names and fixed values are those of its classe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 
 from ...easyref_core.demo_set import read_stored_weights
 from ...easyref_core.errors import EasyRefError
+from ...easyref_core.untrusted import escaped, is_regular, kind_of, read_json
 
 DIFFUSERS_FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -158,10 +158,13 @@ def read_config(directory: Path) -> dict[str, Any]:
         EasyRefError: It is missing or not JSON.
     """
     path = Path(directory) / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EasyRefError(f"Cannot read {path}: {error}") from error
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise EasyRefError(
+            f"{escaped(str(path))} holds {kind_of(config)} instead of a model's configuration. Get "
+            "it again."
+        )
+    return config
 
 
 def read_weights(directory: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -172,7 +175,7 @@ def read_weights(directory: Path, names: Sequence[str]) -> dict[str, torch.Tenso
     """
     for name in names:
         path = Path(directory) / name
-        if path.is_file():
+        if is_regular(path):
             return read_stored_weights(path)
     raise EasyRefError(f"No weights in {directory}: expected a file named {names[0]}.")
 

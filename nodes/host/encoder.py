@@ -27,7 +27,7 @@ from ...easyref_core.tokens.reference_tokens import ReferenceTokens
 from .attention import MllmOperations, mllm_is_fused
 from .folders import bundled_tokenizer
 from .out_of_memory import lack_of_memory
-from .patcher import loads_dynamically, new_patcher
+from .patcher import is_dynamic, loads_dynamically, new_patcher
 from .weight_files import HostWeightFile
 
 Result = TypeVar("Result")
@@ -151,6 +151,8 @@ class HostedEncoder:
         """The encoder, on its device, with memory to encode this group."""
         if self._patcher is None:
             self._patcher = load_encoder(plan.encoder, self._precision)
+        elif is_dynamic(self._patcher):  # its weights are still in their files
+            plan.encoder.check_unchanged()
         encoder: EasyRefEncoder = self._patcher.model
         needed = _working_bytes(encoder, plan, self._patcher.load_device)
         mm.load_models_gpu([self._patcher], memory_required=needed)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 
 from ...easyref_core.errors import EasyRefError
+from ...easyref_core.qwen2vl.config_file import is_qwen2_vl
+from ...easyref_core.untrusted import escaped, shown
+from .listing import Choices, Names, files_in, folders_in
 
 ADAPTERS = "easyref"
 TOKENS = "easyref_tokens"
@@ -21,6 +23,7 @@ _ADAPTER_FILES = {".safetensors", ".sft", ".pt", ".pth", ".bin"}
 _TOKEN_FILES = {".safetensors"}
 _OUTPUT_MARK = " [output]"
 _MLLM_DEPTH = 3
+_LONGEST = 255  # of a file name in messages
 
 
 def register_folders() -> None:
@@ -36,37 +39,30 @@ def register_folders() -> None:
         os.makedirs(os.path.join(folder_paths.models_dir, ADAPTERS), exist_ok=True)
 
 
-def adapter_names() -> list[str]:
-    return folder_paths.get_filename_list(ADAPTERS)
+def adapter_names() -> Names:
+    return _adapters().names()
 
 
-def adapter_path(name: str) -> Path:
+def adapter_path(name: Any) -> Path:
     """Full path of an adapter chosen in the graph.
 
     Raises:
         EasyRefError: it is not in any of the folders searched (which are named).
     """
-    path = folder_paths.get_full_path(ADAPTERS, name) if name in adapter_names() else None
+    path = _adapters().find(name)
     if path is None:
         raise EasyRefError(
-            f"There is no adapter {name!r} in {_searched(ADAPTERS)}. Put EasyRef's "
+            f"There is no adapter {shown(name, _LONGEST)} in {_searched(ADAPTERS)}. Put EasyRef's "
             "model.safetensors there (any file name will do) and refresh the page."
         )
-    return Path(path)
+    return path
 
 
-def mllm_directories() -> dict[str, Path]:
-    """Name in the graph -> directory, of all Qwen2-VL directories under models/LLM."""
-    directories: dict[str, Path] = {}
-    for base in folder_paths.get_folder_paths(MLLMS):
-        for directory in _walk(Path(base), _MLLM_DEPTH):
-            name = directory.relative_to(base).as_posix()
-            if name not in directories and _is_qwen2_vl(directory / "config.json"):
-                directories[name] = directory
-    return dict(sorted(directories.items()))
+def mllm_names() -> Names:
+    return Names([FROM_ADAPTER, *_mllms().names()])
 
 
-def mllm_path(name: str) -> Path | None:
+def mllm_path(name: Any) -> Path | None:
     """Directory of an MLLM chosen in the graph; None for the adapter's own.
 
     Raises:
@@ -74,39 +70,35 @@ def mllm_path(name: str) -> Path | None:
     """
     if name == FROM_ADAPTER:
         return None
-    directories = mllm_directories()
-    if name not in directories:
+    directories = _mllms()
+    directory = directories.find(name)
+    if directory is None:
         raise EasyRefError(
-            f"There is no Qwen2-VL directory {name!r} in {_searched(MLLMS)} (found: "
-            f"{', '.join(directories) or 'none'}). Put the Qwen2-VL-2B-Instruct folder there, "
-            "with its config.json, and refresh the page."
+            f"There is no Qwen2-VL directory {shown(name, _LONGEST)} in {_searched(MLLMS)} (found: "
+            f"{directories}). Put the Qwen2-VL-2B-Instruct folder there, with its config.json, and "
+            "refresh the page."
         )
-    return directories[name]
+    return directory
 
 
-def token_names() -> list[str]:
+def token_names() -> Names:
     """Token files in models/easyref_tokens, then those in ComfyUI's output folder."""
-    saved = _output_tokens()
-    outputs = [p.relative_to(saved).as_posix() for p in _token_files(saved)]
-    return folder_paths.get_filename_list(TOKENS) + [n + _OUTPUT_MARK for n in sorted(outputs)]
+    return Names([*_tokens().names(), *_saved_tokens().names()])
 
 
-def tokens_path(name: str) -> Path:
+def tokens_path(name: Any) -> Path:
     """Full path of a token file chosen in the graph.
 
     Raises:
         EasyRefError: it is not one of `token_names()`.
     """
-    if name in token_names():
-        if name.endswith(_OUTPUT_MARK):
-            return _output_tokens() / name.removesuffix(_OUTPUT_MARK)
-        path = folder_paths.get_full_path(TOKENS, name)
-        if path is not None:
-            return Path(path)
-    raise EasyRefError(
-        f"There are no saved tokens {name!r} in {_searched(TOKENS)} or {_output_tokens()}. Save "
-        "some with EasyRef Save Tokens and refresh the page."
-    )
+    path = _tokens().find(name) or _saved_tokens().find(name)
+    if path is None:
+        raise EasyRefError(
+            f"There are no saved tokens {shown(name, _LONGEST)} in {_searched(TOKENS)} or "
+            f"{_output_tokens()}. Save some with EasyRef Save Tokens and refresh the page."
+        )
+    return path
 
 
 def new_tokens_path(filename_prefix: str, to_output: bool) -> tuple[Path, str]:
@@ -134,18 +126,23 @@ def new_tokens_path(filename_prefix: str, to_output: bool) -> tuple[Path, str]:
     return Path(folder) / f"{name}_{counter:05}_.safetensors", subfolder
 
 
-def file_stamps(path: Path | None) -> list[tuple[str, int, int]]:
-    """(name, bytes, time of change) of a file, or of all files of a folder.
+def file_stamps(path: Path | None) -> list[tuple[str, int, int, int, int]]:
+    """(name, bytes, time of change, inode, time of the inode's change) of a file, or of all files
+    of a folder.
 
     A file without them, such as a broken link, is left out; reading it gives the error.
     """
     if path is None:
         return []
+    files = [path]
+    with contextlib.suppress(OSError):
+        files = sorted(path.iterdir()) if path.is_dir() else files
     stamps = []
-    for file in sorted(path.iterdir()) if path.is_dir() else (path,):
+    for file in files:
         with contextlib.suppress(OSError):
             stat = file.stat()
-            stamps.append((file.name, stat.st_size, stat.st_mtime_ns))
+            times = (stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns)
+            stamps.append((file.name, stat.st_size, *times))
     return stamps
 
 
@@ -172,30 +169,28 @@ def _output_tokens() -> Path:
 
 
 def _searched(kind: str) -> str:
-    return ", ".join(folder_paths.get_folder_paths(kind))
+    return escaped(", ".join(folder_paths.get_folder_paths(kind)))
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    """Folders up to `depth` levels below `folder`; links are followed."""
-    try:
-        children = [c for c in sorted(folder.iterdir()) if c.is_dir() and c.name[0] != "."]
-    except OSError:  # missing or unreadable; the nodes must load all the same
-        return
-    for child in children:
-        yield child
-        if depth > 1:
-            yield from _walk(child, depth - 1)
+def _adapters() -> Choices[Path]:
+    return files_in(folder_paths.get_folder_paths(ADAPTERS), _ADAPTER_FILES)
 
 
-def _token_files(folder: Path) -> Iterator[Path]:
-    """Token files at any depth below `folder`; what cannot be read is skipped."""
-    for base, _, names in os.walk(folder):
-        files = (Path(base, name) for name in names)
-        yield from (f for f in files if f.suffix in _TOKEN_FILES and os.path.isfile(f))
+def _mllms() -> Choices[Path]:
+    """Qwen2-VL directories at most three levels below models/LLM, as deep as the hub's cache."""
+    found: Choices[Path] = Choices()
+    for base in folder_paths.get_folder_paths(MLLMS):
+        for name, directory in folders_in(base, _MLLM_DEPTH):
+            if name not in found and is_qwen2_vl(directory):
+                found[name] = directory
+    return found
 
 
-def _is_qwen2_vl(config: Path) -> bool:
-    try:
-        return json.loads(config.read_text(encoding="utf-8")).get("model_type") == "qwen2_vl"
-    except (OSError, ValueError, AttributeError):
-        return False
+def _tokens() -> Choices[Path]:
+    return files_in(folder_paths.get_folder_paths(TOKENS), _TOKEN_FILES)
+
+
+def _saved_tokens() -> Choices[Path]:
+    """Those in the output folder, under names that say so."""
+    saved = files_in([_output_tokens()], _TOKEN_FILES)
+    return Choices({name + _OUTPUT_MARK: path for name, path in saved.items()})

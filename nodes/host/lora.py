@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
+import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
 from ...easyref_core.adapter.key_values import lora_weights
 from ...easyref_core.errors import EasyRefError
+from ...easyref_core.untrusted import escaped
 
 _ATTACHMENT = "easyref_lora"
 
@@ -87,10 +90,29 @@ class AdapterLora:
         missing = [name for name in wanted if name not in names]
         if missing:
             raise EasyRefError(
-                f"{checkpoint.name} has a LoRA for {len(wanted)} projections, of which the model "
-                f"lacks {len(missing)}, first {missing[0]}. Connect an SDXL base model."
+                f"{escaped(checkpoint.name)} has a LoRA for {len(wanted)} projections, of which "
+                f"the model lacks {len(missing)}, first {escaped(missing[0])}. Connect an SDXL "
+                "base model."
             )
+        self._check_shapes(model, names)
         return {name: names[name] for name in wanted}
+
+    def _check_shapes(self, model: ModelPatcher, names: Mapping[str, Any]) -> None:
+        """Raise EasyRefError where up @ down has not the shape of the model's weight."""
+        shapes = {n: info.shape for n, info in self._checkpoint.file.tensors.items()}
+        for layer, parts in self._checkpoint.lora.items():
+            for part, halves in parts.items():
+                key = names[f"unet.{layer}.processor.{part}"]
+                linear = comfy.utils.get_attr(model.model, key.removesuffix(".weight"))
+                # Of the layer, as a quantised weight may have another shape.
+                wanted = (linear.out_features, linear.in_features)
+                found = (shapes[halves["up"]][0], shapes[halves["down"]][1])
+                if found != wanted:
+                    raise EasyRefError(
+                        f"The LoRA of {escaped(self._checkpoint.name)} adds {list(found)} to "
+                        f"{part} of {escaped(layer)}, which is {list(wanted)} in the model. "
+                        "Connect an SDXL base model, or get the adapter again."
+                    )
 
 
 @dataclass(frozen=True, eq=False)

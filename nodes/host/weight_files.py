@@ -15,11 +15,11 @@ _SUFFIXES = (".safetensors", ".sft")  # by which ComfyUI recognises the format
 
 
 class HostWeightFile(WeightFile):
-    """A weight file that follows ComfyUI's command line options.
+    """A weight file of a model that ComfyUI may load dynamically.
 
-    With dynamic loading, ComfyUI's own reader leaves weights in their file until a layer uses
-    them, then moves them directly to the GPU. With `--disable-mmap` weights are copied out of the
-    mapping.
+    Its own reader then leaves weights in their file until a layer uses them, and moves them
+    directly to the GPU; whoever uses them checks before that the file is unchanged. All other
+    weights are copied into memory.
     """
 
     @classmethod
@@ -28,11 +28,11 @@ class HostWeightFile(WeightFile):
         return cls(**{field.name: getattr(file, field.name) for field in fields(file)})
 
     @contextmanager
-    def open(self) -> Iterator[GetTensor]:
-        """See `WeightFile.open`."""
+    def _stored(self) -> Iterator[GetTensor]:
         if loads_dynamically() and self.is_safetensors and self.path.suffix.lower() in _SUFFIXES:
             self.check_unchanged()
-            yield comfy.utils.load_torch_file(str(self.path)).__getitem__
-            return
-        with super().open() as get:
-            yield (lambda name: get(name).clone()) if comfy.utils.DISABLE_MMAP else get
+            tensors = comfy.utils.load_torch_file(str(self.path))
+            yield lambda name, rows=None: tensors[name][:rows] if rows else tensors[name]
+        else:
+            with super()._stored() as get:
+                yield get

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ...easyref_core.errors import EasyRefError
-from ...easyref_core.pictures.masks import mask_batch
+from ...easyref_core.pictures.tensors import mask_batch
 from .batch_rows import BatchSlice, LayerGrid
 from .weights import PositionWeights, Weight
 

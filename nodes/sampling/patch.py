@@ -69,15 +69,16 @@ class ReferencePatch:
             EasyRefError: tokens of an adapter that no Apply node of the model has, layer weights
                 for layers that the model lacks, or nothing to apply at all.
         """
-        adapters = {patch.checkpoint.identity: patch.checkpoint.name for patch in patches}
+        adapters = {patch.checkpoint.identity: patch.checkpoint for patch in patches}
         for effect in carried:
-            if effect.tokens.adapter not in adapters:
+            if not any(found.made(effect.tokens.adapter) for found in adapters.values()):
+                names = ", ".join(found.name for found in adapters.values())
                 raise EasyRefError(
                     f"A conditioning carries reference tokens made by {describe(effect.tokens)}, "
-                    f"but the model went through EasyRef Apply with {', '.join(adapters.values())} "
+                    f"but the model went through EasyRef Apply with {names} "
                     "only. Add an EasyRef Apply with that adapter, or encode the references again."
                 )
-        own = [e for e in carried if e.tokens.adapter == self.checkpoint.identity]
+        own = [e for e in carried if self.checkpoint.made(e.tokens.adapter)]
         groups = {group_of(block) for block in self.blocks.values()}
         for effect in own:
             check_tokens(self.checkpoint, effect.tokens)
@@ -171,9 +172,7 @@ class ReferencePatch:
 
         def assign(rows: CondRows) -> Assignment:
             for given in rows.tokens:
-                if given.adapter == self.checkpoint.identity and (
-                    needs_fallback or not given.fallback
-                ):
+                if self.checkpoint.made(given.adapter) and (needs_fallback or not given.fallback):
                     effect = within_node(given.effect)
                     acts = serves and not effect.is_noop
                     return (effect, given.unconditional) if acts else None

@@ -18,6 +18,11 @@ def golden(name: str) -> torch.Tensor:
     return goldens.expected()[f"unet.{name}"]
 
 
+def modules(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, type]]:
+    """All parts by name, and what they are: to compare a model with itself later."""
+    return {name: (module, type(module)) for name, module in model.named_modules()}
+
+
 @torch.no_grad()
 def predict(
     unet: UNet2DConditionModel,

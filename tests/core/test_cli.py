@@ -43,7 +43,8 @@ def test_encode_writes_the_golden_tokens(
     assert goldens.difference(found.cond, wanted[f"full.{case}.tokens"]) <= 1e-4
     assert goldens.difference(found.uncond, wanted["full.uncond_black.tokens"]) <= 1e-4
     assert (found.prompt, found.num_references) == (prompt, count)
-    assert (found.adapter, found.adapter_name) == (checkpoint.identity, checkpoint.name)
+    assert (found.adapter[:16], found.adapter_name) == (checkpoint.identity, checkpoint.name)
+    assert checkpoint.made(found.adapter)
     printed = capsys.readouterr()
     assert printed.out == f"{out}\n"
     total = count + 1 + 2 * 4
@@ -84,7 +85,7 @@ def long_picture(folder: Path) -> str:
         ({"adapter": "nothing.safetensors"}, "no weight file nothing.safetensors"),
         ({"adapter": REFS[0]}, "neither a safetensors nor a PyTorch file"),
         ({"mllm": "nowhere"}, "no MLLM directory nowhere"),
-        ({"mllm": str(goldens.UNET)}, "describes a model of type None"),
+        ({"mllm": str(goldens.UNET)}, "describes a model of type nothing"),
         ({"image_size": "20"}, "image_size is 20"),
         ({"aggregation": "sum"}, "no aggregation 'sum'"),
         ({"insert_before": "9"}, "last 9 layers"),

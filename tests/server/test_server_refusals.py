@@ -32,7 +32,9 @@ def test_an_mllm_that_is_not_in_the_folders_is_refused_before_the_run(server: Co
     (adapters / "any.safetensors").touch()
     graph = load_workflow("easyref_save_tokens")
     graph = set_inputs(graph, "EasyRefLoader", adapter="any.safetensors", mllm="../LLM")
-    assert "There is no Qwen2-VL directory '../LLM' in" in refusal(server, graph)
+    message = refusal(server, graph)
+    assert "mllm: '../LLM' not in ['from adapter'" in message
+    assert message.count("'../LLM'") == 1
 
 
 @pytest.mark.parametrize("name", ["absent.safetensors", "../tokens.safetensors [output]"])

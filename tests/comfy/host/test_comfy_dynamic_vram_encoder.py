@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -141,6 +142,42 @@ def test_the_encoder_can_be_built_again_as_a_plain_model(
     copy = patcher.deepclone_multigpu()
     assert copy.is_dynamic()
     assert copy.model is not patcher.model
+
+
+def test_weights_that_are_still_in_their_file_are_not_read_after_it_changed(
+    pack: Pack, gpu: Gpu, encode: Callable[..., Any]
+) -> None:
+    tensors = {n: t.half() for n, t in adapter_tensors().items()}
+    name = put_adapter(pack, "changes_for_gpu.safetensors", tensors)
+    easyref = pack.run("EasyRefLoader", name, GOLDEN_MLLM, "bf16")
+    encode(easyref)
+    path = easyref.checkpoint.path
+    old = path.stat()
+    put_adapter(pack, name, {n: t * 2 for n, t in tensors.items()})
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    with pytest.raises(ValueError, match="has changed since it was loaded"):
+        encode(easyref, prompt="something else")
+    encode(pack.run("EasyRefLoader", name, GOLDEN_MLLM, "bf16"), prompt="something else")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_scaled_weights_are_multiplied_out_before_they_are_moved(
+    pack: Pack, gpu: Gpu, encode: Callable[..., Any], precision: str
+) -> None:
+    tensors = {n: t.half() for n, t in adapter_tensors().items()}
+    name = "multimodal_llm.model.layers.0.mlp.up_proj.weight"
+    scale = torch.tensor(0.25)
+    tensors[name] = (tensors[name].float() / scale).to(torch.float8_e4m3fn)
+    tensors[name.replace("weight", "scale_weight")] = scale
+    file = put_adapter(pack, f"scaled_{precision}.safetensors", tensors)
+    easyref = pack.run("EasyRefLoader", file, GOLDEN_MLLM, precision)
+    encode(easyref)
+    found = easyref.encoder.patcher.model.multimodal_llm.model.layers[0].mlp.up_proj.weight
+    wanted = tensors[name].float() * scale
+    if precision == "bf16":
+        wanted = wanted.bfloat16()
+    assert found.dtype == wanted.dtype
+    assert torch.equal(found.cpu(), wanted)
 
 
 def test_without_any_memory_weights_are_moved_for_each_use(

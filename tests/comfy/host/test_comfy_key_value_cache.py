@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -62,7 +63,7 @@ def limited(pack: Pack, store_module: ModuleType, fresh_easyref: Any) -> Callabl
         tokens = random_tokens(pack, fresh_easyref, seed=0)
         each = store_module.KeyValueStore(checkpoint).get(tokens, CPU, torch.float32).nbytes
         store = store_module.KeyValueStore(checkpoint, int(sets * each))
-        return SimpleNamespace(checkpoint=checkpoint, lora=fresh_easyref.lora, key_values=store)
+        return replace(fresh_easyref, key_values=store)
 
     return of
 

@@ -226,6 +226,22 @@ def test_a_lora_is_read_once_for_all_models_of_one_kind(
     assert len(reads) == 1
 
 
+@pytest.mark.parametrize(("half", "dim"), [("up", 0), ("down", 1)])
+def test_a_lora_of_a_wrong_shape_is_refused_before_the_model_changes(
+    pack: Pack, unet: Any, tokens: Any, half: str, dim: int
+) -> None:
+    tensors = adapter_tensors()
+    name = next(n for n in tensors if n.endswith(f"to_k_lora.{half}.weight"))
+    tensors[name] = torch.cat((tensors[name], tensors[name]), dim)
+    file = put_adapter(pack, f"wrong_{half}.safetensors", tensors)
+    easyref = pack.run("EasyRefLoader", file, GOLDEN_MLLM, "auto")
+    before, patches = unet.patches_uuid, dict(unet.patches)
+    layer = name.removeprefix("unet.").partition(".processor")[0]
+    with pytest.raises(ValueError, match=f"to_k of {layer}"):
+        apply(pack, unet, easyref, tokens)
+    assert (unet.patches_uuid, unet.patches) == (before, patches)
+
+
 def test_nodes_that_leave_the_weights_alone_do_not_merge_it_again(
     pack: Pack, unet: Any, easyref: Any, tokens: Any, merges: Merges
 ) -> None:

@@ -6,26 +6,81 @@ import asyncio
 import copy
 import os
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from comfyhost import ADAPTER_ONLY, GOLDEN, GOLDEN_MLLM, Pack, Prompt, put_adapter
 from goldens import adapter_tensors
 
+Refusals = list[tuple[str, str]]
 
-def test_a_missing_adapter_names_the_folders_searched(pack: Pack) -> None:
-    node = pack.nodes["EasyRefLoader"]
-    assert node.validate_inputs(adapter=GOLDEN, mllm=GOLDEN_MLLM) is True
-    assert node.validate_inputs(adapter=ADAPTER_ONLY, mllm="from adapter") is True
-    said = node.validate_inputs(adapter="gone.safetensors", mllm=GOLDEN_MLLM)
+
+@pytest.fixture
+def refusals(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Refusals]:
+    """(blamed input, what is said) by ComfyUI's own checks of a node before the run."""
+    import execution
+
+    import nodes
+
+    def check(given: dict[str, Any], kind: str = "EasyRefLoader") -> Refusals:
+        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, kind, pack.nodes[kind])
+        if kind == "EasyRefLoader":
+            given = {"mllm": GOLDEN_MLLM, "precision": "auto"} | given
+        graph = {"node": {"class_type": kind, "inputs": given}}
+        valid, errors, _ = asyncio.run(execution.validate_inputs("run", graph, "node", {}))
+        assert valid is not bool(errors)
+        return [(error["extra_info"]["input_name"], error["details"]) for error in errors]
+
+    return check
+
+
+def test_a_missing_adapter_names_the_folders_searched(
+    pack: Pack, refusals: Callable[..., Refusals]
+) -> None:
+    assert not refusals({"adapter": GOLDEN})
+    assert not refusals({"adapter": ADAPTER_ONLY, "mllm": "from adapter"})
+    ((blamed, said),) = refusals({"adapter": "gone.safetensors"})
+    assert blamed == "adapter"
     assert "'gone.safetensors'" in said
     assert str(pack.base / "models" / "easyref") in said
 
 
-def test_a_missing_mllm_names_the_folders_searched_and_those_present(pack: Pack) -> None:
-    said = pack.nodes["EasyRefLoader"].validate_inputs(adapter=GOLDEN, mllm="gone")
-    for part in ("'gone'", str(pack.base / "models" / "LLM"), GOLDEN_MLLM):
+def test_a_missing_mllm_is_refused_once_and_by_a_link_names_the_folders_searched(
+    pack: Pack, refusals: Callable[..., Refusals]
+) -> None:
+    ((blamed, said),) = refusals({"adapter": GOLDEN, "mllm": "gone"})
+    assert blamed == "mllm"
+    for part in ("'gone'", GOLDEN_MLLM):
         assert part in said
+    with pack.refused("'gone'", pack.base / "models" / "LLM", GOLDEN_MLLM):
+        pack.run("EasyRefLoader", GOLDEN, "gone", "auto")
+
+
+def test_names_saved_on_windows_are_found(
+    pack: Pack, saved: str, refusals: Callable[..., Refusals]
+) -> None:
+    adapters, mllms = pack.base / "models" / "easyref", pack.base / "models" / "LLM"
+    shutil.copytree(mllms / GOLDEN_MLLM, mllms / "from" / "elsewhere")
+    (adapters / "sub").mkdir()
+    shutil.copy(adapters / ADAPTER_ONLY, adapters / "sub" / "file.safetensors")
+    tokens = pack.base / "output" / "easyref_tokens"
+    (tokens / "sub").mkdir()
+    shutil.copy(tokens / saved.removesuffix(" [output]"), tokens / "sub" / "x.safetensors")
+    given = {"adapter": "sub\\file.safetensors", "mllm": "from\\elsewhere"}
+    assert not refusals(dict(given))
+    found = pack.run("EasyRefLoader", **given, precision="auto")
+    assert found.checkpoint.path == adapters / "sub" / "file.safetensors"
+    file = "sub\\x.safetensors [output]"
+    assert not refusals({"file": file}, "EasyRefLoadTokens")
+    assert pack.run("EasyRefLoadTokens", file).num_tokens
+
+
+def test_a_real_backslash_in_a_name_is_no_separator(pack: Pack) -> None:
+    if os.sep == "\\":
+        pytest.skip("Windows has no such names")
+    name = put_adapter(pack, "a\\b.safetensors", adapter_tensors())
+    assert pack.run("EasyRefLoader", name, GOLDEN_MLLM, "auto").checkpoint.name == name
 
 
 @pytest.mark.parametrize(
@@ -38,12 +93,14 @@ def test_a_missing_mllm_names_the_folders_searched_and_those_present(pack: Pack)
         "",
     ],
 )
-def test_an_adapter_outside_the_lists_is_refused(pack: Pack, adapter: str) -> None:
-    said = pack.nodes["EasyRefLoader"].validate_inputs(adapter=adapter, mllm=GOLDEN_MLLM)
-    assert repr(adapter) in said
+def test_an_adapter_outside_the_lists_is_refused(
+    pack: Pack, refusals: Callable[..., Refusals], adapter: str
+) -> None:
+    ((blamed, said),) = refusals({"adapter": adapter})
+    assert (blamed, repr(adapter) in said) == ("adapter", True)
     for mllm in ("../LLM/golden", "", "/"):
-        said = pack.nodes["EasyRefLoader"].validate_inputs(adapter=GOLDEN, mllm=mllm)
-        assert repr(mllm) in said
+        ((blamed, said),) = refusals({"adapter": GOLDEN, "mllm": mllm})
+        assert (blamed, repr(mllm) in said) == ("mllm", True)
 
 
 def test_the_lists_show_the_folders_contents(pack: Pack) -> None:
@@ -127,23 +184,6 @@ def test_linked_inputs_are_neither_refused_nor_always_new(
 
     assert isinstance(fingerprint(), list)  # a number that is none where the node failed
     assert fingerprint() == fingerprint()
-
-
-def test_a_folder_that_cannot_be_read_hides_no_other(
-    pack: Pack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    closed = pack.base / "models" / "LLM" / "closed"
-    closed.mkdir()
-    listed = type(closed).iterdir
-
-    def iterdir(path: Any) -> Any:
-        if path == closed:
-            raise PermissionError(13, "Permission denied", str(path))
-        return listed(path)
-
-    monkeypatch.setattr(type(closed), "iterdir", iterdir)
-    inputs = {i.id: i for i in pack.nodes["EasyRefLoader"].define_schema().inputs}
-    assert GOLDEN_MLLM in inputs["mllm"].options
 
 
 def test_a_broken_link_is_ignored(pack: Pack, saved: str) -> None:

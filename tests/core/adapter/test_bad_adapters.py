@@ -62,7 +62,7 @@ def test_partial_mllm_names_what_is_missing(whole: Tensors, plan: Callable, tmp_
         (f"unet.{LAYER}.processor.to_v_ip.weight", (32,), ("[32]", "matrix")),
         (f"unet.{LAYER}.processor.to_q_lora.down.weight", (8, 32), ("ranks 4, 8",)),
         (f"unet.{LAYER}.processor.to_q_lora.down.weight", (), ("[]", "matrix")),
-        (BODY + "visual.patch_embed.proj.weight", (80,), ("other shapes", "damaged")),
+        (BODY + "visual.patch_embed.proj.weight", (80,), ("[80]", "damaged")),
         (BODY + "model.layers.1.mlp.up_proj.weight", (96, 64), ("[96, 64]", "[96, 128]")),
     ],
 )
@@ -77,7 +77,7 @@ def test_misshapen_patch_embedding_with_a_directory(
     whole: Tensors, plan: Callable, tmp_path: Path
 ) -> None:
     name = BODY + "visual.patch_embed.proj.weight"
-    with goldens.refused(name, "[]", "[80, 1176]"):
+    with goldens.refused(name, "[]", "[80, 3, 2, 14, 14]"):
         plan(whole | {name: torch.zeros(())}, goldens.mllm_directory(tmp_path / "mllm"))
 
 
@@ -143,5 +143,51 @@ def test_a_file_that_changed_since_it_was_opened_is_refused(
         with goldens.refused(path, "has changed since it was loaded"):
             action()
     path.unlink()
-    with goldens.refused(path, "cannot be read any more"):
+    with goldens.refused("There is no weight file", path):
         plan.build()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"mllm_final_layer.reference_tokens": torch.zeros(0, 128)}, "[0, 128]"),
+        ({"mllm_final_layer.reference_tokens": torch.zeros(5000, 128)}, "5,000 reference tokens"),
+        ({"image_proj_model.proj.0.bias": torch.zeros(20_000)}, "[20000]"),
+        ({"module.image_proj_model.proj.0.bias": torch.zeros(128)}, "twice"),
+        ({f"unet.{LAYER}.processor.to_k_ip.weight": torch.zeros(0, 48)}, "[0, 48]"),
+    ],
+)
+def test_sizes_that_no_adapter_has_are_refused(
+    whole: Tensors, save: Callable, changed: Tensors, said: str
+) -> None:
+    with goldens.refused("changed.safetensors", said):
+        save(whole | changed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mllm_final_layer.norm.weight",
+        "image_proj_model.proj.2.weight",
+        f"unet.{LAYER}.processor.to_v_ip.weight",
+        f"unet.{LAYER}.processor.to_k_lora.up.weight",
+        BODY + "model.layers.1.mlp.down_proj.weight",
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.uint8])
+def test_weights_that_are_whole_numbers_are_refused(
+    whole: Tensors, save: Callable, name: str, dtype: torch.dtype
+) -> None:
+    with goldens.refused(name, str(dtype).removeprefix("torch."), "changed.safetensors"):
+        save(whole | {name: whole[name].to(dtype)})
+
+
+def test_whole_numbers_in_the_mllms_folder_are_refused(
+    whole: Tensors, save: Callable, tmp_path: Path
+) -> None:
+    body = {n.removeprefix(BODY): t for n, t in whole.items() if n.startswith(BODY)}
+    name = "model.layers.0.mlp.up_proj.weight"
+    body[name] = body[name].to(torch.int8)
+    folder = goldens.mllm_directory(tmp_path / "mllm", weights=body)
+    with goldens.refused(name, "int8", folder):
+        plan_encoder(save(goldens.without(whole, BODY)), folder)

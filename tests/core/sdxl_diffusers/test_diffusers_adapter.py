@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import goldens
 import pytest
 import torch
 from diffusers import ControlNetModel, EulerDiscreteScheduler, UNet2DConditionModel
-from golden_unet import TOLERANCE, golden, made, predict
+from golden_unet import TOLERANCE, golden, made, modules, predict
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint
 from easyref_core.sdxl_diffusers.adapter import (
@@ -22,7 +21,7 @@ from easyref_core.sdxl_diffusers.adapter import (
     set_scale,
     set_tokens,
 )
-from easyref_core.sdxl_diffusers.processors import EasyRefProcessor
+from easyref_core.sdxl_diffusers.unet_layers import official_name
 
 LAYER = goldens.description()["unet"]["layer"]
 
@@ -121,7 +120,7 @@ def test_state_dict_has_the_official_names_and_weights(
         for n, t in goldens.adapter_tensors().items()
         if n.startswith("unet.")
     }
-    found = {n: t for n, t in steered.state_dict().items() if ".processor." in n}
+    found = {official_name(n): t for n, t in steered.state_dict().items() if ".easyref." in n}
     assert found.keys() == official.keys()
     assert all(torch.equal(t, found[n]) for n, t in official.items())
     assert len(found) == 144
@@ -132,14 +131,14 @@ def test_new_adapter_starts_from_the_base(
 ) -> None:
     new_adapter(unet, num_tokens=16, rank=4)
     names = set(unet.state_dict()) - set(plain.state_dict())
-    assert {f"unet.{n}" for n in names} == {
+    assert {official_name(f"unet.{n}") for n in names} == {
         n for n in goldens.adapter_tensors() if n.startswith("unet.")
     }
     for layer in cross_attention_layers(unet):
         attn = unet.get_submodule(layer)
-        assert torch.equal(attn.processor.to_k_ip.weight, attn.to_k.weight)
-        assert torch.equal(attn.processor.to_v_ip.weight, attn.to_v.weight)
-        assert attn.processor.to_k_ip.weight.data_ptr() != attn.to_k.weight.data_ptr()
+        assert torch.equal(attn.easyref.to_k_ip.weight, attn.to_k.weight)
+        assert torch.equal(attn.easyref.to_v_ip.weight, attn.to_v.weight)
+        assert attn.easyref.to_k_ip.weight.data_ptr() != attn.to_k.weight.data_ptr()
     set_scale(unet, 0.0)
     found = predict(unet, golden("ref_tokens"))
     assert goldens.difference(found, golden("noise_pred.no_adapter")) <= TOLERANCE
@@ -168,10 +167,6 @@ def test_attach_takes_the_scale(unet: UNet2DConditionModel, checkpoint: AdapterC
     assert goldens.difference(found, golden("noise_pred.scale_0.6")) <= TOLERANCE
 
 
-def unchanged(unet: UNet2DConditionModel, before: dict[str, Any]) -> bool:
-    return all(unet.attn_processors[n] is p for n, p in before.items())
-
-
 def test_another_unet_is_refused_and_left_alone(checkpoint: AdapterCheckpoint) -> None:
     config = dict(UNet2DConditionModel.load_config(goldens.UNET))
     for changes, said in (
@@ -181,31 +176,33 @@ def test_another_unet_is_refused_and_left_alone(checkpoint: AdapterCheckpoint) -
         ({"block_out_channels": [32, 128]}, ("128 wide at", "64")),
     ):
         other = UNet2DConditionModel.from_config({**config, **changes})
-        before = dict(other.attn_processors)
+        before = modules(other)
         with goldens.refused("easyref.safetensors", "UNet2DConditionModel", *said):
             attach_adapter(other, checkpoint)
-        assert unchanged(other, before)
+        assert modules(other) == before
 
 
-def test_adapter_whose_lora_does_not_fit_is_refused(
-    unet: UNet2DConditionModel, save: Callable
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [("attn1.processor.to_q_lora.down", [4, 7]), ("attn2.processor.to_out_lora.up", [7, 4])],
+)
+def test_lora_of_another_shape_is_refused(
+    unet: UNet2DConditionModel, save: Callable, part: str, found: list[int]
 ) -> None:
-    tensors = goldens.adapter_tensors()
-    name = f"unet.{LAYER}.attn1.processor.to_q_lora.down.weight"
-    bad = save(tensors | {name: torch.zeros(4, 7)})
-    before = dict(unet.attn_processors)
-    with goldens.refused("changed.safetensors", f"{LAYER}.attn1", "to_q_lora.down.weight"):
-        attach_adapter(unet, bad)
-    assert unchanged(unet, before)
-    assert predict(unet, None).isfinite().all()
+    tensors, name = goldens.adapter_tensors(), f"unet.{LAYER}.{part}.weight"
+    wanted = list(tensors[name].shape)
+    before = modules(unet)
+    with goldens.refused("changed.safetensors", name, found, wanted):
+        attach_adapter(unet, save(tensors | {name: torch.zeros(found)}))
+    assert modules(unet) == before
 
 
 def test_unfit_calls_of_the_unet_are_refused(steered: UNet2DConditionModel) -> None:
     with goldens.refused("10 rows", "16 reference tokens", "set_tokens(unet, None)"):
         predict(steered, None, text=golden("text_states")[:, :10])
-    processor = next(p for p in steered.attn_processors.values() if isinstance(p, EasyRefProcessor))
+    attn = steered.get_submodule(f"{LAYER}.attn1")
     with goldens.refused("attention mask"):
-        processor(None, torch.zeros(1, 4, 8), attention_mask=torch.ones(1, 4))
+        attn(torch.zeros(1, 4, 8), attention_mask=torch.ones(1, 4))
 
 
 def test_adapter_takes_the_dtype_of_its_unet(

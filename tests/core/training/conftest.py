@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image, ImageDraw
+from sdxl_directory import write_sdxl_directory
 
 from easyref_core.training.config import Settings, load_settings
 from workshop.demo.tiny import write_tiny_set
@@ -50,38 +50,9 @@ class TrainingSet:
 def training_set(tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
     root = tmp_path_factory.mktemp("training")
     tiny = write_tiny_set(root / "tiny")
-    base = root / "base"
-    for part, source in (
-        ("unet", "unet"),
-        ("vae", "vae"),
-        ("text_encoder", "text_encoders/clip_l"),
-        ("text_encoder_2", "text_encoders/clip_g"),
-    ):
-        shutil.copytree(tiny / source, base / part)
-    from diffusers import DDPMScheduler
-
-    DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
-    ).save_pretrained(base / "scheduler")
-    for name in ("tokenizer", "tokenizer_2"):
-        _write_clip_tokenizer(base / name)
+    base = write_sdxl_directory(root / "base", tiny)
     _draw_groups(root / "data")
     return TrainingSet(base, tiny / "mllm", root / "data")
-
-
-def _write_clip_tokenizer(folder: Path) -> None:
-    """All single bytes, with and without the end of a word; no merges."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    alphabet = sorted(ByteLevel.alphabet())
-    vocabulary = [*alphabet, *(c + "</w>" for c in alphabet), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({t: n for n, t in enumerate(vocabulary)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    special = {"bos_token": "<|startoftext|>"}
-    special |= dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def _draw_groups(folder: Path) -> None:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from easyref_core.qwen2vl.body import MllmBody
-from easyref_core.qwen2vl.config import MllmConfig, config_from_dict
+from easyref_core.qwen2vl.config import MllmConfig
+from easyref_core.qwen2vl.config_file import config_from_dict
 from easyref_core.qwen2vl.decoder import rope
 from easyref_core.qwen2vl.prompt import IM_END, PromptTokenizer
 

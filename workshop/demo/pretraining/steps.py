@@ -114,7 +114,7 @@ def run_steps(
     accelerator = make_accelerator(folder, "bf16", cpu=device.type == "cpu")
     rank = accelerator.process_index
     fresh_start = f"delete {folder} to train this part again from its start"
-    checkpoints = Checkpoints(folder, schedule, 1, fresh_start, name="weights")
+    checkpoints = Checkpoints(folder, schedule, 2, fresh_start, fresh_start, name="weights")
     checkpoint = checkpoints.newest(accelerator.num_processes)
     checkpoints.check(accelerator, checkpoint)
     model = _LossModule(module, loss)
@@ -131,9 +131,9 @@ def run_steps(
     if checkpoint is not None:
         first = checkpoint[0]
         checkpoints.restore(accelerator, prepared, optimiser, ema, checkpoint[1])
-    elif accelerator.is_main_process:
-        checkpoints.remove()
-    losses = Losses(folder) if accelerator.is_main_process else None
+    if accelerator.is_main_process:
+        checkpoints.clear(overwrite=checkpoint is None)
+    losses = Losses(folder, first) if accelerator.is_main_process else None
     start = time.perf_counter()
 
     def step_loss(step: int) -> torch.Tensor:

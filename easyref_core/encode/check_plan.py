@@ -1,0 +1,139 @@
+"""Whether adapter and MLLM fit together: every weight is there, in its shape, and no other.
+
+Numbers of layers are compared before anything is built: as many as a file may claim would take
+hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..adapter.checkpoint import BODY
+from ..errors import EasyRefError
+from ..pictures.preprocessing import CHANNELS, FRAMES, PATCH
+from ..qwen2vl.config import MAX_LAYERS
+from ..qwen2vl.directory import MllmDirectory, unread_weights
+from ..qwen2vl.names import BLOCKS, EMBEDDING, LAYERS, layer_numbers
+from ..untrusted import escaped
+
+if TYPE_CHECKING:
+    from .plan_encoder import EncoderPlan
+
+PATCH_EMBED = BODY + "visual.patch_embed.proj.weight"
+_AGAIN = "Get the directory again, all its files from one place."
+
+
+def check_plan(
+    plan: EncoderPlan, directory: MllmDirectory | None, theirs: Mapping[str, Any]
+) -> None:
+    """Check an encoder's plan by names and shapes.
+
+    Args:
+        directory: the MLLM's, if one was chosen.
+        theirs: weights that may be read from it, by canonical name.
+
+    Raises:
+        EasyRefError: another number of layers than the configuration says; weights missing,
+            unexpected, or of another shape.
+    """
+    where = escaped(plan.checkpoint.name)
+    where += f" with {escaped(str(directory.path))}" if directory else ""
+    _check_layers(plan, directory, theirs, where)
+    _check_weights(plan, directory, where)
+
+
+def _check_layers(
+    plan: EncoderPlan, directory: MllmDirectory | None, theirs: Mapping[str, Any], where: str
+) -> None:
+    config, final = plan.config, plan.checkpoint.final_layers
+    for prefix, key, stated, used in (
+        (LAYERS, "num_hidden_layers", config.num_layers, config.num_layers - final),
+        (BLOCKS, "depth", config.vision.depth, config.vision.depth),
+    ):
+        if used < 0 or stated > MAX_LAYERS:
+            raise EasyRefError(
+                f"{where}: an MLLM of {stated} layers ({key}), of which the adapter replaces "
+                f"{final}, cannot be. Choose the MLLM that the adapter was trained with."
+            )
+        found = layer_numbers(plan.sources, BODY + prefix)
+        missing = [number for number in range(used) if number not in found]
+        if missing:
+            first = f"{BODY}{prefix}{missing[0]}."
+            raise EasyRefError(
+                f"{where}: {len(missing)} layers' weights are missing, first {first}*. "
+                f"{_missing_hint(plan, directory, [first])}"
+            )
+        held = len(layer_numbers(theirs, prefix))
+        if directory and held and held != stated:
+            raise EasyRefError(
+                f"{directory.config_file} says {key} {stated}, but the weights beside it have "
+                f"{held} such layers. {_AGAIN}"
+            )
+        own = len(layer_numbers(plan.checkpoint.body, prefix))
+        if own > used:
+            said = directory.config_file if directory else "its configuration"
+            raise EasyRefError(
+                f"{escaped(plan.checkpoint.name)} carries {own} layers of the MLLM ({prefix}*), "
+                f"but by {said} ({key} {stated}) only {used} are used. Choose the MLLM that the "
+                "adapter was trained with."
+            )
+
+
+def _check_weights(plan: EncoderPlan, directory: MllmDirectory | None, where: str) -> None:
+    sources = plan.sources
+    wanted = {n: tuple(p.shape) for n, p in plan.skeleton().state_dict().items()}
+    missing = sorted(wanted.keys() - sources.keys())
+    if missing:
+        embedding = " (nor its twin lm_head.weight)" if missing[0] == BODY + EMBEDDING else ""
+        raise EasyRefError(
+            f"{where}: {len(missing)} weights are missing, first {missing[0]}{embedding}. "
+            f"{_missing_hint(plan, directory, missing)}"
+        )
+    unexpected = sorted(sources.keys() - wanted.keys())
+    if unexpected:
+        raise EasyRefError(
+            f"{where}: {len(unexpected)} weights are not part of Qwen2-VL with EasyRef, first "
+            f"{escaped(unexpected[0])}. The MLLM is of another size or family, or the file is "
+            "damaged."
+        )
+    by, hint = "", "The file is damaged or was converted wrongly; get it again."
+    if directory:
+        by = f" by {directory.config_file}"
+        hint = (
+            "The adapter and the MLLM directory are of different sizes; choose the one the adapter "
+            "was trained with."
+        )
+    for key, (file, name) in sources.items():
+        shapes = [wanted[key]]
+        if key == PATCH_EMBED:  # a convolution's kernels in the files, a matrix here
+            shapes.insert(0, (wanted[key][0], CHANNELS, FRAMES, PATCH, PATCH))
+        shape = file.tensors[name].shape
+        if shape not in shapes:
+            raise EasyRefError(
+                f"{escaped(name)} in {escaped(str(file.path))} has shape {list(shape)}, but "
+                f"{list(shapes[0])} is needed{by}. {hint}"
+            )
+
+
+def _missing_hint(
+    plan: EncoderPlan, directory: MllmDirectory | None, missing: Sequence[str]
+) -> str:
+    if not all(name.startswith(BODY) for name in missing):
+        return "The files are damaged or belong to different models; get them again."
+    if directory is None:
+        return "Choose the Qwen2-VL-2B-Instruct directory to complete them."
+    if directory.quantisation:
+        return (
+            f"The weights in {escaped(str(directory.path))} are quantised (quantization_config: "
+            f"{directory.quantisation}), which EasyRef cannot read. Get Qwen2-VL-2B-Instruct "
+            "itself, whose weights are bfloat16."
+        )
+    if any(key.startswith(BODY) for key in plan.sources):
+        return "The files are damaged or belong to different models; get them again."
+    held = unread_weights(directory.path)
+    found = f"only {held}, and no index of them" if held else "no weights"
+    return (
+        "The adapter does not carry the MLLM (those of the first training stage do not), and the "
+        f"directory holds {found}. Choose the one it was trained from."
+    )

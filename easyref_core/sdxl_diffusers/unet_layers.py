@@ -1,0 +1,87 @@
+"""A diffusers model's attention layers: finding them, and putting adapter layers into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from ..errors import EasyRefError
+from .layers import CHILD, AdapterLayer, EasyRefAttention
+
+_FORWARDS = (Attention.forward, EasyRefAttention.forward)
+
+
+def official_name(name: str) -> str:
+    """A weight's name in the official checkpoint, by its name in the UNet."""
+    return name.replace(f".{CHILD}.", ".processor.")
+
+
+def attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
+    """All attention layers by name."""
+    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    return {name: unet.get_submodule(name) for name in names}
+
+
+def is_cross_attention(layer: str) -> bool:
+    """Whether a layer of this name attends to encoder states."""
+    return layer.endswith("attn2")
+
+
+def widths(attn: Attention) -> tuple[int, int]:
+    """Of the queries, and of the input of keys and values."""
+    return attn.to_q.in_features, attn.to_k.in_features
+
+
+def put(attn: Attention, layer: AdapterLayer) -> None:
+    """Put adapter weights on an attention layer, in the place of others."""
+    _forget_forward(attn)
+    attn.__class__ = EasyRefAttention
+    setattr(attn, CHILD, layer)
+
+
+def take_off(attn: Attention) -> None:
+    """Undo `put`."""
+    delattr(attn, CHILD)
+    attn.__class__ = Attention
+    _forget_forward(attn)
+
+
+def check_layers(attentions: Mapping[str, nn.Module], what: str) -> None:
+    """Raise EasyRefError unless the layers can become `EasyRefAttention`."""
+    for name, attn in attentions.items():
+        if type(attn) not in (Attention, EasyRefAttention):
+            raise EasyRefError(
+                f"{what}: {name} is a {type(attn).__name__}, not diffusers' own attention layer, "
+                "so the adapter cannot act there. Load the model again."
+            )
+        forward = vars(attn).get("forward")
+        if forward is not None and getattr(forward, "__func__", None) not in _FORWARDS:
+            raise EasyRefError(
+                f"{what}: a hook of diffusers or accelerate is on {name}, past which the adapter "
+                "could not act. Remove it, then call this, and add the hook last."
+            )
+
+
+def check_in_memory(unet: UNet2DConditionModel, what: str) -> None:
+    """Raise EasyRefError where a hook keeps the UNet's weights elsewhere."""
+    hooks = (getattr(module, "_diffusers_hook", None) for module in unet.modules())
+    if any(hook is not None and hook.get_hook("group_offloading") is not None for hook in hooks):
+        raise EasyRefError(
+            f"{what}: group offloading keeps the UNet's weights elsewhere. Load the pipeline "
+            "again, call this, and enable the offloading last."
+        )
+    if any(weight.is_meta for weight in unet.parameters()):
+        raise EasyRefError(
+            f"{what}: the UNet's weights are not in memory (device meta), as after "
+            "enable_sequential_cpu_offload. Call pipe.remove_all_hooks(), then this, and enable "
+            "the offload last."
+        )
+
+
+def _forget_forward(attn: Attention) -> None:
+    """Hooks that have been removed may leave the method of a layer's former class."""
+    if getattr(vars(attn).get("forward"), "__func__", None) in _FORWARDS:
+        del attn.forward

@@ -1,0 +1,142 @@
+"""A weight file: its names and shapes, then its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import torch
+
+from ..errors import EasyRefError
+from ..untrusted import escaped, open_regular
+from .dtypes import WEIGHTS
+from .pytorch_index import read_index
+from .safetensors_header import read_header
+from .scales import apply_scale, split_scales
+from .stamp import FileStamp, file_state
+from .stored import TensorInfo, read_tensor
+
+_WHAT = "weight file"
+
+
+class GetTensor(Protocol):
+    """Reads a tensor by name, on the CPU; only its first `rows` where they are given."""
+
+    def __call__(self, name: str, rows: int | None = None) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class WeightFile:
+    """A weight file whose header has been read, not its weights.
+
+    Attributes:
+        tensors: by name, without the scales of scaled fp8 and what marks them.
+        scales: name of a scaled weight -> its scale.
+        metadata: of the safetensors header.
+        stamp: to notice when the file is replaced or changed.
+    """
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    scales: Mapping[str, torch.Tensor]
+    metadata: Mapping[str, str]
+    stamp: FileStamp
+    is_safetensors: bool
+
+    @contextmanager
+    def open(self) -> Iterator[GetTensor]:
+        """Yield a function that reads one tensor by name; scaled ones are float32 and whole again.
+
+        Raises:
+            EasyRefError: the file is gone, has changed since its header was read, or changes
+                while it is read.
+        """
+        with self._stored() as stored:
+
+            def get(name: str, rows: int | None = None) -> torch.Tensor:
+                weight = stored(name, rows)
+                scale = self.scales.get(name)
+                return weight if scale is None else apply_scale(weight, scale)
+
+            yield get
+
+    @contextmanager
+    def _stored(self) -> Iterator[GetTensor]:
+        """Yield a function that reads one tensor as it is in the file."""
+        with self._unchanged() as file:
+            state = file_state(file)
+            yield lambda name, rows=None: read_tensor(
+                file, self.path, name, self.tensors[name], rows
+            )
+            if file_state(file) != state:
+                raise self._changed()
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[BinaryIO]:
+        with open_regular(self.path, _WHAT) as file:
+            if FileStamp.of(file) != self.stamp:
+                raise self._changed()
+            yield file
+
+    def check_unchanged(self) -> None:
+        """Raise EasyRefError where the file has changed since its header was read."""
+        with self._unchanged():
+            pass
+
+    def _changed(self) -> EasyRefError:
+        return EasyRefError(
+            f"{escaped(str(self.path))} has changed since it was loaded. Queue the prompt again "
+            "(or run the command again) so that it is read anew."
+        )
+
+    def check_weights(self, names: Iterable[str]) -> None:
+        """Raise EasyRefError unless these tensors are weights: numbers with a fraction."""
+        for name in names:
+            dtype = self.tensors[name].dtype
+            if dtype not in WEIGHTS:
+                raise EasyRefError(
+                    f"{escaped(str(self.path))}: {escaped(name)} is {escaped(dtype)}; weights are "
+                    "float32, float16, bfloat16 or fp8, plain or with a scale. Get the file in one "
+                    "of these: other quantised forms cannot be read."
+                )
+
+    def read(self, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+        """Read several tensors: `names` maps the wanted name to the name in the file."""
+        with self.open() as get:
+            return {wanted: get(name) for wanted, name in names.items()}
+
+
+def open_weight_file(path: str | Path) -> WeightFile:
+    """Read the header of a safetensors file, or of a PyTorch file of tensors only.
+
+    Raises:
+        EasyRefError: missing, empty, truncated, foreign, or a pickle that carries code.
+    """
+    path = Path(path)
+    name = escaped(str(path))
+    with open_regular(path, _WHAT) as file:
+        stamp = FileStamp.of(file)
+        file.seek(0)
+        head = file.read(9)
+        if not head:
+            raise EasyRefError(f"{name} is empty (0 bytes). Download it again.")
+        metadata: dict[str, str] = {}
+        # A header length below 4 GB, then JSON: no pickle starts so.
+        is_safetensors = head[4:8] == bytes(4) and head[8:9] == b"{"
+        if is_safetensors:
+            stored, metadata = read_header(file, path, stamp.size)
+        elif head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+            stored = read_index(file, path, stamp.size)
+        else:
+            raise EasyRefError(
+                f"{name} is neither a safetensors nor a PyTorch file (it starts with {head[:8]!r})."
+                " If it was downloaded with git, the file itself may be missing and only its "
+                "pointer here."
+            )
+        tensors, scales = split_scales(
+            stored, lambda scale: read_tensor(file, path, scale, stored[scale], None)
+        )
+    return WeightFile(path, tensors, scales, metadata, stamp, is_safetensors)

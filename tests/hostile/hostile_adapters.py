@@ -1,0 +1,371 @@
+"""Adapter files that are damaged, foreign or made to do harm."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from corpus import EITHER, REFUSED, USED, Case, Way
+from goldens import ADAPTER, BODY, Tensors, adapter_tensors, write
+from homes import Home, pipe, replaced, sparse
+from safetensors.torch import load_file
+
+ALL = (
+    Way("python_encode", name="Python"),
+    Way("command_inspect", name="easyref inspect"),
+    Way("command_encode", name="easyref encode"),
+    Way("graph", name="nodes"),
+)
+ENCODED = (ALL[0], *ALL[2:])
+BOTH = (ALL[0], ALL[-1])
+NODES = (ALL[-1],)
+LAYERS = (Way("python_layers", name="Python"), ALL[-1])
+
+TOKENS = "mllm_final_layer.reference_tokens"
+PROJECTOR = "image_proj_model.proj.0.weight"
+BODY_WEIGHT = BODY + "model.layers.0.mlp.up_proj.weight"
+FINAL_WEIGHT = "mllm_final_layer.layers.0.mlp.up_proj.weight"
+KEY = next(n for n in load_file(ADAPTER) if n.endswith("to_k_ip.weight"))
+LORA = next(n for n in load_file(ADAPTER) if n.endswith("attn2.processor.to_q_lora.up.weight"))
+NORM = "mllm_final_layer.norm.weight"
+
+
+def with_tensors(change: Callable[[Tensors], Any], **metadata: str) -> Callable[[Home], None]:
+    """The golden adapter with other tensors."""
+
+    def make(home: Home) -> None:
+        tensors = adapter_tensors()
+        change(tensors)
+        write(replaced(home.adapter), tensors, **metadata)
+
+    return make
+
+
+def setting(name: str, tensor: torch.Tensor) -> Callable[[Home], None]:
+    return with_tensors(lambda tensors: tensors.__setitem__(name, tensor))
+
+
+def converted(name: str, dtype: torch.dtype) -> Callable[[Home], None]:
+    return with_tensors(lambda tensors: tensors.__setitem__(name, tensors[name].to(dtype)))
+
+
+def scaled_fp8(*names: str, scale: str) -> Callable[[Home], None]:
+    """Weights in one byte with their scale beside them, as ComfyUI's tools write them."""
+
+    def change(tensors: Tensors) -> None:
+        for name in names:
+            weight = tensors[name]
+            factor = weight.abs().max() / 448
+            tensors[name] = (weight / factor).to(torch.float8_e4m3fn)
+            tensors[name.removesuffix("weight") + scale] = factor.float()
+
+    return with_tensors(change)
+
+
+def raw(header: bytes, data: bytes = b"", length: int | None = None) -> Callable[[Home], None]:
+    """A safetensors file with this header, whatever it says."""
+
+    def make(home: Home) -> None:
+        size = len(header) if length is None else length
+        replaced(home.adapter, struct.pack("<Q", size) + header + data)
+
+    return make
+
+
+def changed_header(change: Callable[[dict[str, Any]], Any]) -> Callable[[Home], None]:
+    """The golden file with another header before its data."""
+
+    def make(home: Home) -> None:
+        content = ADAPTER.read_bytes()
+        (size,) = struct.unpack("<Q", content[:8])
+        header = json.loads(content[8 : 8 + size])
+        change(header)
+        new = json.dumps(header).encode()
+        new += b" " * (-len(new) % 8)
+        replaced(home.adapter, struct.pack("<Q", len(new)) + new + content[8 + size :])
+
+    return make
+
+
+def pickled(change: Callable[[dict[Any, Any]], Any]) -> Callable[[Home], None]:
+    """The golden adapter as a PyTorch file with other content."""
+
+    def make(home: Home) -> None:
+        content: dict[Any, Any] = dict(adapter_tensors())
+        changed = change(content)
+        torch.save(content if changed is None else changed, replaced(home.adapter))
+
+    return make
+
+
+class Program:
+    """A pickle that starts a program when it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch '{self.marker}'",)
+
+
+def program(home: Home) -> None:
+    content = {"weight": Program(home.base / "marker")}
+    replaced(home.adapter, pickle.dumps(content))
+
+
+def program_in_zip(home: Home) -> None:
+    torch.save({"weight": Program(home.base / "marker")}, replaced(home.adapter))
+
+
+def deflated(path: Path, megabytes: int = 400) -> None:
+    """A PyTorch file whose one tensor is far larger than the file."""
+    count, wanted = 100_003, megabytes * 250_000 + 3
+    torch.save({TOKENS: torch.zeros(count)}, replaced(path))
+    with zipfile.ZipFile(path) as source:
+        entries = [(info.filename, source.read(info)) for info in source.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target:
+        for name, content in entries:
+            if name.endswith("data.pkl"):
+                content = content.replace(struct.pack("<i", count), struct.pack("<i", wanted))
+            if not name.endswith("data/0"):
+                target.writestr(name, content)
+                continue
+            with target.open(name, "w") as entry:
+                for start in range(0, wanted * 4, 4_000_000):
+                    entry.write(bytes(min(4_000_000, wanted * 4 - start)))
+
+
+def huge_shapes(home: Home) -> None:
+    """Sizes that fit each other, in a file of 50 GB that takes no room."""
+    count = 200_000_000
+    header = {TOKENS: {"dtype": "F32", "shape": [count, 64], "data_offsets": [0, count * 256]}}
+    content = ADAPTER.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    golden = json.loads(content[8 : 8 + size])
+    end = count * 256
+    for name, entry in golden.items():
+        if name not in ("__metadata__", TOKENS):
+            start, stop = entry["data_offsets"]
+            header[name] = {**entry, "data_offsets": [end, end + stop - start]}
+            end += stop - start
+    new = json.dumps(header).encode()
+    new += b" " * (-len(new) % 8)
+    sparse(home.adapter, 8 + len(new) + end, struct.pack("<Q", len(new)) + new)
+
+
+def nested(depth: int) -> bytes:
+    return b'{"a":' + b"[" * depth + b"]" * depth + b"}"
+
+
+def renamed(old: str, new: str) -> Callable[[Home], None]:
+    return with_tensors(lambda tensors: tensors.__setitem__(new, tensors.pop(old)))
+
+
+def link(target: str) -> Callable[[Home], None]:
+    return lambda home: replaced(home.adapter).symlink_to(target)
+
+
+def many_tensors(home: Home) -> None:
+    entry = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = "{" + ",".join(f'"t{n}":{entry}' for n in range(300_000)) + "}"
+    raw(header.encode())(home)
+
+
+def _same(tensors: Tensors) -> None:
+    pass
+
+
+def _truncated(home: Home) -> None:
+    replaced(home.adapter, ADAPTER.read_bytes()[:-1000])
+
+
+def _truncated_pickle(home: Home) -> None:
+    pickled(lambda content: None)(home)
+    replaced(home.adapter, home.adapter.read_bytes()[:200_000])
+
+
+def _other_zip(home: Home) -> None:
+    with zipfile.ZipFile(replaced(home.adapter), "w") as file:
+        file.writestr("readme.txt", "text")
+
+
+def _entry(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda header: header[TOKENS].__setitem__(key, value)
+
+
+def _setting_in(name: str, tensor: torch.Tensor) -> Callable[[dict[Any, Any]], None]:
+    return lambda content: content.__setitem__(name, tensor)
+
+
+def _within_itself(content: dict[Any, Any]) -> Any:
+    return {"module": content, "content": content}
+
+
+CASES = (
+    # Scales and markers that belong to a weight
+    *(
+        Case(
+            f"scaled fp8 ({scale}) in {part}",
+            scaled_fp8(name, scale=scale),
+            ENCODED,
+            USED,
+            closest=0.3,
+        )
+        for part, name in (
+            ("body", BODY_WEIGHT),
+            ("final layer", FINAL_WEIGHT),
+            ("projector", PROJECTOR),
+        )
+        for scale in ("scale_weight", "weight_scale")
+    ),
+    Case("scaled fp8 in keys", scaled_fp8(KEY, scale="scale_weight"), LAYERS, USED),
+    Case("scaled fp8 in a LoRA", scaled_fp8(LORA, scale="scale_weight"), LAYERS, USED),
+    Case(
+        "a quantisation of another kind beside a weight",
+        setting(BODY_WEIGHT.removesuffix("weight") + "comfy_quant", torch.zeros(9).byte()),
+        ENCODED,
+        said="comfy_quant",
+    ),
+    Case(
+        "bitsandbytes beside a weight",
+        setting(FINAL_WEIGHT + ".absmax", torch.zeros(9)),
+        ENCODED,
+        said="absmax",
+    ),
+    Case(
+        "a LoRA of a wrong shape",
+        with_tensors(lambda t: t.__setitem__(LORA, torch.ones(t[LORA].shape[0] + 3, 4))),
+        NODES,
+        said="to_q_lora",
+    ),
+    Case("keys of a wrong shape", setting(KEY, torch.ones(7, 96)), LAYERS, said="7, 96"),
+    # Tensors that are no weights
+    *(
+        Case(f"{part} as {dtype}", converted(name, dtype), ways, said=re.escape(name))
+        for part, name, ways in (
+            ("reference tokens", TOKENS, BOTH),
+            ("projector", PROJECTOR, BOTH),
+            ("body", BODY_WEIGHT, BOTH),
+            ("keys", KEY, LAYERS),
+            ("LoRA", LORA, LAYERS),
+        )
+        for dtype in (torch.int64, torch.bool, torch.uint8, torch.complex64)
+    ),
+    *(
+        Case(f"{value} in {part}", setting(name, tensor * value), ways, said="not numbers|NaN")
+        for part, name, ways in (
+            ("norm", NORM, BOTH),
+            ("keys", KEY, LAYERS),
+            ("LoRA", LORA, (NODES[0],)),
+        )
+        for value in (math.nan, math.inf)
+        for tensor in (load_file(ADAPTER)[name],)
+    ),
+    # Sizes
+    Case("no reference tokens", setting(TOKENS, torch.zeros(0, 64)), ALL, said="reference.tokens"),
+    Case("no width", setting(TOKENS, torch.zeros(16, 0)), ALL),
+    Case("200 million reference tokens", huge_shapes, ALL, mapped=60_000),
+    Case(
+        "a final layer numbered 999,999,999",
+        renamed(FINAL_WEIGHT, FINAL_WEIGHT.replace("layers.0", "layers.999999999")),
+        ENCODED,
+    ),
+    Case(
+        "a body layer numbered 999,999,999",
+        renamed(BODY_WEIGHT, BODY_WEIGHT.replace("layers.0", "layers.999999999")),
+        ENCODED,
+    ),
+    Case("an image_size of 5,000 digits", with_tensors(_same, image_size="9" * 5000), ALL),
+    Case("an image_size of another script", with_tensors(_same, image_size="²"), ALL),
+    Case("an image_size beyond any picture", with_tensors(_same, image_size="9" * 12), ALL),
+    Case("300,000 tensors of other names", many_tensors, ALL, said="not an EasyRef adapter"),
+    # Headers of safetensors files
+    Case("a header of 100,000 brackets", raw(nested(100_000)), BOTH),
+    Case("a header that claims 4 GB", raw(b"{}", length=2**32 - 1), BOTH),
+    Case("a header that claims 2 to the 63", raw(b"{}", length=2**63), BOTH),
+    Case("a header that is no JSON", raw(b'{"a":'), BOTH),
+    Case("a header that is a list", raw(b"[]      "), BOTH),
+    Case("an empty header", raw(b"{}      "), BOTH),
+    Case("a header of other bytes", raw(b'{"\xff\xfe": 1}'), BOTH),
+    Case("a truncated file", _truncated, BOTH, said="whole safetensors"),
+    *(
+        Case(f"an entry with {key} {value!r}", changed_header(_entry(key, value)), BOTH)
+        for key, values in {
+            "shape": ([-1, 64], [2**63, 64], [1.5, 64], "16", [[16], 64], [], {}, None, [True, 64]),
+            "dtype": ("F4", "", None, 7, [], "I32", "C64"),
+            "data_offsets": ([0, 2**63], [-4, 0], [4, 0], [0], None, "0", [0.5, 1], [0, 4]),
+        }.items()
+        for value in values
+    ),
+    Case(
+        "control characters in a name",
+        renamed(PROJECTOR, "image_proj_model.\x1b[31m\n\0proj"),
+        BOTH,
+    ),
+    Case("a name of a megabyte", renamed(PROJECTOR, "image_proj_model." + "x" * 1_000_000), BOTH),
+    Case(
+        "metadata that is no text",
+        changed_header(lambda h: h.__setitem__("__metadata__", {"image_size": 7})),
+        BOTH,
+        EITHER,
+    ),
+    Case(
+        "a name given twice",
+        raw(
+            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+            b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+            bytes(4),
+        ),
+        BOTH,
+    ),
+    # PyTorch files
+    Case("a pickle that starts a program", program, ALL, said="code"),
+    Case("a zipped pickle that starts a program", program_in_zip, ALL, said="code"),
+    Case(
+        "a pickle with integer keys beside",
+        pickled(lambda c: c.__setitem__(7, c[NORM])),
+        ALL,
+        EITHER,
+    ),
+    Case("a pickle of integer keys", pickled(lambda c: {7: c[NORM]}), ALL),
+    Case("a pickle of keys of many kinds", pickled(lambda c: {None: 1, (1, 2): c[NORM]}), ALL),
+    Case("a pickle of a list", pickled(lambda c: [c[NORM]]), ALL, said="list"),
+    Case("a pickle within itself", pickled(_within_itself), ALL),
+    *(
+        Case(f"a pickle with {kind} tensors", pickled(_setting_in(name, tensor)), BOTH, result)
+        for name in (PROJECTOR,)
+        for kind, tensor, result in (
+            ("sparse", torch.zeros(64, 64).to_sparse(), REFUSED),
+            ("meta", torch.zeros(64, 64, device="meta"), REFUSED),
+            ("expanded", torch.ones(1, 1).expand(64, 64), EITHER),
+            ("hugely expanded", torch.ones(1, 1).expand(1_000_000_000, 64), REFUSED),
+            (
+                "quantised",
+                torch.quantize_per_tensor(torch.ones(64, 64), 1, 0, torch.qint8),
+                REFUSED,
+            ),
+            ("integer", torch.ones(64, 64).long(), REFUSED),
+            ("overlapping", torch.ones(64).as_strided((64, 64), (0, 1)), EITHER),
+        )
+    ),
+    Case("a deflated pickle of 400 MB", lambda home: deflated(home.adapter), ALL),
+    Case("a truncated pickle", _truncated_pickle, ALL),
+    Case("a ZIP archive of something else", _other_zip, ALL),
+    # What is no file
+    Case("a pipe", lambda home: pipe(home.adapter), ALL),
+    Case("a folder", lambda home: replaced(home.adapter).mkdir(), ALL),
+    Case("a link to itself", link("adapter.safetensors"), ALL),
+    Case("a link to nothing", link("/nowhere/at/all"), ALL),
+    Case("a link to a device that never ends", link("/dev/zero"), ALL),
+    Case("an empty file", lambda home: replaced(home.adapter, b""), ALL, said="empty"),
+    Case("20 GB of zeros", lambda home: sparse(home.adapter, 20_000_000_000), ALL, mapped=25_000),
+)
