@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from ..errors import EasyRefError
+from ..untrusted import escaped
+from .tokenizer_files import load_tokenizer
 
 INSTRUCTION = (
     "Visualize a scene that closely resembles the provided images, capturing the essence and "
@@ -76,13 +78,13 @@ class PromptTokenizer:
         missing = [token for token in _SPECIAL if token not in added]
         if missing:
             raise EasyRefError(
-                f"The tokenizer of {source} lacks {', '.join(missing)}; it is not Qwen2-VL's. "
-                "Choose a Qwen2-VL-2B-Instruct directory with all its files."
+                f"The tokenizer of {escaped(source)} lacks {', '.join(missing)}; it is not "
+                "Qwen2-VL's. Choose a Qwen2-VL-2B-Instruct directory with all its files."
             )
         self.special_ids = {token: added[token] for token in _SPECIAL}
         # Text that spells an added token is split after its first character, so that the
         # tokenizer gets plain text only.
-        names = sorted(added, key=len, reverse=True)
+        names = sorted(filter(None, added), key=len, reverse=True)
         self._split = re.compile(
             "|".join(f"{re.escape(n[0])}(?={re.escape(n[1:])})" for n in names)
         )
@@ -92,25 +94,9 @@ class PromptTokenizer:
         """Load the tokenizer of an MLLM directory through transformers, offline.
 
         Raises:
-            EasyRefError: no tokenizer files there, or they cannot be read.
+            EasyRefError: see `load_tokenizer`; the special tokens are missing.
         """
-        directory = Path(directory)
-        has_files = (directory / "tokenizer.json").is_file() or (directory / "vocab.json").is_file()
-        if not has_files:
-            raise EasyRefError(
-                f"There is no tokenizer in {directory} (tokenizer.json, or vocab.json and "
-                "merges.txt). Copy all files of the Qwen2-VL-2B-Instruct download there."
-            )
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-        except Exception as error:  # transformers raises anything from KeyError to bare Exception
-            raise EasyRefError(
-                f"The tokenizer in {directory} cannot be read ({type(error).__name__}: {error}). "
-                "Download its files again."
-            ) from error
-        return cls(tokenizer, str(directory))
+        return cls(load_tokenizer(directory), str(directory))
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of plain text."""

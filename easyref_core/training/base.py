@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # With this set, older transformers read weights in the first process only and leave the others'
 # empty for FSDP to fill; but FSDP does not wrap the text encoders.
 _READ_IN_FIRST_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+_OFFLINE = {"local_files_only": True}
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
@@ -88,22 +89,26 @@ def load_base(folder: str | Path) -> Base:
     try:
         with _read_everywhere():
             vae_class = getattr(
-                diffusers, diffusers.AutoencoderKL.load_config(folder / "vae")["_class_name"]
+                diffusers,
+                diffusers.AutoencoderKL.load_config(folder / "vae", **_OFFLINE)["_class_name"],
             )
             base = Base(
-                unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
-                vae=vae_class.from_pretrained(folder / "vae"),
+                unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **_OFFLINE),
+                vae=vae_class.from_pretrained(folder / "vae", **_OFFLINE),
                 tokenizers=[
-                    transformers.CLIPTokenizer.from_pretrained(str(folder / name))
+                    transformers.CLIPTokenizer.from_pretrained(
+                        str(folder / name), trust_remote_code=False, **_OFFLINE
+                    )
                     for name in ("tokenizer", "tokenizer_2")
                 ],
                 text_encoders=[
-                    transformers.CLIPTextModel.from_pretrained(folder / "text_encoder"),
-                    transformers.CLIPTextModelWithProjection.from_pretrained(
-                        folder / "text_encoder_2"
-                    ),
+                    kind.from_pretrained(folder / name, trust_remote_code=False, **_OFFLINE)
+                    for kind, name in (
+                        (transformers.CLIPTextModel, "text_encoder"),
+                        (transformers.CLIPTextModelWithProjection, "text_encoder_2"),
+                    )
                 ],
-                scheduler=diffusers.DDPMScheduler.from_pretrained(folder / "scheduler"),
+                scheduler=diffusers.DDPMScheduler.from_pretrained(folder / "scheduler", **_OFFLINE),
             )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise EasyRefError(f"model.base: {folder} cannot be loaded: {error}") from error

@@ -12,7 +12,7 @@ from .files import (
     open_regular,
     read_bytes,
 )
-from .messages import escaped, kind_of, shown
+from .messages import escaped, kind_of, one_line, shown
 from .parsing import MAX_DEPTH, parse_json, parse_yaml, read_json, read_yaml
 from .values import flag, number, text, whole_number
 
@@ -26,6 +26,7 @@ __all__ = [
     "is_regular",
     "kind_of",
     "number",
+    "one_line",
     "open_regular",
     "parse_json",
     "parse_yaml",

@@ -81,8 +81,10 @@ def read_bytes(path: str | Path, limit: int = MAX_TEXT_BYTES, what: str = "file"
         EasyRefError: see `open_regular`; the file is larger.
     """
     with open_regular(path, what) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        size = os.fstat(file.fileno()).st_size
+        # Neither memory for a sparse file, nor a buffer as large as the limit.
+        content = b"" if size > limit else file.read(size)
+    if size > limit:
         raise EasyRefError(
             f"{escaped(str(path))} is larger than the {limit:,} bytes that a {what} can have. "
             "Check that it is the right file."
@@ -93,8 +95,8 @@ def read_bytes(path: str | Path, limit: int = MAX_TEXT_BYTES, what: str = "file"
 def inside(folder: str | Path, name: Any, what: str = "file") -> Path:
     """The path of a file that another file of the folder names.
 
-    Links may lead to other places of the folder only, and from a folder of Hugging Face's cache to
-    its own store, where the cache keeps the contents.
+    Links may lead to other places of the folder only, and to the stores of Hugging Face's cache,
+    where its downloads lie.
 
     Raises:
         EasyRefError: no name, or one that leads out of the folder.
@@ -106,12 +108,9 @@ def inside(folder: str | Path, name: Any, what: str = "file") -> Path:
             "the folder again."
         )
     path = folder / name.replace("\\", "/")
-    homes = [folder]
-    if folder.resolve().parent.name == "snapshots":
-        homes.append(folder.resolve().parent.parent / "blobs")
     try:
         resolved = path.resolve()
-        within = any(resolved.is_relative_to(home.resolve()) for home in homes)
+        within = resolved.is_relative_to(folder.resolve()) or _is_in_hub_store(resolved)
     except (OSError, RuntimeError, ValueError):  # links in a circle, names too long
         within = False
     if not within or ".." in Path(name.replace("\\", "/")).parts:
@@ -120,3 +119,8 @@ def inside(folder: str | Path, name: Any, what: str = "file") -> Path:
             "folder. Put the file itself into the folder, or get the folder again."
         )
     return path
+
+
+def _is_in_hub_store(path: Path) -> bool:
+    """Whether a path is a content of Hugging Face's cache, models--OWNER--NAME/blobs/HASH."""
+    return path.parent.name == "blobs" and path.parent.parent.name.startswith("models--")

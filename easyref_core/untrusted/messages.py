@@ -55,3 +55,9 @@ def kind_of(value: Any) -> str:
     if isinstance(value, numbers.Number):
         return "a number"
     return names.get(type(value), f"a {type(value).__name__}")
+
+
+def one_line(error: BaseException) -> str:
+    """Another library's error as it may stand in a message."""
+    text = escaped(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -60,7 +60,7 @@ def test_the_scan_finds_imports() -> None:
     assert len(LIGHT) > 15
     assert "easyref_core.errors.EasyRefError" in imports(CORE / "weight_file" / "file.py")
     assert "easyref_core.qwen2vl.config.MllmConfig" in imports(CORE / "encode" / "encoder.py")
-    assert "transformers.AutoTokenizer" in imports(CORE / "qwen2vl" / "prompt.py")
+    assert "transformers.AutoTokenizer" in imports(CORE / "qwen2vl" / "tokenizer_files.py")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=identifier)

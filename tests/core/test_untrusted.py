@@ -147,6 +147,10 @@ def test_links_of_hugging_faces_cache_lead_to_its_own_store(tmp_path):
     blob.touch()
     (snapshot / "model.safetensors").symlink_to("../../blobs/4567")
     assert inside(snapshot, "model.safetensors").is_file()
+    download = tmp_path / "Qwen2-VL"  # older downloads to a folder hold links to the cache
+    download.mkdir()
+    (download / "model.safetensors").symlink_to(blob)
+    assert inside(download, "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,14 @@ def test_changelog_starts_with_the_current_version() -> None:
     assert versions[0] == project()["project"]["version"]
 
 
+def test_a_next_major_version_of_a_dependency_is_not_installed_unseen() -> None:
+    metadata = project()["project"]
+    extras = metadata["optional-dependencies"]
+    for requirement in (*metadata["dependencies"], *extras["train"]):
+        assert re.fullmatch(r"[\w-]+>=[\d.]+,<\d+", requirement), requirement
+    assert {r.split(">")[0] for r in metadata["dependencies"]} >= {"torch", "transformers"}
+
+
 def test_the_registry_shows_pictures_of_the_repository_in_its_sizes() -> None:
     metadata = project()
     urls = metadata["project"]["urls"]

@@ -253,7 +253,7 @@ def _read_info(directory: Path) -> dict[str, Any]:
 def _load_clip(kind: Any, directory: Path) -> Any:
     # Not from_pretrained of the folder: the stored word table may be cut down.
     state = read_stored_weights(directory / "model.safetensors")
-    config = CLIPTextConfig.from_pretrained(directory)
+    config = CLIPTextConfig.from_pretrained(directory, local_files_only=True)
     whole = {"state_dict": state, "torch_dtype": torch.float32}
     return kind.from_pretrained(None, config=config, **whole).eval()
 

@@ -222,7 +222,8 @@ def _decoder(recipe: Pretraining, work: Path, device: torch.device) -> None:
 def _autoencoder(work: Path, device: torch.device) -> Any:
     from diffusers import AutoencoderTiny
 
-    vae = AutoencoderTiny.from_pretrained(_needed(work, "vae"), torch_dtype=torch.float32)
+    whole = {"torch_dtype": torch.float32, "local_files_only": True}
+    vae = AutoencoderTiny.from_pretrained(_needed(work, "vae"), **whole)
     return vae.to(device).eval()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tokenizers import Tokenizer, models
 from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.encode.group import Reference
 from easyref_core.encode.plan_encoder import plan_encoder
+from easyref_core.errors import EasyRefError
 from easyref_core.qwen2vl.prompt import PromptTokenizer
 
 
@@ -159,6 +162,46 @@ def test_tokenizer_of_another_family(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     with goldens.refused(tmp_path, "lacks <|im_start|>", "<|image_pad|>", "not Qwen2-VL's"):
         PromptTokenizer.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json", "merges.txt"])
+def test_a_pipe_among_the_tokenizers_files_is_not_waited_for(directory: Path, name: str) -> None:
+    (directory / name).unlink()
+    os.mkfifo(directory / name)
+    with goldens.refused(directory / name, "pipe"):
+        PromptTokenizer.from_directory(directory)
+
+
+def test_an_endless_tokenizer_is_not_read(directory: Path) -> None:
+    with (directory / "vocab.json").open("r+b") as file:
+        file.truncate(20 * 10**9)
+    with goldens.refused(directory / "vocab.json", "20,000,000,000 bytes"):
+        PromptTokenizer.from_directory(directory)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[" * 100_000, "levels deep"),
+        ("[]", "holds no settings"),
+        ('{"tokenizer_class": "TransfoXLTokenizer\\u001b"}', "'TransfoXLTokenizer\\x1b'"),
+        ('{"tokenizer_class": ["Qwen2Tokenizer"]}', "a list"),
+        ('{"fast_tokenizer_files": ["../tokenizer.4.0.json"]}', "further files"),
+    ],
+)
+def test_an_odd_tokenizer_config_is_refused(directory: Path, content: str, said: str) -> None:
+    (directory / "tokenizer_config.json").write_text(content)
+    with goldens.refused(directory / "tokenizer_config.json", said):
+        PromptTokenizer.from_directory(directory)
+
+
+def test_code_beside_a_tokenizer_is_not_run(directory: Path) -> None:
+    settings = {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    (directory / "own.py").write_text("open('ran', 'w')\nclass Tokenizer: pass\n")
+    with suppress(EasyRefError):  # it may be read without that code
+        PromptTokenizer.from_directory(directory)
+    assert not Path("ran").exists()
 
 
 def test_tokenizer_with_more_tokens_than_the_mllm_knows(tokenizer: PromptTokenizer) -> None:

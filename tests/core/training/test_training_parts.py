@@ -101,9 +101,9 @@ def test_all_processes_read_the_base_model_whatever_accelerates_configuration(
     configured, seen = "FSDP_CPU_RAM_EFFICIENT_LOADING", []
     read = transformers.CLIPTextModel.from_pretrained
 
-    def spy(*arguments: Any) -> Any:
+    def spy(*arguments: Any, **options: Any) -> Any:
         seen.append(os.environ.get(configured))
-        return read(*arguments)
+        return read(*arguments, **options)
 
     monkeypatch.setattr(transformers.CLIPTextModel, "from_pretrained", spy)
     monkeypatch.setenv(configured, "true")

@@ -52,7 +52,8 @@ def train_controlnet(
         latents: of the images.
         base: diffusers directory.
     """
-    unet = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32)
+    whole = {"torch_dtype": torch.float32, "local_files_only": True}
+    unet = UNet2DConditionModel.from_pretrained(base / "unet", **whole)
     text = load_text_encoders(base)
     conditions = Conditions(pictures, text.tokenizers)
     edges = edge_mask(outlines)

@@ -99,7 +99,7 @@ class LoadedText:
 
 def load_text_encoders(directory: Path) -> LoadedText:
     """Load them from a diffusers directory that `train_base` wrote."""
-    whole = {"torch_dtype": torch.float32}
+    whole = {"torch_dtype": torch.float32, "local_files_only": True}
     return LoadedText(
         load_tokenizers(directory),
         CLIPTextModel.from_pretrained(directory / "text_encoder", **whole).eval(),
@@ -110,8 +110,8 @@ def load_text_encoders(directory: Path) -> LoadedText:
 def load_tokenizers(directory: Path) -> Tokenizers:
     """Load both from a diffusers directory."""
     return Tokenizers(
-        CLIPTokenizer.from_pretrained(str(directory / "tokenizer")),
-        CLIPTokenizer.from_pretrained(str(directory / "tokenizer_2")),
+        CLIPTokenizer.from_pretrained(str(directory / "tokenizer"), local_files_only=True),
+        CLIPTokenizer.from_pretrained(str(directory / "tokenizer_2"), local_files_only=True),
     )
 
 
