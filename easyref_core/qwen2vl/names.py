@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from ..errors import EasyRefError
+from ..untrusted import escaped
+
 Source = TypeVar("Source")
 
 _PREFIXES = (
@@ -38,8 +41,21 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
 
     The word embedding and the output head are tied; where only one is in the file, it is the
     embedding. Rotary `inv_freq` buffers of old files are dropped.
+
+    Raises:
+        EasyRefError: a weight is there under two names.
     """
-    canonical = {canonical_name(n): n for n in names if not n.endswith("inv_freq")}
+    canonical: dict[str, str] = {}
+    for name in names:
+        if name.endswith("inv_freq"):
+            continue
+        local = canonical_name(name)
+        if local in canonical:
+            raise EasyRefError(
+                f"{escaped(name)} and {escaped(canonical[local])} are one weight under the names "
+                "of two versions of transformers. The file is damaged; get it again."
+            )
+        canonical[local] = name
     head = canonical.pop(HEAD, None)
     if head is not None:
         canonical.setdefault(EMBEDDING, head)
