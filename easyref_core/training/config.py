@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,13 +13,13 @@ from pydantic.dataclasses import dataclass
 
 from ..errors import EasyRefError
 from ..pictures.preprocessing import MIN_IMAGE_SIZE
+from ..untrusted import escaped, is_regular
 from .recipe import (
     STRICT,
     Bool,
     Count,
     Decay,
     Float,
-    Int,
     Names,
     NonNegativeInt,
     Positive,
@@ -29,9 +30,15 @@ from .recipe import (
     read_recipe,
 )
 
+_MOST_TOKENS = 4096  # the UNet attends to all of them in every layer
+_LARGEST_SIDE = 8192  # pixels
+
 Part = Literal["final_layers", "projector", "cross_attention", "mllm", "lora"]
 PARTS: tuple[str, ...] = get_args(Part)
 
+Tokens = Annotated[Count, Field(le=_MOST_TOKENS)]
+Side = Annotated[Count, Field(le=_LARGEST_SIDE)]
+Batch = Annotated[Count, Field(le=4096)]
 # YAML reads no as false.
 Precision = Annotated[
     Literal["no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)
@@ -55,9 +62,9 @@ class ModelSettings:
     base: str
     mllm: str
     adapter: str | None = None
-    reference_tokens: Count = 64
+    reference_tokens: Tokens = 64
     final_layers: Count = 1
-    lora_rank: NonNegativeInt = 128
+    lora_rank: Annotated[NonNegativeInt, Field(le=4096)] = 128
     aggregation: Literal["easyref", "average"] = "easyref"
 
 
@@ -83,15 +90,15 @@ class DataSettings:
 
     files: Names
     root: str = "."
-    resolution: Count = 1024
+    resolution: Side = 1024
     crop: Literal["random", "center", "aspect"] = "random"
-    image_size: Annotated[Int, Field(ge=MIN_IMAGE_SIZE)] = 336
-    max_references: Count = 28
+    image_size: Annotated[Side, Field(ge=MIN_IMAGE_SIZE)] = 336
+    max_references: Annotated[Count, Field(le=1000)] = 28
     subset_probability: Probability = 0.0
     drop_image: Probability = 0.05
     drop_text: Probability = 0.05
     drop_both: Probability = 0.05
-    workers: NonNegativeInt = 4
+    workers: Annotated[NonNegativeInt, Field(le=256)] = 4
     cache: str | None = None
 
 
@@ -116,7 +123,7 @@ class OptimiserSettings:
     steps: Count
     learning_rate: Positive
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
-    batch_size: Count = 8
+    batch_size: Batch = 8
     accumulation: Count = 1
     max_grad_norm: Positive | None = None
     precision: Precision = "bf16"
@@ -126,7 +133,7 @@ class OptimiserSettings:
     warmup_steps: NonNegativeInt = 0
     loss_weighting: Literal["none", "min_snr", "debiased"] = "none"
     snr_gamma: Positive = 5.0
-    noise_levels: Count = 1
+    noise_levels: Annotated[Count, Field(le=1000)] = 1
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -160,7 +167,7 @@ class Settings:
     data: DataSettings
     optimiser: OptimiserSettings
     output: OutputSettings
-    seed: NonNegativeInt = 0
+    seed: Annotated[NonNegativeInt, Field(le=2**32 - 1)] = 0
 
 
 def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
@@ -219,15 +226,17 @@ def _check(settings: Settings) -> None:
             "file as model.adapter, or set stage=alignment to train from scratch."
         )
     for name, folder in (("base", model.base), ("mllm", model.mllm)):
-        if not Path(folder).is_dir():
-            raise EasyRefError(f"model.{name}: there is no folder {folder}.")
-    if model.adapter is not None and not Path(model.adapter).is_file():
+        if not os.path.isdir(folder):
+            raise EasyRefError(f"model.{name}: there is no folder {escaped(folder)}.")
+    if model.adapter is not None and not is_regular(model.adapter):
         raise EasyRefError(
-            f"model.adapter: there is no file {model.adapter}. Train the stage before this one "
-            "first."
+            f"model.adapter: there is no file {escaped(model.adapter)}. Train the stage before "
+            "this one first."
         )
-    if Path(output.folder).exists() and not Path(output.folder).is_dir():
-        raise EasyRefError(f"output.folder: {output.folder} is a file. Name a folder.")
+    if os.path.lexists(output.folder) and not os.path.isdir(output.folder):
+        raise EasyRefError(f"output.folder: {escaped(output.folder)} is a file. Name a folder.")
     for name in (*data.files, *([output.validation] if output.validation else [])):
-        if not Path(name).is_file():
-            raise EasyRefError(f"There is no data file {name}. Check data.files and validation.")
+        if not is_regular(name):
+            raise EasyRefError(
+                f"There is no data file {escaped(name)}. Check data.files and validation."
+            )

@@ -14,7 +14,6 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from ..adapter.checkpoint import IMAGE_SIZE
-from ..errors import EasyRefError
 from ..files import check_place, new_name
 from ..files import writing as writing_to
 from .base import Base, fingerprint, load_base
@@ -24,7 +23,7 @@ from .config import Settings
 from .disk import writing
 from .divergence import check_weights, loss_error
 from .engine import Ema, StepOptions, is_finite, run_optimiser
-from .memory import SMALLER, check_fits, estimate_bytes, parameters_by_part
+from .memory import check_fits, estimate_bytes, explaining_lack_of_memory, parameters_by_part
 from .model import TrainedModel, build_model
 from .outputs import check_results, keep_logs
 from .preview import batch_sheet, generate, save_image, validation_groups
@@ -40,6 +39,7 @@ from .records import read_records
 from .samples import PositionSampler, SafeSamples, Sample, TrainingSamples, raise_errors
 from .schedule import learning_rate
 
+_SHOWN = 64  # samples of the first batch
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -77,25 +77,26 @@ def train(
     checkpoint = None if overwrite else checkpoints.newest(world_size(), force)
     checkpoints.check_own()
     check_results(settings, overwrite or checkpoint is not None)
-    run = TrainingRun(settings, cpu, checkpoint)
-    try:
-        return run.train(on_step, overwrite)
-    except torch.cuda.OutOfMemoryError as error:
-        raise EasyRefError(
-            f"The GPU has not enough memory ({str(error).splitlines()[0]}). {SMALLER}"
-        ) from error
+    with explaining_lack_of_memory():
+        return TrainingRun(settings, cpu, checkpoint).train(on_step, overwrite)
 
 
 def dry_run(settings: Settings) -> str:
-    """The trained parts and the memory they need, as text; draws the first batch as an image."""
-    run = TrainingRun(settings)
+    """The trained parts and the memory they need, as text; draws the first batch as an image.
+
+    Raises:
+        EasyRefError: see `train`.
+    """
+    with explaining_lack_of_memory():
+        run = TrainingRun(settings)
     lines = ["part              parameters        trained"]
     for part, (total, trained) in parameters_by_part(run.model).items():
         lines.append(f"{part:<16}{total:>12,}   {trained:>12,}")
     needed = run.estimate()
     lines.append(f"memory about {sum(needed.values()) / 1e9:.2f} GB a process: ")
     lines[-1] += ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in needed.items())
-    samples = [run.samples[position] for position in range(settings.optimiser.batch_size)]
+    shown = min(settings.optimiser.batch_size, _SHOWN)
+    samples = [run.samples[position] for position in range(shown)]
     path = new_name(Path(settings.output.folder) / "first_batch.png")
     with writing_to(path):
         lines.append(f"first batch: {save_image(batch_sheet(samples), path)}")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from ..errors import EasyRefError
+from ..out_of_memory import lack_of_memory
 from ..pictures.preprocessing import MERGE, PATCH
+from ..untrusted import escaped
 from .base import Base
 from .config import PARTS, Settings
 from .model import TrainedModel, part_of
@@ -98,15 +102,36 @@ def _activations(model: TrainedModel, settings: Settings, references: int) -> fl
 def check_fits(needed: dict[str, int], device: torch.device) -> None:
     """
     Raises:
-        EasyRefError: a GPU has less free memory than the estimate.
+        EasyRefError: a GPU's free memory, or on a CPU all memory, is less than the estimate.
     """
-    if device.type != "cuda":
+    if device.type == "cuda":
+        has = torch.cuda.mem_get_info(device)[0]
+        room = f"{device} has {has / 1e9:.1f} GB free"
+    elif device.type == "cpu":
+        import psutil
+
+        has = psutil.virtual_memory().total
+        room = f"this computer has {has / 1e9:.1f} GB"
+    else:
         return
-    free, _ = torch.cuda.mem_get_info(device)
     total = sum(needed.values())
-    if total > free:
+    if total > has:
         parts = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in needed.items())
         raise EasyRefError(
-            f"This run needs about {total / 1e9:.1f} GB ({parts}), but {device} has "
-            f"{free / 1e9:.1f} GB free. {SMALLER}"
+            f"This run needs about {total / 1e9:.1f} GB ({parts}), but {room}. {SMALLER}"
         )
+
+
+@contextmanager
+def explaining_lack_of_memory() -> Iterator[None]:
+    """
+    Raises:
+        EasyRefError: in place of whatever says that a GPU or the computer ran out of memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = lack_of_memory(error)
+        if reason is None:
+            raise
+        raise EasyRefError(f"There is not enough memory ({escaped(reason)}). {SMALLER}") from error

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, Va
 from pydantic_core import ErrorDetails
 
 from ..errors import EasyRefError
+from ..untrusted import escaped, parse_yaml, read_yaml, shown
 
 STRICT = ConfigDict(extra="forbid")
 
@@ -38,11 +39,13 @@ def as_tuple(value: Any) -> Any:
     )
 
 
+_MOST = 10**9  # of what can be counted, steps included
+
 Int = Annotated[int, Strict()]
-Count = Annotated[Int, Field(gt=0)]
-NonNegativeInt = Annotated[Int, Field(ge=0)]
+Count = Annotated[Int, Field(gt=0, le=_MOST)]
+NonNegativeInt = Annotated[Int, Field(ge=0, le=_MOST)]
 Bool = Annotated[bool, Strict()]
-Float = Annotated[float, Strict(), BeforeValidator(_number)]
+Float = Annotated[float, Strict(), BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Float, Field(gt=0)]
 Probability = Annotated[Float, Field(ge=0, le=1)]
 Decay = Annotated[Float, Field(ge=0, lt=1)]
@@ -55,16 +58,11 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         EasyRefError: no such file, or not YAML.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EasyRefError(f"The recipe {path} cannot be read ({error}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EasyRefError(f"The recipe {path} is not YAML: {error}") from error
+    content = read_yaml(path, what="recipe")
     if not isinstance(content, dict):
-        raise EasyRefError(f"The recipe {path} holds no settings. See recipes/ for examples.")
+        raise EasyRefError(
+            f"The recipe {escaped(str(path))} holds no settings. See recipes/ for examples."
+        )
     return content
 
 
@@ -74,24 +72,20 @@ def override(content: dict[str, Any], overrides: Sequence[str]) -> None:
     Raises:
         EasyRefError: not such a text, or its value is not YAML.
     """
-    import yaml
-
     for text in overrides:
         name, equals, value = text.partition("=")
         if not equals:
             raise EasyRefError(
-                f"{text!r} is not a setting; write section.key=value, such as optimiser.steps=100."
+                f"{shown(text)} is not a setting; write section.key=value, such as "
+                "optimiser.steps=100."
             )
         *sections, key = name.strip().split(".")
         target = content
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise EasyRefError(f"{text!r}: {section} is not a section.")
-        try:
-            target[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise EasyRefError(f"{text!r}: the value is not YAML: {error}") from error
+                raise EasyRefError(f"{shown(text)}: {shown(section)} is not a section.")
+        target[key] = parse_yaml(value, f"The value of {name.strip()}")
 
 
 def parse_settings(kind: type[_Settings], content: Any) -> _Settings:
@@ -109,17 +103,17 @@ def parse_settings(kind: type[_Settings], content: Any) -> _Settings:
 
 
 _LIMITS = {
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "{ge:g} or more",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "{le:g} or less",
+    "greater_than": "above {gt:,}",
+    "greater_than_equal": "{ge:,} or more",
+    "less_than": "less than {lt:,}",
+    "less_than_equal": "{le:,} or less",
 }
 
 
 def _sentence(kind: type, error: ErrorDetails) -> str:
     """What is wrong with a setting, and what would be right."""
     path = [str(key) for key in error["loc"] if not isinstance(key, int)]
-    name, value, context = ".".join(path), error["input"], error.get("ctx", {})
+    name, value, context = escaped(".".join(path)), shown(error["input"]), error.get("ctx", {})
     match error["type"]:
         case "unexpected_keyword_argument":
             for section in path[:-1]:
@@ -128,22 +122,24 @@ def _sentence(kind: type, error: ErrorDetails) -> str:
             hint = _nearest(path[-1], known) or f" Known are {', '.join(known)}."
             return f"There is no setting {name}.{hint}"
         case "invalid_key":  # YAML reads some words as other types, such as "on" as true
-            return f"There is no setting {value!r}; names of settings are text."
+            return f"There is no setting {value}; names of settings are text."
         case "missing":
             return f"The setting {name} is missing."
         case "dataclass_type":
-            return f"{name or 'The recipe'} must be a section of keys, not {value!r}."
+            return f"{name or 'The recipe'} must be a section of keys, not {value}."
         case "literal_error":
-            hint = _nearest(str(value), re.findall("'(.+?)'", context["expected"]))
-            return f"{name} is {value!r}; it can be {context['expected']}.{hint}"
+            hint = _nearest(str(error["input"]), re.findall("'(.+?)'", context["expected"]))
+            return f"{name} is {value}; it can be {context['expected']}.{hint}"
         case limit if limit in _LIMITS:
             return f"{name} is {value}; it must be {_LIMITS[limit].format(**context)}."
         case "too_short":
             return f"{name} must name at least one."
+        case "finite_number":
+            return f"{name} is {value}; it must be a finite number."
         case "tuple_type":
-            return f"{name} must be a list, not {value!r}."
+            return f"{name} must be a list, not {value}."
         case wrong_type:
-            return f"{name} must be of type {wrong_type.partition('_')[0]}, not {value!r}."
+            return f"{name} must be of type {wrong_type.partition('_')[0]}, not {value}."
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -159,5 +155,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "")
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             changed += differences(before, after, f"{where}{name}.")
         elif before != after:
-            changed.append(f"{where}{name}: {before!r} -> {after!r}")
+            changed.append(escaped(f"{where}{name}: {before!r} -> {after!r}"))
     return changed

@@ -11,8 +11,6 @@ reported like one whose image turns out to be broken.
 
 from __future__ import annotations
 
-import json
-import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -23,8 +21,11 @@ from PIL import Image
 
 from ..errors import EasyRefError
 from ..pictures.loading import open_picture
+from ..untrusted import escaped, kind_of, number, open_regular, parse_json, read_json, shown
+from .shards import Group, is_tar, read_shard
 
-_PICTURES = {"png", "jpg", "jpeg", "webp", "bmp"}
+_LARGEST_LIST = 256_000_000  # bytes; several lists can be named
+_LARGEST_COORDINATE = 1e6  # pixels
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ class PictureSource:
         """
         if self.offset is None:
             return open_picture(self.path)
-        with self.path.open("rb") as file:
+        with open_regular(self.path, "tar shard") as file:
             file.seek(self.offset)
-            return open_picture(BytesIO(file.read(self.size)), str(self))
+            content = file.read(self.size)
+        return open_picture(BytesIO(content), str(self))
 
     def fingerprint(self) -> str:
         """Text that differs between images: path, offset, the file's size and time."""
@@ -54,7 +56,7 @@ class PictureSource:
         return f"{self} {self.offset} {stat.st_size} {stat.st_mtime_ns}"
 
     def __str__(self) -> str:
-        return str(self.path) if self.offset is None else f"{self.path}:{self.name}"
+        return escaped(str(self.path) if self.offset is None else f"{self.path}:{self.name}")
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,11 @@ def read_records(files: Sequence[str | Path], root: str | Path) -> list[Record]:
     """
     records: list[Record] = []
     for file in map(Path, files):
-        if tarfile.is_tarfile(file):
+        if is_tar(file):
             records += _from_tar(file)
         else:
             records += _from_json(file, Path(root))
-    names = ", ".join(map(str, files))
+    names = escaped(", ".join(map(str, files)))
     if not records:
         raise EasyRefError(f"There are no records in {names}.")
     if all(record.broken for record in records):
@@ -111,12 +113,12 @@ def read_records(files: Sequence[str | Path], root: str | Path) -> list[Record]:
 
 
 def _from_json(file: Path, root: Path) -> list[Record]:
-    try:
-        items = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EasyRefError(f"{file} is neither a JSON list nor a tar shard ({error}).") from error
+    items = read_json(file, _LARGEST_LIST, "list of records")
     if not isinstance(items, list):
-        raise EasyRefError(f"{file} holds no JSON list of records.")
+        raise EasyRefError(
+            f"{escaped(str(file))} holds {kind_of(items)}, not a list of records. Name a JSON list "
+            "or a tar shard."
+        )
 
     def read(item: Any, name: str) -> Record:
         item = item if isinstance(item, dict) else {}
@@ -125,7 +127,7 @@ def _from_json(file: Path, root: Path) -> list[Record]:
         files = _names(item.get("image_file"), "image_file")
         return _record(name, item, source, tuple(PictureSource(root / file) for file in files))
 
-    return [_or_broken(read, item, f"{file}[{n}]") for n, item in enumerate(items)]
+    return [_or_broken(read, item, f"{escaped(str(file))}[{n}]") for n, item in enumerate(items)]
 
 
 def _or_broken(read: Callable[[Any, str], Record], item: Any, name: str) -> Record:
@@ -159,7 +161,7 @@ def _texts(item: dict[str, Any]) -> tuple[str, ...]:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:  # half a surrogate pair, which tokenizers do not take
-            raise EasyRefError(f"has a text that is no Unicode: {text!r}") from None
+            raise EasyRefError(f"has a text that is no Unicode: {shown(text)}") from None
     return texts
 
 
@@ -167,7 +169,7 @@ def _names(value: Any, key: str) -> tuple[str, ...]:
     """A text, or a list of texts; empty where the key is absent."""
     texts = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
-        raise EasyRefError(f"has something else than text as {key}: {value!r}")
+        raise EasyRefError(f"has something else than text as {key}")
     return tuple(texts)
 
 
@@ -179,55 +181,36 @@ def _face(item: dict[str, Any]) -> tuple[float, float, float, float] | None:
         box = item["face"]
         while isinstance(box[0], list):
             box = box[0]
-        x1, y1, x2, y2 = map(float, box[:4])
-    except (TypeError, ValueError, IndexError, KeyError):
+        x1, y1, x2, y2 = (
+            number(value, "a coordinate", -_LARGEST_COORDINATE, _LARGEST_COORDINATE)
+            for value in box[:4]
+        )
+    except (TypeError, ValueError, IndexError, KeyError):  # EasyRefError is a ValueError
         raise EasyRefError("has a face that is not [[x1, y1, x2, y2, score]]") from None
     return x1, y1, x2, y2
 
 
 def _from_tar(file: Path) -> list[Record]:
     """Index a shard: the offset of each image, without reading it."""
-    groups: dict[str, dict[str, Any]] = {}
-    try:
-        with tarfile.open(file, "r:") as tar:  # compressed ones have no offsets
-            for member in tar:
-                if member.isfile():
-                    _note_member(groups, file, tar, member)
-    except tarfile.TarError as error:
-        raise EasyRefError(
-            f"{file} cannot be read as a plain tar shard ({error}). Shards must not be compressed; "
-            "unpack it with gunzip, or pack it again."
-        ) from error
 
-    def read(group: Any, name: str) -> Record:
+    def read(group: Group, name: str) -> Record:
+        if group.broken:
+            raise EasyRefError(group.broken)
         try:
-            item = json.loads(group.get("json", "{}"))
-        except ValueError as error:
-            raise EasyRefError(f"has JSON that cannot be read ({error})") from None
+            item = parse_json(group.text or "{}", "its JSON")
+        except EasyRefError as error:
+            raise EasyRefError(f"has JSON that cannot be used: {error}") from None
         if not isinstance(item, dict):
             raise EasyRefError("has JSON that is no section of keys")
-        pictures: dict[str, PictureSource] = group["pictures"]
+        pictures = {
+            part: PictureSource(file, member.offset, member.size, member.name)
+            for part, member in group.pictures.items()
+        }
         target = pictures.pop("target", None)
         ordered = tuple(pictures[k] for k in sorted(pictures, key=lambda k: (len(k), k)))
         return _record(name, item, target, ordered)
 
     return [
-        _or_broken(read, group, f"{file}:{key}")
-        for key, group in groups.items()
-        if group["pictures"] or "json" in group
+        _or_broken(read, group, f"{escaped(str(file))}:{escaped(key)}")
+        for key, group in read_shard(file).items()
     ]
-
-
-def _note_member(
-    groups: dict[str, dict[str, Any]], file: Path, tar: tarfile.TarFile, member: tarfile.TarInfo
-) -> None:
-    folder, _, base = member.name.rpartition("/")
-    key, _, rest = base.partition(".")
-    group = groups.setdefault(f"{folder}/{key}", {"pictures": {}})
-    part, _, extension = rest.rpartition(".")
-    if extension.lower() in _PICTURES:
-        source = PictureSource(file, member.offset_data, member.size, member.name)
-        group["pictures"][part] = source
-    elif rest == "json":
-        content = tar.extractfile(member)
-        group["json"] = content.read() if content else b"{}"

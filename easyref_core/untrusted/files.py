@@ -81,8 +81,10 @@ def read_bytes(path: str | Path, limit: int = MAX_TEXT_BYTES, what: str = "file"
         EasyRefError: see `open_regular`; the file is larger.
     """
     with open_regular(path, what) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        size = os.fstat(file.fileno()).st_size
+        # Neither memory for a sparse file, nor a buffer as large as the limit.
+        content = b"" if size > limit else file.read(size)
+    if size > limit:
         raise EasyRefError(
             f"{escaped(str(path))} is larger than the {limit:,} bytes that a {what} can have. "
             "Check that it is the right file."

@@ -12,6 +12,7 @@ from .files import MAX_TEXT_BYTES, read_bytes
 from .messages import escaped, one_line
 
 MAX_DEPTH = 200
+MAX_YAML_BYTES = 65_536  # PyYAML takes seconds for more; a recipe has 3,000
 _MAX_YAML_VALUES = 100_000
 _NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 
@@ -53,25 +54,27 @@ def parse_json(text: str | bytes, source: str) -> Any:
 
 
 def _depth(content: bytes) -> int:
-    """The deepest nesting of a JSON text; brackets in texts do not count."""
+    """The nesting of a JSON text, as far as it matters; brackets in texts do not count."""
     plain = re.sub(rb"\\.", b"", content, flags=re.DOTALL).translate(None, _NOT_STRUCTURE)
     depth = deepest = 0
     for byte in re.sub(rb'"[^"]*"', b"", plain):
         if byte in b"[{":
             depth += 1
             deepest = max(deepest, depth)
+            if depth > MAX_DEPTH:
+                break
         elif byte in b"]}":
             depth -= 1
     return deepest
 
 
-def read_yaml(path: str | Path, limit: int = MAX_TEXT_BYTES // 16, what: str = "file") -> Any:
+def read_yaml(path: str | Path, what: str = "file") -> Any:
     """The content of a YAML file of plain values.
 
     Raises:
         EasyRefError: see `read_bytes` and `parse_yaml`.
     """
-    return parse_yaml(read_bytes(path, limit, what), str(path))
+    return parse_yaml(read_bytes(path, MAX_YAML_BYTES, what), str(path))
 
 
 def parse_yaml(text: str | bytes, source: str) -> Any:
@@ -85,8 +88,11 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
 
     source = escaped(source)
     try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8-sig")
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        if len(text) > MAX_YAML_BYTES:
+            raise ValueError(f"it is longer than {MAX_YAML_BYTES:,} characters")
+        if _depth(text.encode("utf-8", "surrogatepass")) > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
         content = yaml.safe_load(text)
         _count_values(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

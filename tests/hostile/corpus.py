@@ -86,6 +86,7 @@ def check_sentence(text: str) -> None:
     assert text.isprintable(), f"control characters in {text!r}"
     assert len(text) <= 2_000, f"{len(text)} characters: {text[:500]}"
     assert text.endswith((".", ")")), text
+    assert not re.search("MemoryError|(enough|out of) memory", text), f"not bounded: {text}"
 
 
 def each_way(**kinds: tuple[Case, ...]) -> pytest.MarkDecorator:

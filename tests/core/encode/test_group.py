@@ -131,7 +131,7 @@ def test_a_reference_that_is_no_picture_is_refused(tmp_path: Path) -> None:
         ({"references": [Image.new("RGB", (64, 64))]}, "Reference 1 is a Image"),
         ({"negatives": ["cat.png"]}, "negative references: Reference 1 is 'cat.png'"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_settings_of_other_types_are_refused(
     plan: EncoderPlan, tokenizer: PromptTokenizer, settings: dict[str, Any], said: str

@@ -64,7 +64,7 @@ def test_json_records_in_the_official_layout(tmp_path: Path) -> None:
     ("items", "sentence"),
     [
         ([], "no records"),
-        ({}, "no JSON list"),
+        ({}, "holds an object, not a list of records"),
         ([{"text": "a"}], r"None of the 1 records .* the first one, .*d.json\[0\], has no target"),
         ([{"target": None, "image_file": "a.png"}], "has no target"),
         ([{"target": "a.png"}], "has no reference"),

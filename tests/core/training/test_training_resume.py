@@ -414,11 +414,22 @@ def test_trackers_that_cannot_write_are_named(settings: Make, tmp_path: Path) ->
         train(settings(output_trackers=["tensorboard"]))
 
 
-def test_a_gpu_out_of_memory_is_explained(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you Tried to allocate"),
+        MemoryError("Tried to allocate"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_lack_of_memory_is_explained(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def full(*_: Any) -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
+        raise error
 
-    monkeypatch.setattr(loop.TrainingRun, "_optimise", full)
+    monkeypatch.setattr(loop, "load_base", full)
     with pytest.raises(EasyRefError, match=r"Tried to allocate\)\. Lower optimiser"):
         train(settings())
 

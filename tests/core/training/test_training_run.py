@@ -267,6 +267,14 @@ def test_a_gpu_that_is_too_small_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(EasyRefError, match=r"needs about 3\.0 GB .* has 1\.0 GB free"):
         check_fits({"weights": 2 * 10**9, "optimiser": 10**9}, torch.device("cuda", 0))
     check_fits({"weights": 10**8}, torch.device("cuda", 0))
+    with pytest.raises(EasyRefError, match=r"needs about 1000000\.0 GB .* this computer has"):
+        check_fits({"activations": 10**15}, torch.device("cpu"))
+
+
+def test_a_batch_that_no_computer_holds_is_refused_before_it_is_made(settings: Make) -> None:
+    huge = settings(optimiser_batch_size=4096, data_resolution=8192, data_workers=0)
+    with pytest.raises(EasyRefError, match=r"needs about .* this computer has"):
+        train(huge)
 
 
 @pytest.fixture
