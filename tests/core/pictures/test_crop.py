@@ -177,8 +177,9 @@ def test_other_numbers_of_masks_are_refused() -> None:
 
 
 def test_no_picture_is_refused() -> None:
-    with goldens.refused("images", "[0, 8, 8, 3]"):
-        crop_pictures(torch.zeros(0, 8, 8, 3), [Box()])
+    for images in (torch.zeros(0, 8, 8, 3), torch.zeros(1, 0, 8, 3), []):
+        with goldens.refused("images holds no picture"):
+            crop_pictures(images, [Box()])
 
 
 def test_padding_below_nothing_is_refused() -> None:
