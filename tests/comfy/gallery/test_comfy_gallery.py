@@ -285,7 +285,7 @@ def test_connected_pictures_may_be_whole_numbers_or_a_list(pack: Pack, as_list: 
     given = [levels[0], levels[1:].float() / 255] if as_list else levels
     group = references(pack, "", images={"image_1": given})
     assert colours(group) == [GREY, GREY]
-    with pack.refused("image_1", "not a picture"):
+    with pack.refused("image_1", "is a text where a picture"):
         references(pack, "", images={"image_1": "a.png"})
 
 

@@ -182,6 +182,22 @@ def test_no_picture_is_refused() -> None:
             crop_pictures(images, [Box()])
 
 
+def test_pictures_of_a_list_may_differ_in_size_and_type() -> None:
+    images = [numbered(8, 8) / 9, torch.full((1, 4, 6, 3), 255, dtype=torch.uint8)]
+    first, second = crop_pictures(images, [Box(0.5, 0.5, 0.5, 0.5)], padding=0, square=False)
+    assert torch.equal(first, numbered(8, 8)[:, 4:, 4:] / 9)
+    assert torch.equal(second, torch.ones(1, 2, 3, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+def test_masks_of_truth_values_and_whole_numbers_are_understood(dtype: torch.dtype) -> None:
+    one = mask(8, 8, (1, 1, 3, 3))
+    assert mask_boxes(one.to(dtype)) == mask_boxes(one)
+    assert mask_boxes([one.to(dtype), one]) == mask_boxes(one) * 2
+    if dtype != torch.bool:
+        assert mask_boxes((one * 255).to(dtype)) == mask_boxes(one)
+
+
 def test_padding_below_nothing_is_refused() -> None:
     for padding in (-0.1, float("nan")):
         with goldens.refused("padding", padding):
