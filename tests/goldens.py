@@ -249,6 +249,16 @@ def mllm_directory(path: Path, config: MllmConfig = TINY, weights: Tensors | Non
     return path
 
 
+def bare_mllm(adapter: Mapping[str, torch.Tensor]) -> Tensors:
+    """The MLLM's own weights as in its folder, last layer included, out of a whole adapter's."""
+    body = {n.removeprefix(BODY): t for n, t in adapter.items() if n.startswith(BODY)}
+    last = f"model.layers.{TINY.num_layers - 1}."
+    first = "mllm_final_layer.layers.0."
+    return body | {
+        last + n.removeprefix(first): t for n, t in adapter.items() if n.startswith(first)
+    }
+
+
 def sparse_file(path: Path, shapes: Mapping[str, list[int]], dtype: str = "BF16") -> Path:
     """A safetensors file of these shapes, all zeros, that takes no room on the disk."""
     width = {"BF16": 2, "F32": 4}[dtype]

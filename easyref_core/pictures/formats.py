@@ -15,7 +15,6 @@ from PIL import (
     PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
-    features,
 )
 
 from ..errors import EasyRefError
@@ -34,10 +33,13 @@ READERS: dict[str, type[Image.Image]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "PPM": PpmImagePlugin.PpmImageFile,
 }
-if features.check("avif"):  # Pillow 11.3 and newer
+try:
     from PIL import AvifImagePlugin
-
-    READERS["AVIF"] = AvifImagePlugin.AvifImageFile
+except ImportError:  # before Pillow 11.3
+    pass
+else:
+    if AvifImagePlugin.SUPPORTED:
+        READERS["AVIF"] = AvifImagePlugin.AvifImageFile
 
 _SIGNATURES = (
     ("PNG", 0, b"\x89PNG\r\n\x1a\n"),

@@ -27,11 +27,16 @@ LONGEST_SIDE = 4096
 MAX_PIXELS = 2**27  # half a gigabyte as RGB
 
 _MOST_PIXELS = {
-    "WebP": 2**26,  # its decoder holds the picture four times
-    "AVIF": 2**26,
+    "WebP": 2**25,  # its decoder holds the picture four times
+    "AVIF": 2**25,
     "JPEG": 2**28,  # is decoded at half the size where it must be
 }
-_HEADER_BYTES = {"WebP": 64_000_000, "AVIF": 64_000_000}  # are read whole at once
+_HEADER_BYTES = {
+    "WebP": 64_000_000,  # is read whole at once
+    "AVIF": 64_000_000,
+    "TIFF": 4_000_000,  # becomes many times as large as Python's numbers
+}
+_MOST_TILES = 100_000
 _MOST_HEADER_BYTES = 16_000_000  # profiles, thumbnails and notes
 _HEADER_SECONDS = 2.0
 _SECONDS = 10.0
@@ -39,6 +44,7 @@ _SECONDS_PER_PIXEL = 2e-7
 _BYTES_PER_PIXEL = 8  # the most that a format stores
 _MOST_EXIF_BYTES = 65_536  # as in JPEG; a longer one can refer to itself until memory ends
 _BAND = 2**22  # pixels that are converted at once
+_FILTER_ROWS = 3  # of Lanczos, on each side of a row
 _NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706  # TIFF tags
 
 _TRANSPOSE = {  # undoes each EXIF orientation; 1 is upright
@@ -128,6 +134,8 @@ def _opened(file: BinaryIO, name: str) -> Image.Image:
             f"{name} has {image.width} x {image.height} pixels, {pixels / 1e6:,.0f} million; at "
             f"most {most / 1e6:,.0f} million can be decoded. Save it smaller."
         )
+    if len(image.tile) > _MOST_TILES:  # type: ignore[attr-defined]
+        raise EasyRefError(f"{name} lies in too many pieces. Save it again as PNG or JPEG.")
     if found.name == "TIFF" and _is_raw(image):
         raise EasyRefError(
             f"{name} is a camera's raw file, which is not read. Save the picture as PNG or JPEG."
@@ -217,22 +225,23 @@ def _reduced_rgb(
     """
     left, top, right, bottom = box
     width, height = right - left, bottom - top
-    factor = max(1, max(width, height) // longest)
-    if image.mode == "RGB":
-        part = image.reduce(factor, box) if factor > 1 else image.crop(box)
-    else:
-        part = Image.new("RGB", (math.ceil(width / factor), math.ceil(height / factor)))
-        white = _white(image)
-        rows = max(1, _BAND // (width * factor)) * factor
-        for start in range(top, bottom, rows):
-            band = image.crop((left, start, right, min(start + rows, bottom)))
-            part.paste(_converted(band, white, name).reduce(factor), (0, (start - top) // factor))
-    if max(width, height) <= longest:
-        return part
-    scale = longest / max(width, height)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    exact = (0, 0, width / factor, height / factor)
-    return part.resize(size, Image.Resampling.LANCZOS, box=exact)
+    scale = max(1.0, max(width, height) / longest)
+    if scale == 1 and image.mode == "RGB":
+        return image.crop(box)
+    part = Image.new("RGB", (max(1, round(width / scale)), max(1, round(height / scale))))
+    step = height / part.height  # rows of the picture for one of the part
+    margin = math.ceil(_FILTER_ROWS * step)
+    white = _white(image)
+    rows = max(1, round(_BAND / (width * step)))
+    for start in range(0, part.height, rows):
+        end = min(start + rows, part.height)
+        first = max(0, math.floor(start * step) - margin)
+        last = min(height, math.ceil(end * step) + margin)
+        band = _converted(image.crop((left, top + first, right, top + last)), white, name)
+        exact = (0, start * step - first, width, end * step - first)
+        size = (part.width, end - start)
+        part.paste(band.resize(size, Image.Resampling.LANCZOS, exact, reducing_gap=1), (0, start))
+    return part
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -265,7 +274,7 @@ def _converted(image: Image.Image, white: int, name: str) -> Image.Image:
     if not image.mode.startswith(("I", "F")):
         return image.convert("RGB")
     levels = torch.from_numpy(np.array(image, dtype=np.float32)) * 255 / white
-    if not torch.isfinite(levels).all():
+    if image.mode == "F" and not torch.isfinite(levels).all():
         raise EasyRefError(f"{name} holds pixels that are not numbers (NaN or infinite).")
     pixels = levels.round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.numpy(), "L").convert("RGB")

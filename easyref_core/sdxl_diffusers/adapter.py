@@ -24,14 +24,19 @@ from ..tokens.reference_tokens import ReferenceTokens
 from ..untrusted import kind_of, number, whole_number
 from .layers import CHILD, AdapterLayer, Attachment, LowRank
 from .unet_layers import (
+    attached,
+    attachment_for,
     attentions,
     check_in_memory,
     check_layers,
+    check_not_merged,
     is_cross_attention,
     put,
     take_off,
     widths,
 )
+
+_MAX_RANK = 4096  # above every width of SDXL
 
 
 def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, tuple[int, int]]:
@@ -48,8 +53,8 @@ def new_adapter(unet: UNet2DConditionModel, num_tokens: int, rank: int = 0) -> N
             own; a number is no count.
     """
     num_tokens = whole_number(num_tokens, "num_tokens", low=1)
-    rank = whole_number(rank, "rank", low=0)
-    attachment = _attachment_for(unet, "new_adapter")
+    rank = whole_number(rank, "rank", low=0, high=_MAX_RANK)
+    attachment = attachment_for(unet, "new_adapter")
     layers = _new_layers(unet, rank, attachment)
     for name, layer in layers.items():
         if layer.is_cross_attention:
@@ -83,10 +88,10 @@ def attach_adapter(
             own; a number is not finite. Nothing is changed then.
     """
     scale = number(scale, "scale")
-    new_lora_rank = whole_number(new_lora_rank, "new_lora_rank", low=0)
+    new_lora_rank = whole_number(new_lora_rank, "new_lora_rank", low=0, high=_MAX_RANK)
     check_model_layers(checkpoint, cross_attention_layers(unet), type(unet).__name__)
     check_in_memory(unet, "attach_adapter")
-    attachment = _attachment_for(unet, "attach_adapter")
+    attachment = attachment_for(unet, "attach_adapter")
     new_lora = bool(new_lora_rank) and not checkpoint.lora
     # Weights that all come from the file need no memory and no random numbers before.
     with nullcontext() if new_lora else torch.device("meta"):
@@ -113,8 +118,8 @@ def detach_adapter(unet: UNet2DConditionModel) -> None:
     Raises:
         EasyRefError: there is no adapter, or its LoRA has been merged.
     """
-    attachment = _attached(unet)
-    _check_not_merged(attachment, "detach_adapter")
+    attachment = attached(unet)
+    check_not_merged(attachment, "detach_adapter")
     for attn in attentions(unet).values():
         take_off(attn)
     attachment.references, attachment.text = 0, None  # for a ControlNet of `hide_references`
@@ -126,7 +131,7 @@ def set_scale(unet: UNet2DConditionModel, scale: float) -> None:
     Raises:
         EasyRefError: there is no adapter on the UNet, or the scale is no finite number.
     """
-    _attached(unet).scale = number(scale, "scale")
+    attached(unet).scale = number(scale, "scale")
 
 
 def set_tokens(unet: UNet2DConditionModel, tokens: ReferenceTokens | None) -> None:
@@ -139,12 +144,9 @@ def set_tokens(unet: UNet2DConditionModel, tokens: ReferenceTokens | None) -> No
     Raises:
         EasyRefError: there is no adapter on the UNet, or another one made the tokens.
     """
-    attachment = _attached(unet)
-    if tokens is not None and not isinstance(tokens, ReferenceTokens):
-        raise EasyRefError(
-            f"The tokens are {kind_of(tokens)}; reference tokens are needed, which "
-            "encode_references and load_tokens return, or None."
-        )
+    attachment = attached(unet)
+    if tokens is not None:
+        _check_type(tokens)
     if tokens is not None and attachment.checkpoint is not None:
         check_tokens(attachment.checkpoint, tokens)
     attachment.references = 0 if tokens is None else tokens.num_tokens
@@ -177,11 +179,7 @@ def append_tokens(
                 f"returns them; here are {_shape(text)} and {_shape(negative)}."
             )
     count, rows, width = text.shape
-    if not isinstance(tokens, ReferenceTokens):
-        raise EasyRefError(
-            f"The tokens are {kind_of(tokens)}; reference tokens are needed, which "
-            "encode_references and load_tokens return."
-        )
+    _check_type(tokens)
     if tokens.width != width or tokens.batch not in (1, count):
         raise EasyRefError(
             f"{count} texts of width {width} cannot be followed by reference tokens of "
@@ -189,7 +187,7 @@ def append_tokens(
             "one for each, and use the text encoders of SDXL."
         )
     set_tokens(unet, tokens)
-    _attached(unet).text = rows
+    attached(unet).text = rows
 
     def joined(states: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         return torch.cat((states, own.to(states).expand(len(states), -1, -1)), dim=1)
@@ -209,7 +207,7 @@ def merge_lora(unet: UNet2DConditionModel) -> None:
         EasyRefError: there is no adapter; the UNet's weights are not in memory, fused, or cannot be
             added to. Nothing is changed then.
     """
-    attachment = _attached(unet)
+    attachment = attached(unet)
     check_in_memory(unet, "merge_lora")
     merges: list[tuple[AdapterLayer, str, LowRank, nn.Parameter]] = []
     for name, attn in attentions(unet).items():
@@ -223,7 +221,14 @@ def merge_lora(unet: UNet2DConditionModel) -> None:
                     f"merge_lora: {name} computes with fused copies of its weights. Call "
                     "pipe.unfuse_qkv_projections(), then merge_lora, and fuse last."
                 )
-            weight = _base_weight(attn.to_out[0] if part == "to_out" else getattr(attn, part))
+            linear = attn.to_out[0] if part == "to_out" else getattr(attn, part)
+            if len(getattr(linear, "lora_magnitude_vector", ())):
+                raise EasyRefError(
+                    f"merge_lora: a DoRA is loaded at {name}.{part}, whose result depends on the "
+                    "weight that would be changed. Call pipe.unload_lora_weights(), then this; or "
+                    "use the adapter without merging."
+                )
+            weight = _base_weight(linear)
             if not weight.is_floating_point() or weight.itemsize == 1:
                 raise EasyRefError(
                     f"merge_lora: {name}.{part} is kept as {weight.dtype}, to which a LoRA cannot "
@@ -247,7 +252,7 @@ def hide_references(controlnet: ControlNetModel, unet: UNet2DConditionModel) -> 
         EasyRefError: there is no adapter on the UNet; the ControlNet's layers are not diffusers'
             own.
     """
-    attachment = _attached(unet)
+    attachment = attached(unet)
     found = controlnet.named_modules()
     attentions = {n: m for n, m in found if is_cross_attention(n) and isinstance(m, Attention)}
     check_layers(attentions, "hide_references")
@@ -308,33 +313,11 @@ def _install(unet: UNet2DConditionModel, layers: Mapping[str, AdapterLayer]) -> 
         put(attn, layers[name].to(unet.device, unet.dtype))
 
 
-def _attachment_of(unet: UNet2DConditionModel) -> Attachment | None:
-    layers = (getattr(attn, CHILD, None) for attn in attentions(unet).values())
-    return next((layer.attachment for layer in layers if layer is not None), None)
-
-
-def _attached(unet: UNet2DConditionModel) -> Attachment:
-    attachment = _attachment_of(unet)
-    if attachment is None:
-        raise EasyRefError("There is no EasyRef adapter on this UNet. Call attach_adapter first.")
-    return attachment
-
-
-def _attachment_for(unet: UNet2DConditionModel, what: str) -> Attachment:
-    """The attachment of a new adapter: that of the adapter it replaces, where there is one."""
-    attachment = _attachment_of(unet)
-    if attachment is None:
-        check_layers(attentions(unet), what)
-        return Attachment()
-    _check_not_merged(attachment, what)
-    return attachment
-
-
-def _check_not_merged(attachment: Attachment, what: str) -> None:
-    if attachment.merged:
+def _check_type(tokens: Any) -> None:
+    if not isinstance(tokens, ReferenceTokens):
         raise EasyRefError(
-            f"{what}: the adapter's LoRA has been merged into this UNet's weights, which cannot "
-            "be undone. Load the UNet again."
+            f"The tokens are {kind_of(tokens)}; reference tokens are needed, which "
+            "encode_references and load_tokens return."
         )
 
 

@@ -16,7 +16,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
 from ..adapter.attention import add_references, sdpa
-from ..adapter.checkpoint import LORA, AdapterCheckpoint
+from ..adapter.checkpoint import AdapterCheckpoint
+from ..adapter.parts import LORA
 from ..errors import EasyRefError
 
 CHILD = "easyref"  # an attention layer's module for the adapter's weights

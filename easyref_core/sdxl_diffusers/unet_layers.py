@@ -1,4 +1,4 @@
-"""A diffusers model's attention layers: finding them, and putting adapter layers into them."""
+"""A diffusers model's attention layers, and the adapter on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ..errors import EasyRefError
-from .layers import CHILD, AdapterLayer, EasyRefAttention
+from .layers import CHILD, AdapterLayer, Attachment, EasyRefAttention
 
 _FORWARDS = (Attention.forward, EasyRefAttention.forward)
 
@@ -78,6 +78,42 @@ def check_in_memory(unet: UNet2DConditionModel, what: str) -> None:
             f"{what}: the UNet's weights are not in memory (device meta), as after "
             "enable_sequential_cpu_offload. Call pipe.remove_all_hooks(), then this, and enable "
             "the offload last."
+        )
+
+
+def _find_attachment(unet: UNet2DConditionModel) -> Attachment | None:
+    layers = (getattr(attn, CHILD, None) for attn in attentions(unet).values())
+    return next((layer.attachment for layer in layers if layer is not None), None)
+
+
+def attached(unet: UNet2DConditionModel) -> Attachment:
+    """The attachment of a UNet; raise EasyRefError where it has no adapter."""
+    attachment = _find_attachment(unet)
+    if attachment is None:
+        raise EasyRefError("There is no EasyRef adapter on this UNet. Call attach_adapter first.")
+    return attachment
+
+
+def attachment_for(unet: UNet2DConditionModel, what: str) -> Attachment:
+    """The attachment of a new adapter: that of the adapter it replaces, where there is one.
+
+    Raises:
+        EasyRefError: see `check_layers` and `check_not_merged`.
+    """
+    attachment = _find_attachment(unet)
+    if attachment is None:
+        check_layers(attentions(unet), what)
+        return Attachment()
+    check_not_merged(attachment, what)
+    return attachment
+
+
+def check_not_merged(attachment: Attachment, what: str) -> None:
+    """Raise EasyRefError where the LoRA cannot be taken off."""
+    if attachment.merged:
+        raise EasyRefError(
+            f"{what}: the adapter's LoRA has been merged into this UNet's weights, which cannot "
+            "be undone. Load the UNet again."
         )
 
 

@@ -18,7 +18,7 @@ from .dtypes import dtype_of
 from .stored import TensorInfo
 from .unpickler import ForeignName, TensorUnpickler, Unreadable, View, contiguous
 
-MAX_INDEX = 2_500_000  # bytes of the pickle, and of a ZIP directory
+MAX_INDEX = 1_500_000  # bytes of the pickle, and of a ZIP directory; an adapter with SDXL: 0.6
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _LOCAL_HEADER = b"PK\x03\x04"

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from .dtypes import dtype_of
 from .stored import MAX_DIMENSIONS
 
-MAX_CONTAINERS = 300_000  # a released adapter has 10,000
+MAX_CONTAINERS = 150_000  # an adapter with SDXL has 25,000
 
 
 class Storage(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -31,25 +31,42 @@ class BatchSlice:
     """The latents of a model call.
 
     Attributes:
-        total: latents of the whole batch.
+        total: latents of the run's batch.
         indices: of this call's latents in it, None for all of them in order.
+        origins: where the run's latents were in the batch that they were taken from, if it is
+            known; see `batch_index`.
     """
 
     total: int
     indices: tuple[int, ...] | None = None
+    origins: tuple[int, ...] | None = None
 
     @property
     def count(self) -> int:
         """Latents of this call."""
         return self.total if self.indices is None else len(self.indices)
 
+    def takes(self, count: int) -> bool:
+        """Whether so many masks or groups of tokens can be given to the latents."""
+        return count in (1, self.total) or self._follows_origins(count)
+
     def select(self, per_latent: torch.Tensor) -> torch.Tensor:
-        """[total or 1, ...] -> [count, ...]; one for all is expanded without a copy."""
-        if per_latent.shape[0] == 1:
+        """[n, ...] for each latent, of an n that it takes, -> [count, ...]; one for all is expanded
+        without a copy."""
+        total = per_latent.shape[0]
+        if total == 1:
             return per_latent.expand(self.count, *per_latent.shape[1:])
-        if self.indices is None:
+        indices = self.indices
+        if self._follows_origins(total):
+            used = range(self.total) if indices is None else indices
+            indices = tuple(self.origins[index] for index in used)
+        if indices is None:
             return per_latent
-        return per_latent.index_select(0, _index(self.indices, per_latent.device))
+        return per_latent.index_select(0, _index(indices, per_latent.device))
+
+    def _follows_origins(self, count: int) -> bool:
+        """Whether there is one for each place in the batch that the latents were taken from."""
+        return self.origins is not None and max(self.origins) < count
 
 
 @dataclass(frozen=True)
@@ -127,6 +144,8 @@ def divide_rows(
     batch = BatchSlice(count)
     if indices is not None and len(indices) == count:
         batch = BatchSlice(max(total or 0, max(indices) + 1), tuple(indices))
+    if noted is not None and noted.origins is not None and len(noted.origins) == batch.total:
+        batch = replace(batch, origins=noted.origins)
     return CallRows(rows, tiles, batch, tuple(areas) * tiles, size, noted.latent if noted else size)
 
 

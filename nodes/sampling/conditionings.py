@@ -67,11 +67,13 @@ class Run:
         negative: uuid of a conditioning -> whether it is negative.
         fallback: tokens for the negative side, from positive conditionings.
         key_values: held as long as the run lasts.
+        origins: see `BatchSlice`.
     """
 
     negative: Mapping[Any, bool] = field(default_factory=dict)
     fallback: tuple[CondTokens, ...] = ()
     key_values: tuple[TokenKeyValues, ...] = ()
+    origins: tuple[int, ...] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
         return self  # nodes that copy a run's options at every step would copy all it holds
@@ -87,6 +89,7 @@ class CondBatch:
         fallback: see `Run`.
         latent: size of the whole latent.
         latents: number of latents in the batch.
+        origins: see `BatchSlice`.
     """
 
     negative: tuple[bool, ...]
@@ -94,6 +97,7 @@ class CondBatch:
     fallback: tuple[CondTokens, ...]
     latent: Size
     latents: int
+    origins: tuple[int, ...] | None = None
 
     @classmethod
     def of(
@@ -116,7 +120,7 @@ class CondBatch:
             if "uuid" in entry
         }
         size = (latents.shape[-2], latents.shape[-1])
-        return cls(negative, rows, run.fallback, size, latents.shape[0])
+        return cls(negative, rows, run.fallback, size, latents.shape[0], run.origins)
 
     def rows_of(self, number: int, identity: Any) -> CondRows:
         """The rows of one of a list's conditionings, which another node may have added."""
@@ -150,12 +154,15 @@ def carried_by_all(lists: Iterable[Sequence[Entry] | None]) -> Iterator[Effect]:
 
 
 def start_run(
-    conds: Mapping[str, Sequence[Entry]], key_values: tuple[TokenKeyValues, ...] = ()
+    conds: Mapping[str, Sequence[Entry]],
+    key_values: tuple[TokenKeyValues, ...] = (),
+    origins: tuple[int, ...] | None = None,
 ) -> Run:
     """What a run begins with.
 
     Args:
         conds: a guider's conditionings by name ("positive", "negative", "middle", ...).
+        key_values, origins: see `Run`.
     """
     negative = {
         entry["uuid"]: "negative" in name
@@ -166,7 +173,7 @@ def start_run(
     fallback: dict[str, CondTokens] = {}
     for effect in carried_by_all(e for name, e in conds.items() if "negative" not in name):
         fallback.setdefault(effect.tokens.adapter, CondTokens(effect, True, fallback=True))
-    return Run(negative, tuple(fallback.values()), key_values)
+    return Run(negative, tuple(fallback.values()), key_values, origins)
 
 
 def cond_rows(transformer_options: Mapping[str, Any]) -> list[CondRows]:

@@ -39,11 +39,11 @@ class Mask(Weight):
     def batch(self) -> int:
         return self._pixels.shape[0]
 
-    def check_batch(self, latents: int) -> None:
-        if self.batch not in (1, latents):
+    def check_batch(self, batch: BatchSlice) -> None:
+        if not batch.takes(self.batch):
             raise EasyRefError(
-                f"The mask has a batch of {self.batch}, but there are {latents} latents. Use one "
-                "mask for all, or as many masks as latents."
+                f"The mask has a batch of {self.batch}, but there are {batch.total} latents. Use "
+                "one mask for all, or as many masks as latents."
             )
 
     def times(self, other: Mask) -> Mask:

@@ -130,11 +130,11 @@ def _on_rows(
             continue
         (effect, area), numbers = shared, list(group)
         for weight in effect.weights:
-            weight.check_batch(batch.total)
+            weight.check_batch(batch)
         rows = slice(numbers[0] * batch.count, (numbers[-1] + 1) * batch.count)
         unconditional = tuple(assigned[number][1] for number in numbers)
         scale, projected = scale_per_row(effect), key_values(effect)
-        if projected.batch not in (1, batch.total):
+        if not batch.takes(projected.batch):
             raise EasyRefError(
                 f"The reference tokens hold {projected.batch} groups, but the batch has "
                 f"{batch.total} latents. Make the batch as large as the number of groups, or use "

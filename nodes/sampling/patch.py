@@ -29,7 +29,7 @@ from .conditionings import COND_BATCH, CondRows, CondTokens, cond_rows
 from .layer import add_to_layers
 from .model_call import Assignment, ModelCall, effects_on_rows
 from .run import KEY, patches_of, watch_runs
-from .weights import Effect, Weight, is_zero
+from .weights import Effect, Weight, is_zero, largest_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,12 @@ class ReferencePatch:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReferencePatch:
         return self
+
+    @property
+    def batch(self) -> int:
+        """How many latents it has tokens or weights of their own for; 1 for the same for all."""
+        own = self.tokens.batch if self.tokens is not None else 1
+        return max(own, largest_batch(self.weights), *(region.batch for region in self.regions))
 
     def check_run(self, carried: Sequence[Effect], patches: Sequence[ReferencePatch]) -> None:
         """Refuse, before the first step, what this node and the run's conditionings cannot do.

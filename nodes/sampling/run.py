@@ -6,6 +6,7 @@ or threads.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
 
 from ..host.key_value_cache import HeldKeyValues, in_use
+from .batch_index import batch_index
 from .conditionings import COND_BATCH, RUN, CondBatch, Entry, Run, carried_by_all, start_run
 
 if TYPE_CHECKING:
@@ -37,18 +39,46 @@ def patches_of(model_options: Mapping[str, Any] | None) -> Sequence[ReferencePat
     )
 
 
-def _outer_sample(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _outer_sample(
+    executor: Callable[..., Any],
+    noise: torch.Tensor,
+    latent_image: Any,
+    sampler: Any,
+    sigmas: Any,
+    denoise_mask: Any = None,
+    callback: Any = None,
+    disable_pbar: Any = False,
+    seed: Any = None,
+    **kwargs: Any,
+) -> Any:
     """OUTER_SAMPLE, called once a run."""
     guider = executor.class_obj
     _drop_repeated_patches(guider.model_options)
     _check_run(guider.model_options, guider.conds.values())
     held = key_values_of_run(guider)
+    run = start_run(guider.conds, held, _origins(guider, noise, seed))
     # The guider's options are this run's own copy; the patcher's are never touched.
-    guider.model_options = _with_option(guider.model_options, RUN, start_run(guider.conds, held))
+    guider.model_options = _with_option(guider.model_options, RUN, run)
     with in_use(held):
         for patch in patches_of(guider.model_options):
             patch.key_values.leave_devices()
-        return executor(*args, **kwargs)
+        given = (noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+        return executor(*given, **kwargs)
+
+
+def _origins(guider: Any, noise: torch.Tensor, seed: Any) -> tuple[int, ...] | None:
+    """Where the run's latents were in their batch, if it matters; see `batch_index`."""
+    sources = (*patches_of(guider.model_options), *carried_by_all(guider.conds.values()))
+    most = max((source.batch for source in sources), default=1)
+    places = batch_index(noise, seed, most) if most > 1 else None
+    if places is not None and len(places) != most:
+        logging.info(
+            "EasyRef: of masks or tokens for each latent of a batch of %d, those of latents %s are "
+            "used, whose noise it is.",
+            most,
+            ", ".join(str(place + 1) for place in places),
+        )
+    return places
 
 
 def _prepare_sampling(

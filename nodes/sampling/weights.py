@@ -69,8 +69,13 @@ class Weight:
     def check_layers(self, groups: Collection[str], model: str) -> None:
         """Raise EasyRefError unless a model with these groups of layers can take it."""
 
-    def check_batch(self, latents: int) -> None:
-        """Raise EasyRefError unless it fits a batch of so many latents."""
+    @property
+    def batch(self) -> int:
+        """How many latents it has a factor of their own for; 1 for the same for all."""
+        return 1
+
+    def check_batch(self, batch: BatchSlice) -> None:
+        """Raise EasyRefError unless it has a factor for each latent."""
 
     def at_layers(self, group: str) -> float:
         """The factor in a group of layers."""
@@ -173,6 +178,11 @@ class Effect:
         return is_zero(self.weights)
 
     @property
+    def batch(self) -> int:
+        """How many latents it holds tokens or weights of their own for; 1 for the same for all."""
+        return max(self.tokens.batch, largest_batch(self.weights))
+
+    @property
     def by_position(self) -> bool:
         return any(weight.by_position for weight in self.weights)
 
@@ -221,6 +231,11 @@ class Effect:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Effect:
         return self
+
+
+def largest_batch(weights: Sequence[Weight]) -> int:
+    """See `Weight.batch`."""
+    return max((weight.batch for weight in weights), default=1)
 
 
 def is_zero(weights: Sequence[Weight]) -> bool:

@@ -212,6 +212,10 @@ class ComfyPage(Page):
     def files(self, node: int = 0) -> list[str]:
         return [picture["file"].removeprefix("easyref/") for picture in self.state(node)]
 
+    def paths(self, node: int = 0) -> list[str]:
+        """As `files`, with their folders."""
+        return [picture["file"] for picture in self.state(node)]
+
     def wait_for_files(self, *files: str) -> None:
         """Wait until the workflow has exactly these uploads, and they are shown."""
         self.wait_for(lambda: self.files() == list(files), lambda: self.files())
@@ -261,6 +265,19 @@ class ComfyPage(Page):
             {"name": f["name"], "mimeType": f["mimeType"], "hex": f["buffer"].hex()} for f in files
         ]
         self.evaluate(script, [selector, hexed, kind])
+
+    def drop_data(self, selector: str, data: dict[str, str]) -> None:
+        """Drop what the page's own pictures carry, type -> text, on an element."""
+        script = """([selector, data]) => {
+            const dataTransfer = new DataTransfer();
+            for (const [type, text] of Object.entries(data)) dataTransfer.setData(type, text);
+            const target = document.querySelector(selector);
+            for (const name of ['dragenter', 'dragover', 'drop']) {
+                const options = {bubbles: true, cancelable: true, dataTransfer};
+                target.dispatchEvent(new DragEvent(name, options));
+            }
+        }"""
+        self.evaluate(script, [selector, data])
 
 
 def picture_file(name: str, colour: str, size: tuple[int, int] = (120, 90)) -> dict[str, Any]:

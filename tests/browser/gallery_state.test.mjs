@@ -104,6 +104,13 @@ test("names without their folders", () => {
   assert.equal(state.baseName("c.png"), "c.png");
 });
 
+test("pictures of ComfyUI's folders are named as Load Image names them", () => {
+  const of = (subfolder, type) => state.nameOf({ filename: "c.png", subfolder, type });
+  assert.equal(of("", "input"), "c.png");
+  assert.equal(of("a\\b", "input"), "a/b/c.png");
+  assert.equal(of("a", "output"), "a/c.png [output]");
+});
+
 const near = (found, wanted) =>
   found.forEach((value, n) => assert.ok(Math.abs(value - wanted[n]) < 1e-9, `${found}`));
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from comfy_page import MODES, ComfyPage, five_pictures, picture_file
@@ -208,6 +209,92 @@ def test_dropped_and_pasted_pictures_are_added(empty: ComfyPage, kind: str) -> N
 
 
 @in_both_modes
+def test_files_are_judged_by_what_they_hold(empty: ComfyPage, screenshots: Path) -> None:
+    page = empty
+    picture = picture_file("photo", "teal")
+    names = ("photo.jfif", "photo", "photo.apng", "photo.txt")
+    others = {
+        "phone.png": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "drawing.png": b"%!PS-Adobe-3.0 EPSF-3.0",
+        "notes.png": b"text",
+        "empty.png": b"",
+    }
+    files = [{**picture, "name": name, "mimeType": ""} for name in names]
+    files += [
+        {"name": name, "mimeType": "image/png", "buffer": content}
+        for name, content in others.items()
+    ]
+    page.choose_files(files)
+    page.wait_for_files(*names)
+    note = page.gallery.get_by_role("status")
+    note.get_by_text("Cannot be read (HEIC): phone.png. Save as PNG or JPEG.").wait_for()
+    note.get_by_text("Cannot be read (PostScript): drawing.png.").wait_for()
+    note.get_by_text("Not a picture: notes.png, empty.png").wait_for()
+    page.wait_for_thumbnails()
+    page.screenshot(screenshots, "judged")
+    assert not (page.server.base / "input" / "easyref" / "phone.png").exists()
+
+
+def shown(page: ComfyPage, folder: str, name: str) -> str:
+    """Put a picture into one of ComfyUI's folders; returns its address in the page."""
+    path = page.server.base / folder / "made here" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture_file(name, "olive")["buffer"])
+    query = {"filename": name, "subfolder": "made here", "type": folder, "rand": "0.5"}
+    return f"{page.server.url}/api/view?{urlencode(query)}"
+
+
+@in_both_modes
+def test_pictures_of_the_page_can_be_dragged_onto_the_gallery(empty: ComfyPage) -> None:
+    page = empty
+    page.drop_data(".easyref-gallery", {"text/uri-list": shown(page, "output", "result.png")})
+    page.wait_for(lambda: page.paths() == ["made here/result.png [output]"], page.paths)
+    page.drop_data(".easyref-gallery", {"text/uri-list": shown(page, "input", "given.png")})
+    page.wait_for(lambda: page.paths()[1:] == ["made here/given.png"], page.paths)
+    page.drop_data(".easyref-gallery", {"text/uri-list": shown(page, "temp", "preview.png")})
+    page.wait_for(lambda: page.paths()[2:] == ["easyref/preview.png"], page.paths)
+    listed = {"filename": "result.png", "subfolder": "made here", "type": "output"}
+    asset = {"application/x-comfy-asset-info": json.dumps(listed), "text/uri-list": "http://x/y"}
+    page.drop_data(".easyref-gallery", asset)
+    page.wait_for(lambda: page.paths()[3:] == ["made here/result.png [output]"], page.paths)
+    page.wait_for_thumbnails()
+    note = page.gallery.get_by_role("status")
+    page.drop_data(".easyref-gallery", {"text/uri-list": "http://other.invalid/a.png"})
+    note.get_by_text("On another site: http://other.invalid/a.png").wait_for()
+    page.drop_data(".easyref-gallery", {"text/uri-list": f"{page.server.url}/system_stats"})
+    note.get_by_text("Not a picture: system_stats").wait_for()
+    assert len(page.paths()) == 4
+    saved = page.workflow()
+    page.open()
+    page.load(saved)
+    page.wait_for(lambda: page.tiles.count() == 4)
+    page.wait_for_thumbnails()
+
+
+SHOW_BESIDE = """src => {
+    const image = document.createElement("img");
+    Object.assign(image, {id: "beside", src});
+    Object.assign(image.style, {position: "fixed", right: "40px", bottom: "40px", zIndex: 9999});
+    document.body.append(image);
+}"""
+
+
+@in_both_modes
+def test_a_picture_is_dragged_by_mouse_with_what_the_browser_adds_to_it(
+    empty: ComfyPage, screenshots: Path
+) -> None:
+    page = empty
+    page.evaluate(SHOW_BESIDE, shown(page, "output", "mouse.png"))
+    try:
+        page.tab.locator("#beside").drag_to(page.gallery)
+        page.wait_for(lambda: page.paths() == ["made here/mouse.png [output]"], page.paths)
+        page.wait_for_thumbnails()
+        page.screenshot(screenshots, "dragged")
+    finally:
+        page.evaluate("() => document.querySelector('#beside').remove()")
+
+
+@in_both_modes
 def test_paste_goes_to_the_selected_node(page: ComfyPage) -> None:
     page.add_node()
     page.evaluate("() => app.canvas.selectNode(app.graph.nodes[0])")
@@ -247,7 +334,7 @@ def test_a_workflow_whose_files_are_missing_says_which(five: ComfyPage, screensh
     page.wait_for(lambda: page.tab.locator("[data-lost=missing]").count() == 2)
     note = page.gallery.get_by_role("status")
     assert note.inner_text() == (
-        "Missing in ComfyUI's input folder: easyref/face 2.png, easyref/face 5.png"
+        "Missing in ComfyUI's folders: easyref/face 2.png, easyref/face 5.png"
     )
     assert "missing" in page.tile(2).get_attribute("aria-label")
     assert page.files() == list(FIVE), "nothing is lost"

@@ -44,6 +44,13 @@ def predict(
     ).sample
 
 
+def is_golden(unet: UNet2DConditionModel, tokens: str | None = "ref_tokens") -> bool:
+    """Whether the golden adapter acts as it should, with its tokens or without any."""
+    found = predict(unet, golden(tokens) if tokens else None)
+    wanted = golden("noise_pred.scale_1.0" if tokens else "noise_pred.scale_0.0")
+    return goldens.difference(found, wanted) <= TOLERANCE
+
+
 def made(times: int = 1, **changes: Any) -> ReferenceTokens:
     """The golden tokens, repeated, which leaves attention to them unchanged."""
     given = {

@@ -26,6 +26,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 MB = 1_000_000
 MOST_MB = 1_000  # of memory; a child that takes more is killed
+MOST_WAITING = 10  # seconds
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class ForkServer:
         Args:
             arguments, more: plain values.
             mapped: megabytes of address space that large files may take beyond the usual.
-            seconds: after which it is killed.
+            seconds: of computing, after which it is killed.
         """
         request = {"function": function, "arguments": [str(a) for a in arguments], "more": more}
         request |= {"space": MOST_MB + mapped, "seconds": seconds}
@@ -121,16 +122,23 @@ def _in_child(request: dict[str, Any]) -> dict[str, Any]:
     os.close(writing)
     started = _status(child)["VmRSS"]
     answer, killed, peak = b"", "", 0.0
+    computed, active = 0.0, start
     while True:
         ready, _, _ = select.select([reading], [], [], 0.01)
+        now = time.monotonic()
         if ready:
             part = os.read(reading, 1 << 16)
             answer += part
             if not part:
                 break
         peak = max(peak, _status(child).get("VmRSS", 0) - started)
-        if time.monotonic() - start > request["seconds"]:
-            killed = f"still running after {request['seconds']} seconds"
+        before, (computed, sleeps) = computed, _activity(child)
+        if computed > before or not sleeps:
+            active = now
+        if computed > request["seconds"]:
+            killed = f"still computing after {computed:.0f} seconds"
+        elif now - active > MOST_WAITING:
+            killed = f"waited for {MOST_WAITING} seconds for what does not come"
         elif peak > MOST_MB:
             killed = f"took {peak:.0f} MB"
         if killed:
@@ -154,6 +162,17 @@ def _in_child(request: dict[str, Any]) -> dict[str, Any]:
         return outcome | json.loads(answer)
     except ValueError:
         return outcome | {"text": f"exit status {state >> 8} after {answer[:200]!r}"}
+
+
+def _activity(child: int) -> tuple[float, bool]:
+    """Seconds of computing so far, and whether it sleeps now. On a busy computer a child that
+    computes may not run for a while; one that waits for a pipe sleeps."""
+    try:
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0, False
+    ticks = sum(map(int, fields[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK"), fields[0] == "S"
 
 
 def _end(child: int) -> None:

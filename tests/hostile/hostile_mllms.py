@@ -44,6 +44,16 @@ def without_own_mllm(change: Callable[[Home], Any]) -> Callable[[Home], None]:
     return make
 
 
+def instead(change: Callable[[Home], Any]) -> Callable[[Home], None]:
+    """The adapter carries no MLLM, and the folder's weights are something else."""
+
+    def make(home: Home) -> None:
+        replaced(home.mllm / "model.safetensors")
+        change(home)
+
+    return without_own_mllm(make)
+
+
 def index(weight_map: Any, *files: str) -> Callable[[Home], None]:
     """An index of shards instead of the weights."""
 
@@ -288,17 +298,17 @@ CASES = (
     ),
     Case(
         "an index of 100,000 brackets",
-        without_own_mllm(content("model.safetensors.index.json", DEEP)),
+        instead(content("model.safetensors.index.json", DEEP)),
         BOTH,
     ),
     Case(
         "an index that is a pipe",
-        without_own_mllm(lambda home: pipe(home.mllm / "model.safetensors.index.json")),
+        instead(lambda home: pipe(home.mllm / "model.safetensors.index.json")),
         BOTH,
     ),
     Case(
         "an index of 20 GB",
-        without_own_mllm(
+        instead(
             lambda home: sparse(home.mllm / "model.safetensors.index.json", 20_000_000_000, b"{")
         ),
         BOTH,
@@ -316,7 +326,7 @@ CASES = (
     *(
         Case(
             f"weights quantised by {method}",
-            config(quantization_config={"quant_method": method}),
+            without_own_mllm(config(quantization_config={"quant_method": method})),
             ALL,
             said=method,
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import hostile_training
 import pytest
-from corpus import Case, Way, check, each_way
+from corpus import Case, Way, check, each_way, run
 from fork_server import ForkServer
-from homes import make_home
 from sdxl_directory import write_sdxl_directory
 
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "weights"
@@ -34,7 +34,6 @@ def training_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkSe
 def test_hostile_training(
     case: Case, way: Way, training_server: ForkServer, sdxl: Path, tmp_path: Path
 ) -> None:
-    home = make_home(tmp_path / "home")
-    hostile_training.make_training_home(home, sdxl)
-    case.make(home)
-    check(case, training_server.run(way.function, home.base, *way.arguments), home.base)
+    folder = tmp_path / "home"
+    prepare = partial(hostile_training.make_training_home, sdxl=sdxl)
+    check(case, run(case, way, training_server, folder, prepare), folder)

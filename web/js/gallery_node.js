@@ -3,10 +3,11 @@
 
 import { app } from "../../../scripts/app.js";
 import { askForCrop } from "./crop_dialog.js";
+import { dragsPictures, dropped } from "./dropped.js";
 import { askForFolder } from "./folder_dialog.js";
 import * as files from "./gallery_files.js";
 import * as state from "./gallery_state.js";
-import { dragsFiles, GalleryView } from "./gallery_view.js";
+import { GalleryView } from "./gallery_view.js";
 
 const WIDGET = "gallery";
 const VIEW = "easyref_gallery";
@@ -30,6 +31,7 @@ export class GalleryNode {
     this.stamps = new Map();
     this.view = new GalleryView(t, {
       upload: (chosen) => this.upload(chosen),
+      drop: (content) => this.drop(content),
       addFolder: () => this.addFolder(),
       weigh: (id, value) => this.#commit(state.setWeight(this.pictures, id, value)),
       crop: (id) => this.crop(id),
@@ -71,8 +73,7 @@ export class GalleryNode {
   /** Upload local files to ComfyUI's input folder and add them to the gallery. */
   async upload(chosen) {
     if (this.problem === "newer" || !chosen.length) return;
-    const pictures = chosen.filter(files.isPicture);
-    const others = chosen.filter((file) => !files.isPicture(file)).map((file) => file.name);
+    const [pictures, complaints] = await this.#readable(chosen);
     const names = new Array(pictures.length).fill(null);
     const failed = [];
     let started = 0;
@@ -90,14 +91,56 @@ export class GalleryNode {
       }
     };
     await Promise.all(Array.from({ length: UPLOADS_AT_ONCE }, work));
-    const complaints = [];
-    if (others.length) complaints.push(this.t("notPictures", { names: others.join(", ") }));
     if (failed.length) {
       complaints.push(this.t("notUploaded", { names: failed.join(", "), reason }));
     }
     this.view.progress("");
     await this.#add(names.filter((name) => name !== null));
     if (complaints.length) this.view.say(complaints.join(" "), "problem");
+  }
+
+  /**
+   * Add what was dropped: local files, or a picture of the page. One in the input or output folder is
+   * named where it lies, as Load Image does; others are copied.
+   */
+  async drop({ files: chosen, shown, link }) {
+    if (this.problem === "newer") return;
+    try {
+      const picture = shown ? await files.fetchShown(shown) : link && (await files.fetchLink(link));
+      if (link && !picture) {
+        this.view.say(this.t("otherSite", { link }), "problem");
+      } else if (shown && shown.type !== "temp") {
+        const [readable, complaints] = await this.#readable([picture]);
+        await this.#add(readable.map(() => state.nameOf(shown)));
+        if (complaints.length) this.view.say(complaints.join(" "), "problem");
+      } else {
+        await this.upload(picture ? [picture] : chosen);
+      }
+    } catch (error) {
+      this.view.say(this.t("notAdded", { reason: error.message }), "problem");
+    }
+  }
+
+  /** Those of the files that the server can read, and a sentence for each kind of the others. */
+  async #readable(chosen) {
+    let formats;
+    try {
+      formats = await files.formats(chosen);
+    } catch (error) {
+      return [[], [this.t("noServer", { reason: error.message })]];
+    }
+    const others = new Map();
+    chosen.forEach(({ name }, index) => {
+      const format = formats[index];
+      if (format?.readable) return;
+      const kind = format?.name ?? "";
+      others.set(kind, [...(others.get(kind) ?? []), name]);
+    });
+    const complaints = [...others].map(([format, named]) => {
+      const names = named.join(", ");
+      return format ? this.t("notRead", { format, names }) : this.t("notPictures", { names });
+    });
+    return [chosen.filter((_, index) => formats[index]?.readable), complaints];
   }
 
   /** Ask for a folder of the input folder and add all its pictures. */
@@ -238,7 +281,7 @@ export class GalleryNode {
     Object.defineProperty(shown, "width", { get: () => undefined, set: () => {} });
     chain(node, "onConfigure", () => this.refresh());
     chain(node, "onAdded", () => this.#replaceForerunner());
-    acceptDropsOnTitle(node, (chosen) => this.upload(chosen));
+    acceptDropsOnTitle(node, (content) => this.drop(content));
     leaveCanvasItsGestures(view);
     const [width, height] = node.computeSize();
     node.setSize([Math.max(width, node.size[0], MIN_WIDTH), Math.max(height, node.size[1])]);
@@ -263,12 +306,12 @@ function afterFrames(count, then) {
   else then();
 }
 
-/** Also accept files dropped on the node outside the gallery. */
-function acceptDropsOnTitle(node, onFiles) {
-  node.onDragOver = dragsFiles;
+/** Also accept what is dropped on the node outside the gallery. */
+function acceptDropsOnTitle(node, onDrop) {
+  node.onDragOver = dragsPictures;
   node.onDragDrop = (event) => {
-    if (!dragsFiles(event)) return false;
-    onFiles([...event.dataTransfer.files]);
+    if (!dragsPictures(event)) return false;
+    onDrop(dropped(event));
     return true;
   };
 }

@@ -95,6 +95,12 @@ export function tidyCrop(crop) {
   return x === 0 && y === 0 && w === 1 && h === 1 ? null : [x, y, w, h];
 }
 
+/** The gallery's name of a picture in ComfyUI's input or output folder. */
+export function nameOf({ filename, subfolder, type }) {
+  const path = [subfolder, filename].filter(Boolean).join("/").replaceAll("\\", "/");
+  return type === "input" ? path : `${path} [${type}]`;
+}
+
 /** The last part of a file's name. */
 export function baseName(file) {
   return file.slice(file.lastIndexOf("/") + 1);

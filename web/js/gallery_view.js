@@ -1,7 +1,7 @@
 // The gallery's DOM: toolbar, message line and tiles. It has no state of its own; user actions call
 // `actions`.
 
-import { ACCEPTED } from "./gallery_files.js";
+import { dragsPictures, dropped } from "./dropped.js";
 import { layout } from "./gallery_state.js";
 import { makeTile, update } from "./gallery_tile.js";
 import { icon, make } from "./page.js";
@@ -13,7 +13,7 @@ const NOTE_HEIGHT = 34;
 
 /**
  * @param t the gallery's texts.
- * @param actions upload(files), addFolder(), weigh(id, value), crop(id), remove(id),
+ * @param actions upload(files), drop(content), addFolder(), weigh(id, value), crop(id), remove(id),
  * move(id, place), resized().
  */
 export class GalleryView {
@@ -25,7 +25,7 @@ export class GalleryView {
     this.tiles = new Map();
     this.chooser = make("input", {
       type: "file",
-      accept: ACCEPTED,
+      accept: "image/*",
       multiple: true,
       hidden: true,
       onchange: () => {
@@ -69,7 +69,7 @@ export class GalleryView {
     );
     makeSortable(this.grid, (tile, place) => actions.move(this.#idOf(tile), place));
     this.element.addEventListener("keydown", (event) => this.#onKey(event));
-    acceptDrops(this.element, (files) => actions.upload(files));
+    acceptDrops(this.element, actions.drop);
     new ResizeObserver(() => this.fit()).observe(this.element);
     this.fit();
   }
@@ -212,16 +212,11 @@ export class GalleryView {
   }
 }
 
-/** Whether local files are being dragged. */
-export function dragsFiles(event) {
-  return [...(event.dataTransfer?.types ?? [])].includes("Files");
-}
-
-function acceptDrops(element, onFiles) {
+function acceptDrops(element, onDrop) {
   const show = (on) => element.toggleAttribute("data-over", on);
   for (const name of ["dragenter", "dragover"]) {
     element.addEventListener(name, (event) => {
-      if (!dragsFiles(event)) return;
+      if (!dragsPictures(event)) return;
       take(event);
       event.dataTransfer.dropEffect = "copy";
       show(true);
@@ -231,10 +226,10 @@ function acceptDrops(element, onFiles) {
     if (!element.contains(event.relatedTarget)) show(false);
   });
   element.addEventListener("drop", (event) => {
-    if (!dragsFiles(event)) return;
+    if (!dragsPictures(event)) return;
     take(event);
     show(false);
-    onFiles([...event.dataTransfer.files]);
+    onDrop(dropped(event));
   });
 }
 

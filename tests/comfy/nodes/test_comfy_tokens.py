@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from comfyhost import (
     predict,
     put_adapter,
     random_tokens,
+    text,
 )
 from goldens import adapter_tensors, difference
 
@@ -286,3 +289,23 @@ def test_a_changed_file_is_loaded_again(pack: Pack, easyref: Any) -> None:
     os.utime(path, ns=(1, 1))
     assert node.fingerprint_inputs(file=path.name) != first
     assert node.fingerprint_inputs(file=path.name) != first
+
+
+def test_tokens_of_an_mllm_with_other_numbers_are_refused(pack: Pack, unet: Any) -> None:
+    """No weight tells the base of the positions; tokens made with another one are others."""
+    folder = pack.base / "models" / "LLM" / "other_numbers"
+    shutil.copytree(pack.base / "models" / "LLM" / GOLDEN_MLLM, folder)
+    content = json.loads((folder / "config.json").read_text()) | {"rope_theta": 10_000.0}
+    (folder / "config.json").write_text(json.dumps(content))
+    right, wrong = (
+        pack.run("EasyRefLoader", GOLDEN, mllm, "auto") for mllm in (GOLDEN_MLLM, folder.name)
+    )
+    images = torch.rand(1, 40, 40, 3)
+    made = pack.run("EasyRefEncode", wrong, "", "easyref", 84, images=images)
+    assert apply(pack, unet, wrong, made)
+    with pack.refused("MLLM of another config.json", made.adapter):
+        apply(pack, unet, right, made)
+    carried = pack.run("EasyRefSetConditioning", text(), made, 1.0)
+    model = apply(pack, unet, right, None)
+    with pack.refused("A conditioning carries", made.adapter):
+        predict(model, positive=carried)

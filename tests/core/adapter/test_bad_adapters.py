@@ -185,7 +185,7 @@ def test_weights_that_are_whole_numbers_are_refused(
 def test_whole_numbers_in_the_mllms_folder_are_refused(
     whole: Tensors, save: Callable, tmp_path: Path
 ) -> None:
-    body = {n.removeprefix(BODY): t for n, t in whole.items() if n.startswith(BODY)}
+    body = goldens.bare_mllm(whole)
     name = "model.layers.0.mlp.up_proj.weight"
     body[name] = body[name].to(torch.int8)
     folder = goldens.mllm_directory(tmp_path / "mllm", weights=body)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import goldens
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from golden_unet import TOLERANCE, golden, made, modules, predict
+from golden_unet import TOLERANCE, golden, is_golden, made, modules, predict
 from torch import nn
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint
@@ -26,12 +27,6 @@ from easyref_core.sdxl_diffusers.layers import LowRank
 from easyref_core.sdxl_diffusers.unet_layers import official_name
 
 LAYER = goldens.description()["unet"]["layer"]
-
-
-def is_golden(unet: UNet2DConditionModel, tokens: str | None = "ref_tokens") -> bool:
-    found = predict(unet, golden(tokens) if tokens else None)
-    wanted = golden("noise_pred.scale_1.0" if tokens else "noise_pred.scale_0.0")
-    return goldens.difference(found, wanted) <= TOLERANCE
 
 
 def test_the_unet_attends_to_the_appended_tokens(steered: UNet2DConditionModel) -> None:
@@ -68,6 +63,40 @@ def test_one_group_serves_all_prompts_and_several_one_each(steered: UNet2DCondit
         append_tokens(steered, three, text[:1])
     with goldens.refused("3 texts of width 48", "1 groups of width 96"):
         append_tokens(steered, made(), text[..., :48])
+
+
+@pytest.mark.parametrize("negative", [None, golden("text_states")[:, :5], "bad anatomy"])
+def test_texts_that_are_no_states_of_one_shape_are_refused(
+    steered: UNet2DConditionModel, negative: Any
+) -> None:
+    text = golden("text_states") if negative is not None else golden("text_states")[0]
+    with goldens.refused("one shape [B, T, W]", list(text.shape)):
+        append_tokens(steered, made(), text, negative)
+    assert is_golden(steered)
+
+
+def test_values_that_are_no_tokens_are_refused(steered: UNet2DConditionModel) -> None:
+    tokens: Any = golden("ref_tokens")
+    for call in (
+        lambda: append_tokens(steered, tokens, golden("text_states")),
+        lambda: set_tokens(steered, tokens),
+    ):
+        with goldens.refused("The tokens are a Tensor", "encode_references and load_tokens"):
+            call()
+    assert is_golden(steered)
+
+
+@pytest.mark.parametrize("rank", [-1, 1e9, 2.5, float("nan"), "4"])
+def test_ranks_that_are_no_counts_are_refused(
+    unet: UNet2DConditionModel, save: Callable, rank: Any
+) -> None:
+    bare = save(goldens.without(goldens.adapter_tensors(), "_lora"))
+    before = modules(unet)
+    with goldens.refused("new_lora_rank is", "0 to 4096"):
+        attach_adapter(unet, bare, new_lora_rank=rank)
+    with goldens.refused("rank is", "0 to 4096"):
+        new_adapter(unet, 16, rank=rank)
+    assert modules(unet) == before
 
 
 def test_without_references_all_rows_are_text(steered: UNet2DConditionModel) -> None:
