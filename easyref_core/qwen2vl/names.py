@@ -43,19 +43,18 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
     embedding. Rotary `inv_freq` buffers of old files are dropped.
 
     Raises:
-        EasyRefError: a weight is there under two names.
+        EasyRefError: two names for one weight.
     """
     canonical: dict[str, str] = {}
     for name in names:
         if name.endswith("inv_freq"):
             continue
-        local = canonical_name(name)
-        if local in canonical:
+        first = canonical.setdefault(canonical_name(name), name)
+        if first != name:
             raise EasyRefError(
-                f"{escaped(name)} and {escaped(canonical[local])} are one weight under the names "
-                "of two versions of transformers. The file is damaged; get it again."
+                f"{escaped(first)} and {escaped(name)} are two names of one weight of the MLLM. "
+                "The file mixes the layouts of two versions of transformers; get it again."
             )
-        canonical[local] = name
     head = canonical.pop(HEAD, None)
     if head is not None:
         canonical.setdefault(EMBEDDING, head)
