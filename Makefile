@@ -8,6 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 NO_COMFYUI := $(VENV)/no-comfyui.txt
 TEST_PROCESSES ?= auto
+FUZZ ?= 20
 PYTEST = PYTHONPATH=tests $(PY) -m pytest -p skips_summary \
   -n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile
 FAST_TESTS := tests/texts $(filter-out tests/core/training tests/core/conftest.py \
@@ -17,7 +18,7 @@ FAST_TESTS := tests/texts $(filter-out tests/core/training tests/core/conftest.p
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-fast test-cores test-core demo demo-check gpu-check thumbnail lint format comfyui clean
+.PHONY: help test test-fast test-cores test-core fuzz security-table demo demo-check gpu-check thumbnail lint format comfyui clean
 
 define HELP
   make demo             what small models make of shipped references: demo/out/sheet.png
@@ -27,6 +28,8 @@ define HELP
                         the tests that need a ComfyUI, with each of these, each in an environment
                         of its own: .venv-<version of the ComfyUI>
   make lint | format    code checks only | repair what can be repaired
+  make fuzz             mutated files, twenty times as many as make test tries; FUZZ=100 for more
+  make security-table   run every hostile file and request, and write SECURITY.md's figures
   make demo-check       measure the demo models; fails where a bar is missed
   make gpu-check        exactness, memory and time at real size on a GPU; eight minutes
   make thumbnail        the pictures of the templates, each one run on the demo models
@@ -64,7 +67,14 @@ test-cores:
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 test-core: comfyui $(VENV)/.newest-page
-	@$(PYTEST) tests/comfy tests/server tests/browser
+	@$(PYTEST) tests/comfy tests/hostile tests/server tests/browser
+
+fuzz: $(VENV)/.project
+	@EASYREF_FUZZ=$(FUZZ) $(PYTEST) --timeout 0 tests/hostile/test_fuzz.py
+
+security-table: comfyui
+	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); exit 1; fi
+	@PYTHONPATH=tests:tests/hostile:. $(PY) tests/hostile/security_table.py
 
 demo: comfyui
 	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi

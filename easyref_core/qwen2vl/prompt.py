@@ -73,12 +73,12 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer: Any, source: str) -> None:
         self._tokenizer = tokenizer
-        self.source = source
+        self.source = escaped(source)
         added: dict[str, int] = dict(tokenizer.get_added_vocab())
         missing = [token for token in _SPECIAL if token not in added]
         if missing:
             raise EasyRefError(
-                f"The tokenizer of {escaped(source)} lacks {', '.join(missing)}; it is not "
+                f"The tokenizer of {self.source} lacks {', '.join(missing)}; it is not "
                 "Qwen2-VL's. Choose a Qwen2-VL-2B-Instruct directory with all its files."
             )
         self.special_ids = {token: added[token] for token in _SPECIAL}

@@ -10,12 +10,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..errors import EasyRefError
 from ..files import check_output, sweep, write_atomically, writing
-from ..untrusted import escaped, shown
+from ..untrusted import escaped, shown, text, whole_number
 from ..weight_file import open_weight_file
 
 ENDING = ".safetensors"
@@ -48,6 +49,12 @@ class ReferenceTokens:
 
     def __post_init__(self) -> None:
         for name, tensor in (("cond", self.cond), ("uncond", self.uncond)):
+            if not _holds_floats(tensor):
+                kind = f"{tensor.dtype} tensor" if isinstance(tensor, torch.Tensor) else ""
+                raise EasyRefError(
+                    f"Reference tokens '{name}' are {kind or shown(tensor)}; a tensor of floats is "
+                    "needed. Encode the references again."
+                )
             if tensor.ndim != 3 or 0 in tensor.shape:
                 raise EasyRefError(
                     f"Reference tokens '{name}' have shape {list(tensor.shape)}; [batch, tokens, "
@@ -63,6 +70,10 @@ class ReferenceTokens:
                 f"Reference tokens: cond is {list(self.cond.shape)} but uncond is "
                 f"{list(self.uncond.shape)}. Encode the references again."
             )
+        for name in ("adapter", "adapter_name", "prompt", "aggregation"):
+            text(getattr(self, name), f"Reference tokens: {name}")
+        count = whole_number(self.num_references, "Reference tokens: num_references", low=0)
+        object.__setattr__(self, "num_references", count)
 
     @property
     def batch(self) -> int:
@@ -82,8 +93,12 @@ def stack_tokens(groups: Sequence[ReferenceTokens]) -> ReferenceTokens:
     """Put several groups into one batch, one for each latent.
 
     Raises:
-        EasyRefError: no group; different adapters, aggregations or shapes.
+        EasyRefError: no group; different adapters, aggregations or shapes; something else than
+            tokens.
     """
+    for number, group in enumerate(groups, start=1):
+        if not isinstance(group, ReferenceTokens):
+            raise EasyRefError(f"Group {number} is {shown(group)}; ReferenceTokens are needed.")
     if not groups:
         raise EasyRefError("There are no reference tokens to put into a batch. Encode some.")
     first = groups[0]
@@ -102,6 +117,16 @@ def stack_tokens(groups: Sequence[ReferenceTokens]) -> ReferenceTokens:
         join_prompts(g.prompt for g in groups),
         sum(g.num_references for g in groups),
         first.aggregation,
+    )
+
+
+def _holds_floats(tensor: Any) -> bool:
+    """Whether it is a tensor with plain values that are real numbers."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.is_floating_point()
+        and tensor.layout == torch.strided
+        and not (tensor.is_meta or tensor.is_nested)
     )
 
 

@@ -57,9 +57,17 @@ class Case:
     closest: float | None = None
 
 
-def run(case: Case, way: Way, server: ForkServer, folder: Path) -> Outcome:
-    """The case in one way, in a fresh home."""
+def run(
+    case: Case,
+    way: Way,
+    server: ForkServer,
+    folder: Path,
+    prepare: Callable[[Home], Any] | None = None,
+) -> Outcome:
+    """The case in one way, in a fresh home that `prepare` may complete."""
     home = make_home(folder)
+    if prepare is not None:
+        prepare(home)
     case.make(home)
     return server.run(way.function, home.base, *way.arguments, mapped=case.mapped, **way.more)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import hostile_training
 import pytest
-from corpus import Case, Way, check, each_way
+from corpus import Case, Way, check, each_way, run
 from fork_server import ForkServer
-from homes import make_home
 from sdxl_directory import write_sdxl_directory
 
-DEMO = Path(__file__).resolve().parents[2] / "demo" / "weights"
+from workshop.demo.tiny import write_tiny_set
 
 pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
@@ -20,7 +20,8 @@ pytest.importorskip("accelerate")
 
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sdxl_directory(tmp_path_factory.mktemp("sdxl"), DEMO)
+    folder = tmp_path_factory.mktemp("sdxl")
+    return write_sdxl_directory(folder / "sdxl", write_tiny_set(folder / "tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,6 @@ def training_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkSe
 def test_hostile_training(
     case: Case, way: Way, training_server: ForkServer, sdxl: Path, tmp_path: Path
 ) -> None:
-    home = make_home(tmp_path / "home")
-    hostile_training.make_training_home(home, sdxl)
-    case.make(home)
-    check(case, training_server.run(way.function, home.base, *way.arguments), home.base)
+    folder = tmp_path / "home"
+    prepare = partial(hostile_training.make_training_home, sdxl=sdxl)
+    check(case, run(case, way, training_server, folder, prepare), folder)

@@ -65,13 +65,13 @@ def test_names_saved_on_windows_are_found(
     (adapters / "sub").mkdir()
     shutil.copy(adapters / ADAPTER_ONLY, adapters / "sub" / "file.safetensors")
     tokens = pack.base / "output" / "easyref_tokens"
-    (tokens / "sub").mkdir()
-    shutil.copy(tokens / saved.removesuffix(" [output]"), tokens / "sub" / "x.safetensors")
+    (tokens / "windows").mkdir()
+    shutil.copy(tokens / saved.removesuffix(" [output]"), tokens / "windows" / "x.safetensors")
     given = {"adapter": "sub\\file.safetensors", "mllm": "from\\elsewhere"}
     assert not refusals(dict(given))
     found = pack.run("EasyRefLoader", **given, precision="auto")
     assert found.checkpoint.path == adapters / "sub" / "file.safetensors"
-    file = "sub\\x.safetensors [output]"
+    file = "windows\\x.safetensors [output]"
     assert not refusals({"file": file}, "EasyRefLoadTokens")
     assert pack.run("EasyRefLoadTokens", file).num_tokens
 

