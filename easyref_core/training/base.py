@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import EasyRefError
+from ..out_of_memory import lack_of_memory
+from ..untrusted import escaped, one_line, shown, whole_number
+from .base_files import VAES, check_base_files
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 # empty for FSDP to fill; but FSDP does not wrap the text encoders.
 _READ_IN_FIRST_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 _OFFLINE = {"local_files_only": True}
-_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+# What a CLIP may hold beside its text model.
+_BESIDE = ("text_projection.", "visual_projection.", "vision_model.", "logit_scale")
 
 
 @dataclass
@@ -77,44 +81,104 @@ def load_base(folder: str | Path) -> Base:
         EasyRefError: a part is missing (named) or cannot be loaded.
     """
     folder = Path(folder)
-    missing = [part for part in _PARTS if not (folder / part).is_dir()]
-    if missing:
+    configs = check_base_files(folder)
+    kind = configs["vae"].get("_class_name")
+    if kind not in VAES:
         raise EasyRefError(
-            f"model.base: {folder} lacks {', '.join(missing)}. It must be an SDXL model in the "
-            "diffusers layout."
+            f"model.base: the VAE in {escaped(str(folder))} is of class {shown(kind)}; "
+            f"{' and '.join(VAES)} can be used. Get it again."
         )
     import diffusers
     import transformers
 
+    kinds = {
+        "unet": diffusers.UNet2DConditionModel,
+        "vae": getattr(diffusers, kind),
+        "text_encoder": transformers.CLIPTextModel,
+        "text_encoder_2": transformers.CLIPTextModelWithProjection,
+    }
     try:
         with _read_everywhere():
-            vae_class = getattr(
-                diffusers,
-                diffusers.AutoencoderKL.load_config(folder / "vae", **_OFFLINE)["_class_name"],
-            )
+            modules = {name: _load(kinds[name], folder / name) for name in kinds}
             base = Base(
-                unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **_OFFLINE),
-                vae=vae_class.from_pretrained(folder / "vae", **_OFFLINE),
+                unet=modules["unet"],
+                vae=modules["vae"],
                 tokenizers=[
                     transformers.CLIPTokenizer.from_pretrained(
                         str(folder / name), trust_remote_code=False, **_OFFLINE
                     )
                     for name in ("tokenizer", "tokenizer_2")
                 ],
-                text_encoders=[
-                    kind.from_pretrained(folder / name, trust_remote_code=False, **_OFFLINE)
-                    for kind, name in (
-                        (transformers.CLIPTextModel, "text_encoder"),
-                        (transformers.CLIPTextModelWithProjection, "text_encoder_2"),
-                    )
-                ],
+                text_encoders=[modules["text_encoder"], modules["text_encoder_2"]],
                 scheduler=diffusers.DDPMScheduler.from_pretrained(folder / "scheduler", **_OFFLINE),
             )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise EasyRefError(f"model.base: {folder} cannot be loaded: {error}") from error
-    for module in (base.unet, base.vae, *base.text_encoders):
+    except EasyRefError:
+        raise
+    except Exception as error:  # damaged files and odd configurations raise anything
+        if lack_of_memory(error) is not None:
+            raise
+        raise EasyRefError(
+            f"model.base: {escaped(str(folder))} cannot be loaded ({type(error).__name__}: "
+            f"{one_line(error)}). Get it again."
+        ) from error
+    _check_fit(base, folder)
+    for module in modules.values():
         module.requires_grad_(False).eval()
     return base
+
+
+def _load(kind: Any, folder: Path) -> Any:
+    """A module with its weights.
+
+    Raises:
+        EasyRefError: the weights do not fit its configuration.
+    """
+    remote = {"trust_remote_code": False} if kind.__module__.startswith("transformers") else {}
+    module, info = kind.from_pretrained(folder, output_loading_info=True, **remote, **_OFFLINE)
+    unused = [
+        name
+        for name in info["unexpected_keys"]
+        if not name.startswith(_BESIDE) and not name.endswith("position_ids")
+    ]
+    for problem, names in (
+        ("lack", info["missing_keys"]),
+        ("have in another shape", [str(name) for name in info["mismatched_keys"]]),
+        ("hold beside it", unused),
+    ):
+        if names:
+            raise EasyRefError(
+                f"model.base: the weights in {escaped(str(folder))} do not fit its config.json: "
+                f"they {problem} {escaped(', '.join(sorted(names)[:3]))}. Get it again."
+            )
+    return module
+
+
+def _check_fit(base: Base, folder: Path) -> None:
+    """
+    Raises:
+        EasyRefError: parts that do not fit together, which training would notice in a step only.
+    """
+    unet, encoders = base.unet.config, [encoder.config for encoder in base.text_encoders]
+    width = sum(encoder.hidden_size for encoder in encoders)
+    pooled = encoders[1].projection_dim + 6 * (unet.addition_time_embed_dim or 0)
+    channels = base.vae.config.latent_channels
+    for name, has, needs in (
+        ("the text encoders' widths together", width, "cross_attention_dim"),
+        ("pooled text and sizes together", pooled, "projection_class_embeddings_input_dim"),
+        ("the VAE's channels", channels, "in_channels"),
+    ):
+        if has != unet[needs]:
+            raise EasyRefError(
+                f"model.base: the parts in {escaped(str(folder))} do not fit together: {name} are "
+                f"{has}, the UNet's {needs} is {shown(unet[needs])}. Name a whole SDXL model."
+            )
+    hint = f"Check {escaped(str(folder))}; model.base must be a whole SDXL model."
+    for tokenizer, encoder in zip(base.tokenizers, encoders, strict=True):
+        longest, known = encoder.max_position_embeddings, encoder.vocab_size
+        whole_number(tokenizer.model_max_length, "A tokenizer's model_max_length", 2, longest, hint)
+        whole_number(len(tokenizer), "The size of a tokenizer's vocabulary", 1, known, hint)
+    steps = base.scheduler.config.num_train_timesteps
+    whole_number(steps, "The scheduler's num_train_timesteps", 1, 100_000, hint)
 
 
 @contextmanager
