@@ -23,7 +23,7 @@ ALL = (
     Way("python_encode", name="Python"),
     Way("command_inspect", name="easyref inspect"),
     Way("command_encode", name="easyref encode"),
-    Way("graph", name="nodes"),
+    Way("comfy_entry_points.graph", name="nodes"),
 )
 ENCODED = (ALL[0], *ALL[2:])
 BOTH = (ALL[0], ALL[-1])
