@@ -32,7 +32,8 @@ class EasyRefSaveTokens(io.ComfyNode):
                     "filename_prefix",
                     default="EasyRef",
                     tooltip="Start of the file name; / creates subfolders. A number is appended. "
-                    "Save Image's placeholders for dates and values of nodes are filled in.",
+                    "Dates and values of nodes are filled in as in Save Image; the help lists "
+                    "them.",
                 ),
                 io.Combo.Input(
                     "folder",
