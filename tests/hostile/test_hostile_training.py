@@ -12,7 +12,7 @@ from corpus import Case, Way, check, each_way, run
 from fork_server import ForkServer
 from sdxl_directory import write_sdxl_directory
 
-DEMO = Path(__file__).resolve().parents[2] / "demo" / "weights"
+from workshop.demo.tiny import write_tiny_set
 
 pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
@@ -20,7 +20,8 @@ pytest.importorskip("accelerate")
 
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sdxl_directory(tmp_path_factory.mktemp("sdxl"), DEMO)
+    folder = tmp_path_factory.mktemp("sdxl")
+    return write_sdxl_directory(folder / "sdxl", write_tiny_set(folder / "tiny"))
 
 
 @pytest.fixture(scope="module")
