@@ -31,7 +31,9 @@ class EasyRefSaveTokens(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="EasyRef",
-                    tooltip="Start of the file name; / creates subfolders. A number is appended.",
+                    tooltip="Start of the file name; / creates subfolders. A number is appended. "
+                    "%date:yyyy-MM-dd% and values of nodes, such as %KSampler.seed%, are filled in "
+                    "as in Save Image.",
                 ),
                 io.Combo.Input(
                     "folder",

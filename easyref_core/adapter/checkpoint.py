@@ -34,10 +34,10 @@ from .parts import (
 
 IMAGE_SIZE = "image_size"  # in the metadata of files that `easyref train` writes
 
-_IP = re.compile(r"^unet\.(?P<layer>.+\.attn\d+)\.processor\.(?P<part>to_[kv]_ip)\.weight$")
+_IP = re.compile(r"unet\.(?P<layer>.+\.attn\d+)\.processor\.(?P<part>to_[kv]_ip)\.weight")
 _LORA = re.compile(
-    r"^unet\.(?P<layer>.+\.attn\d+)\.processor\.(?P<part>to_(?:q|k|v|out))_lora"
-    r"\.(?P<half>down|up)\.weight$"
+    r"unet\.(?P<layer>.+\.attn\d+)\.processor\.(?P<part>to_(?:q|k|v|out))_lora"
+    r"\.(?P<half>down|up)\.weight"
 )
 _FINAL_LAYER = re.compile(r"^layers\.(\d+)\.")
 
@@ -102,8 +102,8 @@ class AdapterCheckpoint:
 
     @property
     def name(self) -> str:
-        """Shown to people; never used to recognise anything."""
-        return self.file.path.name
+        """Shown to people, without control characters; never used to recognise anything."""
+        return escaped(self.file.path.name)
 
     @property
     def has_mllm(self) -> bool:
@@ -229,9 +229,9 @@ def recognise(file: WeightFile) -> AdapterCheckpoint:
             final[plain.removeprefix(FINAL)] = name
         elif plain.startswith(BODY):
             body[plain.removeprefix(BODY)] = name
-        elif match := _IP.match(plain):
+        elif match := _IP.fullmatch(plain):
             cross.setdefault(match["layer"], {})[match["part"]] = name
-        elif match := _LORA.match(plain):
+        elif match := _LORA.fullmatch(plain):
             lora.setdefault(match["layer"], {}).setdefault(match["part"], {})[match["half"]] = name
         elif plain.startswith("unet.") and ".processor." not in plain:
             base_unet.append(name)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens, describe
+from ..untrusted import escaped
 from ..weight_file import GetTensor, all_finite, dtype_name
 from .checkpoint import AdapterCheckpoint
 from .parts import KEY_VALUE
@@ -60,7 +61,7 @@ def project_tokens(
     if not finite.all():
         number = int((~finite).nonzero()[0])
         raise EasyRefError(
-            f"The reference tokens overflow in {list(layers)[number // 2]} "
+            f"The reference tokens overflow in {escaped(list(layers)[number // 2])} "
             f"({KEY_VALUE[number % 2]}) of {checkpoint.name} as {dtype_name(dtype)}: the adapter's "
             "weights hold NaN, or the values are too large. Get the file again, or run the model "
             "in bf16."
@@ -127,8 +128,8 @@ def read_finite(checkpoint: AdapterCheckpoint, get: GetTensor, name: str) -> tor
     weight = get(name)
     if not all_finite(weight):
         raise EasyRefError(
-            f"{checkpoint.name}: {name} holds values that are not numbers (NaN or infinite). "
-            "The file is damaged; download it again."
+            f"{checkpoint.name}: {escaped(name)} holds values that are not numbers (NaN or "
+            "infinite). The file is damaged; download it again."
         )
     return weight
 
@@ -164,7 +165,8 @@ def check_model_layers(
     if missing or extra:
         raise EasyRefError(
             f"{model} has {len(layers)} cross-attention layers and {checkpoint.name} was made for "
-            f"{len(checkpoint.cross_attention)}; they differ, first at {(missing + extra)[0]}. "
+            f"{len(checkpoint.cross_attention)}; they differ, first at "
+            f"{escaped((missing + extra)[0])}. "
             "Connect a model of the architecture the adapter was trained on (SDXL base)."
         )
     for layer, parts in checkpoint.cross_attention.items():

@@ -15,12 +15,14 @@ from ..pictures.preprocessing import CHANNELS, FRAMES, PATCH
 from ..qwen2vl.config import MAX_LAYERS
 from ..qwen2vl.directory import MllmDirectory, unread_weights
 from ..qwen2vl.names import BLOCKS, EMBEDDING, LAYERS, layer_numbers
-from ..untrusted import escaped
+from ..untrusted import escaped, shown
 
 if TYPE_CHECKING:
     from .plan_encoder import EncoderPlan
 
 PATCH_EMBED = BODY + "visual.patch_embed.proj.weight"
+_LONGEST = 200  # of a weight's name in messages
+_DIMENSIONS = 8  # of a weight in messages
 _AGAIN = "Get the directory again, all its files from one place."
 
 
@@ -94,8 +96,8 @@ def _check_weights(plan: EncoderPlan, directory: MllmDirectory | None, where: st
     if unexpected:
         raise EasyRefError(
             f"{where}: {len(unexpected)} weights are not part of Qwen2-VL with EasyRef, first "
-            f"{escaped(unexpected[0])}. The MLLM is of another size or family, or the file is "
-            "damaged."
+            f"{shown(unexpected[0], _LONGEST)}. The MLLM is of another size or family, or the "
+            "file is damaged."
         )
     by, hint = "", "The file is damaged or was converted wrongly; get it again."
     if directory:
@@ -111,8 +113,8 @@ def _check_weights(plan: EncoderPlan, directory: MllmDirectory | None, where: st
         shape = file.tensors[name].shape
         if shape not in shapes:
             raise EasyRefError(
-                f"{escaped(name)} in {escaped(str(file.path))} has shape {list(shape)}, but "
-                f"{list(shapes[0])} is needed{by}. {hint}"
+                f"{shown(name, _LONGEST)} in {escaped(str(file.path))} has shape "
+                f"{list(shape[:_DIMENSIONS])}, but {list(shapes[0])} is needed{by}. {hint}"
             )
 
 

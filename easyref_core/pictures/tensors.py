@@ -26,8 +26,11 @@ def picture_list(images: Any, name: str) -> list[torch.Tensor]:
     Raises:
         EasyRefError: something else, or a tensor without values.
     """
-    if isinstance(images, (list, tuple)):
-        return [picture for entry in images for picture in picture_list(entry, name)]
+    entries = images if isinstance(images, (list, tuple)) else [images]
+    return [picture for entry in entries for picture in _pictures(entry, name)]
+
+
+def _pictures(images: Any, name: str) -> list[torch.Tensor]:
     batch = _floats(images, name, "a picture or a batch of pictures", _LEVELS)
     if batch.ndim == 3:
         batch = batch[None]
@@ -50,28 +53,30 @@ def mask_list(masks: Any, name: str = "The mask") -> list[torch.Tensor]:
     Raises:
         EasyRefError: something else, no mask or no pixels, or values that are not numbers.
     """
-    if isinstance(masks, (list, tuple)):
-        found = [mask for entry in masks for mask in mask_list(entry, name)]
-    else:
-        batch = _floats(masks, name, "a mask or a batch of masks", None)
-        if batch.ndim == 2:
-            batch = batch[None]
-        if batch.ndim == 4 and batch.shape[1] == 1:
-            batch = batch[:, 0]
-        if batch.ndim != 3 or 0 in batch.shape:
-            raise EasyRefError(
-                f"{name} has shape {list(batch.shape)}; [masks, height, width] is needed, none of "
-                "them 0. Connect another mask."
-            )
-        if not torch.isfinite(batch).all():
-            raise EasyRefError(
-                f"{name} holds values that are not numbers (NaN or infinite). Check the node that "
-                "made it."
-            )
-        found = list(batch)
+    entries = masks if isinstance(masks, (list, tuple)) else [masks]
+    found = [mask for entry in entries for mask in _masks(entry, name)]
     if not found:
         raise EasyRefError(f"{name} holds no mask. Connect another mask.")
     return found
+
+
+def _masks(masks: Any, name: str) -> list[torch.Tensor]:
+    batch = _floats(masks, name, "a mask or a batch of masks", None)
+    if batch.ndim == 2:
+        batch = batch[None]
+    if batch.ndim == 4 and batch.shape[1] == 1:
+        batch = batch[:, 0]
+    if batch.ndim != 3 or 0 in batch.shape:
+        raise EasyRefError(
+            f"{name} has shape {list(batch.shape)}; [masks, height, width] is needed, none of "
+            "them 0. Connect another mask."
+        )
+    if not torch.isfinite(batch).all():
+        raise EasyRefError(
+            f"{name} holds values that are not numbers (NaN or infinite). Check the node that "
+            "made it."
+        )
+    return list(batch)
 
 
 def mask_batch(masks: Any, name: str = "The mask") -> torch.Tensor:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from ..errors import EasyRefError
+from ..untrusted import shown
+
 Source = TypeVar("Source")
 
 _PREFIXES = (
@@ -38,8 +41,20 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
 
     The word embedding and the output head are tied; where only one is in the file, it is the
     embedding. Rotary `inv_freq` buffers of old files are dropped.
+
+    Raises:
+        EasyRefError: two names for one weight.
     """
-    canonical = {canonical_name(n): n for n in names if not n.endswith("inv_freq")}
+    canonical: dict[str, str] = {}
+    for name in names:
+        if name.endswith("inv_freq"):
+            continue
+        first = canonical.setdefault(canonical_name(name), name)
+        if first != name:
+            raise EasyRefError(
+                f"{shown(first)} and {shown(name)} are two names of one weight of the MLLM. "
+                "The file mixes the layouts of two versions of transformers; get it again."
+            )
     head = canonical.pop(HEAD, None)
     if head is not None:
         canonical.setdefault(EMBEDDING, head)

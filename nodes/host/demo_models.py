@@ -17,6 +17,7 @@ import torch
 from ...easyref_core.demo_set import reference_files, shipped_set
 from ...easyref_core.errors import EasyRefError
 from ...easyref_core.pictures.loading import open_picture
+from ...easyref_core.untrusted import whole_number
 from .diffusers_layout import (
     DIFFUSERS_FILES,
     TRANSFORMERS_FILES,
@@ -274,10 +275,11 @@ def _read_text_encoder(directory: Path) -> tuple[dict[str, Any], dict[str, torch
     absent = [key for key in _CLIP_FIELDS if key not in config]
     if absent:
         raise EasyRefError(f"config.json in {directory} lacks {absent[0]!r}.")
-    if config["num_hidden_layers"] < 3:
+    layers = whole_number(config["num_hidden_layers"], f"num_hidden_layers in {directory}", 1, 100)
+    if layers < 3:
         raise EasyRefError(
             f"{directory}: SDXL uses the second to last layer, for which ComfyUI needs three "
-            f"layers or more; the model has {config['num_hidden_layers']}."
+            f"layers or more; the model has {layers}."
         )
     weights = read_weights(directory, TRANSFORMERS_FILES)
     # Older files store the position ids 0..76 as a weight.

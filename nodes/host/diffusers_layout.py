@@ -13,7 +13,7 @@ import torch
 
 from ...easyref_core.demo_set import read_stored_weights
 from ...easyref_core.errors import EasyRefError
-from ...easyref_core.untrusted import escaped, is_regular, kind_of, read_json
+from ...easyref_core.untrusted import escaped, is_regular, kind_of, read_json, text, whole_number
 
 DIFFUSERS_FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -49,21 +49,21 @@ def comfy_unet_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """
     require_fields(config, _FIXED_FIELDS, source)
     try:
-        channels = list(config["block_out_channels"])
-        levels = len(channels)
-        down = [kind.startswith("CrossAttn") for kind in config["down_block_types"]]
-        layers = _per_level(config.get("layers_per_block", 2), levels)
-        depths = _per_level(config.get("transformer_layers_per_block", 1), levels)
+        down = _attends(config["down_block_types"], source)
+        levels = len(down)
+        channels = _per_level(config["block_out_channels"], levels, source)
+        layers = _per_level(config.get("layers_per_block", 2), levels, source)
+        depths = _per_level(config.get("transformer_layers_per_block", 1), levels, source)
         heads = _per_level(
-            config.get("num_attention_heads") or config["attention_head_dim"], levels
+            config.get("num_attention_heads") or config["attention_head_dim"], levels, source
         )
-        added_width = config["projection_class_embeddings_input_dim"]
-        context_width = config["cross_attention_dim"]
-        _ = config["addition_time_embed_dim"]
+        added_width = _size(config["projection_class_embeddings_input_dim"], source)
+        context_width = _size(config["cross_attention_dim"], source)
+        _size(config["addition_time_embed_dim"], source)
     except KeyError as error:
         raise EasyRefError(f"config.json in {source} lacks {error.args[0]!r}.") from error
     up = config.get("up_block_types")
-    if up is not None and [kind.startswith("CrossAttn") for kind in up] != down[::-1]:
+    if up is not None and _attends(up, source) != down[::-1]:
         raise EasyRefError(f"{source}: up_block_types {up} do not mirror the down blocks.")
     if any(width % channels[0] for width in channels):
         raise EasyRefError(f"{source}: channels {channels} are not multiples of the first.")
@@ -80,13 +80,13 @@ def comfy_unet_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         "channel_mult": [width // channels[0] for width in channels],
         "context_dim": context_width,
         "image_size": 32,
-        "in_channels": config.get("in_channels", 4),
+        "in_channels": _size(config.get("in_channels", 4), source),
         "legacy": False,
         "model_channels": channels[0],
         "num_classes": "sequential",
         "num_head_channels": widths.pop(),
         "num_res_blocks": layers,
-        "out_channels": config.get("out_channels", 4),
+        "out_channels": _size(config.get("out_channels", 4), source),
         "transformer_depth": [
             d for d, n in zip(depths_down, layers, strict=True) for _ in range(n)
         ],
@@ -99,8 +99,23 @@ def comfy_unet_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     }
 
 
-def _per_level(value: int | list[int], levels: int) -> list[int]:
-    return [value] * levels if isinstance(value, int) else list(value)
+def _per_level(value: Any, levels: int, source: str) -> list[int]:
+    """One size for each level; a single one counts for all."""
+    sizes = value if isinstance(value, list) else [value] * levels
+    if len(sizes) != levels or not levels:
+        raise EasyRefError(f"config.json in {source} has {len(sizes)} sizes for {levels} levels.")
+    return [_size(size, source) for size in sizes]
+
+
+def _size(value: Any, source: str) -> int:
+    return whole_number(value, f"A size in config.json in {source}", 1, 100_000)
+
+
+def _attends(kinds: Any, source: str) -> list[bool]:
+    """Which of a list of blocks have cross-attention."""
+    if not isinstance(kinds, list):
+        raise EasyRefError(f"config.json in {source} has {kind_of(kinds)} as a list of blocks.")
+    return [text(kind, f"A block in {source}").startswith("CrossAttn") for kind in kinds]
 
 
 def controlnet_names(shape: Mapping[str, Any]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ _TOKEN_FILES = {".safetensors"}
 _OUTPUT_MARK = " [output]"
 _MLLM_DEPTH = 3
 _LONGEST = 255  # of a file name in messages
+_OF_PICTURES = ("%width%", "%height%")
+# A date, the value of a node, or the size of a picture.
+_PLACEHOLDER = re.compile(r"%date:[^%]*%|%[^%/\\.]+\.[^%/\\.]+%|%width%|%height%")
 
 
 def register_folders() -> None:
@@ -104,9 +108,18 @@ def tokens_path(name: Any) -> Path:
 def new_tokens_path(filename_prefix: str, to_output: bool) -> tuple[Path, str]:
     """(path of a new file, its subfolder in the chosen folder).
 
+    Args:
+        filename_prefix: with ComfyUI's %year%, %month%, %day%, %hour%, %minute% and %second%.
+
     Raises:
-        EasyRefError: the prefix names no file, leads outside the folder, or cannot be written.
+        EasyRefError: the prefix names no file, leads outside the folder, or cannot be written; it
+            holds a placeholder that only the page fills in, or that only pictures have.
     """
+    left = _PLACEHOLDER.search(filename_prefix)
+    if left:
+        raise EasyRefError(
+            f"filename_prefix {shown(filename_prefix, _LONGEST)} cannot be used: {_why(left[0])}"
+        )
     base = _output_tokens() if to_output else Path(folder_paths.get_folder_paths(TOKENS)[0])
     prefix = filename_prefix.replace("\\", "/").strip()
     path = Path(prefix)
@@ -124,6 +137,22 @@ def new_tokens_path(filename_prefix: str, to_output: bool) -> tuple[Path, str]:
             f"filename_prefix {filename_prefix!r} cannot be used: {error}. Choose another one."
         ) from error
     return Path(folder) / f"{name}_{counter:05}_.safetensors", subfolder
+
+
+def _why(placeholder: str) -> str:
+    """Why a placeholder is still there, and what to do."""
+    name = shown(placeholder, _LONGEST)
+    if placeholder in _OF_PICTURES:
+        return f"{name} is the size of a picture, which tokens do not have. Leave it out."
+    if placeholder.startswith("%date:"):
+        return (
+            f"{name} is filled in by ComfyUI's page, through which this run did not come. Write "
+            "%year%, %month%, %day%, %hour%, %minute% or %second%."
+        )
+    return (
+        f"{name} is the value of a node, filled in by ComfyUI's page, which found none: "
+        "%Node.input% needs a node of this title in the graph, and an input of this name on it."
+    )
 
 
 def file_stamps(path: Path | None) -> list[tuple[str, int, int, int, int]]:

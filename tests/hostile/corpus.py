@@ -16,7 +16,6 @@ from workshop.comfyui.find_comfyui import find_comfyui
 
 MOST_MB = 200
 MOST_SECONDS = 2
-NEED_COMFYUI = {"graph", "choices", "route", "thumbnail", "folders"}
 
 REFUSED, USED, EITHER = "refused", "used", "either"
 
@@ -109,6 +108,6 @@ def each_way(**kinds: tuple[Case, ...]) -> pytest.MarkDecorator:
 
 
 def run_and_check(case: Case, way: Way, server: ForkServer, folder: Path) -> None:
-    if way.function in NEED_COMFYUI and find_comfyui() is None:
+    if way.function.startswith("comfy_") and find_comfyui() is None:
         pytest.skip("no ComfyUI: set COMFYUI_PATH, or run python -m workshop.comfyui.find_comfyui")
     check(case, run(case, way, server, folder), folder)

@@ -16,11 +16,11 @@ from PIL import Image
 
 WAYS = (
     Way("python_picture", name="Python"),
-    Way("graph", more={"name": "pictures"}, name="gallery"),
-    Way("thumbnail", name="thumbnail"),
+    Way("comfy_entry_points.graph", more={"name": "pictures"}, name="gallery"),
+    Way("comfy_entry_points.thumbnail", name="thumbnail"),
     Way("command_encode", name="easyref encode"),
 )
-LIST = (Way("folders", name="folders"),)
+LIST = (Way("comfy_entry_points.folders", name="folders"),)
 EVERYWHERE = (*WAYS, *LIST)
 
 

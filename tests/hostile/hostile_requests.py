@@ -19,7 +19,7 @@ def nothing(home: Home) -> None:
 
 
 def request(name: str, method: str, address: str, result: str = "refused", **more: Any) -> Case:
-    way = Way("route", (method, address), more, name="route")
+    way = Way("comfy_entry_points.route", (method, address), more, name="route")
     return Case(name, nothing, (way,), result)
 
 

@@ -148,6 +148,14 @@ def code_in_base(home: Home) -> None:
     replaced(config, json.dumps(given).encode())
 
 
+def other_sizes(home: Home) -> None:
+    """The weights of one text encoder for the configuration of the other."""
+    sdxl = home.base / "sdxl"
+    target = sdxl / "text_encoder" / "model.safetensors"
+    content = (sdxl / "text_encoder_2" / "model.safetensors").read_bytes()
+    replaced(target, content)
+
+
 DEEP = b"[" * 100_000 + b"]" * 100_000
 BOMB = b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 9)}]\n".encode()
@@ -285,5 +293,6 @@ CASES = (
         Case(f"a base with a pipe as {name}", base_pipe(name), DRY, said="base")
         for name in ("unet/config.json", CONFIG, "tokenizer/vocab.json")
     ),
+    Case("a base whose weights have other sizes", other_sizes, DRY, said="base"),
     Case("a base with code of its own", code_in_base, DRY, EITHER),
 )

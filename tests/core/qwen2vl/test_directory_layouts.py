@@ -163,6 +163,15 @@ def test_a_weight_in_two_files_is_not_guessed(
         plan_encoder(adapter_only, directory)
 
 
+def test_one_weight_under_two_names_is_not_guessed(
+    adapter_only: AdapterCheckpoint, directory: Path, weights: Tensors
+) -> None:
+    name = "visual.blocks.0.norm1.weight"
+    goldens.write(directory / "model.safetensors", weights | {f"model.{name}": weights[name] + 1})
+    with goldens.refused(name, f"model.{name}", "two names of one weight"):
+        plan_encoder(adapter_only, directory)
+
+
 @pytest.mark.parametrize(
     ("found", "said"),
     [
