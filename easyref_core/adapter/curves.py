@@ -13,7 +13,7 @@ from ..untrusted import text as checked_text
 Points = tuple[tuple[float, float], ...]
 
 CUSTOM = "custom points"
-MAX_FACTOR = 100.0  # of more, attention overflows in half precision
+MAX_FACTOR = 10.0  # of more, attention overflows in half precision
 _SAMPLES = 17  # of an eased shape; the straight lines between are within 0.003 of it
 _EASES: Mapping[str, Callable[[float], float]] = {
     "ease in": lambda p: p * p,
@@ -29,7 +29,7 @@ class WeightCurve:
     last.
 
     Attributes:
-        points: (part of the sampling done 0..1, factor -100..100), in rising order.
+        points: (part of the sampling done 0..1, factor -10..10), in rising order.
 
     Raises:
         EasyRefError: no point, places out of order, or numbers out of their range.

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
+from ..errors import EasyRefError
 from .inspection import Inspection, PictureShare, percent
 
 # Nodes show cards at a quarter of this size, side by side, so the share is in large type.
@@ -42,7 +43,15 @@ def draw_heat_maps(inspection: Inspection, pictures: Sequence[Image.Image]) -> l
 
     Args:
         pictures: the references themselves, in order.
+
+    Raises:
+        EasyRefError: another number of pictures than were inspected.
     """
+    if len(pictures) != len(inspection.pictures):
+        raise EasyRefError(
+            f"There are {len(pictures)} pictures, but {len(inspection.pictures)} references were "
+            "inspected. Give the pictures of that group."
+        )
     heat = torch.cat([picture.heat.flatten() for picture in inspection.pictures])
     top = float(heat.quantile(_TOP))
     pairs = enumerate(zip(pictures, inspection.pictures, strict=True), start=1)

@@ -22,6 +22,7 @@ Crop = tuple[float, float, float, float]
 
 # As Load Image names a picture of another of ComfyUI's folders: "a.png [output]".
 _ANNOTATED = re.compile(r"(.*?) ?\[(input|output|temp)\]", re.DOTALL)
+_LONGEST_NAME = 1000  # with its folders
 _TOLERANCE = 1e-6  # rounding errors of the browser's fractions
 _HOW_TO_FIX = "Correct the text of gallery, or clear it and add the pictures again."
 
@@ -111,6 +112,11 @@ def checked_file(file: Any, where: str) -> str:
         raise EasyRefError(
             f"{where} has {shown(file)} as its file; it must be the name of a picture in "
             f"ComfyUI's input folder. {_HOW_TO_FIX}"
+        )
+    if len(file) > _LONGEST_NAME:
+        raise EasyRefError(
+            f"{where} is {shown(file)}, a name of {len(file):,} characters; no file can have it. "
+            f"{_HOW_TO_FIX}"
         )
     name, folder = split_folder(file)
     name = name.replace("\\", "/")

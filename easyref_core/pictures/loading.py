@@ -25,6 +25,7 @@ from .gallery import Crop, crop_pixels
 # The MLLM gets at most an area of 1344 x 1344 pixels: more than this only costs memory.
 LONGEST_SIDE = 4096
 MAX_PIXELS = 2**27  # half a gigabyte as RGB
+_ENOUGH = 3072  # pixels of the longest side that are left of a JPEG, which takes few sizes
 
 _MOST_PIXELS = {
     "WebP": 2**25,  # its decoder holds the picture four times
@@ -87,7 +88,7 @@ def open_picture(
 def _decoded(file: BinaryIO, name: str, longest: int, crop: Crop | None) -> Image.Image:
     with decoding(name):
         image = _opened(file, name)
-        _reduce_while_decoding(image, longest / min(crop[2:]) if crop else longest)
+        _reduce_while_decoding(image, min(crop[2:]) if crop else 1.0, longest)
         image.load()
         orientation = _orientation(image)
         box = (0, 0, *image.size)
@@ -153,11 +154,14 @@ def _is_raw(image: Image.Image) -> bool:
     return _DNG_VERSION in tags or (isinstance(kind, int) and bool(kind & 1))
 
 
-def _reduce_while_decoding(image: Image.Image, longest: float) -> None:
-    """Let a JPEG be decoded at a half, a quarter or an eighth of its size; at no less than
-    `longest`.
+def _reduce_while_decoding(image: Image.Image, share: float, longest: int) -> None:
+    """Let a JPEG be decoded at a half, a quarter or an eighth of its size.
+
+    Args:
+        share: of its sides that is needed.
+        longest: pixels of the needed part's longest side that must be left; `_ENOUGH` of more.
     """
-    scale = longest / max(image.size)
+    scale = min(longest, _ENOUGH) / share / max(image.size)
     if image.width * image.height > MAX_PIXELS:
         scale = min(scale, 0.5)
     if scale < 1:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import EasyRefError
-from ..untrusted import escaped, inside, is_regular, kind_of, read_json
+from ..untrusted import escaped, inside, is_regular, kind_of, read_json, shown
 from ..weight_file import WeightFile, open_weight_file
 from .config import MllmConfig
 from .config_file import config_from_dict, quantisation, read_settings
@@ -54,7 +54,7 @@ class MllmDirectory:
             for local, name in canonical_names(file.tensors).items():
                 if local in sources:
                     raise EasyRefError(
-                        f"{escaped(name)} is in {escaped(str(sources[local][0].path))} and in "
+                        f"{shown(name)} is in {escaped(str(sources[local][0].path))} and in "
                         f"{escaped(str(file.path))}. Files of two downloads are mixed; get the "
                         "directory again."
                     )
@@ -133,7 +133,7 @@ def _listed(path: Path, index: Path) -> list[Path]:
             "Download it again."
         )
     files = sorted({inside(path, name, "weight file") for name in names})
-    missing = [escaped(file.name) for file in files if not is_regular(file)]
+    missing = [shown(file.name) for file in files if not is_regular(file)]
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise EasyRefError(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from ..errors import EasyRefError
-from ..untrusted import escaped
+from ..untrusted import shown
 
 Source = TypeVar("Source")
 
@@ -52,7 +52,7 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
         first = canonical.setdefault(canonical_name(name), name)
         if first != name:
             raise EasyRefError(
-                f"{escaped(first)} and {escaped(name)} are two names of one weight of the MLLM. "
+                f"{shown(first)} and {shown(name)} are two names of one weight of the MLLM. "
                 "The file mixes the layouts of two versions of transformers; get it again."
             )
     head = canonical.pop(HEAD, None)

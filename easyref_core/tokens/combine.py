@@ -26,7 +26,7 @@ CONCATENATE, AVERAGE, ADD, SUBTRACT, AVOID = METHODS = (
     "avoid",
 )
 WEIGHING = (AVERAGE, ADD, SUBTRACT)
-MAX_WEIGHT = 1000.0  # tokens of more overflow in half precision
+MAX_WEIGHT = 100.0  # tokens of more overflow in half precision
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class WeightedTokens:
     """One group's tokens.
 
     Attributes:
-        weight: used by the methods in `WEIGHING`; -1000 to 1000.
+        weight: used by the methods in `WEIGHING`; -100 to 100.
         name: for messages.
 
     Raises:
@@ -109,7 +109,7 @@ def read_weights(text: str, count: int | None = None) -> tuple[float, ...]:
         As many as were written.
 
     Raises:
-        EasyRefError: something that is not a number from -1000 to 1000, or too many numbers.
+        EasyRefError: something that is not a number from -100 to 100, or too many numbers.
     """
     weights = []
     text = checked_text(text, "weights")

@@ -226,7 +226,7 @@ def load_tokens(path: str | Path) -> ReferenceTokens:
         )
     version = _whole(metadata.get("version", "1"))
     count = _whole(metadata.get("num_references", "0"))
-    if version is None or count is None:
+    if not version or count is None:
         raise EasyRefError(
             f"{name} has a damaged header ({escaped(json.dumps(dict(metadata)))[:300]}). Encode "
             "it again."

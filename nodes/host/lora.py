@@ -90,7 +90,7 @@ class AdapterLora:
         missing = [name for name in wanted if name not in names]
         if missing:
             raise EasyRefError(
-                f"{escaped(checkpoint.name)} has a LoRA for {len(wanted)} projections, of which "
+                f"{checkpoint.name} has a LoRA for {len(wanted)} projections, of which "
                 f"the model lacks {len(missing)}, first {escaped(missing[0])}. Connect an SDXL "
                 "base model."
             )
@@ -109,9 +109,9 @@ class AdapterLora:
                 found = (shapes[halves["up"]][0], shapes[halves["down"]][1])
                 if found != wanted:
                     raise EasyRefError(
-                        f"The LoRA of {escaped(self._checkpoint.name)} adds {list(found)} to "
-                        f"{part} of {escaped(layer)}, which is {list(wanted)} in the model. "
-                        "Connect an SDXL base model, or get the adapter again."
+                        f"{self._checkpoint.name}: {escaped(halves['up'])} and its down weight "
+                        f"make {list(found)}, but the model's layer is {list(wanted)}. Connect an "
+                        "SDXL base model, or get the adapter again."
                     )
 
 

@@ -15,7 +15,7 @@ import torch
 _FIRST = 16  # numbers of a latent's noise that are compared before all of them are
 
 
-def batch_index(noise: torch.Tensor, seed: Any, most: int) -> tuple[int, ...] | None:
+def batch_index(noise: Any, seed: Any, most: int) -> tuple[int, ...] | None:
     """The place of each latent in its batch, None if it cannot be told: the noise is another, or of
     a place that is not among the first `most`.
 
@@ -23,7 +23,7 @@ def batch_index(noise: torch.Tensor, seed: Any, most: int) -> tuple[int, ...] | 
         noise: [B, ...] that the run was given.
         seed: that the noise was made with.
     """
-    if noise.is_nested or not isinstance(seed, int):
+    if not isinstance(noise, torch.Tensor) or noise.is_nested or not isinstance(seed, int):
         return None
     generator = torch.Generator().manual_seed(seed)  # ComfyUI's own would change what follows
     rows = noise.detach().cpu().flatten(1)

@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 
 KEY = "easyref"
 
+# Arguments of a guider's `outer_sample`, in order.
+_OUTER_SAMPLE = (
+    "noise",
+    "latent_image",
+    "sampler",
+    "sigmas",
+    "denoise_mask",
+    "callback",
+    "disable_pbar",
+    "seed",
+)
+
 
 def watch_runs(model: ModelPatcher) -> None:
     """Add the three wrappers to a cloned model, once."""
@@ -39,34 +51,24 @@ def patches_of(model_options: Mapping[str, Any] | None) -> Sequence[ReferencePat
     )
 
 
-def _outer_sample(
-    executor: Callable[..., Any],
-    noise: torch.Tensor,
-    latent_image: Any,
-    sampler: Any,
-    sigmas: Any,
-    denoise_mask: Any = None,
-    callback: Any = None,
-    disable_pbar: Any = False,
-    seed: Any = None,
-    **kwargs: Any,
-) -> Any:
+def _outer_sample(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """OUTER_SAMPLE, called once a run."""
     guider = executor.class_obj
     _drop_repeated_patches(guider.model_options)
     _check_run(guider.model_options, guider.conds.values())
     held = key_values_of_run(guider)
-    run = start_run(guider.conds, held, _origins(guider, noise, seed))
+    given = dict(zip(_OUTER_SAMPLE, args, strict=False)) | kwargs
+    origins = _origins(guider, given.get("noise"), given.get("seed"))
+    run = start_run(guider.conds, held, origins)
     # The guider's options are this run's own copy; the patcher's are never touched.
     guider.model_options = _with_option(guider.model_options, RUN, run)
     with in_use(held):
         for patch in patches_of(guider.model_options):
             patch.key_values.leave_devices()
-        given = (noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
-        return executor(*given, **kwargs)
+        return executor(*args, **kwargs)
 
 
-def _origins(guider: Any, noise: torch.Tensor, seed: Any) -> tuple[int, ...] | None:
+def _origins(guider: Any, noise: Any, seed: Any) -> tuple[int, ...] | None:
     """Where the run's latents were in their batch, if it matters; see `batch_index`."""
     sources = (*patches_of(guider.model_options), *carried_by_all(guider.conds.values()))
     most = max((source.batch for source in sources), default=1)

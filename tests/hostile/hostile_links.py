@@ -14,7 +14,7 @@ def nothing(home: Home) -> None:
 
 def linked(graph: str, name: str, value: str, result: str = "refused") -> Case:
     """A value by link to `node__input` of a graph."""
-    way = Way("graph", more={"name": graph, name: {"link": value}}, name="link")
+    way = Way("comfy_entry_points.graph", more={"name": graph, name: {"link": value}}, name="link")
     return Case(f"{value} as {name.replace('__', '.')}", nothing, (way,), result)
 
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 ALL = (
     Way("python_encode", name="Python"),
     Way("command_encode", name="easyref encode"),
-    Way("graph", name="nodes"),
+    Way("comfy_entry_points.graph", name="nodes"),
 )
 BOTH = (ALL[0], ALL[-1])
-LIST = (Way("choices", name="choices"),)
+LIST = (Way("comfy_entry_points.choices", name="choices"),)
 ALL_AND_LIST = (*ALL, *LIST)
 EVERYWHERE = (*BOTH, *LIST)
 

@@ -16,8 +16,11 @@ from hostile_adapters import Program, deflated
 
 from easyref_core.tokens.reference_tokens import FORMAT
 
-WAYS = (Way("python_tokens", name="Python"), Way("graph", more={"name": "saved"}, name="nodes"))
-LISTED = (*WAYS, Way("choices", name="choices"))
+WAYS = (
+    Way("python_tokens", name="Python"),
+    Way("comfy_entry_points.graph", more={"name": "saved"}, name="nodes"),
+)
+LISTED = (*WAYS, Way("comfy_entry_points.choices", name="choices"))
 SHAPE = (1, 16, 96)
 
 

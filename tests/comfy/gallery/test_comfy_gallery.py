@@ -213,7 +213,8 @@ def test_folders_and_pictures_are_listed_in_natural_order(
         ("..", "out of ComfyUI's input folder"),
         ("outside", "out of ComfyUI's input folder"),
         ("sub [output]", "There is no folder"),
-        ("x" * 5000, "There is no folder"),
+        ("x" * 500, "There is no folder"),
+        ("x" * 5000, "a name of 5,000 characters"),
         ("\x1b", "'\\x1b'"),
     ):
         with pack.refused(said):

@@ -272,7 +272,9 @@ def typed(declared: Any) -> st.SearchStrategy[Any]:
     return st.none() | texts if isinstance(declared, io.String.Input) else st.none()
 
 
-@pytest.mark.parametrize("name", ["EasyRefCombineTokens", "EasyRefLoadTokens", "EasyRefReferences"])
+@pytest.mark.parametrize(
+    "name", ["EasyRefCombineTokens", "EasyRefLoadTokens", "EasyRefLoader", "EasyRefReferences"]
+)
 def test_the_check_before_a_run_answers_whatever_is_chosen(pack: Pack, name: str) -> None:
     node = pack.nodes[name]
     declared = {each.id: each for each in node.define_schema().inputs}

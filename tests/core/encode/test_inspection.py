@@ -265,3 +265,8 @@ def test_colours_rise_evenly_in_lightness() -> None:
     steps = luminance.clamp(min=0).pow(1 / 3).diff()
     assert (steps > 0).all(), "lighter all the way, so it reads in grey too"
     assert steps.max() < 3 * steps.median()
+
+
+def test_other_pictures_than_were_inspected_are_refused() -> None:
+    with goldens.refused("1 pictures", "2 references"):
+        draw_heat_maps(EXAMPLE, [Image.new("RGB", (9, 9))])

@@ -101,6 +101,7 @@ def test_what_is_no_gallery_is_refused(text: str, said: str) -> None:
         ({"file": "C:\\a.png"}, "leads out of ComfyUI's input folder"),
         ({"file": "a\0.png"}, "leads out of ComfyUI's input folder"),
         ({"file": "./"}, "names a folder"),
+        ({"file": "a" * 5000}, "a name of 5,000 characters"),
         ({"file": "../a.png [output]"}, "leads out of ComfyUI's output folder"),
         ({"file": " [temp]"}, "names a folder"),
         ({"file": "a\x1b.png/.."}, "'a\\x1b.png/..'"),

@@ -187,13 +187,13 @@ def test_weights_that_add_up_to_nothing_are_refused(weights: tuple[float, float]
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e30, "1", None, True])
 def test_a_weight_that_is_not_a_number_is_refused(weight: Any) -> None:
-    with goldens.refused("weight of tokens_2", shown(weight), "from -1000 to 1000"):
+    with goldens.refused("weight of tokens_2", shown(weight), "from -100 to 100"):
         parts(A, B, weights=(1, weight))
 
 
-@pytest.mark.parametrize("text", ["1e308, 1e308", "1001", "1, -2e3"])
+@pytest.mark.parametrize("text", ["1e308, 1e308", "101", "1, -2e3"])
 def test_weights_that_would_overflow_are_refused(text: str) -> None:
-    with goldens.refused("weights", "from -1000 to 1000"):
+    with goldens.refused("weights", "from -100 to 100"):
         read_weights(text)
 
 

@@ -180,6 +180,7 @@ def test_newer_format_asks_for_an_update(tmp_path: Path, version: str) -> None:
     "changes",
     [
         {"version": "new"},
+        {"version": "0"},
         {"num_references": "many"},
         {"num_references": "-4"},
         {"num_references": "٣"},
