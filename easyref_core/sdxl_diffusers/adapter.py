@@ -104,8 +104,7 @@ def attach_adapter(
             weights = layer.state_dict()
             for own, source in sources[name].items():
                 weight = read_finite(checkpoint, get, source)
-                # A copy: a mapped tensor changes, or crashes, when its file is overwritten.
-                weights[own] = weight.to(unet.device, unet.dtype, copy=True)
+                weights[own] = weight.to(unet.device, unet.dtype)
             layer.load_state_dict(weights, assign=True)
     _install(unet, layers)
     attachment.checkpoint, attachment.references = checkpoint, checkpoint.num_tokens
