@@ -99,9 +99,9 @@ def _checked_value(node: type[io.ComfyNode], declared: io.Input, name: str, valu
     if isinstance(declared, io.Autogrow.Input) and isinstance(value, Mapping):
         socket = declared.template.input
         return {
-            name: _checked_value(node, socket, name, each)
-            for name, each in value.items()
-            if each is not None
+            name: _checked_value(node, socket, name, value[name])
+            for name in declared.template.names
+            if value.get(name) is not None
         }
     if kind in _VALUES:
         wanted, what = _VALUES[kind]

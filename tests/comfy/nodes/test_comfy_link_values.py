@@ -180,3 +180,10 @@ def test_masks_of_levels_and_of_booleans_are_masks(pack: Pack, run: Any) -> None
     expected = predict(run("EasyRefApply", mask=half)[0])
     for mask in (half.bool(), (half * 255).byte(), [half[0]], half.half(), half.numpy()):
         assert torch.equal(predict(run("EasyRefApply", mask=mask)[0]), expected)
+
+
+def test_names_that_are_no_sockets_are_ignored(pack: Pack, run: Any, tokens: Any) -> None:
+    both = {"tokens_1": tokens, "tokens_2": tokens}
+    expected = run("EasyRefCombineTokens", tokens=both)[0].cond
+    found = run("EasyRefCombineTokens", tokens={**both, "\x1f": 0.0, "tokens_0": 5})
+    assert torch.equal(found[0].cond, expected)
