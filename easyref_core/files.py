@@ -19,6 +19,7 @@ from .untrusted import escaped, is_regular
 
 _UNFINISHED = re.compile(r"\.easyref-[0-9a-f]{32}\.part")
 _LOCK, _CONTENT = "lock", "content"
+_LONGEST = 300  # characters of a path in messages
 _ABANDONED_AFTER = 24 * 3600.0  # seconds, where a file system has no locks
 
 
@@ -156,7 +157,8 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise EasyRefError(
-            f"{escaped(str(path))} cannot be written: {escaped(str(error))}. Choose another place."
+            f"{_shown(path)} cannot be written ({escaped(error.strerror or str(error))}). Choose "
+            "another place."
         ) from error
 
 
@@ -203,7 +205,7 @@ def check_output(
     check_apart(path, inputs)
     if not os.path.lexists(path):
         return
-    name = escaped(str(path))
+    name = _shown(path)
     if not is_regular(path) or not is_one(path):
         raise EasyRefError(
             f"{name} exists and holds something else than {kind}, so it is never replaced. Choose "
@@ -225,7 +227,7 @@ def check_apart(path: str | Path, inputs: Iterable[str | Path]) -> None:
     for source in map(Path, inputs):
         if is_within(path, source):
             raise EasyRefError(
-                f"{escaped(str(path))} is, or lies in, {escaped(str(source))}, which is read; "
+                f"{_shown(path)} is, or lies in, {_shown(source)}, which is read; "
                 "nothing can be written there. Choose another place."
             )
 
@@ -247,3 +249,8 @@ def new_name(path: Path) -> Path:
         number += 1
         found = path.with_stem(f"{path.stem}_{number}")
     return found
+
+
+def _shown(path: str | Path) -> str:
+    text = escaped(str(path))
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

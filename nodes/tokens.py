@@ -32,8 +32,8 @@ class EasyRefSaveTokens(io.ComfyNode):
                     "filename_prefix",
                     default="EasyRef",
                     tooltip="Start of the file name; / creates subfolders. A number is appended. "
-                    "%date:yyyy-MM-dd% and values of nodes, such as %KSampler.seed%, are filled in "
-                    "as in Save Image.",
+                    "Dates and values of nodes are filled in as in Save Image; the help lists "
+                    "them.",
                 ),
                 io.Combo.Input(
                     "folder",

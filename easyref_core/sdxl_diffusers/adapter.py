@@ -21,7 +21,7 @@ from ..adapter.key_values import check_model_layers, check_tokens, read_finite
 from ..adapter.parts import LORA
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens
-from ..untrusted import kind_of, number, whole_number
+from ..untrusted import escaped, kind_of, number, whole_number
 from .layers import CHILD, AdapterLayer, Attachment, LowRank
 from .unet_layers import (
     attached,
@@ -97,6 +97,12 @@ def attach_adapter(
     with nullcontext() if new_lora else torch.device("meta"):
         layers = _new_layers(unet, checkpoint.lora_rank or new_lora_rank, attachment)
     sources = {name: _sources(checkpoint, name) for name in layers}
+    unknown = sorted(checkpoint.lora.keys() - layers.keys())
+    if unknown:
+        raise EasyRefError(
+            f"{checkpoint.name} holds a LoRA for {escaped(unknown[0])}, which the UNet does not "
+            "have. Use the UNet it was trained with."
+        )
     for name, layer in layers.items():
         _check_shapes(checkpoint, layer, sources[name], new_lora)
     with checkpoint.file.open() as get:
@@ -104,8 +110,7 @@ def attach_adapter(
             weights = layer.state_dict()
             for own, source in sources[name].items():
                 weight = read_finite(checkpoint, get, source)
-                # A copy: a mapped tensor changes, or crashes, when its file is overwritten.
-                weights[own] = weight.to(unet.device, unet.dtype, copy=True)
+                weights[own] = weight.to(unet.device, unet.dtype)
             layer.load_state_dict(weights, assign=True)
     _install(unet, layers)
     attachment.checkpoint, attachment.references = checkpoint, checkpoint.num_tokens
@@ -254,9 +259,15 @@ def hide_references(controlnet: ControlNetModel, unet: UNet2DConditionModel) -> 
     """
     attachment = attached(unet)
     found = controlnet.named_modules()
-    attentions = {n: m for n, m in found if is_cross_attention(n) and isinstance(m, Attention)}
-    check_layers(attentions, "hide_references")
-    for name, attn in attentions.items():
+    crosses = {n: m for n, m in found if is_cross_attention(n) and isinstance(m, Attention)}
+    layers = [getattr(attn, CHILD, None) for attn in crosses.values()]
+    if any(layer is not None and layer.adds_references for layer in layers):
+        raise EasyRefError(
+            "hide_references: this ControlNet is a UNet with an adapter. Pass the ControlNet "
+            "first, then the UNet."
+        )
+    check_layers(crosses, "hide_references")
+    for name, attn in crosses.items():
         hidden = AdapterLayer(name, widths(attn), 0, True, attachment, adds_references=False)
         put(attn, hidden)
 

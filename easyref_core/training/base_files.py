@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import EasyRefError
 from ..untrusted import check_regular, escaped, inside, read_json, shown
+from ..weight_file import open_weight_file
+from ..weight_file.dtypes import WEIGHTS
 
 # Part -> its configuration.
 PARTS = {
@@ -23,6 +26,8 @@ PARTS = {
 }
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 _WEIGHTS = {".safetensors", ".bin"}
+# As diffusers and transformers name what they load.
+_WEIGHTS_NAME = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)\b.*\.(safetensors|bin)$")
 _MAX_BYTES = 64_000_000  # of other files; a vocabulary has two million
 _MAX_NUMBER = 1e6  # the largest of SDXL's, a size of a vocabulary, is 49,408
 _MAX_LAYERS, _MAX_NESTED = 100, 1000  # of one kind; transformers in layers in blocks
@@ -56,8 +61,10 @@ def _check_part(folder: Path, config: str) -> dict[str, Any]:
         size = check_regular(path, "file of model.base").st_size
         if size > _MAX_BYTES and path.suffix not in _WEIGHTS:
             raise _error(path, f"has {size:,} bytes, too many for such a file")
+        if _WEIGHTS_NAME.match(path.name):
+            _check_weights(path)
         if path.suffix == ".json":
-            content = contents[path.name] = read_json(path, _MAX_BYTES)
+            content = contents[path.name] = _read(path)
             if not isinstance(content, dict):
                 raise _error(path, "holds no object of keys")
             if path.name.endswith(".index.json"):
@@ -71,6 +78,23 @@ def _check_part(folder: Path, config: str) -> dict[str, Any]:
     else:
         _check_numbers(folder / config, settings)
     return settings
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path, _MAX_BYTES)
+    except EasyRefError as error:
+        raise EasyRefError(f"model.base: {error}") from error
+
+
+def _check_weights(path: Path) -> None:
+    try:
+        tensors = open_weight_file(path).tensors
+    except EasyRefError as error:
+        raise EasyRefError(f"model.base: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype not in WEIGHTS and not name.endswith("position_ids"):
+            raise _error(path, f"holds {shown(name)} as {tensor.dtype}, which is no weight")
 
 
 def _check_index(folder: Path, index: Mapping[str, Any]) -> None:

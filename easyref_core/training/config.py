@@ -13,13 +13,14 @@ from pydantic.dataclasses import dataclass
 
 from ..errors import EasyRefError
 from ..pictures.preprocessing import MIN_IMAGE_SIZE
-from ..untrusted import escaped, is_regular
+from ..untrusted import is_regular, shown
 from .recipe import (
     STRICT,
     Bool,
     Count,
     Decay,
     Float,
+    Int,
     Names,
     NonNegativeInt,
     Positive,
@@ -37,7 +38,7 @@ Part = Literal["final_layers", "projector", "cross_attention", "mllm", "lora"]
 PARTS: tuple[str, ...] = get_args(Part)
 
 Tokens = Annotated[Count, Field(le=_MOST_TOKENS)]
-Side = Annotated[Count, Field(le=_LARGEST_SIDE)]
+Side = Annotated[Int, Field(ge=32, le=_LARGEST_SIDE)]
 Batch = Annotated[Count, Field(le=4096)]
 # YAML reads no as false.
 Precision = Annotated[
@@ -92,7 +93,7 @@ class DataSettings:
     root: str = "."
     resolution: Side = 1024
     crop: Literal["random", "center", "aspect"] = "random"
-    image_size: Annotated[Side, Field(ge=MIN_IMAGE_SIZE)] = 336
+    image_size: Annotated[Int, Field(ge=MIN_IMAGE_SIZE, le=_LARGEST_SIDE)] = 336
     max_references: Annotated[Count, Field(le=1000)] = 28
     subset_probability: Probability = 0.0
     drop_image: Probability = 0.05
@@ -121,8 +122,8 @@ class OptimiserSettings:
 
     parts: Annotated[tuple[Part, ...], BeforeValidator(as_tuple), Field(min_length=1)]
     steps: Count
-    learning_rate: Positive
-    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    learning_rate: Annotated[Positive, Field(le=10)]
+    weight_decay: Annotated[Float, Field(ge=0, le=100)] = 0.0
     batch_size: Batch = 8
     accumulation: Count = 1
     max_grad_norm: Positive | None = None
@@ -227,16 +228,16 @@ def _check(settings: Settings) -> None:
         )
     for name, folder in (("base", model.base), ("mllm", model.mllm)):
         if not os.path.isdir(folder):
-            raise EasyRefError(f"model.{name}: there is no folder {escaped(folder)}.")
+            raise EasyRefError(f"model.{name}: there is no folder {shown(folder, 300)}.")
     if model.adapter is not None and not is_regular(model.adapter):
         raise EasyRefError(
-            f"model.adapter: there is no file {escaped(model.adapter)}. Train the stage before "
+            f"model.adapter: there is no file {shown(model.adapter, 300)}. Train the stage before "
             "this one first."
         )
     if os.path.lexists(output.folder) and not os.path.isdir(output.folder):
-        raise EasyRefError(f"output.folder: {escaped(output.folder)} is a file. Name a folder.")
+        raise EasyRefError(f"output.folder: {shown(output.folder, 300)} is a file. Name a folder.")
     for name in (*data.files, *([output.validation] if output.validation else [])):
         if not is_regular(name):
             raise EasyRefError(
-                f"There is no data file {escaped(name)}. Check data.files and validation."
+                f"There is no data file {shown(name, 300)}. Check data.files and validation."
             )

@@ -15,14 +15,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..adapter.checkpoint import BODY, FINAL, PROJECTOR, AdapterCheckpoint, load_checkpoint
+from ..encode.check_plan import check_weights, check_whole_mllm
 from ..encode.encoder import EasyRefEncoder
 from ..encode.plan_encoder import Source, plan_encoder, read_sources
 from ..errors import EasyRefError
 from ..pictures.preprocessing import Patches
 from ..qwen2vl.directory import MllmDirectory, open_directory
+from ..qwen2vl.names import LAYERS, layer_number
 from ..qwen2vl.prompt import PromptTokenizer
 from ..sdxl_diffusers.adapter import attach_adapter, new_adapter
 from ..sdxl_diffusers.unet_layers import official_name
+from ..untrusted import escaped
 from .config import ModelSettings
 from .engine import TrainableModule
 from .processes import FSDP_LAYERS
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 _PATCH_EMBED = BODY + "visual.patch_embed.proj.weight"
-_LAYERS = "model.layers."
+_AGAIN = "The MLLM's files do not fit its config.json; get all of them from one place."
 _REFERENCE_STD = 0.1  # official initialisation of the reference tokens
 
 
@@ -221,24 +224,29 @@ def _new_encoder(unet: UNet2DConditionModel, settings: ModelSettings) -> EasyRef
     directory = open_directory(settings.mllm)
     if settings.final_layers > directory.config.num_layers:
         raise EasyRefError(
-            f"model.final_layers is {settings.final_layers}, but the MLLM in {settings.mllm} has "
-            f"{directory.config.num_layers} layers."
+            f"model.final_layers is {settings.final_layers}, but the MLLM in "
+            f"{escaped(str(settings.mllm))} has {directory.config.num_layers} layers."
         )
-    encoder = EasyRefEncoder(
+    check_whole_mllm(directory)
+    sizes = (
         directory.config,
         settings.reference_tokens,
         unet.config.cross_attention_dim,
         settings.final_layers,
     )
     sources = _mllm_sources(directory, settings.final_layers)
+    skeleton = EasyRefEncoder(*sizes, device="meta").state_dict()
+    check_weights(
+        {name: tuple(p.shape) for name, p in skeleton.items() if not _is_new(name)},
+        sources,
+        directory,
+        f"model.mllm: {escaped(str(settings.mllm))}",
+        _AGAIN,
+        lambda missing: _AGAIN,
+    )
+    encoder = EasyRefEncoder(*sizes)
     new = {name: weight for name, weight in encoder.state_dict().items() if _is_new(name)}
-    try:
-        encoder.load_state_dict(new | read_sources(sources, torch.float32))
-    except RuntimeError as error:
-        raise EasyRefError(
-            f"model.mllm: the weights in {settings.mllm} do not fit its config.json: {error} "
-            "Download it again."
-        ) from error
+    encoder.load_state_dict(new | read_sources(sources, torch.float32))
     nn.init.normal_(encoder.mllm_final_layer.reference_tokens, std=_REFERENCE_STD)
     return encoder.eval()
 
@@ -254,10 +262,12 @@ def _mllm_sources(directory: MllmDirectory, final_layers: int) -> dict[str, Sour
     layers = directory.config.num_layers - final_layers
     sources: dict[str, Source] = {}
     for name, source in directory.sources().items():
-        number, _, rest = name.removeprefix(_LAYERS).partition(".")
-        if name.startswith(_LAYERS) and int(number) >= layers:
-            sources[f"{FINAL}layers.{int(number) - layers}.{rest}"] = source
+        number = layer_number(name, LAYERS)
+        if number is not None and number >= layers:
+            rest = name.removeprefix(LAYERS).partition(".")[2]
+            sources[f"{FINAL}layers.{number - layers}.{rest}"] = source
         else:
             sources[BODY + name] = source
-    sources[FINAL + "norm.weight"] = sources[BODY + "model.norm.weight"]
+        if name == "model.norm.weight":
+            sources[FINAL + "norm.weight"] = source
     return sources

@@ -96,7 +96,9 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
         content = yaml.safe_load(text)
         _count_values(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise EasyRefError(f"{source} is not YAML: {one_line(error)}") from error
+        raise EasyRefError(
+            f"{source} is not YAML that can be used: {one_line(error)}. Correct it."
+        ) from error
     return content
 
 

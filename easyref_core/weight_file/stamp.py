@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 _HEAD = 1 << 20
@@ -18,14 +18,16 @@ class FileStamp:
     Attributes:
         size: in bytes.
         mtime_ns, ctime_ns: when content and state were changed.
-        inode: its number on the disk; another one where a file was put in its place.
+        inode: its number on the disk; another one where a file was put in its place. Compared on
+            Windows only: elsewhere such a file has a ctime of its own, and network drives make up
+            new numbers for one and the same file.
         digest: of its first megabyte and 64 places of 4 kB, evenly spaced.
     """
 
     size: int
     mtime_ns: int
     ctime_ns: int
-    inode: int
+    inode: int = field(compare=os.name == "nt")
     digest: str
 
     @classmethod

@@ -333,7 +333,8 @@ def _sentence(text: str) -> str:
     try:
         return json.loads(text)["error"]
     except (ValueError, KeyError, TypeError):
-        return text  # aiohttp's own words, such as "400: Bad Request"
+        # aiohttp's own words, such as "400: Bad Request"
+        return f"The server answers: {' '.join(text.split())}."
 
 
 async def _request(

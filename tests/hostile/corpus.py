@@ -44,6 +44,8 @@ class Case:
         result: what must become of it.
         said: a pattern that the refusal contains.
         mapped: megabytes of address space that its large file may take.
+        needs: megabytes that it takes even where all is well, such as a large picture's pixels;
+            where it is used, each 100 of them take a second.
         closest: where it is used, how far its tokens may be from those of healthy files.
     """
 
@@ -53,6 +55,7 @@ class Case:
     result: str = REFUSED
     said: str = ""
     mapped: int = 0
+    needs: int = 0
     closest: float | None = None
 
 
@@ -83,8 +86,9 @@ def check(case: Case, outcome: Outcome, folder: Path) -> None:
         assert case.result != REFUSED, f"accepted: {outcome.value}"
         if case.closest is not None and "difference" in outcome.value:
             assert outcome.value["difference"] <= case.closest
-    assert outcome.peak <= MOST_MB, f"took {outcome.peak:.0f} MB"
-    assert outcome.cpu <= MOST_SECONDS, f"computed for {outcome.cpu:.1f} s"
+    assert outcome.peak <= MOST_MB + case.needs, f"took {outcome.peak:.0f} MB"
+    used = case.needs if outcome.kind == "done" else 0
+    assert outcome.cpu <= MOST_SECONDS + used / 100, f"computed for {outcome.cpu:.1f} s"
 
 
 def check_sentence(text: str) -> None:

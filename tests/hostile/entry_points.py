@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from goldens import IMAGE_SIZE, MLLM, expected
+from goldens import ADAPTER, IMAGE_SIZE, MLLM, expected
 from homes import PROMPT, Home
 
 from easyref_core.errors import EasyRefError
@@ -26,7 +26,9 @@ def prepare(comfyui: str | None, base: str | None, training: bool) -> None:
     import easyref_core.encode.passes
 
     torch.set_num_threads(1)
-    easyref_core.PromptTokenizer.from_directory(MLLM)  # imports much of transformers
+    # What is imported on first use: much of transformers, and of torch for tensors without data.
+    easyref_core.PromptTokenizer.from_directory(MLLM)
+    easyref_core.plan_encoder(easyref_core.load_checkpoint(ADAPTER), MLLM).build()
     if training:
         import easyref_core.training.loop
     if comfyui is not None:

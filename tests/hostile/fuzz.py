@@ -91,9 +91,10 @@ def _write_pickle(home: Home, random: Random) -> None:
 
 
 def _read_pickle(home: Home) -> None:
-    from easyref_core import load_checkpoint
+    from easyref_core.weight_file import open_weight_file
 
-    load_checkpoint(home.adapter)
+    file = open_weight_file(home.adapter)
+    file.read({name: name for name in file.tensors})
 
 
 def _write_config(home: Home, random: Random) -> None:

@@ -204,6 +204,7 @@ CASES = (
         content(png(8_000, 8_000, depth=16, colour=6)),
         WAYS,
         EITHER,
+        needs=256,
     ),
     Case("a GIF canvas of 65,535 x 65,535", content(gif_canvas(65_535, 65_535)), WAYS),
     Case("a GIF of 100,000 frames", content(gif_of_frames(100_000)), WAYS, USED),

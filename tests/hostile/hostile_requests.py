@@ -18,9 +18,11 @@ def nothing(home: Home) -> None:
     """The home as it is."""
 
 
-def request(name: str, method: str, address: str, result: str = "refused", **more: Any) -> Case:
+def request(
+    name: str, method: str, address: str, result: str = "refused", needs: int = 0, **more: Any
+) -> Case:
     way = Way("comfy_entry_points.route", (method, address), more, name="route")
-    return Case(name, nothing, (way,), result)
+    return Case(name, nothing, (way,), result, needs=needs)
 
 
 def stamps(name: str, body: str, result: str = "refused", **more: Any) -> Case:
@@ -87,7 +89,13 @@ CASES = (
     stamps("broken brotli", "not brotli", headers={"Content-Encoding": "br"}),
     stamps("deflate of 120 MB", BOMB, headers={"Content-Encoding": "deflate"}),
     request(
-        "a body of 90 MB", "POST", "/easyref/stamps", body=" " * 1_000, repeat=90_000, headers=JSON
+        "a body of 90 MB",
+        "POST",
+        "/easyref/stamps",
+        needs=180,  # the client's, in the same process
+        body=" " * 1_000,
+        repeat=90_000,
+        headers=JSON,
     ),
     request(
         "a form for JSON",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -23,7 +24,7 @@ def mutated_json(content: Any, random: Random) -> Any:
     for _ in range(random.choice((1, 1, 1, 2, 3))):
         places = list(_places(content))
         if not places:
-            return random.choice(VALUES)
+            return deepcopy(random.choice(VALUES))
         holder, key = random.choice(places)
         _change(holder, key, random)
     return content
@@ -53,7 +54,7 @@ def _change(holder: Any, key: Any, random: Random) -> None:
         holder[random.choice((name[:cut], name + ".weight", name.upper(), "\x07" + name))] = value
         holder.pop(key, None)
     elif kind == 2 and isinstance(value, list) and value:
-        value.append(random.choice(value))
+        value.append(deepcopy(random.choice(value)))
     elif kind in (3, 4) and number:
         holder[key] = random.choice(
             (value + 1, value - 1, value * 2, -value, value * 1.0, value // 2)
@@ -61,7 +62,7 @@ def _change(holder: Any, key: Any, random: Random) -> None:
     elif kind == 5:
         holder[key] = [value]
     else:
-        holder[key] = random.choice(VALUES)
+        holder[key] = deepcopy(random.choice(VALUES))
 
 
 def mutated_bytes(content: bytes, random: Random) -> bytes:

@@ -197,6 +197,28 @@ def test_lora_of_another_shape_is_refused(
     assert modules(unet) == before
 
 
+def test_lora_for_a_layer_that_is_not_there_is_refused(
+    unet: UNet2DConditionModel, save: Callable
+) -> None:
+    tensors, absent = goldens.adapter_tensors(), LAYER.replace("down_blocks.1", "down_blocks.0")
+    more = {
+        name.replace(LAYER, absent): tensor.clone()
+        for name, tensor in tensors.items()
+        if f"{LAYER}.attn1" in name
+    }
+    before = modules(unet)
+    with goldens.refused("changed.safetensors", f"{absent}.attn1"):
+        attach_adapter(unet, save(tensors | more))
+    assert modules(unet) == before
+
+
+def test_a_unet_is_not_taken_for_a_controlnet(steered: UNet2DConditionModel) -> None:
+    with goldens.refused("hide_references", "a UNet with an adapter"):
+        hide_references(steered, steered)
+    found = predict(steered, golden("ref_tokens"))
+    assert goldens.difference(found, golden("noise_pred.scale_1.0")) <= TOLERANCE
+
+
 def test_unfit_calls_of_the_unet_are_refused(steered: UNet2DConditionModel) -> None:
     with goldens.refused("10 rows", "16 reference tokens", "set_tokens(unet, None)"):
         predict(steered, None, text=golden("text_states")[:, :10])

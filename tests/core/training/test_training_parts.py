@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -67,6 +68,28 @@ def test_an_mllm_that_does_not_fit_its_config_is_refused(
     made = settings(model_mllm=str(folder))
     base = load_base(made.model.base)
     with pytest.raises(EasyRefError, match=r"visual\.merger\.ln_[qx]\.weight"):
+        build_model(base.unet, made.model, made.optimiser.parts, made.seed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 900}, "says num_hidden_layers 900"),
+        ({"num_hidden_layers": 2}, "says num_hidden_layers 2"),
+        ({"intermediate_size": 4}, "is needed by"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised .*'awq'"),
+    ],
+)
+def test_an_mllm_whose_config_says_otherwise_than_its_weights_is_refused(
+    settings: Make, training_set, tmp_path: Path, changes: dict, said: str
+) -> None:
+    folder = tmp_path / "mllm"
+    shutil.copytree(training_set.mllm, folder)
+    content = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(content))
+    made = settings(model_mllm=str(folder))
+    base = load_base(made.model.base)
+    with pytest.raises(EasyRefError, match=said):
         build_model(base.unet, made.model, made.optimiser.parts, made.seed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import goldens
 import pytest
@@ -61,6 +62,22 @@ def test_content_decides_where_a_disk_keeps_no_times(
     overwritten(file.path)
     with goldens.refused("has changed"):
         again.check_unchanged()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the time of creation instead of ctime")
+def test_a_drive_that_numbers_its_files_anew_changes_nothing(
+    file: WeightFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = iter(range(100))
+    state = stamp.file_state
+
+    def renumbered(opened: BinaryIO) -> tuple[int, int, int, int]:
+        return *state(opened)[:3], next(numbers)
+
+    monkeypatch.setattr(stamp, "file_state", renumbered)
+    again = open_weight_file(file.path)
+    again.check_unchanged()
+    assert not again.read({"a": "a"})["a"].any()
 
 
 def test_a_change_while_it_is_read_is_noticed(file: WeightFile) -> None:
