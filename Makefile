@@ -151,5 +151,5 @@ comfyui: $(VENV)/.project
 	fi
 
 clean:
-	rm -rf .venv .venv-* $(VENV) demo/out build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* $(VENV) demo/out build *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from easyref_core.errors import EasyRefError
+from easyref_core.files import check_output
+from easyref_core.untrusted import read_json
 from workshop.comfyui.find_comfyui import comfyui_version, find_comfyui, is_comfyui
 
 from . import plan
@@ -198,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="JSON to write; by default benchmarks/results/<card>.json"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace results that --out names")
     parser.add_argument(
         "--only", action="append", default=[], choices=plan.NAMES, help="run this check alone"
     )
@@ -206,6 +210,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--work", type=Path, help="folder for 16 GB of models, kept afterwards")
     options = parser.parse_args(arguments)
+    if options.out is not None:
+        try:
+            check_output(options.out, "results of this", is_results, overwrite=options.overwrite)
+        except EasyRefError as error:
+            parser.error(str(error))
     comfyui = options.comfyui.resolve() if options.comfyui else find_comfyui()
     if comfyui is None or not is_comfyui(comfyui):
         parser.error("there is no ComfyUI: set COMFYUI_PATH or give --comfyui")
@@ -252,6 +261,15 @@ def probe(comfyui: Path) -> dict[str, Any]:
 def slug(card: str) -> str:
     """A card's name as a file name."""
     return re.sub(r"[^a-z0-9]+", "_", card.lower()).strip("_")
+
+
+def is_results(path: Path) -> bool:
+    """Whether a file is one of `write`."""
+    try:
+        content = read_json(path)
+    except EasyRefError:
+        return False
+    return isinstance(content, dict) and {"card", "rows"} <= content.keys()
 
 
 def write(path: Path, run: Run, seconds: float) -> None:

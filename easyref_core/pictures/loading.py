@@ -25,6 +25,7 @@ from .gallery import Crop, crop_pixels
 # The MLLM gets at most an area of 1344 x 1344 pixels: more than this only costs memory.
 LONGEST_SIDE = 4096
 MAX_PIXELS = 2**27  # half a gigabyte as RGB
+_MOST_PIXELS_IN_SCANS = 2**26
 _ENOUGH = 3072  # pixels of the longest side that are left of a JPEG, which takes few sizes
 
 _MOST_PIXELS = {
@@ -128,8 +129,8 @@ def _opened(file: BinaryIO, name: str) -> Image.Image:
         ) from None
     pixels = image.width * image.height
     most = _MOST_PIXELS.get(found.name, MAX_PIXELS)
-    if image.info.get("progressive"):  # libjpeg then holds all of it, at any size
-        most = MAX_PIXELS
+    if found.name == "JPEG" and _in_several_scans(image, bounded):
+        most = _MOST_PIXELS_IN_SCANS
     if pixels > most:
         raise EasyRefError(
             f"{name} has {image.width} x {image.height} pixels, {pixels / 1e6:,.0f} million; at "
@@ -145,6 +146,19 @@ def _opened(file: BinaryIO, name: str) -> Image.Image:
         _MOST_HEADER_BYTES + _BYTES_PER_PIXEL * pixels, _SECONDS + _SECONDS_PER_PIXEL * pixels
     )
     return image
+
+
+def _in_several_scans(image: Image.Image, file: BoundedFile) -> bool:
+    """Whether a JPEG's colours or details lie apart. libjpeg then holds all of it, at any scale.
+
+    Args:
+        file: read up to the first scan.
+    """
+    if image.info.get("progressive"):
+        return True
+    length = 6 + 2 * len(image.getbands())  # of the header of a scan that has all colours
+    file.seek(file.tell() - length)
+    return file.read(length)[:2] != length.to_bytes(2, "big")
 
 
 def _is_raw(image: Image.Image) -> bool:

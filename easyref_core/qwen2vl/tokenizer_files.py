@@ -41,7 +41,7 @@ def load_tokenizer(directory: str | Path) -> Any:
             "all files of the Qwen2-VL-2B-Instruct download there."
         )
     for file in (directory / name for name in _FILES):
-        if os.path.lexists(file):
+        if os.path.exists(file):  # a broken link is nothing, as to transformers
             size = check_regular(file, "tokenizer file").st_size
             if size > _MAX_BYTES:
                 raise EasyRefError(

@@ -178,3 +178,19 @@ def test_the_json_has_the_card_and_every_measurement(run: command.Run, tmp_path:
     assert content["card"] == run.about["card"]
     row = content["rows"][0]
     assert (row["value"], row["bar"], row["verdict"]) == (1.2, 1.03, FAIL)
+
+
+def test_a_file_that_was_named_is_replaced_only_where_that_was_asked_for(
+    run: command.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, notes = tmp_path / "results.json", tmp_path / "notes"
+    notes.write_text("mine")
+    command.write(out, run, 1.0)
+    for given, said in (
+        (["--out", str(out)], "results.json exists"),
+        (["--out", str(notes), "--overwrite"], "holds something else"),
+    ):
+        with pytest.raises(SystemExit):
+            command.main(given)
+        assert said in capsys.readouterr().err
+    assert notes.read_text() == "mine"

@@ -93,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         help="write the finished model set there; before the last stage is done, the pretrained "
         "parts that are",
     )
+    train.add_argument(
+        "--overwrite", action="store_true", help="replace a model set that --set names"
+    )
     train.set_defaults(run=_train)
 
     check = commands.add_parser(
@@ -139,6 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--scores", type=Path, metavar="FILE", help="write every group's scores as CSV"
     )
+    check.add_argument(
+        "--overwrite", action="store_true", help="replace tables that --out and --scores name"
+    )
     check.set_defaults(run=_check)
     return parser
 
@@ -167,7 +173,7 @@ def _train(options: argparse.Namespace) -> int:
     from easyref_core.training.processes import world_size
 
     from .pretraining.pretrained import take_parts
-    from .train import RECIPES, train_demo, train_part, write_set
+    from .train import RECIPES, check_set_folder, train_demo, train_part, write_set
 
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # Under torchrun each process has a GPU of its own.
@@ -186,8 +192,10 @@ def _train(options: argparse.Namespace) -> int:
             raise EasyRefError(
                 "The data set is drawn by one process, on all cores; start it without torchrun."
             )
-    for folder in filter(None, (options.folder, options.set)):
-        check_place(folder / "model")  # hours may pass before it is written to
+    # Hours may pass before these are written to.
+    check_place(options.folder / "model")
+    if options.set is not None:
+        check_set_folder(options.set, (options.pretrained, recipes), options.overwrite)
     if options.pretrained is not None:
         parts = take_parts(options.pretrained, options.folder)
         print(f"from {options.pretrained}: {', '.join(parts)}", file=sys.stderr)
@@ -211,6 +219,7 @@ def _check(options: argparse.Namespace) -> int:
         from .evaluation.command import Request, demo_check, parse_compare
 
         names = ("data", "split", "judge", "identities", "steps", "cfg", "mllm", "out", "scores")
+        names = (*names, "overwrite")
         request = Request(
             models=options.set,
             compare=parse_compare(options.compare),

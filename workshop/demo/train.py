@@ -6,15 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from easyref_core.demo_set import SET_FILE
 from easyref_core.errors import EasyRefError
-from easyref_core.files import writing
+from easyref_core.files import check_apart, check_place, writing
 from easyref_core.training.config import make_settings
 from easyref_core.training.processes import world_size
 from easyref_core.training.recipe import read_recipe
@@ -83,6 +84,31 @@ def write_set(work: Path, to: Path) -> tuple[int, tuple[str, ...]]:
             return assemble_set(work, adapter, to), ()
         parts = tuple(part for part in PRETRAINED if is_done(work, part))
         return assemble_parts(work, parts, to), parts
+
+
+def check_set_folder(to: Path, inputs: Iterable[Path | None] = (), overwrite: bool = False) -> None:
+    """Check where a model set is to be written, before anything is trained for it.
+
+    Args:
+        inputs: files and folders that are read.
+        overwrite: whether a set that is there may be replaced.
+
+    Raises:
+        EasyRefError: the folder holds something else, or a set without `overwrite`; it is an
+            input; it cannot be written to.
+    """
+    from .pretraining.assemble import PARTS_FILE
+
+    check_place(to / SET_FILE)
+    check_apart(to / SET_FILE, [source for source in inputs if source is not None])
+    if not to.exists() or not any(to.iterdir()):
+        return
+    if not any((to / name).is_file() for name in (SET_FILE, PARTS_FILE)):
+        raise EasyRefError(f"{to} holds no model set, but other files. Choose another folder.")
+    if not overwrite:
+        raise EasyRefError(
+            f"{to} holds a model set. Choose another folder, or add --overwrite to replace it."
+        )
 
 
 def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECIPES) -> None:

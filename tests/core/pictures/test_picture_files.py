@@ -188,7 +188,22 @@ def test_a_jpeg_is_reduced_while_it_is_decoded(
     assert open_picture(tmp_path / "x.jpg", longest=20).size == (20, 15)
     assert decoded[0] == (80, 60)
     assert (20, 15) in decoded
-    (tmp_path / "x.jpg").write_bytes(encoded("JPEG", (160, 120), progressive=True))
+
+
+@pytest.mark.parametrize("kind", ["progressive", "colours apart", "plain"])
+def test_a_jpeg_in_several_scans_may_be_less_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(loading, "_MOST_PIXELS_IN_SCANS", 10_000)
+    content = encoded("JPEG", (160, 120), progressive=kind == "progressive")
+    if kind == "colours apart":  # a first scan of the brightness alone
+        start = content.index(b"\xff\xda")
+        scan = b"\xff\xda\0\x08\1" + content[start + 5 : start + 7] + b"\0\x3f\0"
+        content = content[:start] + scan + content[start + 14 :]
+    (tmp_path / "x.jpg").write_bytes(content)
+    if kind == "plain":
+        assert open_picture(tmp_path / "x.jpg").size == (160, 120)
+        return
     with goldens.refused("x.jpg", "160 x 120 pixels"):
         open_picture(tmp_path / "x.jpg")
 

@@ -172,6 +172,13 @@ def test_a_pipe_among_the_tokenizers_files_is_not_waited_for(directory: Path, na
         PromptTokenizer.from_directory(directory)
 
 
+def test_a_broken_link_among_the_tokenizers_files_is_nothing(directory: Path) -> None:
+    """As the hub's cache leaves them when a file was deleted."""
+    (directory / "special_tokens_map.json").unlink()
+    (directory / "special_tokens_map.json").symlink_to("nowhere")
+    assert PromptTokenizer.from_directory(directory).text_ids("a")
+
+
 def test_an_endless_tokenizer_is_not_read(directory: Path) -> None:
     with (directory / "vocab.json").open("r+b") as file:
         file.truncate(20 * 10**9)

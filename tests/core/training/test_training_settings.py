@@ -69,7 +69,7 @@ def test_overrides_replace_values_of_the_recipe(recipe: Recipe) -> None:
             "optimiser.steps is not YAML that can be used: Exceeds",
         ),
         ("optimiser.learning_rate=.inf", "learning_rate is inf; it must be a finite number"),
-        ("optimiser.learning_rate=1e30", "learning_rate is 1e30; it must be 10 or less"),
+        ("optimiser.learning_rate=1e30", "it must be 10 or less"),
         ("data.resolution=1", "data.resolution is 1; it must be 32 or more"),
         ("optimiser.learning_rate=.nan", "learning_rate is nan; it must be"),
         ("optimiser.learning_rate=1e999", "must be a finite number"),

@@ -27,6 +27,7 @@ from workshop.demo.evaluation.classifier import (
 from workshop.demo.evaluation.conditions import CheckOptions, run_check
 from workshop.demo.evaluation.groups import Group, read_outlines, read_split, strangers
 from workshop.demo.evaluation.processes import SharedCheck
+from workshop.demo.evaluation.table import has_scores, is_table
 from workshop.demo.evaluation.table_rows import OUTLINE
 from workshop.demo.models import DemoModels
 from workshop.demo.rows import SamplingSettings
@@ -59,6 +60,11 @@ def test_untrained_models_miss_bars(models: Path, tmp_path: Path, capsys: Captur
     assert "identity, 4 references" in printed.out
     assert "bars missed: identities judged; " in printed.out
     assert "drawing 5 held-out groups" in printed.err
+    for written, option in ((out, "--out"), (scores, "--scores")):
+        assert main(["check", *options, option, str(written)]) == 2
+        assert f"{written.name} exists. Choose another name" in capsys.readouterr().err
+    assert is_table(out)
+    assert has_scores(scores)
     report = json.loads(out.read_text(encoding="utf-8"))
     assert (report["met"], report["split"], report["settings"]["steps"]) == (False, "held_out", 1)
     assert report["device"] == "cpu"
@@ -122,7 +128,13 @@ def test_several_processes_give_the_scores_of_one(models: Path, data: Path) -> N
 def test_errors_end_with_status_2(
     models: Path, data: Path, tmp_path: Path, capsys: Capture
 ) -> None:
+    notes = tmp_path / "notes"
+    notes.write_text("mine\n")
+    own = str(models / "set.json")
     for options, message in (
+        (["--set", str(models), "--out", str(notes), "--overwrite"], "holds something else than"),
+        (["--set", str(models), "--scores", str(notes), "--overwrite"], "holds something else"),
+        (["--set", str(models), "--out", own, "--overwrite"], "which is read"),
         (["--set", str(tmp_path)], "not a demo model set"),
         (["--set", str(models), "--judge", str(tmp_path / "j")], "no weight file"),
         (["--set", str(models), "--data", str(tmp_path)], "held_out.json"),
@@ -143,6 +155,7 @@ def test_errors_end_with_status_2(
         error = capsys.readouterr().err
         assert message in error
         assert error.startswith("demo: ")
+    assert notes.read_text() == "mine\n"
 
 
 def test_an_unexpected_exception_is_not_a_missed_bar(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -146,6 +147,16 @@ def test_the_command_copies_parts_and_names_them(
     copied = ", ".join(WITHOUT_MLLM)
     assert f"from {TRAINED_SET}: {copied}" in printed.err
     assert f"MB): {copied}" in printed.out
+    before = _files(tmp_path / "parts")
+    for more, said in (
+        (["--set", str(tmp_path / "parts")], "holds a model set.*--overwrite"),
+        (["--set", str(tmp_path / "work"), "--overwrite"], "holds no model set"),
+        (["--set", str(TRAINED_SET), "--overwrite"], "which is read"),
+    ):
+        assert main([*command, *more]) == 1
+        assert re.search(said, capsys.readouterr().err)
+    assert _files(tmp_path / "parts") == before
+    assert main([*command, "--set", str(tmp_path / "parts"), "--overwrite"]) == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(command) == 1
     assert "leave --pretrained out" in capsys.readouterr().err

@@ -17,7 +17,7 @@ import torch
 
 from easyref_core.demo_set import shipped_set
 from easyref_core.errors import EasyRefError
-from easyref_core.files import check_place
+from easyref_core.files import check_output
 
 from ..dataset.files import DatasetOptions, write_dataset
 from ..models import DemoModels
@@ -26,7 +26,7 @@ from .classifier import CLASSIFIER_FILE, SHIPPED_CLASSIFIER, Classifier, load_cl
 from .conditions import CheckOptions, Conditions, classifier_accuracy, run_check
 from .groups import SPLITS, DrawnSplit, groups_for, open_pictures, read_outlines, read_split
 from .processes import SharedCheck, processes_for
-from .table import format_table, missed, write_scores, write_table
+from .table import format_table, has_scores, is_table, missed, write_scores, write_table
 from .table_rows import COMPARED, all_rows, classifier_rows
 
 _MAX_IDENTITIES = 400
@@ -50,6 +50,7 @@ class Request:
         mllm: for compared adapters without MLLM weights.
         out: JSON file for the table.
         scores: CSV file for every group's scores.
+        overwrite: whether these files may be replaced where they exist.
     """
 
     models: Path | None = None
@@ -63,6 +64,7 @@ class Request:
     mllm: Path | None = None
     out: Path | None = None
     scores: Path | None = None
+    overwrite: bool = False
     device: torch.device | str = "cpu"
 
 
@@ -139,9 +141,14 @@ def _check(request: Request) -> None:
         raise EasyRefError(f"There is no split {request.split!r}; choose {' or '.join(SPLITS)}.")
     if request.split == "training" and request.data is None:
         raise EasyRefError("--split training needs --data: the folder the set was trained on.")
-    for path in (request.out, request.scores):
+    inputs = (request.models, request.data, request.judge, request.mllm, *request.compare.values())
+    read = [path for path in inputs if path is not None]
+    for path, kind, is_one in (
+        (request.out, "a table of an evaluation", is_table),
+        (request.scores, "scores of an evaluation", has_scores),
+    ):
         if path is not None:
-            check_place(path)
+            check_output(path, kind, is_one, read, request.overwrite)
 
 
 def _settings(request: Request, models: DemoModels) -> SamplingSettings:

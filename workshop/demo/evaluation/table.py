@@ -9,11 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from easyref_core.errors import EasyRefError
 from easyref_core.files import writing
+from easyref_core.untrusted import open_regular, read_json
 
 from ..tiny_weights import write_json, write_text
 from .metrics import Row, Scores
 
+_COLUMNS = ("condition", "attribute", "group", "score")
 _VERDICTS = {True: "met", False: "MISSED", None: ""}
 
 
@@ -48,6 +51,21 @@ def write_table(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> No
         write_json(path, content)
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file is one of `write_table`."""
+    try:
+        content = read_json(path)
+    except EasyRefError:
+        return False
+    return isinstance(content, dict) and {"met", "rows"} <= content.keys()
+
+
+def has_scores(path: Path) -> bool:
+    """Whether a file is one of `write_scores`."""
+    with open_regular(path) as file:
+        return file.readline(1000).strip() == ",".join(_COLUMNS).encode()
+
+
 def write_scores(path: Path, results: Mapping[str, Scores]) -> None:
     """Write every group's scores, one per line, for other statistics.
 
@@ -59,7 +77,7 @@ def write_scores(path: Path, results: Mapping[str, Scores]) -> None:
     """
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(("condition", "attribute", "group", "score"))
+    lines.writerow(_COLUMNS)
     for condition, attributes in results.items():
         for attribute, scores in attributes.items():
             lines.writerows(
