@@ -18,7 +18,7 @@ FAST_TESTS := tests/texts $(filter-out tests/core/training tests/core/conftest.p
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-fast test-cores test-core fuzz security-table demo demo-check gpu-check thumbnail lint format comfyui clean
+.PHONY: help test test-fast test-cores test-core test-diffusers fuzz security-table demo demo-check gpu-check thumbnail lint format comfyui clean
 
 define HELP
   make demo             what small models make of shipped references: demo/out/sheet.png
@@ -27,6 +27,7 @@ define HELP
   make test-cores CORES="FOLDER FOLDER"
                         the tests that need a ComfyUI, with each of these, each in an environment
                         of its own: .venv-<version of the ComfyUI>
+  make test-diffusers   the tests of the adapter for diffusers, with the oldest diffusers
   make lint | format    code checks only | repair what can be repaired
   make fuzz             mutated files, twenty times as many as make test tries; FUZZ=100 for more
   make security-table   run every hostile file and request, and write SECURITY.md's figures
@@ -76,6 +77,10 @@ security-table: comfyui
 	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); exit 1; fi
 	@PYTHONPATH=tests:tests/hostile:. $(PY) tests/hostile/security_table.py
 
+test-diffusers: $(VENV)/.diffusers-0.32 $(VENV)/.transformers-4.57
+	@PYTHONPATH=$(VENV)/diffusers-0.32:$(VENV)/transformers-4.57:tests \
+	  $(PY) -m pytest -p skips_summary tests/core/sdxl_diffusers
+
 demo: comfyui
 	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi
 	@$(PY) -m workshop.demo run
@@ -115,6 +120,12 @@ $(VENV)/.transformers-4.57: $(VENV)/.project
 	  "transformers==4.57.*" "huggingface_hub<1" "tokenizers>=0.22,<0.23"
 	@touch $@
 
+# The oldest diffusers, with a transformers of its time.
+$(VENV)/.diffusers-0.32: $(VENV)/.project
+	@echo "installing diffusers 0.32 beside the newest, for comparison"
+	@$(PIP) --upgrade --no-deps --target $(VENV)/diffusers-0.32 "diffusers==0.32.2"
+	@touch $@
+
 # The newest release of ComfyUI's page, for the browser tests: the one of the day it is fetched.
 $(VENV)/.newest-page: $(VENV)/.project
 	@echo "installing the newest page of ComfyUI beside its own, for browser tests"
@@ -140,5 +151,5 @@ comfyui: $(VENV)/.project
 	fi
 
 clean:
-	rm -rf .venv .venv-* $(VENV) demo/out build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* $(VENV) demo/out build *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -120,7 +120,7 @@ def _in_child(request: dict[str, Any]) -> dict[str, Any]:
         os.close(reading)
         _run(request, writing)
     os.close(writing)
-    started = _status(child).get("VmRSS", 0)  # none where the child has already ended
+    started = _status(child).get("VmRSS", 0)  # a quick child has ended by now
     answer, killed, peak = b"", "", 0.0
     computed, active = 0.0, start
     while True:
