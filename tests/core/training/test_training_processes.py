@@ -124,7 +124,7 @@ def test_errors_of_shards_become_one_sentence(tmp_path: Path) -> None:
     found.unwrap_model, found.load_state = lambda model: model, shards_fail
     optimiser = SimpleNamespace(param_groups=[])
     with pytest.raises(EasyRefError, match=r"checkpoint-4 cannot be restored \(OSError: the shard"):
-        Checkpoints(tmp_path, None, 1, "").restore(
+        Checkpoints(tmp_path, None, 1, "", "").restore(
             found, None, optimiser, None, tmp_path / "checkpoint-4"
         )
     with (

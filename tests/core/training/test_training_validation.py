@@ -62,7 +62,7 @@ def test_the_vae_decodes_in_float32_whatever_the_precision(
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"), [({}, "no JSON list"), ([{"text": "a"}], "can be used")]
+    ("content", "sentence"), [({}, "not a list of records"), ([{"text": "a"}], "can be used")]
 )
 def test_a_bad_validation_file_is_refused_before_anything_is_loaded(
     settings: Make, tmp_path: Path, content: object, sentence: str, monkeypatch: pytest.MonkeyPatch
