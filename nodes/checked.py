@@ -6,6 +6,7 @@ behind a link of any type, what it is; and a typed NaN passes every comparison.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
@@ -31,6 +32,7 @@ from .link_types import (
 from .sampling.weights import Effect, Weight
 
 _HINT = "Check what is connected to it."
+_ROUNDING = 1e-6  # by which a sum of fractions, such as 0.3 - 0.1 * 3, may miss a border
 
 # Types of links -> the class of their values, and what to connect. Pictures and masks are read, and
 # refused, where they are used.
@@ -87,11 +89,11 @@ def _inputs(node: type[io.ComfyNode]) -> tuple[io.Input, ...]:
 def _checked_value(node: type[io.ComfyNode], declared: io.Input, name: str, value: Any) -> Any:
     kind = declared.get_io_type()
     if isinstance(declared, io.Float.Input):
-        return number(value, name, declared.min, declared.max, _HINT)
+        return _number(value, name, declared.min, declared.max)
     if isinstance(declared, io.Int.Input):
         return whole_number(value, name, declared.min, declared.max, _HINT)
     if isinstance(declared, io.Boolean.Input):
-        return flag(value, name, _HINT)
+        return _flag(value, name)
     if isinstance(declared, io.String.Input):
         return text(value, name, _HINT)
     if isinstance(declared, io.Combo.Input):
@@ -115,6 +117,22 @@ def _checked_value(node: type[io.ComfyNode], declared: io.Input, name: str, valu
     if kind == io.Conditioning.io_type and not (_is_list(value) and all(map(_is_prompt, value))):
         raise _unusable(name, value, "a conditioning, as from CLIP Text Encode")
     return value
+
+
+def _number(value: Any, name: str, low: float, high: float) -> float:
+    """A number within its range, or beyond it by a rounding error."""
+    rounding = _ROUNDING * max(1.0, high - low)
+    with contextlib.suppress(EasyRefError):
+        return min(max(number(value, name, low - rounding, high + rounding), low), high)
+    return number(value, name, low, high, _HINT)  # the error, with the range itself
+
+
+def _flag(value: Any, name: str) -> bool:
+    """True or false; numpy's and torch's too, and 0 and 1, which other packs give as such."""
+    if getattr(value, "shape", None) == () and hasattr(value, "tolist"):
+        with contextlib.suppress(RuntimeError, TypeError, ValueError):  # a tensor without data
+            value = value.tolist()
+    return flag(bool(value) if type(value) is int and value in (0, 1) else value, name, _HINT)
 
 
 def _is_list(value: Any) -> bool:

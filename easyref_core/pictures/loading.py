@@ -21,6 +21,7 @@ from ..untrusted import escaped, open_regular
 from .bounded_file import BoundedFile
 from .formats import HEAD_BYTES, READERS, recognise
 from .gallery import Crop, crop_pixels
+from .tiff import count_numbers
 
 # The MLLM gets at most an area of 1344 x 1344 pixels: more than this only costs memory.
 LONGEST_SIDE = 4096
@@ -29,17 +30,18 @@ _MOST_PIXELS_IN_SCANS = 2**26
 _ENOUGH = 3072  # pixels of the longest side that are left of a JPEG, which takes few sizes
 
 _MOST_PIXELS = {
-    "WebP": 2**25,  # its decoder holds the picture four times
-    "AVIF": 2**25,
+    "WebP": 3 * 2**24,  # 8192 x 6144; its decoder holds the picture four times
+    "AVIF": 3 * 2**24,
     "JPEG": 2**28,  # is decoded at half the size where it must be
 }
 _HEADER_BYTES = {
     "WebP": 64_000_000,  # is read whole at once
     "AVIF": 64_000_000,
-    "TIFF": 4_000_000,  # becomes many times as large as Python's numbers
+    "TIFF": 64_000_000,  # is read twice, an editor's layers included
 }
 _MOST_TILES = 100_000
 _MOST_HEADER_BYTES = 16_000_000  # profiles, thumbnails and notes
+_MOST_NUMBERS = 400_000  # of a TIFF's header; they become many times as large as Python's
 _HEADER_SECONDS = 2.0
 _SECONDS = 10.0
 _SECONDS_PER_PIXEL = 2e-7
@@ -118,8 +120,13 @@ def _opened(file: BinaryIO, name: str) -> Image.Image:
             f"{name} is a file of the kind {found.name}, which is not read. Save the picture as "
             "PNG or JPEG."
         )
+    if found.name == "TIFF":
+        if count_numbers(file) > _MOST_NUMBERS:
+            raise _in_pieces(name)
+        file.seek(0)
     bounded = BoundedFile(file, name)
-    bounded.allow(_HEADER_BYTES.get(found.name, _MOST_HEADER_BYTES), _HEADER_SECONDS)
+    header = _HEADER_BYTES.get(found.name, _MOST_HEADER_BYTES)
+    bounded.allow(header, _HEADER_SECONDS)
     try:
         image = READERS[found.name](cast(BinaryIO, bounded))
     except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error):
@@ -137,15 +144,17 @@ def _opened(file: BinaryIO, name: str) -> Image.Image:
             f"most {most / 1e6:,.0f} million can be decoded. Save it smaller."
         )
     if len(image.tile) > _MOST_TILES:  # type: ignore[attr-defined]
-        raise EasyRefError(f"{name} lies in too many pieces. Save it again as PNG or JPEG.")
+        raise _in_pieces(name)
     if found.name == "TIFF" and _is_raw(image):
         raise EasyRefError(
             f"{name} is a camera's raw file, which is not read. Save the picture as PNG or JPEG."
         )
-    bounded.allow(
-        _MOST_HEADER_BYTES + _BYTES_PER_PIXEL * pixels, _SECONDS + _SECONDS_PER_PIXEL * pixels
-    )
+    bounded.allow(header + _BYTES_PER_PIXEL * pixels, _SECONDS + _SECONDS_PER_PIXEL * pixels)
     return image
+
+
+def _in_pieces(name: str) -> EasyRefError:
+    return EasyRefError(f"{name} lies in too many pieces. Save it again as PNG or JPEG.")
 
 
 def _in_several_scans(image: Image.Image, file: BoundedFile) -> bool:
@@ -206,8 +215,9 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation of a decoded picture; 1 if it has none or one that cannot be read. Only
     that one tag is read: odd values elsewhere do no harm.
     """
-    if len(image.info.get("exif", b"")) > _MOST_EXIF_BYTES:
-        return 1
+    exif = image.info.get("exif", b"")
+    if len(exif) > _MOST_EXIF_BYTES:  # the tag stands near the beginning
+        image.info["exif"] = exif[:_MOST_EXIF_BYTES]
     try:
         found = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF raises anything, struct.error and TypeError too

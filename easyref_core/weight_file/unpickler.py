@@ -161,7 +161,7 @@ def _function(module: str, name: str) -> Any:
     raise ForeignName(f"{module}.{name}")
 
 
-# What `torch.save` writes; text forms of numbers, sets and buffers of any size are not in it.
+# What `torch.save` writes; text forms of numbers and buffers of any size are not in it.
 _INSTRUCTIONS = (
     *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.POP),
     *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BINFLOAT),
@@ -231,6 +231,13 @@ class TensorUnpickler(pickle._Unpickler):  # the one in Python: its instructions
         """An OrderedDict's attributes, such as a state dict's versions."""
         self.stack.pop()
 
+    def _set(self) -> None:
+        self.append(Unreadable("set"))
+
+    def _ignore_items(self) -> None:
+        """What is put into a set, which is not used."""
+        self.pop_mark()
+
     def _refuse(self) -> None:
         raise ForeignName("an object")
 
@@ -241,6 +248,8 @@ class TensorUnpickler(pickle._Unpickler):  # the one in Python: its instructions
         pickle.SETITEM[0]: _set_item,
         pickle.SETITEMS[0]: _set_items,
         pickle.BUILD[0]: _ignore_state,
+        pickle.EMPTY_SET[0]: _counted(_set),
+        pickle.ADDITEMS[0]: _ignore_items,
     }
 
 

@@ -85,11 +85,33 @@ def test_every_flag_is_true_or_false(pack: Pack, run: Any) -> None:
     flags = inputs_of(pack, "Boolean")
     assert len(flags) == 2
     for node, declared in flags:
-        for value in (0, 1, "false", None, [], torch.tensor(True)):
+        for value in (2, -1, 0.5, 1.0, "false", None, [], torch.ones(1), np.float32(0.5)):
             if value is None and declared.optional:
                 continue
             with pack.refused(declared.id, "true or false"):
                 run(node, **{declared.id: value})
+
+
+def test_flags_of_other_packs_are_flags(pack: Pack, run: Any) -> None:
+    for square in (True, False):
+        expected = run("EasyRefCrop", square=square)[0][0]
+        for value in (int(square), np.bool_(square), np.int64(square), torch.tensor(square)):
+            assert torch.equal(run("EasyRefCrop", square=value)[0][0], expected)
+
+
+def test_a_rounding_error_at_a_border_is_no_other_number(
+    pack: Pack, run: Any, unet: Any, easyref: Any, tokens: Any
+) -> None:
+    for node, declared in inputs_of(pack, "Float"):
+        for value in (declared.min - 1e-4, declared.max + 1e-4):
+            with pack.refused(declared.id, f"from {declared.min:g} to {declared.max:g}"):
+                run(node, **{declared.id: value})
+    above, below = np.float32(1) + np.finfo(np.float32).eps, 0.3 - 0.1 * 3
+    assert above > 1
+    assert below < 0
+    expected = predict(run("EasyRefApply", start_percent=0.0, end_percent=1.0)[0])
+    found = predict(run("EasyRefApply", start_percent=below, end_percent=above)[0])
+    assert torch.equal(found, expected)
 
 
 def test_every_text_is_text(pack: Pack, run: Any) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import goldens
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, features
+from PIL import Image, ImageFile, TiffImagePlugin, features
 
 from easyref_core.pictures import loading
 from easyref_core.pictures.formats import HEAD_BYTES, READERS, Format, is_picture, recognise
@@ -171,6 +171,13 @@ def test_too_many_pixels_are_refused_whatever_pillows_own_limit(
     assert open_picture(tmp_path / name).size == (32, 16)
 
 
+def test_a_photograph_of_50_million_pixels_may_be_a_webp(tmp_path: Path) -> None:
+    path = tmp_path / "x.webp"
+    path.write_bytes(encoded("WEBP", (8192, 6144), method=0))
+    image = loading._opened(io.BytesIO(path.read_bytes()), "it")  # its pixels are not decoded
+    assert image.size == (8192, 6144)
+
+
 def test_a_jpeg_is_reduced_while_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,10 +285,8 @@ def test_a_file_that_promises_gigabytes_is_refused_early(
     assert time.process_time() - start < 2
 
 
-@pytest.mark.parametrize(("strips", "said"), [(150_000, "too many pieces"), (950_000, "4 MB")])
-def test_a_tiff_in_a_million_pieces_is_refused_early(
-    tmp_path: Path, strips: int, said: str
-) -> None:
+@pytest.mark.parametrize("strips", [150_000, 950_000, 4_000_000])
+def test_a_tiff_in_a_million_pieces_is_refused_early(tmp_path: Path, strips: int) -> None:
     tags = [(256, 8), (257, 4_000_000), (258, 8), (259, 1), (262, 1), (277, 1), (278, 1)]
     entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags]
     entries.insert(5, struct.pack("<HHII", 273, 4, strips, 200))
@@ -289,9 +294,20 @@ def test_a_tiff_in_a_million_pieces_is_refused_early(
     path = tmp_path / "x.tif"
     path.write_bytes(header.ljust(200, b"\0") + struct.pack("<I", 300) * strips)
     start = time.process_time()
-    with goldens.refused(path, said):
+    with goldens.refused(path, "too many pieces"):
         open_picture(path)
     assert time.process_time() - start < 2
+
+
+def test_a_tiff_may_hold_a_printers_profile_and_an_editors_layers(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    for form in ("TIFF", "BigTIFF"):
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags.tagtype.update({34675: 7, 37724: 7})  # the profile, Photoshop's layers
+        tags[34675], tags[37724] = bytes(2_700_000), bytes(12_000_000)
+        options = {"tiffinfo": tags, "compression": "tiff_lzw", "big_tiff": form == "BigTIFF"}
+        Image.new("RGB", (1500, 1000), "red").save(path, "TIFF", **options)
+        assert open_picture(path).getpixel((9, 9)) == (255, 0, 0)
 
 
 def test_a_decoder_that_works_for_ever_is_ended(
@@ -312,6 +328,16 @@ def test_exif_that_refers_to_itself_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(png(8, 8, bytes(72), chunk(b"eXIf", exif)) + chunk(b"IEND", b""))
     assert open_picture(path).size == (8, 8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_exif_with_much_behind_it_tells_how_the_picture_lies(tmp_path: Path, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x9286] = bytes(100_000)  # the camera's notes
+    path = tmp_path / "x"
+    path.write_bytes(encoded(kind, (32, 16), exif=exif))
+    assert open_picture(path).size == (16, 32)
 
 
 MEASURE = """

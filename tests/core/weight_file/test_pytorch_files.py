@@ -59,6 +59,12 @@ def test_names_that_are_no_texts_are_left_out(tmp_path: Path, zipped: bool) -> N
     assert list(opened(tmp_path / "a.pt", content, zipped).tensors) == ["a"]
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_sets_beside_the_weights_are_passed_over(tmp_path: Path, protocol: int) -> None:
+    content = {"module": {"a": torch.ones(2)}, "sparse_tensor_module_names": set(), "b": {1, "c"}}
+    assert list(opened(tmp_path / "a.pt", content, protocol=protocol).tensors) == ["a"]
+
+
 def test_settings_beside_the_weights_are_passed_over(tmp_path: Path) -> None:
     content = {
         "module": {"a": torch.ones(2)},
