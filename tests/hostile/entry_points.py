@@ -42,23 +42,27 @@ def prepare(comfyui: str | None, base: str | None, training: bool) -> None:
 
 def python_encode(base: str) -> Any:
     """The adapter with the MLLM on the picture; tokens must be those of the golden set."""
+    from easyref_core import encode_references
+
+    plan, group = _planned(Home(Path(base)))
+    return _summary(encode_references(plan.build(), group))
+
+
+def _planned(home: Home) -> tuple[Any, Any]:
+    """The plans of the home's encoder and of its picture as a group."""
     from easyref_core import (
         PromptTokenizer,
         Reference,
-        encode_references,
         load_checkpoint,
         open_picture,
         plan_encoder,
         plan_group,
     )
 
-    home = Home(Path(base))
     plan = plan_encoder(load_checkpoint(home.adapter), home.mllm)
     tokenizer = PromptTokenizer.from_directory(home.mllm)
-    group = plan_group(
-        plan, tokenizer, [Reference(open_picture(home.picture))], PROMPT, image_size=SIZE
-    )
-    return _summary(encode_references(plan.build(), group))
+    references = [Reference(open_picture(home.picture))]
+    return plan, plan_group(plan, tokenizer, references, PROMPT, image_size=SIZE)
 
 
 def cut(path: Path) -> None:
@@ -69,21 +73,10 @@ def cut(path: Path) -> None:
 
 def python_cut(base: str, *parts: str) -> Any:
     """Cut a file of the home off while an encoder that was built from it is in use."""
-    from easyref_core import (
-        PromptTokenizer,
-        Reference,
-        encode_references,
-        load_checkpoint,
-        open_picture,
-        plan_encoder,
-        plan_group,
-    )
+    from easyref_core import encode_references
 
     home = Home(Path(base))
-    plan = plan_encoder(load_checkpoint(home.adapter), home.mllm)
-    tokenizer = PromptTokenizer.from_directory(home.mllm)
-    group = [Reference(open_picture(home.picture))]
-    planned = plan_group(plan, tokenizer, group, PROMPT, image_size=SIZE)
+    plan, planned = _planned(home)
     encoder = plan.build()
     cut(home.base.joinpath(*parts))
     return _summary(encode_references(encoder, planned))
