@@ -26,6 +26,7 @@ LAYERS = (
     ("adapter",),
     ("encode", "sdxl_diffusers"),
     ("training",),
+    ("evaluation",),
     ("cli",),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
