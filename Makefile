@@ -110,7 +110,7 @@ $(VENV)/.made:
 
 $(VENV)/.project: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing EasyRef with its extras into $(VENV) (the first time this takes minutes)"
-	@$(PIP) torch torchvision torchaudio --editable ".[demo,docs,train,test]"
+	@$(PIP) torch torchvision torchaudio --editable ".[bench,demo,docs,train,test]"
 	@touch $@
 
 # An older transformers, beside the newest, for tests that compare with both.

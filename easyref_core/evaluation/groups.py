@@ -22,7 +22,7 @@ class GroupPicture:
 
 
 @dataclass(frozen=True)
-class Group:
+class ReferenceGroup:
     """Pictures that have something in common.
 
     Attributes:

@@ -40,7 +40,9 @@ class Metric(Protocol):
         compared when a run is resumed."""
         ...
 
-    def score(self, trials: Sequence[Trial], images: Sequence[Image.Image]) -> list[dict[str, float]]:
+    def score(
+        self, trials: Sequence[Trial], images: Sequence[Image.Image]
+    ) -> list[dict[str, float]]:
         """Column name -> score for each image (RGB); a column is left out where it does not apply,
         such as CLIP-T without a prompt."""
         ...
