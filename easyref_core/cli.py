@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .devices import usable_device
 from .errors import EasyRefError
+from .evaluation.building.options import add_build_groups_command
 from .untrusted import escaped
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     help_overwrite = "begin anew, and replace what an earlier run has left in output.folder"
     add("--overwrite", action="store_true", help=help_overwrite)
     add("--force", action="store_true", help="resume although the settings have changed")
+
+    add_build_groups_command(commands)
     return parser
 
 
