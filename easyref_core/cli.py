@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from .devices import usable_device
 from .errors import EasyRefError
-<<<<<<< HEAD
+from .evaluation.building.options import add_build_groups_command
 from .evaluation.options import add_bench_command
 from .extras import require_extra
-=======
-from .evaluation.building.options import add_build_groups_command
->>>>>>> rating
 from .untrusted import escaped
 
 if TYPE_CHECKING:
@@ -93,11 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help=help_overwrite)
     add("--force", action="store_true", help="resume although the settings have changed")
 
-<<<<<<< HEAD
     add_bench_command(commands)
-=======
     add_build_groups_command(commands)
->>>>>>> rating
     return parser
 
 
