@@ -206,15 +206,12 @@ class _Run:
         trials = _plain({trial.path: plain_trial(trial) for trial in plan.trials})
         changed = list(self._index.changed)
         if (folder.path / TRIALS).exists():
-            with suppress(EasyRefError):  # damaged: written again
+            with suppress(EasyRefError, TypeError, KeyError):  # damaged: written again
                 before = {item["path"]: item for item in folder.read_json(TRIALS)}
                 changed += differences(before, trials)
         if changed:
             raise OtherRun(folder.path, changed)
-        with writing(folder.path):
-            self._index.save()
-        folder.write_json(TRIALS, list(trials.values()), indent=1)
-        folder.write_json(
+        folder.write_json(  # first: it makes the folder a run's
             RUN,
             {
                 "settings": as_json(self._settings),
@@ -224,6 +221,9 @@ class _Run:
             },
             indent=1,
         )
+        with writing(folder.path):
+            self._index.save()
+        folder.write_json(TRIALS, list(trials.values()), indent=1)
 
     def _results(
         self,
