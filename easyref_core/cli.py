@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .devices import usable_device
 from .errors import EasyRefError
 from .untrusted import escaped
 
@@ -207,20 +208,6 @@ def require_extra(what: str, extra: str, *modules: str) -> None:
                 f"{what} needs {error.name or module}, which is not installed. Install the extra "
                 f"{extra}, in the folder of the project: pip install -e '.[{extra}]'"
             ) from error
-
-
-def usable_device(name: str) -> Any:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # a device without data, such as meta, fails here
-    except (RuntimeError, AssertionError) as error:
-        raise EasyRefError(
-            f"The device {name!r} cannot be used ({str(error).splitlines()[0]}). Choose cpu, or a "
-            "device PyTorch finds here."
-        ) from error
-    return device
 
 
 if __name__ == "__main__":

@@ -133,17 +133,43 @@ def _is_abandoned(folder: Path) -> bool:
         return False
 
 
-def _lock(file: BinaryIO) -> bool:
-    """Whether a file could be locked for this process; closing it frees it."""
+def _lock(file: BinaryIO) -> bool | None:
+    """Whether a file could be locked for this process; closing it frees it. None where the system
+    or the file system has no locks.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
-        return False
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # locked, or a file system without locks
-        return False
+    except OSError as error:
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
     return True
+
+
+@contextmanager
+def hold(path: Path, what: str) -> Iterator[None]:
+    """Keep a lock file for this process, which no second one gets meanwhile.
+
+    Where the system or the file system has no locks, nothing is kept.
+
+    Args:
+        path: of the lock file, which stays.
+        what: for messages, such as "benchmark run".
+
+    Raises:
+        EasyRefError: another process holds it, or it cannot be written.
+    """
+    with writing(path):
+        file = path.open("ab")
+    with file:
+        if _lock(file) is False:
+            raise EasyRefError(
+                f"Another {what} works in {_shown(path.parent)}. Wait for it to end, or choose "
+                "another place."
+            )
+        yield
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from typing import Any
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-from workshop.demo.evaluation.metrics import Estimate, Row  # noqa: E402
+from easyref_core.evaluation.statistics import Estimate  # noqa: E402
+from workshop.demo.evaluation.metrics import Row  # noqa: E402
 from workshop.demo.evaluation.table import cells  # noqa: E402
 from workshop.demo.evaluation.table_rows import COMPARED  # noqa: E402
 

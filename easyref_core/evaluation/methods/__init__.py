@@ -11,7 +11,21 @@ from PIL import Image
 
 from ..trials import Trial
 
-METHODS = ("easyref", "average", "concatenate", "ip-adapter", "lora", "lora-other", "none")
+_EASYREF = frozenset({"weight", "references", "insert_before", "image_size", "adapter"})
+_OTHERS = frozenset({"weight", "references"})
+
+USES: dict[str, frozenset[str]] = {
+    "easyref": _EASYREF,
+    "average": _EASYREF,
+    "concatenate": _EASYREF,
+    "ip-adapter": _OTHERS,
+    "lora": _OTHERS,
+    "lora-other": _OTHERS,
+    "none": frozenset(),
+}
+"""Method -> names of the `Variant` fields, beside steps and guidance, that change its result."""
+
+METHODS = tuple(USES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +44,13 @@ class Generated:
 
 
 class Method(Protocol):
-    """One method, ready to be used by one process."""
+    """One method, ready to be used by one process.
+
+    Attributes:
+        name: one of `METHODS`.
+    """
 
     name: str
-    uses: frozenset[str]
-    """Names of the `Variant` fields, beside steps and guidance, that change its result."""
 
     def identity(self) -> dict[str, Any]:
         """What its images depend on beside the trials, as plain JSON: files with their sizes and

@@ -1,38 +1,19 @@
-"""Means with confidence intervals, and table rows with their bars.
-
-Each score belongs to one group, so resampling scores resamples groups; groups that look the same
-are resampled together, as they say little more than one of them.
-"""
+"""Table rows with their bars."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
 from operator import add
 
-import numpy as np
+from easyref_core.evaluation.statistics import Estimate, difference
 
 Scores = Mapping[str, Sequence[float]]
 """Attribute -> one score per group, all in the same order."""
 
-_RESAMPLES = 2000
 _ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over groups, or a difference of two, with its 95% confidence interval.
-
-    Attributes:
-        count: groups.
-    """
-
-    value: float
-    low: float
-    high: float
-    count: int
 
 
 @dataclass(frozen=True)
@@ -52,33 +33,6 @@ class Row:
     met: bool | None = None
     points: bool = False
     note: str = ""
-
-
-def estimate(scores: Sequence[float], looks: Sequence[Hashable] | None = None) -> Estimate:
-    """Mean of scores with a bootstrap interval; the same scores give the same interval.
-
-    Args:
-        looks: what each group shows; all differ by default.
-
-    Raises:
-        ValueError: no score.
-    """
-    if not scores:
-        raise ValueError("there is no score to take the mean of")
-    by_look: dict[Hashable, list[float]] = {}
-    for look, score in zip(looks or range(len(scores)), scores, strict=True):
-        by_look.setdefault(look, []).append(score)
-    sums = np.array([sum(group) for group in by_look.values()], dtype=np.float64)
-    counts = np.array([len(group) for group in by_look.values()])
-    picks = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))
-    means = sums[picks].sum(1) / counts[picks].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Estimate(float(sums.sum() / len(scores)), float(low), float(high), len(scores))
-
-
-def difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Mean of the first scores minus the second, group by group."""
-    return estimate([a - b for a, b in zip(first, second, strict=True)])
 
 
 def mean_of(scores: Scores, attributes: Sequence[str]) -> list[float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 
+from easyref_core.evaluation.statistics import difference, estimate
+
 from ..dataset.characters import ATTRIBUTES
 from .classifier import PALETTE, STYLE, VALUES
 from .metrics import (
@@ -13,8 +15,6 @@ from .metrics import (
     at_chance,
     at_least,
     chance_of,
-    difference,
-    estimate,
     mean_of,
     missing,
     no_better_than_chance,

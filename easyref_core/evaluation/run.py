@@ -1,0 +1,274 @@
+"""A benchmark run: groups -> trials -> images -> scores -> tables and the page; resumable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import EasyRefError
+from ..untrusted import escaped
+from .generate import generate
+from .methods import Method
+from .metrics import Metric
+from .plain_trials import plain_trial
+from .planning import make_variants, plan_trials
+from .processes import Processes, join
+from .protocols import PRESETS, chosen_methods, read_preset_groups
+from .scoring import read_scores, score
+from .store import RESULTS, RUN, TRIALS, VERSION, OtherRun, RunFolder, TrialState, writing
+from .trials import Trial
+from .usable import PictureIndex, usable_groups
+
+if TYPE_CHECKING:
+    from .settings import BenchSettings
+
+MakeMethods = Callable[["BenchSettings", Sequence[Trial], torch.device], Mapping[str, Method]]
+"""The methods that trials name, by name; each process makes its own."""
+MakeMetrics = Callable[["BenchSettings", torch.device], tuple[Sequence[Metric], Sequence[str]]]
+"""The metrics whose models are there, and a sentence for each that is left out."""
+
+_MOST_NOTES = 100
+
+
+@dataclass(frozen=True)
+class BenchSummary:
+    """Results of a run.
+
+    Attributes:
+        done, failed: images.
+        notes: what was left out, a sentence each.
+    """
+
+    folder: Path
+    done: int
+    failed: int
+    notes: tuple[str, ...]
+
+
+def run_bench(
+    settings: BenchSettings,
+    *,
+    make_methods: MakeMethods | None = None,
+    make_metrics: MakeMetrics | None = None,
+    overwrite: bool = False,
+) -> BenchSummary | None:
+    """Run a benchmark, or go on with one that was stopped.
+
+    Args:
+        make_methods, make_metrics: in place of those that the settings name.
+        overwrite: begin anew, and replace what an earlier run has left in settings.out.
+
+    Returns:
+        None in all processes but the first, which writes for all.
+
+    Raises:
+        EasyRefError: groups, models or settings that cannot be used; a run that was made with other
+            settings; a folder in which another run works; a full disk.
+    """
+    processes = join(settings.device)
+    run = _Run(settings, processes, overwrite)
+    with ExitStack() as stack:
+        processes.on_main(lambda: stack.enter_context(run.opened()))
+        return run.through(make_methods or _methods, make_metrics or _metrics)
+
+
+def _methods(
+    settings: BenchSettings, trials: Sequence[Trial], device: torch.device
+) -> Mapping[str, Method]:
+    from .methods.load import load_methods
+    from .methods.settings import generation_settings
+
+    return load_methods(generation_settings(settings, device), trials)
+
+
+def _metrics(
+    settings: BenchSettings, device: torch.device
+) -> tuple[Sequence[Metric], Sequence[str]]:
+    from .metrics.load import load_metrics
+
+    return load_metrics(settings, device)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the first process tells the others."""
+
+    trials: list[Trial]
+    notes: list[str]
+
+
+class _Run:
+    """One run, in one process."""
+
+    def __init__(self, settings: BenchSettings, processes: Processes, overwrite: bool) -> None:
+        self._settings = settings
+        self._processes = processes
+        self._overwrite = overwrite
+        self._folder = RunFolder(settings.out)
+        self._index = PictureIndex()
+
+    def opened(self) -> AbstractContextManager[None]:
+        """The run's folder, for this process alone."""
+        settings = self._settings
+        models = (settings.base, settings.base_config, settings.adapter, settings.mllm)
+        more = (settings.ip_adapter, settings.image_encoder, *settings.vary.adapter)
+        inputs = [settings.groups, *filter(None, (*models, *more))]
+        return self._folder.opened(self._overwrite, inputs)
+
+    def through(self, make_methods: MakeMethods, make_metrics: MakeMetrics) -> BenchSummary | None:
+        settings, processes, folder = self._settings, self._processes, self._folder
+        plan = processes.on_main(self._planned)
+        processes.check_shared(folder.path)
+        metrics, missing = make_metrics(settings, processes.device)
+        methods = make_methods(settings, plan.trials, processes.device)
+        processes.on_main(lambda: self._begin(plan, methods, metrics))
+        with self._bar("generating", len(plan.trials)) as bar:
+            generate(
+                list(methods.values()),
+                plan.trials,
+                settings.batch_size,
+                folder,
+                processes,
+                lambda trial: bar.update(1),
+            )
+        processes.wait()
+        with self._bar("scoring", len(plan.trials) * len(metrics)) as bar:
+            score(metrics, plan.trials, folder, processes, bar.update)
+        processes.wait()
+        if not processes.is_main:
+            return None
+        return self._results(plan, methods, metrics, [*plan.notes, *missing])
+
+    def _planned(self) -> _Plan:
+        """Groups are read, and every picture is decoded once."""
+        settings, folder, notes = self._settings, self._folder, list[str]()
+        preset = PRESETS[settings.protocol]
+        self._check_settings({})
+        groups = read_preset_groups(settings.protocol, Path(settings.groups), notes)
+        self._index = PictureIndex(folder.path / "work" / "pictures.json")
+        with self._bar("reading groups", len(groups)) as bar:
+            groups = usable_groups(groups, preset.pairing, self._index, notes, bar.update)
+        methods = chosen_methods(settings, notes)
+        variants = make_variants(settings, methods, preset)
+        images = settings.images or preset.images
+        trials = plan_trials(groups, variants, settings.seed, images, preset.pairing)
+        most = max(len(group.pictures) for group in groups) - (preset.pairing == "others")
+        asked = max(variant.references for variant in variants)
+        if asked > most:
+            notes.append(
+                f"No group has the {asked} references that are asked for; most are {most}."
+            )
+        return _Plan(trials, notes)
+
+    def _check_settings(self, methods: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            OtherRun: the folder holds a run with other settings, or with other methods than these.
+        """
+        from ..training.recipe import differences
+        from .settings import FREE, as_json
+
+        if not (self._folder.path / RUN).exists():
+            return
+        earlier = self._folder.read_json(RUN)  # which `opened` has checked
+        before, now = dict(earlier["settings"]), as_json(self._settings)
+        for name in FREE:
+            before.pop(name, None)
+            now.pop(name, None)
+        changed = differences(before, now)
+        if methods:
+            changed += differences(earlier["methods"], methods)
+        if earlier["version"] != VERSION:
+            changed.append(f"version of the folder: {earlier['version']!r} -> {VERSION}")
+        if changed:
+            raise OtherRun(self._folder.path, changed)
+
+    def _begin(self, plan: _Plan, methods: Mapping[str, Method], metrics: Sequence[Metric]) -> None:
+        """Write what the run is, or compare it with what it was when it was begun.
+
+        Raises:
+            OtherRun: it was another.
+        """
+        from ..training.recipe import differences
+        from .settings import as_json
+
+        folder = self._folder
+        identities = _plain({name: method.identity() for name, method in methods.items()})
+        self._check_settings(identities)
+        trials = _plain({trial.path: plain_trial(trial) for trial in plan.trials})
+        changed = list(self._index.changed)
+        if (folder.path / TRIALS).exists():
+            with suppress(EasyRefError):  # damaged: written again
+                before = {item["path"]: item for item in folder.read_json(TRIALS)}
+                changed += differences(before, trials)
+        if changed:
+            raise OtherRun(folder.path, changed)
+        with writing(folder.path):
+            self._index.save()
+        folder.write_json(TRIALS, list(trials.values()), indent=1)
+        folder.write_json(
+            RUN,
+            {
+                "settings": as_json(self._settings),
+                "methods": identities,
+                "metrics": [metric.identity() for metric in metrics],
+                "version": VERSION,
+            },
+            indent=1,
+        )
+
+    def _results(
+        self,
+        plan: _Plan,
+        methods: Mapping[str, Method],
+        metrics: Sequence[Metric],
+        notes: list[str],
+    ) -> BenchSummary:
+        from . import table
+        from .settings import as_json
+
+        folder, trials = self._folder, plan.trials
+        columns = table.columns_of(metrics)
+        lost = TrialState("failed", "its image is damaged; give the same command again")
+        states = {trial.path: folder.state(trial) or lost for trial in trials}
+        scores = read_scores(metrics, trials, folder, notes)
+        failed = [trial for trial in trials if states[trial.path].status != "done"]
+        if failed:
+            notes.append(
+                f"{len(failed)} of {len(trials)} images could not be made; the first, "
+                f"{escaped(failed[0].path)}: {states[failed[0].path].error}"
+            )
+        if len(notes) > _MOST_NOTES:
+            notes[_MOST_NOTES:] = [f"And {len(notes) - _MOST_NOTES} notes more."]
+        table.write_rows(folder, table.rows_of(trials, states, scores), columns)
+        table.write_times(folder, trials, states)
+        folder.write_json(
+            RESULTS,
+            {
+                "settings": as_json(self._settings),
+                "methods": {name: method.identity() for name, method in methods.items()},
+                "metrics": [metric.identity() for metric in metrics],
+                "columns": [table.plain_column(column) for column in columns],
+                "summaries": table.summaries(trials, states, scores, columns),
+                "notes": notes,
+            },
+            indent=1,
+        )
+        return BenchSummary(folder.path, len(trials) - len(failed), len(failed), tuple(notes))
+
+    def _bar(self, what: str, total: int) -> Any:
+        """Progress of the first process, on stderr."""
+        from tqdm import tqdm
+
+        return tqdm(desc=what, total=total, disable=not self._processes.is_main)
+
+
+def _plain(content: Any) -> Any:
+    """As it is after it was written to JSON and read again."""
+    return json.loads(json.dumps(content))
