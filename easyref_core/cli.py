@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .devices import usable_device
 from .errors import EasyRefError
+from .evaluation.building.options import add_build_groups_command
 from .evaluation.options import add_bench_command
 from .extras import require_extra
 from .untrusted import escaped
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--force", action="store_true", help="resume although the settings have changed")
 
     add_bench_command(commands)
+    add_build_groups_command(commands)
     return parser
 
 
