@@ -94,7 +94,8 @@ def _metrics(
 ) -> tuple[Sequence[Metric], Sequence[str]]:
     from .metrics.load import load_metrics
 
-    return load_metrics(settings, device)
+    models = {"clip": settings.clip, "dino": settings.dino, "faces": settings.faces}
+    return load_metrics(**models, offline=settings.offline, device=device)
 
 
 @dataclass(frozen=True)
