@@ -1,4 +1,4 @@
-"""The command `easyref`: inspect an adapter file, encode references, train an adapter."""
+"""The command `easyref`: inspect an adapter file, encode references, train and measure adapters."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .devices import usable_device
 from .errors import EasyRefError
+from .evaluation.building.options import add_build_groups_command
+from .evaluation.options import add_bench_command
+from .extras import require_extra
 from .untrusted import escaped
 
 if TYPE_CHECKING:
@@ -87,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     help_overwrite = "begin anew, and replace what an earlier run has left in output.folder"
     add("--overwrite", action="store_true", help=help_overwrite)
     add("--force", action="store_true", help="resume although the settings have changed")
+
+    add_bench_command(commands)
+    add_build_groups_command(commands)
     return parser
 
 
@@ -193,21 +198,6 @@ def _train(options: argparse.Namespace) -> int:
     if summary.exported is not None:  # one process writes for all
         print(summary.exported)
     return 0
-
-
-def require_extra(what: str, extra: str, *modules: str) -> None:
-    """
-    Raises:
-        EasyRefError: a module of an extra is not installed.
-    """
-    for module in modules:
-        try:
-            import_module(module)
-        except ImportError as error:
-            raise EasyRefError(
-                f"{what} needs {error.name or module}, which is not installed. Install the extra "
-                f"{extra}, in the folder of the project: pip install -e '.[{extra}]'"
-            ) from error
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
 import random
@@ -28,7 +29,9 @@ _SHORT = {"insert_before": "insert before", "image_size": "image size"}
 _LONGEST_SLUG = 80  # characters
 
 
-def make_variants(settings: BenchSettings, methods: Iterable[str], preset: Preset) -> list[Variant]:
+def make_variants(
+    settings: BenchSettings, methods: Iterable[str], preset: Preset, most: int
+) -> list[Variant]:
     """Every combination of the varied values, for each method, once.
 
     Fields that a method does not use keep their defaults, so that "none" is not generated once a
@@ -36,14 +39,22 @@ def make_variants(settings: BenchSettings, methods: Iterable[str], preset: Prese
 
     Args:
         preset: what it varies, and its number of references, count where the settings say nothing.
+        most: references that a group has. Of the preset's numbers beyond that only the first is
+            kept, as the others change nothing.
     """
     base = {
         name: getattr(settings, name)
         for name in ("weight", "insert_before", "image_size", "steps", "guidance")
     }
-    base["references"] = settings.references or preset.references
-    given = {name: values for name, values in dataclasses.asdict(settings.vary).items() if values}
-    varied = {**preset.vary, **given}
+    asked = settings.references
+    base["references"] = preset.references if asked is None else asked
+    varied = dict(preset.vary)
+    if "references" in varied:
+        counts = sorted(varied["references"])
+        enough = bisect.bisect_left(counts, most)  # of the first that uses all of a group
+        varied["references"] = tuple(counts[: enough + 1])
+    given = dataclasses.asdict(settings.vary)
+    varied.update({name: values for name, values in given.items() if values})
     variants: dict[Variant, None] = {}
     for method in methods:
         used = {*USES[method], *_ALWAYS}
@@ -74,7 +85,7 @@ def _texts(name: str, values: Sequence[object]) -> list[str]:
         return _short_paths([str(value) for value in values])
     if name == "references":
         return [_count_text(value) for value in values]
-    return [f"{_SHORT.get(name, name)} {value:g}" for value in values]  # type: ignore[str-format]
+    return [f"{_SHORT.get(name, name)} {str(value).removesuffix('.0')}" for value in values]
 
 
 def _count_text(value: object) -> str:

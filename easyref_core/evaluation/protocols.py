@@ -29,10 +29,9 @@ _NOT_PUBLISHED = (
 
 @dataclass(frozen=True)
 class Preset:
-    """A published protocol.
+    """A protocol of the paper (arXiv 2412.09618), or of another benchmark.
 
     Attributes:
-        title: what it measures, and the table or figure of the paper (arXiv 2412.09618).
         layout: of the folder that it expects.
         origin: where its pictures are to be had, a sentence.
         read: the groups of a folder, and notes on what was left out.
@@ -44,7 +43,6 @@ class Preset:
         images: per group and prompt.
     """
 
-    title: str
     layout: str = _GROUPS
     origin: str = _NOT_PUBLISHED
     read: Callable[[Path, list[str]], list[ReferenceGroup]] = read_groups
@@ -62,9 +60,8 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "mrbench": Preset("several references, held-in and held-out groups (Table 3)"),
+    "mrbench": Preset(),
     "coco": Preset(
-        "one reference, which is the target itself (Table 2)",
         layout="DIR/annotations/captions_val2017.json and DIR/val2017/*.jpg, or any folder of "
         "pictures with captions in metadata.jsonl or PICTURE.txt",
         origin="The pictures are COCO's 2017 Val images, with 2017 Train/Val annotations, from "
@@ -74,7 +71,6 @@ PRESETS: dict[str, Preset] = {
         methods=("easyref", "ip-adapter", "none"),
     ),
     "dreambooth": Preset(
-        "30 subjects, 25 prompts each, 4 images each; compared with all pictures of the subject",
         layout="DIR/SUBJECT/*.jpg and DIR/prompts_and_classes.txt",
         origin="The pictures are the folder dataset of google/dreambooth on GitHub.",
         read=read_dreambooth,
@@ -82,7 +78,6 @@ PRESETS: dict[str, Preset] = {
         images=4,
     ),
     "multibanana": Preset(
-        "up to 8 references of different things (arXiv 2511.22989)",
         layout="DIR/TASK/SET_0.jpg, SET_1.jpg, ... and SET_prompt.txt",
         origin="The pictures are the data set kohsei/MultiBanana-Benchmark on the Hugging Face "
         "hub (CC BY-NC 4.0).",
@@ -91,17 +86,13 @@ PRESETS: dict[str, Preset] = {
         references=8,
     ),
     "aggregation": Preset(
-        "how references become one: together, averaged, concatenated (Table 5)",
         methods=("easyref", "average", "concatenate"),
     ),
     "tokens": Preset(
-        "number of reference tokens, by --vary adapter=FILE32,FILE64,FILE128, and the layer that "
-        "they enter before (Table 4)",
         methods=("easyref",),
         vary={"insert_before": (1, 2, 3)},
     ),
     "group-size": Preset(
-        "1 to 112 references (Figure 9)",
         methods=("easyref", "average", "concatenate"),
         vary={"references": (1, 2, 4, 8, 16, 32, 64, 112)},
     ),

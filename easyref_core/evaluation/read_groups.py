@@ -163,7 +163,10 @@ def read_metadata(folder: Path, notes: list[str]) -> dict[Path, Described]:
         except EasyRefError as error:
             bad.append(str(error))
     if bad:
-        notes.append(f"{shown(path, 300)}: {len(bad)} lines cannot be used, the first: {bad[0]}")
+        notes.append(
+            f"{shown(path, 300)}: {len(bad)} of {len(lines)} lines cannot be used; the first: "
+            f"{bad[0]}"
+        )
     return found
 
 
@@ -208,8 +211,8 @@ def _from_json(file: Path, root: Path, split: str, notes: list[str]) -> list[Ref
     broken = [record for record in records if record.broken]
     if broken:
         notes.append(
-            f"{shown(file, 300)}: {len(broken)} records cannot be used, the first, "
-            f"{broken[0].name}, {broken[0].broken}."
+            f"{shown(file, 300)}: {len(broken)} of {len(records)} records cannot be used; "
+            f"the first, {broken[0].name}, {broken[0].broken}."
         )
     width = len(str(len(records) - 1))
     return [

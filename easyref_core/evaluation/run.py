@@ -43,12 +43,14 @@ class BenchSummary:
     Attributes:
         done, failed: images.
         notes: what was left out, a sentence each.
+        table: means over all groups, as text.
     """
 
     folder: Path
     done: int
     failed: int
     notes: tuple[str, ...]
+    table: str
 
 
 def run_bench(
@@ -155,10 +157,10 @@ class _Run:
         with self._bar("reading groups", len(groups)) as bar:
             groups = usable_groups(groups, preset.pairing, self._index, notes, bar.update)
         methods = chosen_methods(settings, notes)
-        variants = make_variants(settings, methods, preset)
+        most = max(len(group.pictures) for group in groups) - (preset.pairing == "others")
+        variants = make_variants(settings, methods, preset, most)
         images = settings.images or preset.images
         trials = plan_trials(groups, variants, settings.seed, images, preset.pairing)
-        most = max(len(group.pictures) for group in groups) - (preset.pairing == "others")
         asked = max(variant.references for variant in variants)
         if asked > most:
             notes.append(
@@ -248,6 +250,7 @@ class _Run:
             notes[_MOST_NOTES:] = [f"And {len(notes) - _MOST_NOTES} notes more."]
         table.write_rows(folder, table.rows_of(trials, states, scores), columns)
         table.write_times(folder, trials, states)
+        summaries = table.summaries(trials, states, scores, columns)
         folder.write_json(
             RESULTS,
             {
@@ -255,12 +258,14 @@ class _Run:
                 "methods": {name: method.identity() for name, method in methods.items()},
                 "metrics": [metric.identity() for metric in metrics],
                 "columns": [table.plain_column(column) for column in columns],
-                "summaries": table.summaries(trials, states, scores, columns),
+                "summaries": summaries,
                 "notes": notes,
             },
             indent=1,
         )
-        return BenchSummary(folder.path, len(trials) - len(failed), len(failed), tuple(notes))
+        done = len(trials) - len(failed)
+        shown = table.text_table(summaries, columns)
+        return BenchSummary(folder.path, done, len(failed), tuple(notes), shown)
 
     def _bar(self, what: str, total: int) -> Any:
         """Progress of the first process, on stderr."""

@@ -58,8 +58,8 @@ class BenchSettings:
         clip, dino, faces: models of metrics, a directory or a name on the hub; no faces where
             empty.
         offline: use local directories and the hub's cache only.
-        weight, references, insert_before, image_size, steps, guidance: see `Variant`; references
-            0 for the preset's.
+        weight, references, insert_before, image_size, steps, guidance: see `Variant`; no
+            references stand for the preset's.
         vary: values that replace them.
         size: of the generated images, in pixels.
         negative: negative prompt; None for the official demo's.
@@ -86,7 +86,7 @@ class BenchSettings:
     faces: str = ""
     offline: Bool = False
     weight: Weight = 1.0
-    references: References = 0
+    references: References | None = None
     insert_before: Layers = 0
     image_size: Side = 0
     steps: Steps = 30

@@ -20,7 +20,7 @@ ROOT = CORE.parent
 LAYERS = (
     ("errors",),
     ("untrusted",),
-    ("files", "attention_kernels", "devices", "out_of_memory"),
+    ("files", "attention_kernels", "devices", "extras", "out_of_memory"),
     ("pictures", "weight_file"),
     ("qwen2vl", "tokens", "demo_set"),
     ("adapter",),
