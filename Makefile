@@ -48,7 +48,8 @@ help:
 	@echo "$$HELP"
 
 # The plugin's summary and the reason for a missing ComfyUI come last, where they are seen.
-test: lint comfyui $(VENV)/.transformers-4.57 $(VENV)/.newest-page $(VENV)/.deepspeed $(VENV)/.open-pictures
+test: lint comfyui $(VENV)/.transformers-4.57 $(VENV)/.newest-page $(VENV)/.deepspeed \
+  $(VENV)/.open-pictures $(VENV)/.face-models
 	@$(PYTEST) tests; status=$$?; \
 	if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); fi; exit $$status
 
@@ -150,6 +151,17 @@ $(VENV)/.open-pictures: $(VENV)/.made
 	  npm pack --silent --pack-destination $(VENV)/open-pictures $(OPEN_PICTURES) >/dev/null && \
 	    touch $@ || echo "they cannot be had; their tests are skipped"; \
 	else echo "no npm: tests with open emoji and avatars are skipped"; fi
+
+# Real weights and photographs, for the tests of face identity.
+$(VENV)/.face-models: $(VENV)/.made
+	@if command -v npm >/dev/null; then \
+	  echo "fetching the weights of face-api for the tests of face identity"; \
+	  mkdir -p $(VENV)/face-models; \
+	  npm pack --silent --pack-destination $(VENV)/face-models @vladmandic/face-api@1.7.15 \
+	    >/dev/null && tar -xzf $(VENV)/face-models/*.tgz -C $(VENV)/face-models && \
+	    rm $(VENV)/face-models/*.tgz && touch $@ || \
+	    echo "they cannot be had; their tests are skipped"; \
+	else echo "no npm: tests with real weights of faces are skipped"; fi
 
 # ComfyUI's own requirements go into the same environment, whenever they differ from last time.
 comfyui: $(VENV)/.project

@@ -22,7 +22,7 @@ from .processes import Processes, join
 from .protocols import PRESETS, chosen_methods, read_preset_groups
 from .scoring import read_scores, score
 from .store import RESULTS, RUN, TRIALS, VERSION, OtherRun, RunFolder, TrialState, writing
-from .trials import Trial
+from .trials import Trial, Variant
 from .usable import PictureIndex, usable_groups
 
 if TYPE_CHECKING:
@@ -58,12 +58,14 @@ def run_bench(
     *,
     make_methods: MakeMethods | None = None,
     make_metrics: MakeMetrics | None = None,
+    keep: Callable[[Variant], bool] = lambda variant: True,
     overwrite: bool = False,
 ) -> BenchSummary | None:
     """Run a benchmark, or go on with one that was stopped.
 
     Args:
         make_methods, make_metrics: in place of those that the settings name.
+        keep: whether a combination of varied values is to be generated.
         overwrite: begin anew, and replace what an earlier run has left in settings.out.
 
     Returns:
@@ -74,7 +76,7 @@ def run_bench(
             settings; a folder in which another run works; a full disk.
     """
     processes = join(settings.device)
-    run = _Run(settings, processes, overwrite)
+    run = _Run(settings, processes, keep, overwrite)
     with ExitStack() as stack:
         processes.on_main(lambda: stack.enter_context(run.opened()))
         return run.through(make_methods or _methods, make_metrics or _metrics)
@@ -94,7 +96,8 @@ def _metrics(
 ) -> tuple[Sequence[Metric], Sequence[str]]:
     from .metrics.load import load_metrics
 
-    return load_metrics(settings, device)
+    models = {"clip": settings.clip, "dino": settings.dino, "faces": settings.faces}
+    return load_metrics(**models, offline=settings.offline, device=device)
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,16 @@ class _Plan:
 class _Run:
     """One run, in one process."""
 
-    def __init__(self, settings: BenchSettings, processes: Processes, overwrite: bool) -> None:
+    def __init__(
+        self,
+        settings: BenchSettings,
+        processes: Processes,
+        keep: Callable[[Variant], bool],
+        overwrite: bool,
+    ) -> None:
         self._settings = settings
         self._processes = processes
+        self._keep = keep
         self._overwrite = overwrite
         self._folder = RunFolder(settings.out)
         self._index = PictureIndex()
@@ -206,15 +216,12 @@ class _Run:
         trials = _plain({trial.path: plain_trial(trial) for trial in plan.trials})
         changed = list(self._index.changed)
         if (folder.path / TRIALS).exists():
-            with suppress(EasyRefError):  # damaged: written again
+            with suppress(EasyRefError, TypeError, KeyError):  # damaged: written again
                 before = {item["path"]: item for item in folder.read_json(TRIALS)}
                 changed += differences(before, trials)
         if changed:
             raise OtherRun(folder.path, changed)
-        with writing(folder.path):
-            self._index.save()
-        folder.write_json(TRIALS, list(trials.values()), indent=1)
-        folder.write_json(
+        folder.write_json(  # first: it makes the folder a run's
             RUN,
             {
                 "settings": as_json(self._settings),
@@ -224,6 +231,9 @@ class _Run:
             },
             indent=1,
         )
+        with writing(folder.path):
+            self._index.save()
+        folder.write_json(TRIALS, list(trials.values()), indent=1)
 
     def _results(
         self,

@@ -51,7 +51,7 @@ class DemoModels:
         self.device = torch.device(device)
         self.info = _read_info(self.directory)
         self._half = has_quick_bfloat16(self.device) if half is None else half
-        self._text = self._named("text_encoders", self._load_text)
+        self._text = self._named("text_encoders", load_text)
         self._text.to(self.device)
         self._unet = self._load(UNet2DConditionModel, "unet")
         self._vae = self._load(AutoencoderTiny, "vae")
@@ -218,15 +218,24 @@ class DemoModels:
                 "train the set again."
             ) from error
 
-    def _load_text(self, directory: Path) -> LoadedText:
-        logging.disable_progress_bar()
-        with tempfile.TemporaryDirectory(prefix="easyref_words_") as scratch:
-            write_tokenizers(Path(scratch))
-            return LoadedText(
-                load_tokenizers(Path(scratch)),
-                _load_clip(CLIPTextModel, directory / "clip_l"),
-                _load_clip(CLIPTextModelWithProjection, directory / "clip_g"),
-            )
+
+def load_text(directory: Path) -> LoadedText:
+    """The text encoders of a set, in float32, with tokenizers.
+
+    Args:
+        directory: `text_encoders` of the set.
+
+    Raises:
+        OSError, ValueError, RuntimeError, KeyError, SafetensorError: as `load_stored`.
+    """
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory(prefix="easyref_words_") as scratch:
+        write_tokenizers(Path(scratch))
+        return LoadedText(
+            load_tokenizers(Path(scratch)),
+            _load_clip(CLIPTextModel, directory / "clip_l"),
+            _load_clip(CLIPTextModelWithProjection, directory / "clip_g"),
+        )
 
 
 def has_quick_bfloat16(device: torch.device) -> bool:

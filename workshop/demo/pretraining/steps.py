@@ -93,7 +93,12 @@ class _LossModule(TrainableModule):
 
 
 def run_steps(
-    module: nn.Module, loss: Loss, schedule: Schedule, folder: Path, device: torch.device
+    module: nn.Module,
+    loss: Loss,
+    schedule: Schedule,
+    folder: Path,
+    device: torch.device,
+    precision: str = "bf16",
 ) -> None:
     """Train the parameters of `module` that require gradients, and leave their averages in it.
 
@@ -104,6 +109,7 @@ def run_steps(
         loss: (step, generator) -> loss, steps counted from 0. All its randomness comes from the
             generator, which the step, the schedule's seed and the process decide.
         folder: of `losses.jsonl` and the checkpoints.
+        precision: "bf16", or "no" for float32.
 
     Raises:
         EasyRefError: a loss that is not a number; a checkpoint that is damaged, or was made with
@@ -111,7 +117,7 @@ def run_steps(
     """
     if device.type == "cuda" and device.index is not None:  # accelerate takes the current one
         torch.cuda.set_device(device)
-    accelerator = make_accelerator(folder, "bf16", cpu=device.type == "cpu")
+    accelerator = make_accelerator(folder, precision, cpu=device.type == "cpu")
     rank = accelerator.process_index
     fresh_start = f"delete {folder} to train this part again from its start"
     checkpoints = Checkpoints(folder, schedule, 2, fresh_start, fresh_start, name="weights")
