@@ -22,7 +22,7 @@ from .processes import Processes, join
 from .protocols import PRESETS, chosen_methods, read_preset_groups
 from .scoring import chunks_of, read_scores, score
 from .store import RESULTS, RUN, TRIALS, VERSION, OtherRun, RunFolder, TrialState, writing
-from .trials import Trial
+from .trials import Trial, Variant
 from .usable import PictureIndex, usable_groups
 
 if TYPE_CHECKING:
@@ -58,12 +58,14 @@ def run_bench(
     *,
     make_methods: MakeMethods | None = None,
     make_metrics: MakeMetrics | None = None,
+    keep: Callable[[Variant], bool] = lambda variant: True,
     overwrite: bool = False,
 ) -> BenchSummary | None:
     """Run a benchmark, or go on with one that was stopped.
 
     Args:
         make_methods, make_metrics: in place of those that the settings name.
+        keep: whether a combination of varied values is to be generated.
         overwrite: begin anew, and replace what an earlier run has left in settings.out.
 
     Returns:
@@ -74,7 +76,7 @@ def run_bench(
             settings; a folder in which another run works; a full disk.
     """
     processes = join(settings.device)
-    run = _Run(settings, processes, overwrite)
+    run = _Run(settings, processes, keep, overwrite)
     with ExitStack() as stack:
         processes.on_main(lambda: stack.enter_context(run.opened()))
         return run.through(make_methods or _methods, make_metrics or _metrics)
@@ -122,9 +124,16 @@ class _Plan:
 class _Run:
     """One run, in one process."""
 
-    def __init__(self, settings: BenchSettings, processes: Processes, overwrite: bool) -> None:
+    def __init__(
+        self,
+        settings: BenchSettings,
+        processes: Processes,
+        keep: Callable[[Variant], bool],
+        overwrite: bool,
+    ) -> None:
         self._settings = settings
         self._processes = processes
+        self._keep = keep
         self._overwrite = overwrite
         self._folder = RunFolder(settings.out)
         self._index = PictureIndex()
