@@ -178,7 +178,7 @@ class _Run:
             groups = usable_groups(groups, preset.pairing, self._index, notes, bar.update)
         methods = chosen_methods(settings, notes)
         most = max(len(group.pictures) for group in groups) - (preset.pairing == "others")
-        variants = make_variants(settings, methods, preset, most)
+        variants = [v for v in make_variants(settings, methods, preset, most) if self._keep(v)]
         images = settings.images or preset.images
         trials = plan_trials(groups, variants, settings.seed, images, preset.pairing)
         asked = max(variant.references for variant in variants)
