@@ -162,6 +162,8 @@ def hold(path: Path, what: str) -> Iterator[None]:
         EasyRefError: another process holds it, or it cannot be written.
     """
     with writing(path):
+        if os.path.lexists(path) and not is_regular(path):  # opening a pipe would wait for ever
+            raise OSError(errno.EINVAL, "it is no regular file")
         file = path.open("ab")
     with file:
         if _lock(file) is False:
