@@ -16,7 +16,7 @@ from .trials import Trial, Variant
 
 
 def plain_trial(trial: Trial) -> dict[str, Any]:
-    """A trial as plain JSON; licences are those of references and targets, in order."""
+    """A trial as plain JSON; captions and licences are the references', then the targets'."""
     return {
         "path": trial.path,
         "label": trial.label,
@@ -28,7 +28,7 @@ def plain_trial(trial: Trial) -> dict[str, Any]:
         "seed": trial.seed,
         "references": _paths(trial.references),
         "targets": _paths(trial.targets),
-        "captions": [picture.caption for picture in trial.targets],
+        "captions": [picture.caption for picture in (*trial.references, *trial.targets)],
         "licences": [picture.licence for picture in (*trial.references, *trial.targets)],
     }
 
@@ -48,8 +48,8 @@ def trial_from_plain(item: Any, folder: Path) -> Trial:
     """
     inside(folder, text(item["path"], "path") + ".png", "image")
     references, targets = _texts(item, "references"), _texts(item, "targets")
-    captions = [""] * len(references) + _texts(item, "captions")
-    files, licences = [*references, *targets], _texts(item, "licences")
+    captions, licences = _texts(item, "captions"), _texts(item, "licences")
+    files = [*references, *targets]
     if not len(captions) == len(licences) == len(files):
         raise EasyRefError("captions and licences are not as many as pictures")
     pictures = [

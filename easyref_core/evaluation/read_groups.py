@@ -5,7 +5,8 @@ training data.
     DIR/held_in/GROUP, DIR/held_out/GROUP  with its split
     DIR/held_in.json, DIR/held_out.json    training data, a group for each record
     GROUP/metadata.jsonl                   {"file_name": "a.png", "text": "...", "licence": "...",
-                                           "kind": "character"} on each line
+                                           "kind": "character", "target": true} on each line; the
+                                           picture marked so is the target, if any
     GROUP/a.txt                            the caption of GROUP/a.png
 
 A `metadata.jsonl` may also lie above the groups, with names such as "GROUP/a.png".
@@ -44,6 +45,7 @@ class Described:
     caption: str = ""
     licence: str = ""
     kind: str = ""
+    target: bool = False
 
 
 def read_groups(path: Path, notes: list[str]) -> list[ReferenceGroup]:
@@ -118,7 +120,9 @@ def _from_folder(
         caption = found.caption or caption_beside(path, notes)
         pictures.append(GroupPicture(PictureSource(path), caption, found.licence))
     kinds = [described[path].kind for path in paths if path in described and described[path].kind]
-    return ReferenceGroup(name, tuple(pictures), split, kinds[0] if kinds else "")
+    targets = [n for n, path in enumerate(paths) if path in described and described[path].target]
+    target = targets[0] if targets else None
+    return ReferenceGroup(name, tuple(pictures), split, kinds[0] if kinds else "", target)
 
 
 def caption_beside(picture: Path, notes: list[str]) -> str:
@@ -158,7 +162,8 @@ def read_metadata(folder: Path, notes: list[str]) -> dict[Path, Described]:
             found[picture] = Described(
                 _first_text(item, _CAPTIONS),
                 _first_text(item, _LICENCES),
-                _first_text(item, ("kind",)),
+                _first_text(item, _KINDS),
+                item.get("target") is True,
             )
         except EasyRefError as error:
             bad.append(str(error))

@@ -38,6 +38,8 @@ RUN, TRIALS, RESULTS, VOTES, LOCK = (
     "votes.jsonl",
     ".lock",
 )
+SHARED = ".shared"
+_HIDDEN = (LOCK, SHARED, ".easyref-")  # the last are unfinished files
 _FOLDERS = ("images", "work")
 _FILES = (TRIALS, RESULTS, "scores.csv", "scores.parquet", "times.csv", "index.html")
 _LARGEST_JSON = 256_000_000  # bytes
@@ -102,7 +104,9 @@ def is_run(folder: Path) -> bool:
         content = read_json(folder / RUN, _LARGEST_JSON)
     except EasyRefError:
         return False
-    return isinstance(content, dict) and {"settings", "methods", "version"} <= content.keys()
+    if not isinstance(content, dict) or "version" not in content:
+        return False
+    return all(isinstance(content.get(name), dict) for name in ("settings", "methods"))
 
 
 class RunFolder:
@@ -126,12 +130,14 @@ class RunFolder:
         with writing(self.path):
             make_folder(self.path)
         with hold(self.path / LOCK, "benchmark run"):
-            sweep(self.path)
-            others = [name for name in os.listdir(self.path) if name != LOCK]
+            for parent, _, _ in os.walk(self.path):
+                sweep(Path(parent))  # what killed runs have left
+            found = sorted(os.listdir(self.path))
+            others = [name for name in found if not name.startswith(_HIDDEN)]
             if others and not is_run(self.path):
                 raise EasyRefError(
                     f"{shown(self.path, 300)} holds something else than a benchmark run "
-                    f"({shown(sorted(others)[0])}), so nothing is written there. Choose another "
+                    f"({shown(others[0])}), so nothing is written there. Choose another "
                     "--out."
                 )
             if overwrite:

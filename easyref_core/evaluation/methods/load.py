@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from ...errors import EasyRefError
+from ...untrusted import shown
 from ..trials import Trial
-from . import Method
+from . import METHODS, Method
+from .easyref import EasyRefMethod
+from .ip_adapter import IpAdapterMethod
+from .lora import LoraMethod, next_references
+from .pipeline import GenerationPipeline
+from .plain import PlainMethod
 from .settings import GenerationSettings
 
 
@@ -21,4 +29,26 @@ def load_methods(settings: GenerationSettings, trials: Sequence[Trial]) -> dict[
     Raises:
         EasyRefError: files that are missing, damaged, or made for another model.
     """
-    raise NotImplementedError
+    names = dict.fromkeys(trial.variant.method for trial in trials)
+    base = GenerationPipeline(settings)
+    return {
+        name: _load(name, base, [t for t in trials if t.variant.method == name]) for name in names
+    }
+
+
+def _load(name: str, base: GenerationPipeline, trials: Sequence[Trial]) -> Method:
+    settings = base.settings
+    if name == "none":
+        return PlainMethod(base)
+    if name == "lora":
+        return LoraMethod(base)
+    if name == "lora-other":
+        return LoraMethod(base, next_references(trials))
+    if name == "ip-adapter":
+        return IpAdapterMethod(base, settings.ip_adapter, settings.image_encoder)
+    if name in ("easyref", "average", "concatenate"):
+        adapters = {trial.variant.adapter for trial in trials} - {""}
+        return EasyRefMethod(
+            name, base, settings.mllm, settings.adapter, [Path(a) for a in sorted(adapters)]
+        )
+    raise EasyRefError(f"There is no method {shown(name)}. Choose from {', '.join(METHODS)}.")

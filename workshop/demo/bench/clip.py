@@ -27,12 +27,14 @@ from ..pretraining.pictures import SIDE, DrawnPictures
 from ..pretraining.steps import Schedule, run_steps
 from ..pretraining.words import vocabulary
 from ..tiny_weights import write_json, write_text
+from .drawn_pictures import first_pictures
 from .patches import start_patches
 
 WIDTH = 96
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
 STD = (0.26862954, 0.26130258, 0.27577711)
 _TOKENS = 77
+_WORSENED = 3000  # pictures
 _PART_WEIGHT = 0.5  # of the losses on parts of captions
 _LAYERS = {"intermediate_size": 2 * WIDTH, "num_attention_heads": 3}
 
@@ -50,11 +52,12 @@ def train_clip(
     sample = normalised(pictures.pixels[:500].float() / 127.5 - 1)
     start_patches(seen.patch_embedding, seen.position_embedding.weight, sample)
 
-    worse = worsened(pictures, schedule.seed)
+    worse = worsened(first_pictures(pictures, _WORSENED), schedule.seed)
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
         numbers = torch.randint(len(pictures), (schedule.batch,), generator=generator)
         half = schedule.batch // 2  # the others as they were drawn
+        numbers[:half] %= len(worse)
         sharp, soft = pictures.batch(numbers[half:]), worse.batch(numbers[:half])
         pixels = normalised(torch.cat((soft, sharp))).to(device)
         images = F.normalize(_image_embeds(model, pixels), dim=-1)
