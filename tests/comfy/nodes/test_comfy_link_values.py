@@ -41,6 +41,7 @@ def right(pack: Pack, easyref: Any, tokens: Any, unet: Any) -> dict[str, dict[st
         "EasyRefReferences": {"images": {"image_1": picture}},
         "EasyRefRegion": {"tokens": tokens, "mask": mask},
         "EasyRefSaveTokens": {"tokens": tokens},
+        "EasyRefScore": {"images": picture, "reference_images": picture},
         "EasyRefSetConditioning": {"conditioning": text(), "tokens": tokens},
         "EasyRefWeightCurve": {},
     }
