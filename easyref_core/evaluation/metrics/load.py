@@ -12,7 +12,7 @@ from ...errors import EasyRefError
 from ...untrusted import escaped, one_line, shown
 from ...weight_file import weight_files
 from . import Metric
-from .embedders import CLIP, DINO, PictureEmbedder, open_clip, open_dino
+from .embedders import CLIP, DINO, ClipEmbedder, PictureEmbedder, open_clip, open_dino
 from .faces.identity import FaceIdentity
 from .model_directory import MissingModelError, ModelKind
 from .similarity import SimilarityMetric
@@ -115,12 +115,7 @@ def load_metrics(
         try:
             embedder = opener(hub.directory(name, kind), _short(name))
         except MissingModelError as error:
-            missing.append(
-                f"{left_out} left out. {error} Put the files of {_URL}/{kind.example} "
-                f"(config.json, preprocessor_config.json, model.safetensors"
-                f"{' and the tokenizer' if kind is CLIP else ''}) into a directory and name it "
-                f"with {option}."
-            )
+            missing.append(f"{left_out} left out. {error} {_what_to_do(kind)}")
         except EasyRefError as error:
             raise EasyRefError(f"{option}: {error}") from error
         else:
@@ -136,6 +131,27 @@ def load_metrics(
         except EasyRefError as error:
             raise EasyRefError(f"--faces: {error}") from error
     return metrics, [*hub.notes, *missing]
+
+
+def load_clip(name: str, offline: bool = False, device: torch.device | str = "cpu") -> ClipEmbedder:
+    """CLIP alone, on its device.
+
+    Raises:
+        EasyRefError: it is missing, of another kind, or damaged.
+    """
+    hub = _Hub(offline)
+    try:
+        return open_clip(hub.directory(name, CLIP), _short(name)).to(device)
+    except MissingModelError as error:
+        raise EasyRefError(" ".join([*hub.notes, str(error), _what_to_do(CLIP)])) from error
+
+
+def _what_to_do(kind: ModelKind) -> str:
+    return (
+        f"Put the files of {_URL}/{kind.example} (config.json, preprocessor_config.json, "
+        f"model.safetensors{' and the tokenizer' if kind is CLIP else ''}) into a directory and "
+        f"name it with --{kind.name.lower()}."
+    )
 
 
 def _short(name: str) -> str:
