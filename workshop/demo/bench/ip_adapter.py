@@ -1,9 +1,9 @@
 """An IP-Adapter for the demo's base model, in the layout that diffusers loads.
 
-It is trained as IP-Adapter is: the base model is frozen, each picture is its own reference, and what
-is not learned of it must come from the caption, which names the scene only. Its keys and values
-start as those of the text, its image tokens as the words of the full caption: that replaces many of
-the steps that a start from nothing needs.
+It is trained as IP-Adapter is: the base model is frozen, each picture is its own reference, and
+what is not learned of it must come from the caption, which names the scene only. Its keys and
+values start as those of the text, its image tokens as close to the full caption's states as they
+come: that replaces many of the steps that a start from nothing needs.
 """
 
 from __future__ import annotations
