@@ -15,24 +15,27 @@ from ..untrusted import number, read_json
 from .generate import concerns_disk, free_memory
 from .metrics import Metric
 from .planning import batches_of
-from .processes import Processes
 from .store import RunFolder
 from .trials import Trial
 
-_CHUNK = 16  # trials that are scored together
+_CHUNK = 16  # trials
 
 Scores = dict[str, dict[str, float]]
 """Trial's path -> column -> score."""
 
 
+def chunks_of(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Trials that are scored, and whose scores are kept, together."""
+    return batches_of(trials, _CHUNK)
+
+
 def score(
     metrics: Sequence[Metric],
-    trials: Sequence[Trial],
+    chunks: Sequence[Sequence[Trial]],
     folder: RunFolder,
-    processes: Processes,
-    show: Callable[[int], None] = lambda count: None,
+    show: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Score this process's share of the images, where that was not done for the very same images.
+    """Score images, where that was not done for the very same images.
 
     Args:
         show: called with the number of images, for each metric, that are scored.
@@ -41,9 +44,7 @@ def score(
         EasyRefError: the disk is full or not writable.
     """
     for metric in metrics:
-        for position, chunk in enumerate(batches_of(trials, _CHUNK)):
-            if position % processes.count != processes.index:
-                continue
+        for chunk in chunks:
             name = _file_of(metric, chunk)
             images = _finished(chunk, folder)
             marks = {trial.path: mark for trial, mark in images}
@@ -65,7 +66,7 @@ def read_scores(
     scores: Scores = {trial.path: {} for trial in trials}
     for metric in metrics:
         errors: list[str] = []
-        for chunk in batches_of(trials, _CHUNK):
+        for chunk in chunks_of(trials):
             marks = {trial.path: mark for trial, mark in _finished(chunk, folder)}
             content = _stored(folder.path / _file_of(metric, chunk), marks) or {}
             errors += map(str, content.get("errors", []))

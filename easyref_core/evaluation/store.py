@@ -104,7 +104,9 @@ def is_run(folder: Path) -> bool:
         content = read_json(folder / RUN, _LARGEST_JSON)
     except EasyRefError:
         return False
-    return isinstance(content, dict) and {"settings", "methods", "version"} <= content.keys()
+    if not isinstance(content, dict) or "version" not in content:
+        return False
+    return all(isinstance(content.get(name), dict) for name in ("settings", "methods"))
 
 
 class RunFolder:
