@@ -179,6 +179,7 @@ class _Run:
         methods = chosen_methods(settings, notes)
         most = max(len(group.pictures) for group in groups) - (preset.pairing == "others")
         variants = make_variants(settings, methods, preset, most)
+        variants = [variant for variant in variants if self._keep(variant)]
         images = settings.images or preset.images
         trials = plan_trials(groups, variants, settings.seed, images, preset.pairing)
         asked = max(variant.references for variant in variants)

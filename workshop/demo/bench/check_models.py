@@ -15,7 +15,7 @@ from ..dataset.groups import Drawn, draw_identity
 from ..dataset.splits import identities
 from ..evaluation.classifier import SHIPPED_CLASSIFIER, load_classifier
 from ..pretraining.pictures import SIDE
-from .clip import normalised
+from .clip import caption_embeds, normalised, picture_embeds
 from .dino import MEAN, STD, augmented
 from .ip_adapter import image_embeds
 
@@ -34,17 +34,15 @@ def check_clip(folder: Path, drawn: list[Drawn]) -> dict[str, float]:
     """Shares of pictures: the own caption is the most alike of all, of all that differ in the one
     part ("sleepy eyes") from it, and the own scene is the most alike of all scenes.
     """
-    model = CLIPModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval()
     tokenizer = CLIPTokenizer.from_pretrained(str(folder))
 
     def texts(captions: list[str]) -> torch.Tensor:
         tokens = tokenizer(captions, padding=True, return_tensors="pt")
-        found = model.text_model(**tokens).pooler_output
-        return F.normalize(model.text_projection(found), dim=-1)
+        return F.normalize(caption_embeds(model, tokens.input_ids), dim=-1)
 
     pixels = _levels(drawn).float() / 127.5 - 1
-    found = model.vision_model(pixel_values=normalised(pixels)).pooler_output
-    images = F.normalize(model.visual_projection(found), dim=-1)
+    images = F.normalize(picture_embeds(model, normalised(pixels)), dim=-1)
     names = ("body", "eyes", "accessory", "scene")
     parts = [dict(zip(names, d.full_caption.split(", "), strict=True)) for d in drawn]
     whole = images @ texts([d.full_caption for d in drawn]).T
@@ -59,7 +57,7 @@ def check_clip(folder: Path, drawn: list[Drawn]) -> dict[str, float]:
 @torch.no_grad()
 def check_dino(folder: Path, drawn: list[Drawn]) -> dict[str, float]:
     """Share of pictures that are found among all by another crop."""
-    model = Dinov2Model.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    model = Dinov2Model.from_pretrained(folder, local_files_only=True).float().eval()
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     levels = _levels(drawn).float() / 255
     crops = augmented(levels, torch.Generator().manual_seed(_SEED))

@@ -7,7 +7,6 @@ was stopped.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -28,17 +27,16 @@ from easyref_core.training.processes import world_size
 
 from ..rows import SamplingSettings
 from .drawn_groups import GroupOptions, read_facts, write_groups
-from .ordering import Verdict, verdicts
+from .ordering import verdicts
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
-CLIP, DINO = WEIGHTS / "clip", WEIGHTS / "dino"
-IP_ADAPTER = WEIGHTS / "ip-adapter_sdxl.safetensors"
+CLIP, DINO, IP_ADAPTER = "clip", "dino", "ip-adapter_sdxl.safetensors"
 OUT = Path("runs/bench")
 COUNTS = (1, 2, 4, 8, 16)  # of references
 LORA_COUNT = 4  # a LoRA is trained on so many references only
+LORA_RANK, LORA_STEPS, LORA_RATE, LORA_BATCH = 32, 60, 1e-3, 4
 METHODS = ("easyref", "average", "concatenate", "ip-adapter", "lora", "lora-other", "none")
 _BATCH = 8
-_LORA = {"rank": 32, "steps": 100, "learning_rate": 1e-3, "batch": 4}
 _PROCESSES = 2
 
 
@@ -47,16 +45,19 @@ class BenchOptions:
     """
     Attributes:
         out: folder of everything: groups, the base model as a directory, the run in "run".
+        models: folder of `CLIP`, `DINO` and `IP_ADAPTER`.
+        groups: of each split and kind.
         counts: of references.
         methods: of `METHODS`.
     """
 
     out: Path = OUT
+    models: Path = WEIGHTS
     groups: int = 12
     steps: int = SamplingSettings().steps
     counts: tuple[int, ...] = COUNTS
     methods: tuple[str, ...] = METHODS
-    lora_steps: int = _LORA["steps"]
+    lora_steps: int = LORA_STEPS
     overwrite: bool = False
 
 
@@ -79,9 +80,10 @@ def demo_bench(options: BenchOptions) -> int:
 
 def prepare(options: BenchOptions) -> None:
     """Draw the groups, and write the base model as diffusers reads it."""
+    from .clip import write_image_encoder
     from .sdxl import write_sdxl
 
-    for path in (CLIP, DINO, IP_ADAPTER):
+    for path in (options.models / name for name in (CLIP, DINO, IP_ADAPTER)):
         if not path.exists():
             raise EasyRefError(
                 f"{path} is missing. Get it again, or train it: python -m workshop.demo "
@@ -92,6 +94,7 @@ def prepare(options: BenchOptions) -> None:
     if not (base / SET_FILE).exists():
         write_sdxl(shipped_set(), base)
         (base / SET_FILE).write_bytes((shipped_set() / SET_FILE).read_bytes())  # it is whole
+    write_image_encoder(options.models / CLIP, options.out / "image_encoder")
 
 
 def run(options: BenchOptions) -> None:
@@ -117,16 +120,16 @@ def bench_settings(options: BenchOptions) -> BenchSettings:
         "base": str(options.out / "base"),
         "adapter": str(models / "easyref.safetensors"),
         "mllm": str(models / "mllm"),
-        "ip_adapter": str(IP_ADAPTER),
-        "image_encoder": str(CLIP),
-        "clip": str(CLIP),
-        "dino": str(DINO),
+        "ip_adapter": str(options.models / IP_ADAPTER),
+        "image_encoder": str(options.out / "image_encoder"),
+        "clip": str(options.models / CLIP),
+        "dino": str(options.models / DINO),
         "offline": True,
         "steps": options.steps,
         "guidance": sampling.cfg,
         "negative": sampling.negative,
         "size": sampling.side,
-        "lora_rank": _LORA["rank"],
+        "lora_rank": LORA_RANK,
         "lora_steps": options.lora_steps,
         "batch_size": _BATCH,
         "device": "cpu",
@@ -146,7 +149,11 @@ def report(options: BenchOptions) -> int:
 
 
 def _kept(variant: Variant) -> bool:
-    """LoRAs take most of the time: one number of references must do."""
+    """One reference leaves nothing to combine. LoRAs take most of the time: one number of
+    references must do.
+    """
+    if variant.method in ("average", "concatenate"):
+        return variant.references > 1
     return not variant.method.startswith("lora") or variant.references == LORA_COUNT
 
 
@@ -154,10 +161,20 @@ def _methods(
     settings: BenchSettings, trials: Sequence[Trial], device: torch.device
 ) -> Mapping[str, Method]:
     from easyref_core.evaluation.methods.load import load_methods
-    from easyref_core.evaluation.methods.settings import LoraSettings, generation_settings
+    from easyref_core.evaluation.methods.settings import GenerationSettings, LoraSettings
 
-    lora = LoraSettings(**{**_LORA, "steps": settings.lora_steps})
-    shared = dataclasses.replace(generation_settings(settings, device), lora=lora)
+    paths = ("base", "adapter", "mllm", "ip_adapter", "image_encoder")
+    shared = GenerationSettings(
+        **{name: Path(getattr(settings, name)) for name in paths},
+        size=settings.size,
+        negative=settings.negative or "",
+        device=str(device),
+        dtype=settings.dtype,
+        # A small model on small pictures wants larger steps than SDXL, and fewer.
+        lora=LoraSettings(
+            settings.lora_rank, settings.lora_steps, LORA_RATE, LORA_BATCH, settings.seed
+        ),
+    )
     return load_methods(shared, trials)
 
 
@@ -168,7 +185,7 @@ def _metrics(
 
     from .judge import Judge
 
-    metrics, missing = load_metrics(settings, device)
+    metrics, missing = load_metrics(settings.clip, settings.dino, offline=True, device=device)
     return [Judge(read_facts(Path(settings.groups)), device=device), *metrics], missing
 
 
@@ -177,7 +194,7 @@ def _in_processes(options: BenchOptions) -> None:
     Raises:
         EasyRefError: a process failed.
     """
-    plain = {name: value for name, value in dataclasses.asdict(options).items()}
+    plain = dataclasses.asdict(options)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(_PROCESSES), "-m", "workshop.demo", "bench"]
     threads = max(1, (os.cpu_count() or 1) // _PROCESSES)
