@@ -162,7 +162,9 @@ def hold(path: Path, what: str) -> Iterator[None]:
         EasyRefError: another process holds it, or it cannot be written.
     """
     with writing(path):
-        file = path.open("ab")
+        # A pipe in its place is an error, and is not waited for.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+        file = os.fdopen(os.open(path, flags, 0o666), "ab")
     with file:
         if _lock(file) is False:
             raise EasyRefError(
