@@ -138,6 +138,14 @@ def test_trials_of_other_content_are_refused(folder: Path, change: Any, said: st
         RunFolder(folder / "run").read_trials()
 
 
+def test_combinations_that_are_not_kept_are_not_generated(folder: Path) -> None:
+    settings = settings_for(folder, ["references=1,2"], methods=["easyref", "lora"])
+    bench(settings, keep=lambda v: v.method != "lora" or v.references == 2)
+    trials = json.loads((folder / "run" / "trials.json").read_text())
+    kept = {(t["variant"]["method"], t["variant"]["references"]) for t in trials}
+    assert kept == {("easyref", 1), ("easyref", 2), ("lora", 2)}
+
+
 def test_methods_are_closed_before_the_next_one_begins(folder: Path) -> None:
     made: dict[str, FakeMethod] = {}
     open_ones: list[int] = []
