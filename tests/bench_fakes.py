@@ -25,10 +25,10 @@ from easyref_core.evaluation.trials import Trial
 SIDE = 8  # pixels
 
 
-def picture(path: Path, seed: int) -> Path:
+def picture(path: Path, seed: int, side: int = SIDE) -> Path:
     """A picture of noise, which no other seed gives."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
 

@@ -57,6 +57,8 @@ def read_groups(path: Path, notes: list[str]) -> list[ReferenceGroup]:
     Raises:
         EasyRefError: no such folder or file, or one that cannot be read as a whole.
     """
+    if not os.path.lexists(path):
+        raise EasyRefError(f"There is neither a folder nor a file {shown(path, 300)}.")
     if not path.is_dir():
         return _from_json(path, path.parent, _split_of(path.stem), notes)
     groups: list[ReferenceGroup] = []

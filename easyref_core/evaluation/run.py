@@ -178,8 +178,7 @@ class _Run:
             groups = usable_groups(groups, preset.pairing, self._index, notes, bar.update)
         methods = chosen_methods(settings, notes)
         most = max(len(group.pictures) for group in groups) - (preset.pairing == "others")
-        variants = make_variants(settings, methods, preset, most)
-        variants = [variant for variant in variants if self._keep(variant)]
+        variants = [v for v in make_variants(settings, methods, preset, most) if self._keep(v)]
         images = settings.images or preset.images
         trials = plan_trials(groups, variants, settings.seed, images, preset.pairing)
         asked = max(variant.references for variant in variants)
@@ -256,6 +255,7 @@ class _Run:
         notes: list[str],
     ) -> BenchSummary:
         from . import table
+        from .rating.rate import plain_preferences
         from .settings import as_json
 
         folder, trials = self._folder, plan.trials
@@ -274,6 +274,11 @@ class _Run:
         table.write_rows(folder, table.rows_of(trials, states, scores), columns)
         table.write_times(folder, trials, states)
         summaries = table.summaries(trials, states, scores, columns)
+        try:  # votes for images that are still the same
+            preferences = plain_preferences(folder, trials, states)
+        except EasyRefError as error:
+            preferences = []
+            notes.append(str(error))
         folder.write_json(
             RESULTS,
             {
@@ -282,6 +287,7 @@ class _Run:
                 "metrics": [metric.identity() for metric in metrics],
                 "columns": [table.plain_column(column) for column in columns],
                 "summaries": summaries,
+                "preferences": preferences,
                 "notes": notes,
             },
             indent=1,

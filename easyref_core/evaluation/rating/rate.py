@@ -7,13 +7,15 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ...errors import EasyRefError
 from ...files import hold
 from ...untrusted import escaped, is_regular, shown
-from ..store import LOCK, RESULTS, VOTES, RunFolder, is_run
+from ..store import LOCK, RESULTS, VOTES, RunFolder, TrialState, is_run
 from ..trials import Trial
 from .pairs import Pair, labels_of, make_pairs, two_labels
 from .preferences import Preference, preferences
@@ -81,8 +83,8 @@ def add_preferences(folder: Path) -> list[Preference]:
         EasyRefError: another run works in the folder, or it cannot be read or written.
     """
     run = _finished(folder)
-    counted = counted_preferences(run)
     with hold(run.path / LOCK, "benchmark run"):
+        counted = _counted(run, *_with_images(run))
         results = run.read_json(RESULTS)
         if not isinstance(results, dict):
             raise EasyRefError(
@@ -95,17 +97,27 @@ def add_preferences(folder: Path) -> list[Preference]:
     return counted
 
 
-def counted_preferences(run: RunFolder) -> list[Preference]:
-    """The win rates of all votes for images that are in a run.
+def plain_preferences(
+    run: RunFolder, trials: Sequence[Trial], states: Mapping[str, TrialState]
+) -> list[dict[str, Any]]:
+    """The win rates of all votes for images that are in a run, as plain JSON.
+
+    Args:
+        states: path of a trial -> what became of it.
 
     Raises:
-        EasyRefError: trials or votes cannot be read.
+        EasyRefError: the votes cannot be read.
     """
+    there = [trial for trial in trials if states[trial.path].status == "done"]
+    checksums = {trial.path: states[trial.path].sha256 for trial in there}
+    return [asdict(each) for each in _counted(run, there, checksums)]
+
+
+def _counted(
+    run: RunFolder, trials: Sequence[Trial], checksums: Mapping[str, str]
+) -> list[Preference]:
     votes = VoteFile(run.path / VOTES).read().counted
-    if not votes:
-        return []
-    trials, checksums = _with_images(run)
-    kept, _ = matching(votes, _images(make_pairs(trials), checksums))
+    kept, _ = matching(votes, _images(make_pairs(trials), checksums)) if votes else ([], 0)
     return preferences(kept, labels_of(trials))
 
 
@@ -187,9 +199,10 @@ def _has_display() -> bool:
 
 
 def _write_page(folder: Path) -> None:
-    from ..page.write import write_page
+    with suppress(ModuleNotFoundError):
+        from ..page.write import write_page
 
-    write_page(folder)
+        write_page(folder)
 
 
 def table_of(results: Sequence[Preference]) -> str:

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_fakes import bench, make_groups, settings_for
 from PIL import Image
 from rated_run import COLOURS, lines_of, write_rated_run
 
+from easyref_core.cli import main
 from easyref_core.errors import EasyRefError
 from easyref_core.evaluation.rating import rate as module
 from easyref_core.evaluation.rating.rate import add_preferences, rate, table_of
+from easyref_core.evaluation.rating.server import RatingServer
+from easyref_core.files import hold
 
 
 class Rater:
@@ -339,8 +343,6 @@ def test_two_people_at_once_are_refused(run: Path, start: Callable[..., Any]) ->
 def test_results_wait_for_a_run_that_works_in_the_folder(
     run: Path, start: Callable[..., Any]
 ) -> None:
-    from easyref_core.files import hold
-
     with start(run) as rater:
         rater.vote(1)
         with hold(run / ".lock", "benchmark run"):
@@ -385,3 +387,33 @@ def test_a_run_without_two_images_to_compare_is_refused(tmp_path: Path) -> None:
         rate(run, compare="easyref,x", open_browser=False)
     with pytest.raises(EasyRefError, match="--rater"):
         rate(run, rater="\x1b", open_browser=False)
+
+
+def test_a_run_that_is_resumed_keeps_its_preferences(
+    tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    make_groups(tmp_path / "groups", {"held_in/a": 3, "held_out/b": 4})
+    settings = settings_for(tmp_path, ["weight=0.5,1"])
+    bench(settings)
+    with start(tmp_path / "run") as rater:
+        rater.vote(1)
+        results = rater.send("end", {})["results"]
+    bench(settings)
+    content = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert content["preferences"] == results
+    assert results[0]["votes"] == 1
+
+
+def test_the_command_compares_and_prints_win_rates(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(server: RatingServer) -> None:
+        server.session.vote(server.session.state()["pair"]["id"], 0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RatingServer, "serve_forever", interrupted)
+    monkeypatch.setattr(module, "_has_display", lambda: False)
+    assert main(["bench", "--rate", str(run), "--compare", "easyref,none"]) == 0
+    assert "easyref over none: 50.0% [50.0, 50.0], 1 votes" in capsys.readouterr().out
+    assert main(["bench", "--rate", str(run), "--out", "x"]) == 1
+    assert "--rate is for a run that is finished" in capsys.readouterr().err
