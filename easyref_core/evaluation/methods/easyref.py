@@ -50,8 +50,6 @@ class EasyRefMethod:
         EasyRefError: an adapter or an MLLM that is missing, damaged or made for other models.
     """
 
-    uses = frozenset({"weight", "references", "insert_before", "image_size", "adapter"})
-
     def __init__(
         self,
         name: str,
@@ -83,7 +81,7 @@ class EasyRefMethod:
     def generate(self, trials: Sequence[Trial], work: Path) -> list[Generated]:
         from ...sdxl_diffusers.adapter import append_tokens, set_scale
 
-        path = self._adapter(trials[0])
+        path = Path(trials[0].variant.adapter) if trials[0].variant.adapter else self._default
         unet = self._base.pipe.unet
         self._attach(path)
         set_scale(unet, trials[0].variant.weight)
@@ -107,16 +105,6 @@ class EasyRefMethod:
             detach_adapter(self._base.pipe.unet)
             self._attached = None
         self._base.free_cache()
-
-    def _adapter(self, trial: Trial) -> Path:
-        name = trial.variant.adapter
-        path = Path(name) if name else self._default
-        if path is None or path not in self._plans:
-            raise EasyRefError(
-                f"The method {self.name} needs an EasyRef adapter, a file such as "
-                "model.safetensors of zongzhuofan/EasyRef. Name it with --adapter."
-            )
-        return path
 
     def _attach(self, path: Path) -> None:
         from ...sdxl_diffusers.adapter import attach_adapter

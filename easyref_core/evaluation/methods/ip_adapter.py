@@ -30,9 +30,8 @@ class IpAdapterMethod:
     """
 
     name = "ip-adapter"
-    uses = frozenset({"weight", "references"})
 
-    def __init__(self, base: GenerationPipeline, path: Path, image_encoder: Path | None) -> None:
+    def __init__(self, base: GenerationPipeline, path: Path, image_encoder: Path) -> None:
         self._base = base
         self._adapter = check_ip_adapter(path, base.cross_attention)
         check_image_encoder(image_encoder, self._adapter)

@@ -16,11 +16,11 @@ from ...untrusted import escaped, one_line
 from ...weight_file import WeightFile, open_weight_file
 
 _PROJECTION, _ATTENTION = "image_proj.", "ip_adapter."
-_WHERE = (
+WHERE = (
     "Get ip-adapter_sdxl.safetensors, ip-adapter_sdxl_vit-h.safetensors or "
     "ip-adapter-plus_sdxl_vit-h.safetensors from sdxl_models of h94/IP-Adapter"
 )
-_ENCODERS = (
+ENCODERS = (
     "sdxl_models/image_encoder of h94/IP-Adapter belongs to ip-adapter_sdxl.safetensors, "
     "models/image_encoder to the files with vit-h in their names"
 )
@@ -66,14 +66,14 @@ def check_ip_adapter(path: Path, layers: Mapping[str, tuple[int, int]]) -> IpAda
     if not any(n.startswith(_ATTENTION) for n in shapes):
         raise EasyRefError(
             f"{name} is no IP-Adapter in a .safetensors file: it holds nothing under {_ATTENTION} "
-            f"{_WHERE}."
+            f"{WHERE}."
         )
     if any("_lora." in n or "perceiver_resampler" in n for n in shapes) or (
         _PROJECTION + "proj.0.weight" in shapes
     ):
         raise EasyRefError(
             f"{name} is an IP-Adapter for faces, which reads more than an image encoder gives. "
-            f"{_WHERE}."
+            f"{WHERE}."
         )
     context = {width for _, width in layers.values()}
     made_for = {shape[-1] for n, shape in shapes.items() if n.startswith(_ATTENTION)}
@@ -81,7 +81,7 @@ def check_ip_adapter(path: Path, layers: Mapping[str, tuple[int, int]]) -> IpAda
         kind = " (Stable Diffusion 1.5's)" if made_for == {768} else ""
         raise EasyRefError(
             f"{name} is an IP-Adapter for text of width {_listed(made_for)}{kind}, but the base "
-            f"model reads width {_listed(context)}. {_WHERE}."
+            f"model reads width {_listed(context)}. {WHERE}."
         )
     wanted = {
         f"{_ATTENTION}{2 * number + 1}.{part}_ip.weight": widths
@@ -93,7 +93,7 @@ def check_ip_adapter(path: Path, layers: Mapping[str, tuple[int, int]]) -> IpAda
         odd = min(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
         raise EasyRefError(
             f"{name} is an IP-Adapter for another UNet: {escaped(odd)} has the shape "
-            f"{_shape(found.get(odd))}, the base model needs {_shape(wanted.get(odd))}. {_WHERE}."
+            f"{_shape(found.get(odd))}, the base model needs {_shape(wanted.get(odd))}. {WHERE}."
         )
     file.check_weights(n for n in shapes if n.startswith((_PROJECTION, _ATTENTION)))
     return _projection(file, name, shapes, min(context))
@@ -115,24 +115,19 @@ def _projection(
             return IpAdapterFile(file, True, first[1])
     raise EasyRefError(
         f"{name} projects images in another way than IP-Adapter and IP-Adapter Plus for this base "
-        f"model. {_WHERE}."
+        f"model. {WHERE}."
     )
 
 
-def check_image_encoder(folder: Path | None, adapter: IpAdapterFile) -> None:
+def check_image_encoder(folder: Path, adapter: IpAdapterFile) -> None:
     """
     Raises:
         EasyRefError: no CLIP vision model, or not the adapter's.
     """
-    if folder is None:
-        raise EasyRefError(
-            f"An IP-Adapter needs its CLIP image encoder. Name the folder with --image-encoder: "
-            f"{_ENCODERS}."
-        )
     if not folder.is_dir():
         raise EasyRefError(
             f"There is no image encoder {escaped(str(folder))}. Name a folder with config.json and "
-            f"weights: {_ENCODERS}."
+            f"weights: {ENCODERS}."
         )
     name = escaped(str(folder))
     config = check_part(folder, "config.json")
@@ -140,7 +135,7 @@ def check_image_encoder(folder: Path | None, adapter: IpAdapterFile) -> None:
     from transformers import CLIPVisionConfig
 
     if not str(config.get("model_type")).startswith("clip"):
-        raise EasyRefError(f"{name} holds no CLIP vision model. {_ENCODERS}.")
+        raise EasyRefError(f"{name} holds no CLIP vision model. {ENCODERS}.")
     try:
         found = CLIPVisionConfig.from_dict(config)
     except Exception as error:  # odd configurations raise anything
@@ -151,7 +146,7 @@ def check_image_encoder(folder: Path | None, adapter: IpAdapterFile) -> None:
     if width != adapter.image_width:
         raise EasyRefError(
             f"{escaped(str(adapter.file.path))} reads images of width {adapter.image_width}, but "
-            f"the image encoder in {name} gives width {width}. {_ENCODERS}."
+            f"the image encoder in {name} gives width {width}. {ENCODERS}."
         )
 
 

@@ -11,10 +11,18 @@ from ..trials import Trial
 from . import METHODS, Method
 from .easyref import EasyRefMethod
 from .ip_adapter import IpAdapterMethod
+from .ip_adapter_files import ENCODERS, WHERE
 from .lora import LoraMethod, next_references
 from .pipeline import GenerationPipeline
 from .plain import PlainMethod
 from .settings import GenerationSettings
+
+_WHAT = {
+    "--adapter": "an EasyRef adapter, such as model.safetensors of zongzhuofan/EasyRef",
+    "--mllm": "the folder of Qwen/Qwen2-VL-2B-Instruct, for its tokenizer at least",
+    "--ip-adapter": f"an IP-Adapter of SDXL. {WHERE}",
+    "--image-encoder": f"the folder of the IP-Adapter's image encoder. {ENCODERS}",
+}
 
 
 def load_methods(settings: GenerationSettings, trials: Sequence[Trial]) -> dict[str, Method]:
@@ -45,10 +53,25 @@ def _load(name: str, base: GenerationPipeline, trials: Sequence[Trial]) -> Metho
     if name == "lora-other":
         return LoraMethod(base, next_references(trials))
     if name == "ip-adapter":
-        return IpAdapterMethod(base, settings.ip_adapter, settings.image_encoder)
-    if name in ("easyref", "average", "concatenate"):
-        adapters = {trial.variant.adapter for trial in trials} - {""}
-        return EasyRefMethod(
-            name, base, settings.mllm, settings.adapter, [Path(a) for a in sorted(adapters)]
+        return IpAdapterMethod(
+            base,
+            _given(name, "--ip-adapter", settings.ip_adapter),
+            _given(name, "--image-encoder", settings.image_encoder),
         )
+    if name in ("easyref", "average", "concatenate"):
+        named = {trial.variant.adapter for trial in trials}
+        default = _given(name, "--adapter", settings.adapter) if "" in named else settings.adapter
+        others = [Path(file) for file in sorted(named - {""})]
+        mllm = _given(name, "--mllm", settings.mllm)
+        return EasyRefMethod(name, base, mllm, default, others)
     raise EasyRefError(f"There is no method {shown(name)}. Choose from {', '.join(METHODS)}.")
+
+
+def _given(method: str, option: str, path: Path | None) -> Path:
+    """
+    Raises:
+        EasyRefError: it is not given.
+    """
+    if path is None:
+        raise EasyRefError(f"The method {method} needs {option}: {_WHAT[option]}.")
+    return path

@@ -34,8 +34,6 @@ class LoraMethod:
         others: for `lora-other`: (variant, group) -> references of the group whose LoRA is used.
     """
 
-    uses = frozenset({"weight", "references"})
-
     def __init__(
         self,
         base: GenerationPipeline,

@@ -16,7 +16,6 @@ class PlainMethod:
     """SDXL as it is; see `Method`."""
 
     name = "none"
-    uses: frozenset[str] = frozenset()
 
     def __init__(self, base: GenerationPipeline) -> None:
         self._base = base

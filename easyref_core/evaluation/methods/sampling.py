@@ -133,11 +133,19 @@ def _latents(
         width=settings.size,
         num_inference_steps=variant.steps,
         guidance_scale=variant.guidance,
-        # On the CPU, so that all devices get the same.
-        generator=[torch.Generator().manual_seed(trial.seed) for trial in trials],
+        latents=_noise(base, [trial.seed for trial in trials]).to(states.text),
         output_type="latent",
         **states.options,
     ).images
+
+
+def _noise(base: GenerationPipeline, seeds: Sequence[int]) -> torch.Tensor:
+    """[B, 4, h, w], as diffusers draws it; in float32 on the CPU, so that all dtypes and devices
+    get the same."""
+    side = base.settings.size // base.pipe.vae_scale_factor
+    shape = (1, base.pipe.unet.config.in_channels, side, side)
+    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.cat(rows)
 
 
 @torch.no_grad()

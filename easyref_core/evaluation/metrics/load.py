@@ -13,6 +13,7 @@ from ...untrusted import escaped, one_line, shown
 from ...weight_file import weight_files
 from . import Metric
 from .embedders import CLIP, DINO, ClipEmbedder, PictureEmbedder, open_clip, open_dino
+from .faces.identity import FaceIdentity
 from .model_directory import MissingModelError, ModelKind
 from .similarity import SimilarityMetric
 
@@ -90,7 +91,7 @@ def load_metrics(
 
     Args:
         clip, dino: directories, or names on the Hugging Face hub; empty to leave one out.
-        faces: directory of a model of faces; empty for no such metric.
+        faces: face-api's folder of models; empty for no such metric.
         offline: use directories and the hub's cache only.
 
     Returns:
@@ -119,6 +120,16 @@ def load_metrics(
             raise EasyRefError(f"{option}: {error}") from error
         else:
             metrics.append(SimilarityMetric(embedder.to(device)))
+    if faces and not Path(faces).is_dir():
+        missing.append(
+            f"The identity of faces is left out. There is no directory {escaped(faces)}. Name the "
+            'folder "model" of face-api with --faces.'
+        )
+    elif faces:
+        try:
+            metrics.append(FaceIdentity(faces, device))
+        except EasyRefError as error:
+            raise EasyRefError(f"--faces: {error}") from error
     return metrics, [*hub.notes, *missing]
 
 

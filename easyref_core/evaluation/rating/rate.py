@@ -7,7 +7,6 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -199,10 +198,9 @@ def _has_display() -> bool:
 
 
 def _write_page(folder: Path) -> None:
-    with suppress(ModuleNotFoundError):
-        from ..page.write import write_page
+    from ..page.write import write_page
 
-        write_page(folder)
+    write_page(folder)
 
 
 def table_of(results: Sequence[Preference]) -> str:

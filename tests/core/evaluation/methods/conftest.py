@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from sdxl_directory import write_sdxl_directory
 
 from easyref_core.evaluation.groups import GroupPicture
+from easyref_core.evaluation.methods import USES
 from easyref_core.evaluation.methods.pipeline import GenerationPipeline
 from easyref_core.evaluation.methods.settings import GenerationSettings, LoraSettings
 from easyref_core.evaluation.trials import Trial, Variant
@@ -88,6 +89,8 @@ def make_trial(tiny: TinyModels) -> Callable[..., Trial]:
     """A trial of a method; keywords are fields of its variant."""
 
     def make(method: str, group: int = 0, seed: int = 1, count: int = 2, **fields: Any) -> Trial:
+        if "image_size" in USES[method]:
+            fields = {"image_size": 56, **fields}  # seconds faster than the adapter's own
         references = tuple(
             GroupPicture(PictureSource(tiny.pictures / f"{group}_{number}.png"), f"a ball {number}")
             for number in range(count)
