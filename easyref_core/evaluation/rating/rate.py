@@ -183,8 +183,7 @@ def _serve(server: RatingServer, session: RatingSession, open_browser: bool) -> 
         server.serve_forever()
     except KeyboardInterrupt:
         print(file=sys.stderr)
-    if session.results is None:
-        session.end(server.end())
+    server.ended()
     return session.results or []
 
 
