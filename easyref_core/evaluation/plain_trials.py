@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import EasyRefError
 from ..training.records import PictureSource
-from ..untrusted import inside, number, text, whole_number
+from ..untrusted import inside, number, shown, text, whole_number
 from .groups import GroupPicture
 from .trials import Trial, Variant
 
@@ -67,6 +67,8 @@ def trial_from_plain(item: Any, folder: Path) -> Trial:
 
 
 def _texts(item: Any, name: str) -> list[str]:
+    if not isinstance(item[name], list):
+        raise EasyRefError(f"{name} is {shown(item[name])}; it must be a list.")
     return [text(value, name) for value in item[name]]
 
 

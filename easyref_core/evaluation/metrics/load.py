@@ -12,7 +12,8 @@ from ...errors import EasyRefError
 from ...untrusted import escaped, one_line, shown
 from ...weight_file import weight_files
 from . import Metric
-from .embedders import CLIP, DINO, PictureEmbedder, open_clip, open_dino
+from .embedders import CLIP, DINO, ClipEmbedder, PictureEmbedder, open_clip, open_dino
+from .faces.identity import FaceIdentity
 from .model_directory import MissingModelError, ModelKind
 from .similarity import SimilarityMetric
 
@@ -90,7 +91,7 @@ def load_metrics(
 
     Args:
         clip, dino: directories, or names on the Hugging Face hub; empty to leave one out.
-        faces: directory of a model of faces; empty for no such metric.
+        faces: face-api's folder of models; empty for no such metric.
         offline: use directories and the hub's cache only.
 
     Returns:
@@ -114,17 +115,43 @@ def load_metrics(
         try:
             embedder = opener(hub.directory(name, kind), _short(name))
         except MissingModelError as error:
-            missing.append(
-                f"{left_out} left out. {error} Put the files of {_URL}/{kind.example} "
-                f"(config.json, preprocessor_config.json, model.safetensors"
-                f"{' and the tokenizer' if kind is CLIP else ''}) into a directory and name it "
-                f"with {option}."
-            )
+            missing.append(f"{left_out} left out. {error} {_what_to_do(kind)}")
         except EasyRefError as error:
             raise EasyRefError(f"{option}: {error}") from error
         else:
             metrics.append(SimilarityMetric(embedder.to(device)))
+    if faces and not Path(faces).is_dir():
+        missing.append(
+            f"The identity of faces is left out. There is no directory {escaped(faces)}. Name the "
+            'folder "model" of face-api with --faces.'
+        )
+    elif faces:
+        try:
+            metrics.append(FaceIdentity(faces, device))
+        except EasyRefError as error:
+            raise EasyRefError(f"--faces: {error}") from error
     return metrics, [*hub.notes, *missing]
+
+
+def load_clip(name: str, offline: bool = False, device: torch.device | str = "cpu") -> ClipEmbedder:
+    """CLIP alone, on its device.
+
+    Raises:
+        EasyRefError: it is missing, of another kind, or damaged.
+    """
+    hub = _Hub(offline)
+    try:
+        return open_clip(hub.directory(name, CLIP), _short(name)).to(device)
+    except MissingModelError as error:
+        raise EasyRefError(" ".join([*hub.notes, str(error), _what_to_do(CLIP)])) from error
+
+
+def _what_to_do(kind: ModelKind) -> str:
+    return (
+        f"Put the files of {_URL}/{kind.example} (config.json, preprocessor_config.json, "
+        f"model.safetensors{' and the tokenizer' if kind is CLIP else ''}) into a directory and "
+        f"name it with --{kind.name.lower()}."
+    )
 
 
 def _short(name: str) -> str:

@@ -44,7 +44,7 @@ class MissingModelError(EasyRefError):
     """A model is not there, while nothing is wrong with what is."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelKind:
     """The models that a metric takes.
 

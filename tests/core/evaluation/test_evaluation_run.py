@@ -138,6 +138,14 @@ def test_trials_of_other_content_are_refused(folder: Path, change: Any, said: st
         RunFolder(folder / "run").read_trials()
 
 
+def test_combinations_that_are_not_kept_are_not_generated(folder: Path) -> None:
+    settings = settings_for(folder, ["references=1,2"], methods=["easyref", "lora"])
+    bench(settings, keep=lambda v: v.method != "lora" or v.references == 2)
+    trials = json.loads((folder / "run" / "trials.json").read_text())
+    kept = {(t["variant"]["method"], t["variant"]["references"]) for t in trials}
+    assert kept == {("easyref", 1), ("easyref", 2), ("lora", 2)}
+
+
 def test_methods_are_closed_before_the_next_one_begins(folder: Path) -> None:
     made: dict[str, FakeMethod] = {}
     open_ones: list[int] = []
@@ -311,3 +319,17 @@ def test_progress_is_shown_on_stderr(folder: Path, capsys: pytest.CaptureFixture
     shown = capsys.readouterr().err
     for what in ("reading groups: 100%", "generating: 100%", "scoring: 100%"):
         assert what in shown
+
+
+def test_combinations_can_be_left_out(folder: Path) -> None:
+    settings = settings_for(folder, ["weight=0.5,1", "references=1,2"])
+    bench(settings, keep=lambda v: v.weight == 1 or v.references == 1)
+    labels = [summary["label"] for summary in results(folder)["summaries"] if not summary["split"]]
+    assert labels == [
+        "easyref, weight 0.5, 1 reference",
+        "easyref, weight 1, 1 reference",
+        "easyref, weight 1, 2 references",
+        "none",
+    ]
+    with pytest.raises(EasyRefError, match="All combinations are left out"):
+        bench(settings, keep=lambda variant: False)

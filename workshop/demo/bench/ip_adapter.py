@@ -1,9 +1,9 @@
 """An IP-Adapter for the demo's base model, in the layout that diffusers loads.
 
-It is trained as IP-Adapter is: the base model is frozen, each picture is its own reference, and what
-is not learned of it must come from the caption, which names the scene only. Its keys and values
-start as those of the text, its image tokens as the words of the full caption: that replaces many of
-the steps that a start from nothing needs.
+It is trained as IP-Adapter is: the base model is frozen, each picture is its own reference, and
+what is not learned of it must come from the caption, which names the scene only. Its keys and
+values start as those of the text, its image tokens as close to the full caption's states as they
+come: that replaces many of the steps that a start from nothing needs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import ImageProjection
 from torch import nn
-from transformers import CLIPVisionModelWithProjection
+from transformers import CLIPModel
 
 from easyref_core.demo_set import shipped_set
 
@@ -26,7 +26,7 @@ from ..pretraining.steps import Schedule, run_steps
 from ..pretraining.text_encoders import LoadedText
 from ..stored_weights import load_stored
 from ..tiny_weights import write_tensors
-from .clip import normalised
+from .clip import normalised, picture_embeds
 
 FILE = "ip-adapter_sdxl.safetensors"
 TOKENS = 4  # diffusers knows plain IP-Adapters by this number
@@ -111,12 +111,9 @@ def write_ip_adapter(unet: UNet2DConditionModel, path: Path) -> Path:
 @torch.no_grad()
 def image_embeds(clip: Path, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
     """[N, W] of images uint8 [N, 3, S, S], by a CLIP directory's vision tower."""
-    tower = CLIPVisionModelWithProjection.from_pretrained(
-        clip, torch_dtype=torch.float32, local_files_only=True
-    )
-    tower = tower.to(device).eval()
+    model = CLIPModel.from_pretrained(clip, local_files_only=True).float().to(device).eval()
     batches = [normalised(part.float() / 127.5 - 1) for part in pixels.split(64)]
-    return torch.cat([tower(batch.to(device)).image_embeds.cpu() for batch in batches])
+    return torch.cat([picture_embeds(model, batch.to(device)).cpu() for batch in batches])
 
 
 class _CaptionStates:
@@ -162,7 +159,7 @@ def _started_projection(
     images: torch.Tensor, tokens: torch.Tensor, device: torch.device
 ) -> ImageProjection:
     """A projection whose image tokens are as close to text states as it can."""
-    projection = ImageProjection(tokens.shape[-1], images.shape[-1], TOKENS).to(device)
+    projection = ImageProjection(images.shape[-1], tokens.shape[-1], TOKENS).to(device)
     nn.init.zeros_(projection.image_embeds.bias)
     optimiser = torch.optim.Adam(projection.parameters(), lr=_RATE)
     for _ in range(_START_STEPS):

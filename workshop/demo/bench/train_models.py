@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +18,12 @@ from ..pretraining.steps import Schedule
 from ..train import RECIPES
 
 RECIPE = RECIPES / "bench_models.yaml"
-PARTS = ("clip", "dino", "ip_adapter")
+RESULTS = {  # part -> directory or file in the work folder
+    "clip": "clip/model",
+    "dino": "dino/model",
+    "ip_adapter": "ip_adapter/ip-adapter_sdxl.safetensors",
+}
+PARTS = tuple(RESULTS)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -46,8 +54,16 @@ def load_recipe(path: Path = RECIPE) -> BenchModels:
         raise EasyRefError(f"{path}: {error}") from error
 
 
-def train_part(part: str, folder: Path, device: torch.device, recipe: Path = RECIPE) -> Path:
+def train_part(
+    part: str,
+    folder: Path,
+    device: torch.device | None = None,
+    recipe: Path = RECIPE,
+) -> Path:
     """Train one part unless it is finished; returns its directory or file.
+
+    Args:
+        device: the CPU by default.
 
     Raises:
         EasyRefError: an unknown part, or the IP-Adapter before the CLIP that it needs.
@@ -57,17 +73,62 @@ def train_part(part: str, folder: Path, device: torch.device, recipe: Path = REC
     from .drawn_pictures import drawn_pictures, first_pictures
     from .ip_adapter import train_ip_adapter
 
+    device = device or torch.device("cpu")
     settings = load_recipe(recipe)
     if part not in PARTS:
         raise EasyRefError(f"There is no part {part!r}. Choose one of {', '.join(PARTS)}.")
+    if is_done(part, folder):
+        return folder / RESULTS[part]
+    clip = folder / RESULTS["clip"]
+    if part == "ip_adapter" and not is_done("clip", folder):
+        raise EasyRefError("The IP-Adapter reads images by the part clip; train that first.")
     pictures = drawn_pictures(settings.pictures, settings.seed, folder / "pictures.pt")
     print(f"training {part}", file=sys.stderr, flush=True)
     if part == "clip":
         return train_clip(pictures, settings.clip, folder / part, device)
     if part == "dino":
         return train_dino(pictures, settings.dino, folder / part, device)
-    clip = folder / "clip" / "model"
-    if not (clip / "model.safetensors").is_file():
-        raise EasyRefError("The IP-Adapter reads images by the part clip; train that first.")
     fewer = first_pictures(pictures, settings.ip_adapter_pictures)
     return train_ip_adapter(fewer, clip, settings.ip_adapter, folder / part, device)
+
+
+def is_done(part: str, folder: Path) -> bool:
+    """Whether a part's result is there; its last file is written last."""
+    result = folder / RESULTS[part]
+    return result.is_file() or (result / "preprocessor_config.json").is_file()
+
+
+def copy_models(folder: Path, to: Path) -> Path:
+    """Copy finished models to where `bench` looks for them; returns that folder.
+
+    Raises:
+        EasyRefError: one is missing.
+    """
+    for part in PARTS:
+        if not is_done(part, folder):
+            raise EasyRefError(f"The part {part} is not trained yet. Train it first.")
+    for name, part in (("clip", "clip"), ("dino", "dino")):
+        shutil.copytree(folder / RESULTS[part], to / name, dirs_exist_ok=True)
+    shutil.copy(folder / RESULTS["ip_adapter"], to)
+    return to
+
+
+def check_models(folder: Path) -> Iterator[str]:
+    """A sentence about each model, of pictures of characters that no training has shown."""
+    from easyref_core.demo_set import shipped_set
+
+    from .check_models import check_clip, check_dino, check_ip_adapter, held_out_pictures
+    from .sdxl import write_sdxl
+
+    drawn = held_out_pictures()
+    clip = folder / RESULTS["clip"]
+    yield _line("clip", check_clip(clip, drawn))
+    yield _line("dino", check_dino(folder / RESULTS["dino"], drawn))
+    with tempfile.TemporaryDirectory(prefix="easyref_base_") as base:
+        write_sdxl(shipped_set(), Path(base))
+        file = folder / RESULTS["ip_adapter"]
+        yield _line("ip_adapter", check_ip_adapter(file, clip, Path(base), drawn[:40]))
+
+
+def _line(part: str, shares: Mapping[str, float]) -> str:
+    return f"{part}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
