@@ -4,6 +4,7 @@ unet/           diffusers UNet2DConditionModel
 vae/            diffusers AutoencoderTiny
 text_encoders/  clip_l/ and clip_g/, CLIP text models of transformers
 controlnet/     diffusers ControlNetModel
+score/          clip/ and dino/, models of transformers that know drawn pictures; may be absent
 mllm/           Qwen2-VL directory
 easyref.safetensors
 set.json        {"trained": true, ...}
@@ -64,6 +65,12 @@ def reference_files() -> list[Path]:
             "EasyRef again."
         )
     return files
+
+
+def score_model(name: str) -> Path | None:
+    """Directory of the set's own CLIP or DINO, for scores of drawn pictures; None without one."""
+    directory = TRAINED_SET / "score" / name.lower()
+    return directory if (directory / "config.json").is_file() else None
 
 
 def read_set_info(directory: Path) -> dict[str, Any] | None:

@@ -161,8 +161,9 @@ def hold(path: Path, what: str) -> Iterator[None]:
     Raises:
         EasyRefError: another process holds it, or it cannot be written.
     """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)  # a pipe is not waited for
     with writing(path):
-        file = path.open("ab")
+        file = os.fdopen(os.open(path, flags, 0o666), "rb+", buffering=0)
     with file:
         if _lock(file) is False:
             raise EasyRefError(

@@ -19,6 +19,7 @@ from .loader import EasyRefLoader
 from .quick import EasyRefQuick
 from .references import EasyRefReferences
 from .region import EasyRefRegion
+from .score import EasyRefScore
 from .tokens import EasyRefLoadTokens, EasyRefSaveTokens
 from .weight_curve import EasyRefWeightCurve
 
@@ -38,6 +39,7 @@ NODES: list[type[io.ComfyNode]] = [
     EasyRefSetConditioning,
     EasyRefLayerWeights,
     EasyRefWeightCurve,
+    EasyRefScore,
 ]
 
 

@@ -144,11 +144,16 @@ def references_from_batch(images: Any, name: str, weight: float = 1.0) -> Refere
     )
 
 
-def gather(images: torch.Tensor | None, references: References | None) -> References:
+def gather(
+    images: torch.Tensor | None, references: References | None, name: str = "images"
+) -> References:
     """A node's `images` and `references` inputs as one group, in this order.
+
+    Args:
+        name: of the first input.
 
     Raises:
         EasyRefError: the batch cannot be used, see `references_from_batch`.
     """
-    group = references_from_batch(images, "images") if images is not None else ()
+    group = references_from_batch(images, name) if images is not None else ()
     return group + (references or ())

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from easyref_core.errors import EasyRefError
 from easyref_core.evaluation.methods import Generated
 from easyref_core.evaluation.metrics import Column
 from easyref_core.evaluation.run import BenchSummary, run_bench
@@ -24,10 +25,10 @@ from easyref_core.evaluation.trials import Trial
 SIDE = 8  # pixels
 
 
-def picture(path: Path, seed: int) -> Path:
+def picture(path: Path, seed: int, side: int = SIDE) -> Path:
     """A picture of noise, which no other seed gives."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
 
@@ -141,12 +142,19 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     }
     for name, content in found.items():
         if name.startswith("images/") and name.endswith(".json"):
-            found[name] = _without_seconds(content)
+            found[name] = json.dumps(json.loads(content) | {"seconds": 0}).encode()
     return found
 
 
-def _without_seconds(content: bytes) -> bytes:
-    return json.dumps(json.loads(content) | {"seconds": 0}).encode()
+def timeless(found: Mapping[str, bytes]) -> dict[str, Any]:
+    """A snapshot without times and the run's own place, for runs in different places."""
+    plain: dict[str, Any] = dict(found)
+    for name in ("results.json", "run.json"):
+        plain[name] = json.loads(found[name])
+        plain[name]["settings"].pop("out")
+        for summary in plain[name].get("summaries", []):
+            summary.pop("seconds")
+    return plain
 
 
 def main() -> None:
@@ -155,7 +163,10 @@ def main() -> None:
     more = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     out = os.environ.get(f"OUT_OF_{os.environ.get('RANK', '0')}")  # a place of this process
     more |= {"out": out} if out else {}
-    summary = bench(settings_for(folder, **more), lambda trials: time.sleep(seconds))
+    try:
+        summary = bench(settings_for(folder, **more), lambda trials: time.sleep(seconds))
+    except EasyRefError as error:
+        sys.exit(str(error))
     if summary is not None:
         print(summary.done)
 

@@ -22,11 +22,11 @@ def write_sdxl_directory(folder: Path, models: Path) -> Path:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
     ).save_pretrained(folder / "scheduler")
     for name in ("tokenizer", "tokenizer_2"):
-        _write_clip_tokenizer(folder / name)
+        write_clip_tokenizer(folder / name)
     return folder
 
 
-def _write_clip_tokenizer(folder: Path) -> None:
+def write_clip_tokenizer(folder: Path) -> None:
     """All single bytes, with and without the end of a word; no merges."""
     from tokenizers.pre_tokenizers import ByteLevel
 

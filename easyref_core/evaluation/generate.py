@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 from ..errors import EasyRefError
 from ..out_of_memory import lack_of_memory
 from .methods import Generated, Method
-from .planning import batches_of, share_of
-from .processes import Processes
 from .store import RunFolder
 from .trials import Trial
 
@@ -20,32 +19,31 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 def generate(
-    methods: Sequence[Method],
-    trials: Sequence[Trial],
-    batch_size: int,
+    methods: Mapping[str, Method],
+    batches: Sequence[Sequence[Trial]],
     folder: RunFolder,
-    processes: Processes,
-    show: Callable[[Trial], None] = lambda trial: None,
+    show: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Make this process's share of the images that are missing. A batch of which one is missing, or
-    failed before, is made again as a whole.
+    """Make the images that are missing. A batch of which one is missing, or failed before, is made
+    again as a whole.
 
     Args:
-        show: called with each trial that is finished, also by an earlier run.
+        methods: by name, ready for use one after the other.
+        show: called with the number of images that are finished, also by an earlier run.
 
     Raises:
         EasyRefError: the disk is full or not writable.
     """
     work = folder.path / "work"
-    for method in methods:
-        batches = batches_of([t for t in trials if t.variant.method == method.name], batch_size)
+    for name, method in methods.items():
         try:
-            for batch in share_of(batches, processes.count, processes.index):
+            for batch in batches:
+                if batch[0].variant.method != name:
+                    continue
                 if not all(_is_done(folder, trial) for trial in batch):
                     for trial, result in zip(batch, _made(method, batch, work), strict=True):
                         folder.save(trial, result)
-                for trial in batch:
-                    show(trial)
+                show(len(batch))
         finally:
             method.close()
 
@@ -55,7 +53,7 @@ def _is_done(folder: RunFolder, trial: Trial) -> bool:
     return state is not None and state.status == "done"
 
 
-def _made(method: Method, batch: Sequence[Trial], work) -> list[Generated]:
+def _made(method: Method, batch: Sequence[Trial], work: Path) -> list[Generated]:
     reason = None
     try:
         return method.generate(batch, work)

@@ -49,6 +49,7 @@ def add_bench_command(commands: Any) -> None:
     _add_run(parser.add_argument_group("run"))
     _add_files(parser.add_argument_group("models"))
     _add_generation(parser.add_argument_group("generation"))
+    _add_rating(parser.add_argument_group("blind comparison"))
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
@@ -121,6 +122,26 @@ def _add_generation(group: argparse._ArgumentGroup) -> None:
     add("--offload", action="store_true", default=None, help=help_offload)
 
 
+def _add_rating(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    help_rate = "of a finished run: choose the better one of two images, on a page in the browser"
+    add("--rate", metavar="DIR", help=help_rate)
+    help_compare = "two labels of the table; default: all pairs"
+    add("--compare", default="", metavar="A,B", help=help_compare)
+    help_rater = "your name, where several people vote, one after another"
+    add("--rater", default="", metavar="NAME", help=help_rater)
+    add("--port", type=int, default=0, metavar="N", help="of the page; default: any that is free")
+
+
+def _rate(options: argparse.Namespace) -> int:
+    from .rating.rate import rate, table_of
+
+    if options.groups or options.out:
+        raise EasyRefError("--rate is for a run that is finished: leave --groups and --out away.")
+    print(table_of(rate(options.rate, options.compare, options.rater, options.port)))
+    return 0
+
+
 def bench(options: argparse.Namespace) -> int:
     """Run a benchmark; returns the exit status: 0 done, also where some images could not be made
     and the notes say so; 1 if none could; 130 interrupted.
@@ -128,6 +149,8 @@ def bench(options: argparse.Namespace) -> int:
     Raises:
         EasyRefError: see `run.run_bench`.
     """
+    if options.rate is not None:
+        return _rate(options)
     needed = ("diffusers", "accelerate", "pydantic", "pyarrow", "tqdm")
     require_extra("A benchmark", "bench", *needed)
     from .run import run_bench
@@ -151,7 +174,7 @@ def _settings(options: argparse.Namespace) -> BenchSettings:
         if not getattr(options, name):
             raise EasyRefError(f"Name {what} with --{name}.")
     given = vars(options)
-    others = ("run", "overwrite", "vary")
+    others = ("run", "overwrite", "vary", "rate", "compare", "rater", "port")
     content = {name: value for name, value in given.items() if name not in others}
     settings = make_bench_settings(content, options.vary)
     if not settings.base:

@@ -10,13 +10,13 @@ from typing import Any
 
 from ..errors import EasyRefError
 from ..training.records import PictureSource
-from ..untrusted import inside, number, text, whole_number
+from ..untrusted import inside, number, shown, text, whole_number
 from .groups import GroupPicture
 from .trials import Trial, Variant
 
 
 def plain_trial(trial: Trial) -> dict[str, Any]:
-    """A trial as plain JSON; licences are those of references and targets, in order."""
+    """A trial as plain JSON; captions and licences are the references', then the targets'."""
     return {
         "path": trial.path,
         "label": trial.label,
@@ -28,7 +28,7 @@ def plain_trial(trial: Trial) -> dict[str, Any]:
         "seed": trial.seed,
         "references": _paths(trial.references),
         "targets": _paths(trial.targets),
-        "captions": [picture.caption for picture in trial.targets],
+        "captions": [picture.caption for picture in (*trial.references, *trial.targets)],
         "licences": [picture.licence for picture in (*trial.references, *trial.targets)],
     }
 
@@ -48,8 +48,8 @@ def trial_from_plain(item: Any, folder: Path) -> Trial:
     """
     inside(folder, text(item["path"], "path") + ".png", "image")
     references, targets = _texts(item, "references"), _texts(item, "targets")
-    captions = [""] * len(references) + _texts(item, "captions")
-    files, licences = [*references, *targets], _texts(item, "licences")
+    captions, licences = _texts(item, "captions"), _texts(item, "licences")
+    files = [*references, *targets]
     if not len(captions) == len(licences) == len(files):
         raise EasyRefError("captions and licences are not as many as pictures")
     pictures = [
@@ -67,6 +67,8 @@ def trial_from_plain(item: Any, folder: Path) -> Trial:
 
 
 def _texts(item: Any, name: str) -> list[str]:
+    if not isinstance(item[name], list):
+        raise EasyRefError(f"{name} is {shown(item[name])}; it must be a list.")
     return [text(value, name) for value in item[name]]
 
 

@@ -16,7 +16,7 @@ import torch
 from ..devices import best_device, usable_device
 from ..errors import EasyRefError
 from ..untrusted import shown
-from .store import writing
+from .store import SHARED, writing
 
 _Value = TypeVar("_Value")
 
@@ -83,12 +83,11 @@ class Processes:
         """
         if self.count == 1:
             return
-        mark = folder / "work" / ".shared"
+        mark = folder / SHARED
 
         def write() -> str:
             token = uuid.uuid4().hex
             with writing(mark):
-                mark.parent.mkdir(parents=True, exist_ok=True)
                 mark.write_text(token)
             return token
 

@@ -5,7 +5,8 @@ training data.
     DIR/held_in/GROUP, DIR/held_out/GROUP  with its split
     DIR/held_in.json, DIR/held_out.json    training data, a group for each record
     GROUP/metadata.jsonl                   {"file_name": "a.png", "text": "...", "licence": "...",
-                                           "kind": "character"} on each line
+                                           "kind": "character", "target": true} on each line; the
+                                           picture marked so is the target, if any
     GROUP/a.txt                            the caption of GROUP/a.png
 
 A `metadata.jsonl` may also lie above the groups, with names such as "GROUP/a.png".
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Described:
     caption: str = ""
     licence: str = ""
     kind: str = ""
+    target: bool = False
 
 
 def read_groups(path: Path, notes: list[str]) -> list[ReferenceGroup]:
@@ -55,6 +57,8 @@ def read_groups(path: Path, notes: list[str]) -> list[ReferenceGroup]:
     Raises:
         EasyRefError: no such folder or file, or one that cannot be read as a whole.
     """
+    if not os.path.lexists(path):
+        raise EasyRefError(f"There is neither a folder nor a file {shown(path, 300)}.")
     if not path.is_dir():
         return _from_json(path, path.parent, _split_of(path.stem), notes)
     groups: list[ReferenceGroup] = []
@@ -67,7 +71,7 @@ def read_groups(path: Path, notes: list[str]) -> list[ReferenceGroup]:
         groups = _from_folders(path, "", notes)
     if not groups and any(is_picture(entry) for entry in entries(path)):
         groups = [_from_folder(path, path.name or "group", "", {}, notes)]
-    return _named_apart(groups)
+    return named_apart(groups)
 
 
 def entries(folder: Path) -> list[Path]:
@@ -118,7 +122,9 @@ def _from_folder(
         caption = found.caption or caption_beside(path, notes)
         pictures.append(GroupPicture(PictureSource(path), caption, found.licence))
     kinds = [described[path].kind for path in paths if path in described and described[path].kind]
-    return ReferenceGroup(name, tuple(pictures), split, kinds[0] if kinds else "")
+    targets = [n for n, path in enumerate(paths) if path in described and described[path].target]
+    target = targets[0] if targets else None
+    return ReferenceGroup(name, tuple(pictures), split, kinds[0] if kinds else "", target)
 
 
 def caption_beside(picture: Path, notes: list[str]) -> str:
@@ -142,10 +148,15 @@ def read_metadata(folder: Path, notes: list[str]) -> dict[Path, Described]:
         return {}
     found: dict[Path, Described] = {}
     try:
-        lines = read_bytes(path, _LARGEST_METADATA, "list of captions").splitlines()
+        content = read_bytes(path, _LARGEST_METADATA, "list of captions")
+        if content.count(b"\n") + content.count(b"\r") > _MOST_ENTRIES:
+            raise EasyRefError(
+                f"{shown(path, 300)} has more than {_MOST_ENTRIES:,} lines and is not used."
+            )
     except EasyRefError as error:
         notes.append(str(error))
         return {}
+    lines = content.splitlines()
     bad: list[str] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -158,7 +169,8 @@ def read_metadata(folder: Path, notes: list[str]) -> dict[Path, Described]:
             found[picture] = Described(
                 _first_text(item, _CAPTIONS),
                 _first_text(item, _LICENCES),
-                _first_text(item, ("kind",)),
+                _first_text(item, _KINDS),
+                item.get("target") is True,
             )
         except EasyRefError as error:
             bad.append(str(error))
@@ -229,13 +241,23 @@ def _of_record(record: Record, name: str, split: str) -> ReferenceGroup:
     return ReferenceGroup(name, (target, *references), split, target=0)
 
 
-def _named_apart(groups: list[ReferenceGroup]) -> list[ReferenceGroup]:
-    """Names that occur in several splits get theirs before them."""
+def named_apart(groups: Sequence[ReferenceGroup]) -> list[ReferenceGroup]:
+    """Names that occur in several splits get theirs before them; what is still equal, a number."""
     counts = Counter(group.name for group in groups)
-    return [
-        replace(group, name=f"{group.split}/{group.name}") if counts[group.name] > 1 else group
+    names = [
+        f"{group.split}/{group.name}" if group.split and counts[group.name] > 1 else group.name
         for group in groups
     ]
+    taken: dict[str, int] = {}
+    named = []
+    for group, name in zip(groups, names, strict=True):
+        new = name
+        while new in taken:
+            taken[name] += 1
+            new = f"{name} ({taken[name]})"
+        taken[new] = 1
+        named.append(replace(group, name=new))
+    return named
 
 
 def iter_pictures(folder: Path) -> Iterator[Path]:

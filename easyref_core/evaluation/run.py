@@ -17,12 +17,12 @@ from .generate import generate
 from .methods import Method
 from .metrics import Metric
 from .plain_trials import plain_trial
-from .planning import make_variants, plan_trials
+from .planning import batches_of, make_variants, plan_trials, share_of
 from .processes import Processes, join
 from .protocols import PRESETS, chosen_methods, read_preset_groups
-from .scoring import read_scores, score
+from .scoring import chunks_of, read_scores, score
 from .store import RESULTS, RUN, TRIALS, VERSION, OtherRun, RunFolder, TrialState, writing
-from .trials import Trial
+from .trials import Trial, Variant
 from .usable import PictureIndex, usable_groups
 
 if TYPE_CHECKING:
@@ -58,12 +58,14 @@ def run_bench(
     *,
     make_methods: MakeMethods | None = None,
     make_metrics: MakeMetrics | None = None,
+    keep: Callable[[Variant], bool] = lambda variant: True,
     overwrite: bool = False,
 ) -> BenchSummary | None:
     """Run a benchmark, or go on with one that was stopped.
 
     Args:
         make_methods, make_metrics: in place of those that the settings name.
+        keep: whether a combination of varied values is to be generated.
         overwrite: begin anew, and replace what an earlier run has left in settings.out.
 
     Returns:
@@ -74,7 +76,7 @@ def run_bench(
             settings; a folder in which another run works; a full disk.
     """
     processes = join(settings.device)
-    run = _Run(settings, processes, overwrite)
+    run = _Run(settings, processes, keep, overwrite)
     with ExitStack() as stack:
         processes.on_main(lambda: stack.enter_context(run.opened()))
         return run.through(make_methods or _methods, make_metrics or _metrics)
@@ -84,9 +86,22 @@ def _methods(
     settings: BenchSettings, trials: Sequence[Trial], device: torch.device
 ) -> Mapping[str, Method]:
     from .methods.load import load_methods
-    from .methods.settings import generation_settings
+    from .methods.settings import GenerationSettings, LoraSettings
 
-    return load_methods(generation_settings(settings, device), trials)
+    names = ("base_config", "adapter", "mllm", "ip_adapter", "image_encoder")
+    files = {name: Path(getattr(settings, name)) for name in names if getattr(settings, name)}
+    negative = {} if settings.negative is None else {"negative": settings.negative}
+    given = GenerationSettings(
+        Path(settings.base),
+        **files,
+        **negative,
+        size=settings.size,
+        device=str(device),
+        dtype=settings.dtype,
+        offload=settings.offload,
+        lora=LoraSettings(rank=settings.lora_rank, steps=settings.lora_steps),
+    )
+    return load_methods(given, trials)
 
 
 def _metrics(
@@ -94,7 +109,8 @@ def _metrics(
 ) -> tuple[Sequence[Metric], Sequence[str]]:
     from .metrics.load import load_metrics
 
-    return load_metrics(settings, device)
+    models = {"clip": settings.clip, "dino": settings.dino, "faces": settings.faces}
+    return load_metrics(**models, offline=settings.offline, device=device)
 
 
 @dataclass(frozen=True)
@@ -108,9 +124,16 @@ class _Plan:
 class _Run:
     """One run, in one process."""
 
-    def __init__(self, settings: BenchSettings, processes: Processes, overwrite: bool) -> None:
+    def __init__(
+        self,
+        settings: BenchSettings,
+        processes: Processes,
+        keep: Callable[[Variant], bool],
+        overwrite: bool,
+    ) -> None:
         self._settings = settings
         self._processes = processes
+        self._keep = keep
         self._overwrite = overwrite
         self._folder = RunFolder(settings.out)
         self._index = PictureIndex()
@@ -129,23 +152,20 @@ class _Run:
         processes.check_shared(folder.path)
         metrics, missing = make_metrics(settings, processes.device)
         methods = make_methods(settings, plan.trials, processes.device)
-        processes.on_main(lambda: self._begin(plan, methods, metrics))
-        with self._bar("generating", len(plan.trials)) as bar:
-            generate(
-                list(methods.values()),
-                plan.trials,
-                settings.batch_size,
-                folder,
-                processes,
-                lambda trial: bar.update(1),
-            )
+        identities = _plain({name: method.identity() for name, method in methods.items()})
+        processes.on_main(lambda: self._begin(plan, identities, metrics))
+        batches = batches_of(plan.trials, settings.batch_size)
+        batches = share_of(batches, processes.count, processes.index)
+        with self._bar("generating", sum(map(len, batches))) as bar:
+            generate(methods, batches, folder, bar.update)
         processes.wait()
-        with self._bar("scoring", len(plan.trials) * len(metrics)) as bar:
-            score(metrics, plan.trials, folder, processes, bar.update)
+        chunks = chunks_of(plan.trials)[processes.index :: processes.count]
+        with self._bar("scoring", sum(map(len, chunks)) * len(metrics)) as bar:
+            score(metrics, chunks, folder, bar.update)
         processes.wait()
         if not processes.is_main:
             return None
-        return self._results(plan, methods, metrics, [*plan.notes, *missing])
+        return self._results(plan, identities, metrics, [*plan.notes, *missing])
 
     def _planned(self) -> _Plan:
         """Groups are read, and every picture is decoded once."""
@@ -158,7 +178,9 @@ class _Run:
             groups = usable_groups(groups, preset.pairing, self._index, notes, bar.update)
         methods = chosen_methods(settings, notes)
         most = max(len(group.pictures) for group in groups) - (preset.pairing == "others")
-        variants = make_variants(settings, methods, preset, most)
+        variants = [v for v in make_variants(settings, methods, preset, most) if self._keep(v)]
+        if not variants:
+            raise EasyRefError("All combinations are left out: there is nothing to generate.")
         images = settings.images or preset.images
         trials = plan_trials(groups, variants, settings.seed, images, preset.pairing)
         asked = max(variant.references for variant in variants)
@@ -191,8 +213,11 @@ class _Run:
         if changed:
             raise OtherRun(self._folder.path, changed)
 
-    def _begin(self, plan: _Plan, methods: Mapping[str, Method], metrics: Sequence[Metric]) -> None:
+    def _begin(self, plan: _Plan, methods: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
         """Write what the run is, or compare it with what it was when it was begun.
+
+        Args:
+            methods: their identities.
 
         Raises:
             OtherRun: it was another.
@@ -201,45 +226,45 @@ class _Run:
         from .settings import as_json
 
         folder = self._folder
-        identities = _plain({name: method.identity() for name, method in methods.items()})
-        self._check_settings(identities)
+        self._check_settings(methods)
         trials = _plain({trial.path: plain_trial(trial) for trial in plan.trials})
         changed = list(self._index.changed)
         if (folder.path / TRIALS).exists():
-            with suppress(EasyRefError):  # damaged: written again
+            with suppress(EasyRefError, TypeError, KeyError):  # damaged: written again
                 before = {item["path"]: item for item in folder.read_json(TRIALS)}
                 changed += differences(before, trials)
         if changed:
             raise OtherRun(folder.path, changed)
-        with writing(folder.path):
-            self._index.save()
-        folder.write_json(TRIALS, list(trials.values()), indent=1)
-        folder.write_json(
+        folder.write_json(  # first: it makes the folder a run's
             RUN,
             {
                 "settings": as_json(self._settings),
-                "methods": identities,
+                "methods": methods,
                 "metrics": [metric.identity() for metric in metrics],
                 "version": VERSION,
             },
             indent=1,
         )
+        with writing(folder.path):
+            self._index.save()
+        folder.write_json(TRIALS, list(trials.values()), indent=1)
 
     def _results(
         self,
         plan: _Plan,
-        methods: Mapping[str, Method],
+        methods: Mapping[str, Any],
         metrics: Sequence[Metric],
         notes: list[str],
     ) -> BenchSummary:
         from . import table
+        from .rating.rate import plain_preferences
         from .settings import as_json
 
         folder, trials = self._folder, plan.trials
         columns = table.columns_of(metrics)
         lost = TrialState("failed", "its image is damaged; give the same command again")
         states = {trial.path: folder.state(trial) or lost for trial in trials}
-        scores = read_scores(metrics, trials, folder, notes)
+        scores = read_scores(metrics, trials, folder, states, notes)
         failed = [trial for trial in trials if states[trial.path].status != "done"]
         if failed:
             notes.append(
@@ -251,14 +276,20 @@ class _Run:
         table.write_rows(folder, table.rows_of(trials, states, scores), columns)
         table.write_times(folder, trials, states)
         summaries = table.summaries(trials, states, scores, columns)
+        try:  # votes for images that are still the same
+            preferences = plain_preferences(folder, trials, states)
+        except EasyRefError as error:
+            preferences = []
+            notes.append(str(error))
         folder.write_json(
             RESULTS,
             {
                 "settings": as_json(self._settings),
-                "methods": {name: method.identity() for name, method in methods.items()},
+                "methods": methods,
                 "metrics": [metric.identity() for metric in metrics],
                 "columns": [table.plain_column(column) for column in columns],
                 "summaries": summaries,
+                "preferences": preferences,
                 "notes": notes,
             },
             indent=1,

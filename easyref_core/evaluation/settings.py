@@ -137,14 +137,14 @@ def parse_varied(texts: Sequence[str]) -> dict[str, list[Any]]:
     known = [field.name for field in dataclasses.fields(VariedSettings)]
     varied: dict[str, list[Any]] = {}
     for text in texts:
-        key, equals, values = text.partition("=")
+        key, _, values = text.partition("=")
         key = key.strip().replace("-", "_")
-        if not equals or key not in known or key in varied:
+        given = [value.strip() for value in values.split(",") if value.strip()]
+        if not given or key not in known or key in varied:
             twice = " is given twice" if key in varied else f" cannot be used as {shown(text)}"
             raise EasyRefError(
                 f"--vary{twice}. Write --vary KEY=VALUE,VALUE, each KEY once: {', '.join(known)}."
             )
-        given = [value.strip() for value in values.split(",") if value.strip()]
         varied[key] = [value if key == "adapter" else _number(value) for value in given]
     return varied
 

@@ -25,7 +25,7 @@ from PIL import Image
 from ..errors import EasyRefError
 from ..files import hold, is_within, make_folder, new_name, sweep, write_atomically
 from ..pictures.loading import open_picture
-from ..untrusted import escaped, is_regular, one_line, read_bytes, read_json, shown
+from ..untrusted import escaped, is_regular, number, one_line, read_bytes, read_json, shown, text
 from .methods import Generated
 from .plain_trials import trial_from_plain
 from .trials import Trial
@@ -38,10 +38,13 @@ RUN, TRIALS, RESULTS, VOTES, LOCK = (
     "votes.jsonl",
     ".lock",
 )
+SHARED = ".shared"
+_HIDDEN = (LOCK, SHARED, ".easyref-")  # the last are unfinished files
 _FOLDERS = ("images", "work")
 _FILES = (TRIALS, RESULTS, "scores.csv", "scores.parquet", "times.csv", "index.html")
 _LARGEST_JSON = 256_000_000  # bytes
 _LARGEST_IMAGE = 1_000_000_000  # bytes
+_LONGEST = 1e9  # seconds of a stage
 _MOST_CHANGES = 5  # that a message names
 
 
@@ -102,7 +105,9 @@ def is_run(folder: Path) -> bool:
         content = read_json(folder / RUN, _LARGEST_JSON)
     except EasyRefError:
         return False
-    return isinstance(content, dict) and {"settings", "methods", "version"} <= content.keys()
+    if not isinstance(content, dict) or "version" not in content:
+        return False
+    return all(isinstance(content.get(name), dict) for name in ("settings", "methods"))
 
 
 class RunFolder:
@@ -126,12 +131,14 @@ class RunFolder:
         with writing(self.path):
             make_folder(self.path)
         with hold(self.path / LOCK, "benchmark run"):
-            sweep(self.path)
-            others = [name for name in os.listdir(self.path) if name != LOCK]
+            for parent, _, _ in os.walk(self.path):
+                sweep(Path(parent))  # what killed runs have left
+            found = sorted(os.listdir(self.path))
+            others = [name for name in found if not name.startswith(_HIDDEN)]
             if others and not is_run(self.path):
                 raise EasyRefError(
                     f"{shown(self.path, 300)} holds something else than a benchmark run "
-                    f"({shown(sorted(others)[0])}), so nothing is written there. Choose another "
+                    f"({shown(others[0])}), so nothing is written there. Choose another "
                     "--out."
                 )
             if overwrite:
@@ -220,10 +227,13 @@ class RunFolder:
         try:
             content = read_json(path)
             state = TrialState(**content)
+            text(state.error, "error")
+            for stage, seconds in state.seconds.items():
+                number(seconds, stage, 0, _LONGEST)
             if state.status == "failed":
-                return state if isinstance(state.error, str) else None
+                return state
             data = read_bytes(self.image_path(trial), _LARGEST_IMAGE, "image")
-        except (EasyRefError, TypeError):
+        except (EasyRefError, TypeError, AttributeError):
             return None
         if state.status != "done" or hashlib.sha256(data).hexdigest() != state.sha256:
             return None

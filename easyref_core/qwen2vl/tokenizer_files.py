@@ -1,8 +1,9 @@
-"""The tokenizer of a Qwen2-VL directory, loaded by transformers from these files alone."""
+"""The tokenizer of a model directory, loaded by transformers from these files alone."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,31 @@ _FILES = (
     "chat_template.jinja",
     "config.json",
 )
-_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+_ANY = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _MAX_BYTES = 64_000_000  # Qwen2-VL's tokenizer.json has 7 million
 _AGAIN = "Download its files again."
 
 
-def load_tokenizer(directory: str | Path) -> Any:
+@dataclass(frozen=True)
+class TokenizerKind:
+    """The tokenizer of a family of models.
+
+    Attributes:
+        family, download: for messages.
+        classes: of transformers; the first is the usual one.
+    """
+
+    family: str
+    download: str
+    classes: tuple[str, ...]
+
+
+QWEN2_VL = TokenizerKind(
+    "Qwen2-VL", "Qwen2-VL-2B-Instruct", ("Qwen2Tokenizer", "Qwen2TokenizerFast", *_ANY)
+)
+
+
+def load_tokenizer(directory: str | Path, kind: TokenizerKind = QWEN2_VL) -> Any:
     """A transformers tokenizer, from the directory's own files, without running code from there.
 
     Raises:
@@ -38,17 +58,17 @@ def load_tokenizer(directory: str | Path) -> Any:
     if not (is_regular(directory / "tokenizer.json") or is_regular(directory / "vocab.json")):
         raise EasyRefError(
             f"There is no tokenizer in {name} (tokenizer.json, or vocab.json and merges.txt). Copy "
-            "all files of the Qwen2-VL-2B-Instruct download there."
+            f"all files of the {kind.download} download there."
         )
     for file in (directory / name for name in _FILES):
         if os.path.exists(file):  # a broken link is nothing, as to transformers
             size = check_regular(file, "tokenizer file").st_size
             if size > _MAX_BYTES:
                 raise EasyRefError(
-                    f"{escaped(str(file))} has {size:,} bytes, too many for Qwen2-VL's tokenizer. "
-                    f"{_AGAIN}"
+                    f"{escaped(str(file))} has {size:,} bytes, too many for {kind.family}'s "
+                    f"tokenizer. {_AGAIN}"
                 )
-    _check_settings(directory / "tokenizer_config.json")
+    _check_settings(directory / "tokenizer_config.json", kind)
     from transformers import AutoTokenizer
 
     try:
@@ -62,19 +82,19 @@ def load_tokenizer(directory: str | Path) -> Any:
         ) from error
 
 
-def _check_settings(path: Path) -> None:
+def _check_settings(path: Path, kind: TokenizerKind) -> None:
     """Raise EasyRefError where a tokenizer_config.json names another class or more files."""
     settings = read_json(path, what="tokenizer configuration") if is_regular(path) else {}
     if not isinstance(settings, dict):
         raise EasyRefError(f"{escaped(str(path))} holds no settings. {_AGAIN}")
-    kind = settings.get("tokenizer_class")
-    if kind is not None and kind not in _CLASSES:
+    found = settings.get("tokenizer_class")
+    if found is not None and found not in kind.classes:
         raise EasyRefError(
-            f"{escaped(str(path))} names a tokenizer of class {shown(kind)}; Qwen2-VL's is "
-            f"{_CLASSES[0]}. {_AGAIN}"
+            f"{escaped(str(path))} names a tokenizer of class {shown(found)}; {kind.family}'s is "
+            f"{kind.classes[0]}. {_AGAIN}"
         )
     if settings.get("fast_tokenizer_files"):
         raise EasyRefError(
-            f"{escaped(str(path))} names further files (fast_tokenizer_files), which Qwen2-VL's "
-            f"tokenizer does not have. {_AGAIN}"
+            f"{escaped(str(path))} names further files (fast_tokenizer_files), which "
+            f"{kind.family}'s tokenizer does not have. {_AGAIN}"
         )

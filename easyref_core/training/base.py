@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ import torch
 
 from ..errors import EasyRefError
 from ..out_of_memory import lack_of_memory
+from ..pictures.loading import named
 from ..untrusted import escaped, one_line, shown, whole_number
-from .base_files import VAES, check_base_files
+from .base_files import VAES, check_base_files, has_half_only
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -74,20 +75,26 @@ class Base:
         return latents[0] * self.vae.config.scaling_factor
 
 
-def load_base(folder: str | Path) -> Base:
+def load_base(
+    folder: str | Path, option: str = "model.base", dtype: torch.dtype = torch.float32
+) -> Base:
     """Load the base model, frozen.
+
+    Args:
+        option: that names the folder, for messages.
+        dtype: of the UNet.
 
     Raises:
         EasyRefError: a part is missing (named) or cannot be loaded.
     """
     folder = Path(folder)
-    configs = check_base_files(folder)
-    kind = configs["vae"].get("_class_name")
-    if kind not in VAES:
-        raise EasyRefError(
-            f"model.base: the VAE in {escaped(str(folder))} is of class {shown(kind)}; "
-            f"{' and '.join(VAES)} can be used. Get it again."
-        )
+    configs = check_base_files(folder, option)
+    with named(option):
+        return _load_parts(folder, configs, dtype)
+
+
+def _load_parts(folder: Path, configs: Mapping[str, Any], dtype: torch.dtype) -> Base:
+    kind = vae_class(folder, configs)
     import diffusers
     import transformers
 
@@ -99,7 +106,10 @@ def load_base(folder: str | Path) -> Base:
     }
     try:
         with _read_everywhere():
-            modules = {name: _load(kinds[name], folder / name) for name in kinds}
+            modules = {
+                name: load_part(kinds[name], folder / name, dtype if name == "unet" else None)
+                for name in kinds
+            }
             base = Base(
                 unet=modules["unet"],
                 vae=modules["vae"],
@@ -118,7 +128,7 @@ def load_base(folder: str | Path) -> Base:
         if lack_of_memory(error) is not None:
             raise
         raise EasyRefError(
-            f"model.base: {escaped(str(folder))} cannot be loaded ({type(error).__name__}: "
+            f"{escaped(str(folder))} cannot be loaded ({type(error).__name__}: "
             f"{one_line(error)}). Get it again."
         ) from error
     _check_fit(base, folder)
@@ -127,14 +137,37 @@ def load_base(folder: str | Path) -> Base:
     return base
 
 
-def _load(kind: Any, folder: Path) -> Any:
+def vae_class(folder: Path, configs: Mapping[str, Any]) -> str:
+    """The class of the VAE.
+
+    Raises:
+        EasyRefError: another one than SDXL's.
+    """
+    kind = configs["vae"].get("_class_name")
+    if kind not in VAES:
+        raise EasyRefError(
+            f"The VAE in {escaped(str(folder))} is of class {shown(kind)}; {' and '.join(VAES)} "
+            "can be used. Get it again."
+        )
+    return kind
+
+
+def load_part(kind: Any, folder: Path, dtype: torch.dtype | None = None) -> Any:
     """A module with its weights.
+
+    Args:
+        kind: a model's class, of diffusers or transformers.
+        dtype: None for the library's choice.
 
     Raises:
         EasyRefError: the weights do not fit its configuration.
     """
-    remote = {"trust_remote_code": False} if kind.__module__.startswith("transformers") else {}
-    module, info = kind.from_pretrained(folder, output_loading_info=True, **remote, **_OFFLINE)
+    options: dict[str, Any] = {"variant": "fp16"} if has_half_only(folder) else {}
+    if kind.__module__.startswith("transformers"):
+        options["trust_remote_code"] = False
+    if dtype is not None:
+        options["torch_dtype"] = dtype
+    module, info = kind.from_pretrained(folder, output_loading_info=True, **options, **_OFFLINE)
     unused = [
         name
         for name in info["unexpected_keys"]
@@ -147,7 +180,7 @@ def _load(kind: Any, folder: Path) -> Any:
     ):
         if names:
             raise EasyRefError(
-                f"model.base: the weights in {escaped(str(folder))} do not fit its config.json: "
+                f"The weights in {escaped(str(folder))} do not fit its config.json: "
                 f"they {problem} {escaped(', '.join(sorted(names)[:3]))}. Get it again."
             )
     return module
@@ -169,10 +202,10 @@ def _check_fit(base: Base, folder: Path) -> None:
     ):
         if has != unet[needs]:
             raise EasyRefError(
-                f"model.base: the parts in {escaped(str(folder))} do not fit together: {name} are "
+                f"The parts in {escaped(str(folder))} do not fit together: {name} are "
                 f"{has}, the UNet's {needs} is {shown(unet[needs])}. Name a whole SDXL model."
             )
-    hint = f"Check {escaped(str(folder))}; model.base must be a whole SDXL model."
+    hint = f"Check {escaped(str(folder))}; it must be a whole SDXL model."
     for tokenizer, encoder in zip(base.tokenizers, encoders, strict=True):
         longest, known = encoder.max_position_embeddings, encoder.vocab_size
         whole_number(tokenizer.model_max_length, "A tokenizer's model_max_length", 2, longest, hint)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EasyRefError
+from ..pictures.loading import named
 from ..untrusted import check_regular, escaped, inside, read_json, shown
 from ..weight_file import open_weight_file
 from ..weight_file.dtypes import WEIGHTS
@@ -34,37 +35,45 @@ _MAX_LAYERS, _MAX_NESTED = 100, 1000  # of one kind; transformers in layers in b
 _LAYERS, _TRANSFORMERS = "layers_per_block", "transformer_layers_per_block"
 
 
-def check_base_files(folder: Path) -> dict[str, dict[str, Any]]:
+def check_base_files(folder: Path, option: str = "model.base") -> dict[str, dict[str, Any]]:
     """The configurations of a base model's parts, checked for what would hang or be misread.
+
+    Args:
+        option: that names the folder, for messages.
 
     Raises:
         EasyRefError: a part or its configuration is missing; a file that is no regular one or too
             large; JSON that is none; weights outside the folder; a number out of range.
     """
     missing = [part for part in PARTS if not os.path.isdir(folder / part)]
-    if missing:
-        raise _error(
-            folder,
-            f"lacks {', '.join(missing)}. It must be an SDXL model in the diffusers layout",
-        )
-    return {part: _check_part(folder / part, name) for part, name in PARTS.items()}
+    with named(option):
+        if missing:
+            raise _error(
+                folder,
+                f"lacks {', '.join(missing)}. It must be an SDXL model in the diffusers layout",
+            )
+        return {part: check_part(folder / part, name) for part, name in PARTS.items()}
 
 
-def _check_part(folder: Path, config: str) -> dict[str, Any]:
-    """The configuration of a part."""
+def check_part(folder: Path, config: str) -> dict[str, Any]:
+    """The configuration of a part; see `check_base_files`.
+
+    Args:
+        config: its file's name.
+    """
     contents: dict[str, Any] = {}
     try:
         files = sorted(path for path in folder.iterdir() if not path.is_dir())
     except OSError as error:
         raise _error(folder, f"cannot be read ({escaped(str(error))})") from error
     for path in files:
-        size = check_regular(path, "file of model.base").st_size
+        size = check_regular(path).st_size
         if size > _MAX_BYTES and path.suffix not in _WEIGHTS:
             raise _error(path, f"has {size:,} bytes, too many for such a file")
         if _WEIGHTS_NAME.match(path.name):
             _check_weights(path)
         if path.suffix == ".json":
-            content = contents[path.name] = _read(path)
+            content = contents[path.name] = read_json(path, _MAX_BYTES)
             if not isinstance(content, dict):
                 raise _error(path, "holds no object of keys")
             if path.name.endswith(".index.json"):
@@ -80,19 +89,14 @@ def _check_part(folder: Path, config: str) -> dict[str, Any]:
     return settings
 
 
-def _read(path: Path) -> Any:
-    try:
-        return read_json(path, _MAX_BYTES)
-    except EasyRefError as error:
-        raise EasyRefError(f"model.base: {error}") from error
+def has_half_only(folder: Path) -> bool:
+    """Whether a part's weights are there as the variant fp16 alone."""
+    names = [path.name for path in folder.iterdir() if _WEIGHTS_NAME.match(path.name)]
+    return bool(names) and all(".fp16." in name for name in names)
 
 
 def _check_weights(path: Path) -> None:
-    try:
-        tensors = open_weight_file(path).tensors
-    except EasyRefError as error:
-        raise EasyRefError(f"model.base: {error}") from error
-    for name, tensor in tensors.items():
+    for name, tensor in open_weight_file(path).tensors.items():
         if tensor.dtype not in WEIGHTS and not name.endswith("position_ids"):
             raise _error(path, f"holds {shown(name)} as {tensor.dtype}, which is no weight")
 
@@ -128,4 +132,4 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def _error(path: Path, said: str) -> EasyRefError:
-    return EasyRefError(f"model.base: {escaped(str(path))} {said}. Get it again.")
+    return EasyRefError(f"{escaped(str(path))} {said}. Get it again.")

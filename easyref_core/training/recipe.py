@@ -132,6 +132,8 @@ def _sentence(kind: type, error: ErrorDetails) -> str:
             return f"{name} is {value}; it can be {context['expected']}.{hint}"
         case limit if limit in _LIMITS:
             return f"{name} is {value}; it must be {_LIMITS[limit].format(**context)}."
+        case "multiple_of":
+            return f"{name} is {value}; it must be a multiple of {context['multiple_of']}."
         case "too_short":
             return f"{name} must name at least one."
         case "finite_number":

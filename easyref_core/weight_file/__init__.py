@@ -6,6 +6,7 @@ that is cut off or replaced ends in an error, not in the process.
 
 from .dtypes import all_finite, dtype_name
 from .file import GetTensor, WeightFile, open_weight_file
+from .layout import weight_files
 from .stored import TensorInfo
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "all_finite",
     "dtype_name",
     "open_weight_file",
+    "weight_files",
 ]

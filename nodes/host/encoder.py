@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import comfy.model_management as mm
 import comfy.model_patcher
-import comfy.utils
 import torch
 from comfy.cli_args import args
 
@@ -28,6 +27,7 @@ from .attention import MllmOperations, mllm_is_fused
 from .folders import bundled_tokenizer
 from .out_of_memory import lack_of_memory
 from .patcher import is_dynamic, loads_dynamically, new_patcher
+from .progress import progress_bar
 from .weight_files import HostWeightFile
 
 Result = TypeVar("Result")
@@ -119,7 +119,7 @@ class HostedEncoder:
                     self._load(plan),
                     plan,
                     device=self._patcher.load_device,
-                    progress=_progress(),
+                    progress=progress_bar(),
                     cache=self._cache,
                 )
             except Exception as error:
@@ -242,16 +242,3 @@ def _working_bytes(encoder: EasyRefEncoder, plan: GroupPlan, device: torch.devic
         and not (isinstance(module, torch.nn.Embedding) and weight.itemsize == 2)
     )
     return max(converted, default=0) + plan.working_bytes(compute, fused)
-
-
-def _progress() -> Callable[[int, int], None]:
-    """Shows progress in the graph; raises ComfyUI's exception when the user interrupts."""
-    bar: comfy.utils.ProgressBar | None = None
-
-    def report(done: int, total: int) -> None:
-        nonlocal bar
-        mm.throw_exception_if_processing_interrupted()
-        bar = bar or comfy.utils.ProgressBar(total)
-        bar.update_absolute(done, total)
-
-    return report

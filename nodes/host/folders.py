@@ -10,7 +10,9 @@ from typing import Any
 
 import folder_paths
 
+from ...easyref_core.demo_set import score_model
 from ...easyref_core.errors import EasyRefError
+from ...easyref_core.evaluation.metrics.model_directory import ModelKind, family_of
 from ...easyref_core.qwen2vl.config_file import is_qwen2_vl
 from ...easyref_core.untrusted import escaped, shown
 from .listing import Choices, Names, files_in, folders_in
@@ -18,12 +20,15 @@ from .listing import Choices, Names, files_in, folders_in
 ADAPTERS = "easyref"
 TOKENS = "easyref_tokens"
 MLLMS = "LLM"
+SCORE_MODELS = "easyref_score"
 FROM_ADAPTER = "from adapter"
+NO_MODEL = "none"
+DEMO_MODEL = "demo"
 
 _ADAPTER_FILES = {".safetensors", ".sft", ".pt", ".pth", ".bin"}
 _TOKEN_FILES = {".safetensors"}
 _OUTPUT_MARK = " [output]"
-_MLLM_DEPTH = 3
+_MODEL_DEPTH = 3  # of the hub's cache
 _LONGEST = 255  # of a file name in messages
 _OF_PICTURES = ("%width%", "%height%")
 # A date, the value of a node, or the size of a picture.
@@ -31,10 +36,12 @@ _PLACEHOLDER = re.compile(r"%date:[^%]*%|%[^%/\\.]+\.[^%/\\.]+%|%width%|%height%
 
 
 def register_folders() -> None:
-    """Register models/easyref, models/easyref_tokens and models/LLM, beside the folders of
-    extra_model_paths.yaml. The folder for adapters is created, so that users see where they go.
+    """Register models/easyref, models/easyref_tokens, models/LLM and models/easyref_score, beside
+    the folders of extra_model_paths.yaml. The folder for adapters is created, so that users see
+    where they go.
     """
-    for name, extensions in ((ADAPTERS, _ADAPTER_FILES), (TOKENS, _TOKEN_FILES), (MLLMS, set())):
+    kinds = {ADAPTERS: _ADAPTER_FILES, TOKENS: _TOKEN_FILES, MLLMS: set(), SCORE_MODELS: set()}
+    for name, extensions in kinds.items():
         folder = os.path.join(folder_paths.models_dir, name)
         folder_paths.add_model_folder_path(name, folder)
         paths, present = folder_paths.folder_names_and_paths[name]
@@ -83,6 +90,31 @@ def mllm_path(name: Any) -> Path | None:
             "refresh the page."
         )
     return directory
+
+
+def score_model_names(kind: ModelKind) -> Names:
+    """Directories with a model of this kind, then none, and the demo's where it is shipped."""
+    demo = [DEMO_MODEL] if score_model(kind.name) is not None else []
+    return Names([*_score_models(kind).names(), NO_MODEL, *demo])
+
+
+def score_model_path(name: Any, kind: ModelKind) -> Path | None:
+    """Directory of a model chosen in EasyRef Score; None for none.
+
+    Raises:
+        EasyRefError: it is not among the directories found.
+    """
+    if name == NO_MODEL:
+        return None
+    found = _score_models(kind)
+    path = found.find(name) or (score_model(kind.name) if name == DEMO_MODEL else None)
+    if path is None:
+        raise EasyRefError(
+            f"There is no {kind.name} directory {shown(name, _LONGEST)} in "
+            f"{_searched(SCORE_MODELS)} (found: {found}). Put the folder of {kind.example} there, "
+            "with its config.json, and refresh the page."
+        )
+    return path
 
 
 def token_names() -> Names:
@@ -209,8 +241,18 @@ def _mllms() -> Choices[Path]:
     """Qwen2-VL directories at most three levels below models/LLM, as deep as the hub's cache."""
     found: Choices[Path] = Choices()
     for base in folder_paths.get_folder_paths(MLLMS):
-        for name, directory in folders_in(base, _MLLM_DEPTH):
+        for name, directory in folders_in(base, _MODEL_DEPTH):
             if name not in found and is_qwen2_vl(directory):
+                found[name] = directory
+    return found
+
+
+def _score_models(kind: ModelKind) -> Choices[Path]:
+    """Directories of models/easyref_score whose config.json names a model of this kind."""
+    found: Choices[Path] = Choices()
+    for base in folder_paths.get_folder_paths(SCORE_MODELS):
+        for name, directory in folders_in(base, _MODEL_DEPTH):
+            if name not in found and family_of(directory) in kind.classes:
                 found[name] = directory
     return found
 

@@ -26,6 +26,7 @@ NAME = "easyref_custom_node"
 GOLDEN = "golden.safetensors"
 GOLDEN_MLLM = "golden"
 ADAPTER_ONLY = "adapter_only.safetensors"
+CLIP_MODEL, DINO_MODEL = "small_clip", "openly/small_dino"  # in models/easyref_score
 TIMESTEP = 601.0
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import comfyhost
 import dynamic_vram
 import pytest
+import score_models
 import torch
 from attention_spy import Spy
-from comfyhost import ADAPTER_ONLY, GOLDEN, GOLDEN_MLLM, Pack
+from comfyhost import ADAPTER_ONLY, CLIP_MODEL, DINO_MODEL, GOLDEN, GOLDEN_MLLM, Pack
 from goldens import ADAPTER, BODY, MLLM, adapter_tensors, without, write
 
 from workshop.comfyui.find_comfyui import find_comfyui
@@ -48,6 +49,8 @@ def pack(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
         (base / folder).mkdir()
     os.symlink(ADAPTER, base / "models/easyref" / GOLDEN)
     os.symlink(MLLM, base / "models/LLM" / GOLDEN_MLLM)
+    score_models.write_clip(base / "models/easyref_score" / CLIP_MODEL)
+    score_models.write_dinov2(base / "models/easyref_score" / DINO_MODEL)
     write(base / "models/easyref" / ADAPTER_ONLY, without(adapter_tensors(), BODY))
     try:
         return comfyhost.start(comfyui, base)

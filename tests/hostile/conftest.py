@@ -19,3 +19,11 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
     server = ForkServer(folder / "log", *arguments)
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def training_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """torch, the core, training and the benchmark."""
+    server = ForkServer(tmp_path_factory.mktemp("training_server") / "log", "--training")
+    yield server
+    server.close()

@@ -30,7 +30,11 @@ def prepare(comfyui: str | None, base: str | None, training: bool) -> None:
     easyref_core.PromptTokenizer.from_directory(MLLM)
     easyref_core.plan_encoder(easyref_core.load_checkpoint(ADAPTER), MLLM).build()
     if training:
+        import bench_entry_points
+
         import easyref_core.training.loop
+
+        bench_entry_points.prepare()
     if comfyui is not None:
         import comfy_entry_points
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hostile_adapters
+import hostile_bench
 import hostile_commands
 import hostile_links
 import hostile_mllms
@@ -43,7 +44,9 @@ KINDS = {
     "values over links": hostile_links.CASES,
     "options of `easyref encode`": hostile_commands.CASES,
     "recipes, records, base models": hostile_training.CASES,
+    "groups and runs of the benchmark": hostile_bench.CASES,
 }
+TRAINED = (hostile_training.CASES, hostile_bench.CASES)  # need a server of their own
 HEAD = (
     "| what | cases | runs | refused | used | most memory | most computing |",
     "| --- | --- | --- | --- | --- | --- | --- |",
@@ -69,7 +72,7 @@ def table(folder: Path) -> Iterator[str]:
     arguments = ("--comfyui", str(comfyui), "--base", str(folder / "comfyui"))
     server = ForkServer(folder / "log", *arguments)
     for kind, cases in KINDS.items():
-        if cases is not hostile_training.CASES:
+        if cases not in TRAINED:
             yield _row(kind, cases, _outcomes(cases, server, folder))
     server.close()
     sdxl = write_sdxl_directory(folder / "sdxl", write_tiny_set(folder / "tiny"))
@@ -77,6 +80,8 @@ def table(folder: Path) -> Iterator[str]:
     cases = hostile_training.CASES
     prepare = partial(hostile_training.make_training_home, sdxl=sdxl)
     yield _row("recipes, records, base models", cases, _outcomes(cases, server, folder, prepare))
+    cases, prepare = hostile_bench.CASES, hostile_bench.make_bench_home
+    yield _row("groups and runs of the benchmark", cases, _outcomes(cases, server, folder, prepare))
     for target, count in test_fuzz.COUNTS.items():
         home = make_home(folder / target)
         outcome = server.run("fuzz.fuzz", home.base, target, 0, count, seconds=60)

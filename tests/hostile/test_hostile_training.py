@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,13 +21,6 @@ pytest.importorskip("accelerate")
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdxl")
     return write_sdxl_directory(folder / "sdxl", write_tiny_set(folder / "tiny"))
-
-
-@pytest.fixture(scope="module")
-def training_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    server = ForkServer(tmp_path_factory.mktemp("training_server") / "log", "--training")
-    yield server
-    server.close()
 
 
 @each_way(training=hostile_training.CASES)

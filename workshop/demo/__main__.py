@@ -4,6 +4,7 @@ python -m workshop.demo run      # sample images from the shipped references, as
 python -m workshop.demo data     # draw a data set
 python -m workshop.demo train    # train all models from scratch
 python -m workshop.demo check    # evaluate a trained set
+python -m workshop.demo bench    # compare EasyRef with other methods, as easyref bench does
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: threads that spin while idle make a busy computer ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -146,7 +148,41 @@ def _parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace tables that --out and --scores name"
     )
     check.set_defaults(run=_check)
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="compare EasyRef with other methods on the demo models; exit status 0: the expected "
+        "ordering holds, 1: it does not, 2: an error",
+    )
+    add = bench.add_argument
+    add("--out", type=Path, default=Path("runs/bench"), metavar="FOLDER", help="of groups and run")
+    add("--models", type=Path, metavar="FOLDER", help="of CLIP, DINO and IP-Adapter")
+    add("--groups", type=int, default=12, help="of each split and kind; default: %(default)s")
+    add("--steps", type=int, default=20, help="of sampling; default: %(default)s")
+    add("--counts", type=int, nargs="+", metavar="N", help="of references; default: 1 2 4 8 16")
+    add("--methods", nargs="+", metavar="NAME", help="default: all")
+    add("--lora-steps", type=int, metavar="N", help="of each group's LoRA")
+    add("--overwrite", action="store_true", help="begin anew")
+    bench.set_defaults(run=_bench)
+
+    models = commands.add_parser(
+        "bench-models", help="train what the benchmark scores and compares with"
+    )
+    models.add_argument(
+        "--folder", type=Path, default=Path("runs/bench_models"), help="default: %(default)s"
+    )
+    models.add_argument(
+        "--only", nargs="+", metavar="PART", help="clip, dino or ip_adapter; default: all"
+    )
+    models.add_argument(
+        "--check", action="store_true", help="train nothing; say how well each does its task"
+    )
+    models.add_argument("--to", type=Path, metavar="FOLDER", help="copy the finished models there")
+    models.set_defaults(run=_bench_models)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -234,6 +270,39 @@ def _check(options: argparse.Namespace) -> int:
     except Exception:  # Python's own exit status, 1, means that a bar is missed
         traceback.print_exc()
     return 2
+
+
+def _bench(options: argparse.Namespace) -> int:
+    try:
+        require_extra("The benchmark", "bench", "diffusers", "accelerate", "peft", "pyarrow")
+        from .bench.command import BenchOptions, demo_bench
+
+        names = ("out", "models", "groups", "steps", "counts", "methods", "lora_steps", "overwrite")
+        given = {name: getattr(options, name) for name in names}
+        for name in ("counts", "methods"):
+            given[name] = given[name] and tuple(given[name])
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return demo_bench(BenchOptions(**chosen))
+    except EasyRefError as error:
+        print(f"demo: {error}", file=sys.stderr)
+    except Exception:  # Python's own exit status, 1, means that the ordering does not hold
+        traceback.print_exc()
+    return 2
+
+
+def _bench_models(options: argparse.Namespace) -> int:
+    require_extra("Training", "bench", "diffusers", "accelerate", "pydantic", "yaml")
+    from .bench.train_models import PARTS, check_models, copy_models, train_part
+
+    if not options.check:
+        for part in options.only or PARTS:
+            train_part(part, options.folder)
+    if options.to is not None:
+        print(copy_models(options.folder, options.to))
+    if options.check:
+        for line in check_models(options.folder):
+            print(line)
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+from easyref_core.demo_set import score_model
 from easyref_core.errors import EasyRefError
 
 from ..comfyui.find_comfyui import PACK
@@ -17,6 +18,7 @@ WORKFLOWS = PACK / "workflows"
 DEMO_NODE = "demo"
 EXAMPLE = "example.png"  # the file in the templates' Load Image nodes
 _SLOT = "images.image_"
+_SCORE = "EasyRefScore"
 _SIDE = 128  # of the demo models' pictures, in pixels
 
 # Loader -> which output of EasyRef Demo Models replaces each of its outputs.
@@ -33,11 +35,20 @@ def load_workflow(name: str) -> Graph:
 
 
 def use_demo_models(graph: Graph) -> Graph:
-    """The same graph on the demo models, without LoRAs, with latents of the demo's picture size.
+    """The same graph on the demo models, without LoRAs, with one latent of the demo's picture size.
 
-    All loaders are replaced by one EasyRef Demo Models, `DEMO_NODE`.
+    All loaders are replaced by one EasyRef Demo Models, `DEMO_NODE`. Scores are left out where the
+    demo has no models for them.
     """
     changed = without_nodes(graph, "LoraLoader", "model", "clip")
+    scores = {node_id for node_id, node in graph.items() if node["class_type"] == _SCORE}
+    if all(map(score_model, ("clip", "dino"))):
+        for node_id in scores:
+            changed[node_id]["inputs"] |= {"clip_model": "demo", "dino_model": "demo"}
+    else:
+        changed = {
+            n: node for n, node in changed.items() if n not in scores | _fed_by(graph, scores)
+        }
     outputs = {
         (node_id, slot): [DEMO_NODE, output]
         for node_id, node in graph.items()
@@ -50,7 +61,7 @@ def use_demo_models(graph: Graph) -> Graph:
             if _is_link(value):
                 node["inputs"][name] = outputs.get(tuple(value), value)
         if node["class_type"] == "EmptyLatentImage":
-            node["inputs"] |= {"width": _SIDE, "height": _SIDE}
+            node["inputs"] |= {"width": _SIDE, "height": _SIDE, "batch_size": 1}
     if outputs:
         changed[DEMO_NODE] = {"class_type": "EasyRefDemoModels", "inputs": {}}
     return changed
@@ -58,6 +69,15 @@ def use_demo_models(graph: Graph) -> Graph:
 
 def _is_link(value: Any) -> bool:
     return isinstance(value, list)
+
+
+def _fed_by(graph: Graph, sources: Set[str]) -> set[str]:
+    """Ids of the nodes that a link of one of these leads to."""
+    return {
+        node_id
+        for node_id, node in graph.items()
+        if any(_is_link(value) and value[0] in sources for value in node["inputs"].values())
+    }
 
 
 def only_node(graph: Graph, class_type: str) -> str:

@@ -282,6 +282,16 @@ def save_tokens() -> Graph:
     return graph.show(graph.add("EasyRefSaveTokens", (300, 0), **given))
 
 
+def score() -> Graph:
+    graph = Graph()
+    given = {
+        "prompt": "in a city at night",
+        "clip_model": "clip-vit-large-patch14",
+        "dino_model": "dinov2-small",
+    }
+    return graph.show(graph.add("EasyRefScore", (330, 250), **given))
+
+
 def load_tokens() -> Graph:
     graph = Graph()
     file = "people/ann_00001_.safetensors [output]"
@@ -305,6 +315,7 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
         references,
         region,
         save_tokens,
+        score,
         set_conditioning,
     )
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,9 +129,14 @@ def write_models(base: Path) -> None:
     for name in names:
         (base / name).parent.mkdir(parents=True)
         (base / name).touch()
-    mllm = base / "models" / "LLM" / "Qwen2-VL-2B-Instruct"
-    mllm.mkdir(parents=True)
-    (mllm / "config.json").write_text('{"model_type": "qwen2_vl"}', encoding="utf-8")
+    for folder, kind in (
+        ("LLM/Qwen2-VL-2B-Instruct", "qwen2_vl"),
+        ("easyref_score/clip-vit-large-patch14", "clip"),
+        ("easyref_score/dinov2-small", "dinov2"),
+    ):
+        model = base / "models" / folder
+        model.mkdir(parents=True)
+        (model / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
 
 
 def photograph(page: Page, graph: Graph) -> Image.Image:

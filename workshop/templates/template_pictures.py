@@ -129,6 +129,13 @@ SCENES = (
         "flower",
     ),
     Scene(
+        "easyref_score",
+        "EasyRef: which weight?",
+        "likeness to references and prompt, in numbers",
+        _of("flower", 2),
+        "square",
+    ),
+    Scene(
         "easyref_subgraph",
         "EasyRef as one node",
         "encode and apply in a subgraph of your own",

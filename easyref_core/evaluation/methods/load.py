@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from ...errors import EasyRefError
+from ...untrusted import shown
 from ..trials import Trial
-from . import Method
+from . import METHODS, Method
+from .easyref import EasyRefMethod
+from .ip_adapter import IpAdapterMethod
+from .ip_adapter_files import ENCODERS, WHERE
+from .lora import LoraMethod, next_references
+from .pipeline import GenerationPipeline
+from .plain import PlainMethod
 from .settings import GenerationSettings
+
+_WHAT = {
+    "--adapter": "an EasyRef adapter, such as model.safetensors of zongzhuofan/EasyRef",
+    "--mllm": "the folder of Qwen/Qwen2-VL-2B-Instruct, for its tokenizer at least",
+    "--ip-adapter": f"an IP-Adapter of SDXL. {WHERE}",
+    "--image-encoder": f"the folder of the IP-Adapter's image encoder. {ENCODERS}",
+}
 
 
 def load_methods(settings: GenerationSettings, trials: Sequence[Trial]) -> dict[str, Method]:
@@ -21,4 +37,41 @@ def load_methods(settings: GenerationSettings, trials: Sequence[Trial]) -> dict[
     Raises:
         EasyRefError: files that are missing, damaged, or made for another model.
     """
-    raise NotImplementedError
+    names = dict.fromkeys(trial.variant.method for trial in trials)
+    base = GenerationPipeline(settings)
+    return {
+        name: _load(name, base, [t for t in trials if t.variant.method == name]) for name in names
+    }
+
+
+def _load(name: str, base: GenerationPipeline, trials: Sequence[Trial]) -> Method:
+    settings = base.settings
+    if name == "none":
+        return PlainMethod(base)
+    if name == "lora":
+        return LoraMethod(base)
+    if name == "lora-other":
+        return LoraMethod(base, next_references(trials))
+    if name == "ip-adapter":
+        return IpAdapterMethod(
+            base,
+            _given(name, "--ip-adapter", settings.ip_adapter),
+            _given(name, "--image-encoder", settings.image_encoder),
+        )
+    if name in ("easyref", "average", "concatenate"):
+        named = {trial.variant.adapter for trial in trials}
+        default = _given(name, "--adapter", settings.adapter) if "" in named else settings.adapter
+        others = [Path(file) for file in sorted(named - {""})]
+        mllm = _given(name, "--mllm", settings.mllm)
+        return EasyRefMethod(name, base, mllm, default, others)
+    raise EasyRefError(f"There is no method {shown(name)}. Choose from {', '.join(METHODS)}.")
+
+
+def _given(method: str, option: str, path: Path | None) -> Path:
+    """
+    Raises:
+        EasyRefError: it is not given.
+    """
+    if path is None:
+        raise EasyRefError(f"The method {method} needs {option}: {_WHAT[option]}.")
+    return path

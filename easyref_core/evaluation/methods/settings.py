@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..settings import BenchSettings
 
 # Of the official demo.
 NEGATIVE = "A collage of images, monochrome, lowres, bad anatomy, worst quality, low quality"
@@ -55,3 +61,25 @@ class GenerationSettings:
     dtype: str = "float32"
     offload: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
+
+
+def generation_settings(settings: BenchSettings, device: torch.device) -> GenerationSettings:
+    """What a run's settings say of models and sampling."""
+
+    def path(name: str) -> Path | None:
+        return Path(name) if name else None
+
+    return GenerationSettings(
+        base=Path(settings.base),
+        base_config=path(settings.base_config),
+        adapter=path(settings.adapter),
+        mllm=path(settings.mllm),
+        ip_adapter=path(settings.ip_adapter),
+        image_encoder=path(settings.image_encoder),
+        size=settings.size,
+        negative=NEGATIVE if settings.negative is None else settings.negative,
+        device=str(device),
+        dtype=settings.dtype,
+        offload=settings.offload,
+        lora=LoraSettings(settings.lora_rank, settings.lora_steps, seed=settings.seed),
+    )

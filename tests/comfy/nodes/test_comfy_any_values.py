@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comfyhost import GOLDEN, GOLDEN_MLLM, Pack, gathered, predict, text
+from comfyhost import CLIP_MODEL, DINO_MODEL, GOLDEN, GOLDEN_MLLM, Pack, gathered, predict, text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -29,6 +29,7 @@ NODES = [
     "EasyRefReferences",
     "EasyRefRegion",
     "EasyRefSaveTokens",
+    "EasyRefScore",
     "EasyRefSetConditioning",
     "EasyRefWeightCurve",
 ]
@@ -123,6 +124,8 @@ def files(pack: Pack, tokens: Any) -> dict[str, str]:
     return {
         "adapter": GOLDEN,
         "mllm": GOLDEN_MLLM,
+        "clip_model": CLIP_MODEL,
+        "dino_model": DINO_MODEL,
         "file": f"{saved['filename']} [output]",
     }
 

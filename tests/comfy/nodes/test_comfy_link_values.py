@@ -41,6 +41,7 @@ def right(pack: Pack, easyref: Any, tokens: Any, unet: Any) -> dict[str, dict[st
         "EasyRefReferences": {"images": {"image_1": picture}},
         "EasyRefRegion": {"tokens": tokens, "mask": mask},
         "EasyRefSaveTokens": {"tokens": tokens},
+        "EasyRefScore": {"images": picture, "reference_images": picture},
         "EasyRefSetConditioning": {"conditioning": text(), "tokens": tokens},
         "EasyRefWeightCurve": {},
     }
@@ -127,7 +128,7 @@ def test_every_choice_is_one_of_its_options(pack: Pack, run: Any) -> None:
     choices = [
         (node, declared)
         for node, declared in inputs_of(pack, "Combo")
-        if node not in ("EasyRefLoader", "EasyRefLoadTokens")
+        if node not in ("EasyRefLoader", "EasyRefLoadTokens", "EasyRefScore")
     ]
     assert len(choices) == 5
     for node, declared in choices:

@@ -21,7 +21,13 @@ PERMANENT = (
     "inputs as optional ones at the end instead; only what is added on purpose may be added to "
     f"{RELEASED.name}."
 )
-FROM_FOLDERS = ("adapter", "mllm", "file")  # combos whose choices are the user's files
+FROM_FOLDERS = (
+    "adapter",
+    "mllm",
+    "file",
+    "clip_model",
+    "dino_model",
+)  # combos whose choices are the user's files
 MAX_IMPORT_SECONDS = 0.3
 
 

@@ -80,6 +80,13 @@ def test_metadata_gives_captions_licences_and_the_kind(tmp_path: Path) -> None:
     assert notes == []
 
 
+def test_metadata_marks_the_target(tmp_path: Path) -> None:
+    make_groups(tmp_path, {"a": 3, "b": 2})
+    describe(tmp_path / "a", {"file_name": "1.png", "target": True})
+    describe(tmp_path / "b", {"file_name": "1.png", "target": "no truth value"})
+    assert [group.target for group in read(tmp_path)[0]] == [1, None]
+
+
 def test_lines_of_metadata_that_cannot_be_used_are_noted(tmp_path: Path) -> None:
     make_groups(tmp_path, {"a": 2})
     lines = ["{", "[]", '{"text": "no name"}', '{"file_name": "../../etc/passwd", "text": "x"}']

@@ -48,7 +48,7 @@ CONFIGS = (
 def test_configurations_are_needed_and_read_before_any_library_opens_them(
     base: Path, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base_module, "_load", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr(base_module, "load_part", lambda *_: pytest.fail("loaded a model"))
     path = base / file
     for content, said in (
         (b"[" * 100_000, "nested more than"),
@@ -88,7 +88,7 @@ def test_configurations_are_needed_and_read_before_any_library_opens_them(
 def test_odd_configurations_are_refused_before_anything_is_built(
     base: Path, file: str, changes: dict, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base_module, "_load", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr(base_module, "load_part", lambda *_: pytest.fail("loaded a model"))
     edit(base, file, **changes)
     refused(base, said)
 

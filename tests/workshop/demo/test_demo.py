@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
+from easyref_core.demo_set import score_model
 from easyref_core.errors import EasyRefError
 from workshop.comfyui.comfy_client import ComfyUIError
 from workshop.comfyui.comfy_server import ComfyServer
@@ -42,6 +43,7 @@ from workshop.demo.workflow import WORKFLOWS as FOLDER
 from workshop.templates.template_pictures import SCENES
 from workshop.templates.thumbnail import write_thumbnail
 
+SCORES = {"EasyRefScore", "PreviewAny"}
 WORKFLOWS = sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
 
 ROUND = Identity("round", "teal", "plain", "single", "crown")
@@ -60,11 +62,28 @@ def test_demo_models_replace_all_loaders_and_nothing_else(name: str) -> None:
     assert not loaders & classes
     only_node(changed, "EasyRefDemoModels")
     assert {link[0] for link in links(changed)} <= changed.keys()
+    if score_model("clip") is None:
+        loaders |= SCORES
     untouched = {n: graph[n]["class_type"] for n in graph if graph[n]["class_type"] not in loaders}
     assert {n: changed[n]["class_type"] for n in changed if n != DEMO_NODE} == untouched
     latents = [n["inputs"] for n in changed.values() if n["class_type"] == "EmptyLatentImage"]
-    assert all((latent["width"], latent["height"]) == (128, 128) for latent in latents)
+    small = {"width": 128, "height": 128, "batch_size": 1}
+    assert all(latent == small for latent in latents)
     assert graph == load_workflow(name)
+
+
+@pytest.mark.parametrize("shipped", [False, True])
+def test_scores_are_left_out_unless_the_demo_has_models_for_them(
+    monkeypatch: pytest.MonkeyPatch, shipped: bool
+) -> None:
+    found = FOLDER if shipped else None
+    monkeypatch.setattr("workshop.demo.workflow.score_model", lambda name: found)
+    changed = use_demo_models(load_workflow("easyref_score"))
+    assert ({node["class_type"] for node in changed.values()} >= SCORES) == shipped
+    assert {link[0] for link in links(changed)} <= changed.keys()
+    if shipped:
+        inputs = changed[only_node(changed, "EasyRefScore")]["inputs"]
+        assert (inputs["clip_model"], inputs["dino_model"]) == ("demo", "demo")
 
 
 def test_each_loader_output_is_replaced_by_one_of_the_demo_models() -> None:

@@ -19,6 +19,8 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     PreTrainedModel,
 )
 
@@ -27,14 +29,16 @@ from ..pretraining.pictures import SIDE, DrawnPictures
 from ..pretraining.steps import Schedule, run_steps
 from ..pretraining.words import vocabulary
 from ..tiny_weights import write_json, write_text
+from .drawn_pictures import first_pictures
 from .patches import start_patches
 
 WIDTH = 96
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
 STD = (0.26862954, 0.26130258, 0.27577711)
 _TOKENS = 77
+_WORSENED = 3000  # pictures
 _PART_WEIGHT = 0.5  # of the losses on parts of captions
-_LAYERS = {"intermediate_size": 2 * WIDTH, "num_attention_heads": 3}
+_LAYERS = {"intermediate_size": 2 * WIDTH, "num_attention_heads": 3, "projection_dim": WIDTH}
 
 
 def train_clip(
@@ -50,19 +54,20 @@ def train_clip(
     sample = normalised(pictures.pixels[:500].float() / 127.5 - 1)
     start_patches(seen.patch_embedding, seen.position_embedding.weight, sample)
 
-    worse = worsened(pictures, schedule.seed)
+    worse = worsened(first_pictures(pictures, _WORSENED), schedule.seed)
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
         numbers = torch.randint(len(pictures), (schedule.batch,), generator=generator)
         half = schedule.batch // 2  # the others as they were drawn
+        numbers[:half] %= len(worse)
         sharp, soft = pictures.batch(numbers[half:]), worse.batch(numbers[:half])
         pixels = normalised(torch.cat((soft, sharp))).to(device)
-        images = F.normalize(_image_embeds(model, pixels), dim=-1)
+        images = F.normalize(picture_embeds(model, pixels), dim=-1)
         total = torch.zeros((), device=device)
         # Whole captions and parts take turns: they cost as much as the pictures.
         for part in range(1, captions.parts + 1) if step % 2 else (0,):
             ids, chosen = captions.of(numbers.tolist(), part)
-            texts = F.normalize(_text_embeds(model, ids.to(device)), dim=-1)
+            texts = F.normalize(caption_embeds(model, ids.to(device)), dim=-1)
             logits = model.logit_scale.exp().clamp(max=100) * images @ texts.T
             total = total + (_PART_WEIGHT if part else 1) * contrast(logits, chosen.to(device))
         return total
@@ -87,10 +92,10 @@ def clip_config() -> CLIPConfig:
     ids = _ids()
     start, end = ids["<|startoftext|>"], ids["<|endoftext|>"]
     special = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
-    text = {"hidden_size": WIDTH, "num_hidden_layers": 2, "vocab_size": len(ids), **_LAYERS}
+    text = {"hidden_size": WIDTH, "num_hidden_layers": 2, "vocab_size": len(ids)}
     image = {"hidden_size": WIDTH, "num_hidden_layers": 3, "image_size": SIDE, "patch_size": 16}
     return CLIPConfig(
-        text_config={**text, **special, "max_position_embeddings": _TOKENS},
+        text_config={**text, **special, **_LAYERS, "max_position_embeddings": _TOKENS},
         vision_config={**image, **_LAYERS},
         projection_dim=WIDTH,
     )
@@ -181,6 +186,18 @@ def write_clip(model: CLIPModel, directory: Path) -> None:
     )
 
 
+def write_image_encoder(clip: Path, directory: Path) -> Path:
+    """Write a CLIP's vision tower alone, as IP-Adapters come with it; returns the directory."""
+    model = CLIPModel.from_pretrained(clip, local_files_only=True)
+    config = CLIPVisionConfig(**model.config.vision_config.to_dict())
+    tower = CLIPVisionModelWithProjection(config)
+    parts = ("vision_model.", "visual_projection.")
+    state = {n: w for n, w in model.state_dict().items() if n.startswith(parts)}
+    tower.load_state_dict(state)
+    write_model(tower, directory)
+    return directory
+
+
 def write_model(model: PreTrainedModel, directory: Path) -> None:
     """Write configuration and weights in float16, under the names of published files."""
     model.eval().half().save_pretrained(directory)
@@ -193,9 +210,9 @@ def _ids() -> dict[str, int]:
     return {token: number for number, token in enumerate(sorted(known, key=known.__getitem__))}
 
 
-def _image_embeds(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
+def picture_embeds(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
     return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
 
 
-def _text_embeds(model: CLIPModel, ids: torch.Tensor) -> torch.Tensor:
+def caption_embeds(model: CLIPModel, ids: torch.Tensor) -> torch.Tensor:
     return model.text_projection(model.text_model(input_ids=ids).pooler_output)

@@ -44,6 +44,15 @@ def drawn_pictures(count: int, seed: int, cache: Path) -> DrawnPictures:
     return DrawnPictures(names, content["pixels"], content["captions"], content["facts"])
 
 
+def first_pictures(pictures: DrawnPictures, count: int) -> DrawnPictures:
+    return DrawnPictures(
+        pictures.names[:count],
+        pictures.pixels[:count],
+        pictures.captions[:count],
+        pictures.facts[:count],
+    )
+
+
 def _draw(job: tuple[int, int]) -> list[tuple[np.ndarray, Sequence[str], dict[str, str]]]:
     """(levels [S, S, 3], (full caption, caption of the scene only), facts) of a job's pictures."""
     seed, number = job

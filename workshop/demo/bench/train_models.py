@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -12,12 +14,16 @@ from pydantic.dataclasses import dataclass
 from easyref_core.errors import EasyRefError
 from easyref_core.training.recipe import STRICT, Count, Int, parse_settings, read_recipe
 
-from ..pretraining.pictures import DrawnPictures
 from ..pretraining.steps import Schedule
 from ..train import RECIPES
 
 RECIPE = RECIPES / "bench_models.yaml"
-PARTS = ("clip", "dino", "ip_adapter")
+RESULTS = {  # part -> directory or file in the work folder
+    "clip": "clip/model",
+    "dino": "dino/model",
+    "ip_adapter": "ip_adapter/ip-adapter_sdxl.safetensors",
+}
+PARTS = tuple(RESULTS)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -26,12 +32,14 @@ class BenchModels:
     Attributes:
         pictures: how many are drawn, of training characters and styles.
         seed: of the drawing.
+        ip_adapter_pictures: the first so many, for the IP-Adapter.
     """
 
     pictures: Count
     seed: Int
     clip: Schedule
     dino: Schedule
+    ip_adapter_pictures: Count
     ip_adapter: Schedule
 
 
@@ -46,22 +54,81 @@ def load_recipe(path: Path = RECIPE) -> BenchModels:
         raise EasyRefError(f"{path}: {error}") from error
 
 
-def train_part(part: str, folder: Path, device: torch.device, recipe: Path = RECIPE) -> Path:
-    """Train one part unless it is finished; returns its directory.
+def train_part(
+    part: str,
+    folder: Path,
+    device: torch.device | None = None,
+    recipe: Path = RECIPE,
+) -> Path:
+    """Train one part unless it is finished; returns its directory or file.
+
+    Args:
+        device: the CPU by default.
 
     Raises:
-        EasyRefError: an unknown part, or the IP-Adapter before the CLIP it needs.
+        EasyRefError: an unknown part, or the IP-Adapter before the CLIP that it needs.
     """
-    from ..pretraining.steps import run_steps  # noqa: F401
     from .clip import train_clip
     from .dino import train_dino
-    from .drawn_pictures import drawn_pictures
+    from .drawn_pictures import drawn_pictures, first_pictures
+    from .ip_adapter import train_ip_adapter
 
-    trainers: dict[str, Callable[[DrawnPictures, Schedule, Path, torch.device], Path]] = {
-        "clip": train_clip,
-        "dino": train_dino,
-    }
+    device = device or torch.device("cpu")
     settings = load_recipe(recipe)
+    if part not in PARTS:
+        raise EasyRefError(f"There is no part {part!r}. Choose one of {', '.join(PARTS)}.")
+    if is_done(part, folder):
+        return folder / RESULTS[part]
+    clip = folder / RESULTS["clip"]
+    if part == "ip_adapter" and not is_done("clip", folder):
+        raise EasyRefError("The IP-Adapter reads images by the part clip; train that first.")
     pictures = drawn_pictures(settings.pictures, settings.seed, folder / "pictures.pt")
     print(f"training {part}", file=sys.stderr, flush=True)
-    return trainers[part](pictures, getattr(settings, part), folder / part, device)
+    if part == "clip":
+        return train_clip(pictures, settings.clip, folder / part, device)
+    if part == "dino":
+        return train_dino(pictures, settings.dino, folder / part, device)
+    fewer = first_pictures(pictures, settings.ip_adapter_pictures)
+    return train_ip_adapter(fewer, clip, settings.ip_adapter, folder / part, device)
+
+
+def is_done(part: str, folder: Path) -> bool:
+    """Whether a part's result is there; its last file is written last."""
+    result = folder / RESULTS[part]
+    return result.is_file() or (result / "preprocessor_config.json").is_file()
+
+
+def copy_models(folder: Path, to: Path) -> Path:
+    """Copy finished models to where `bench` looks for them; returns that folder.
+
+    Raises:
+        EasyRefError: one is missing.
+    """
+    for part in PARTS:
+        if not is_done(part, folder):
+            raise EasyRefError(f"The part {part} is not trained yet. Train it first.")
+    for name, part in (("clip", "clip"), ("dino", "dino")):
+        shutil.copytree(folder / RESULTS[part], to / name, dirs_exist_ok=True)
+    shutil.copy(folder / RESULTS["ip_adapter"], to)
+    return to
+
+
+def check_models(folder: Path) -> Iterator[str]:
+    """A sentence about each model, of pictures of characters that no training has shown."""
+    from easyref_core.demo_set import shipped_set
+
+    from .check_models import check_clip, check_dino, check_ip_adapter, held_out_pictures
+    from .sdxl import write_sdxl
+
+    drawn = held_out_pictures()
+    clip = folder / RESULTS["clip"]
+    yield _line("clip", check_clip(clip, drawn))
+    yield _line("dino", check_dino(folder / RESULTS["dino"], drawn))
+    with tempfile.TemporaryDirectory(prefix="easyref_base_") as base:
+        write_sdxl(shipped_set(), Path(base))
+        file = folder / RESULTS["ip_adapter"]
+        yield _line("ip_adapter", check_ip_adapter(file, clip, Path(base), drawn[:40]))
+
+
+def _line(part: str, shares: Mapping[str, float]) -> str:
+    return f"{part}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())

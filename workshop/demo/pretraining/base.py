@@ -177,9 +177,16 @@ def time_ids(count: int, device: torch.device) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_images(
-    vae: AutoencoderTiny, pictures: DrawnPictures, device: torch.device, cache: Path
+    vae: AutoencoderTiny,
+    pictures: DrawnPictures,
+    device: torch.device,
+    cache: Path,
+    half: bool = True,
 ) -> torch.Tensor:
     """Latents [N, 4, S / 8, S / 8] of images, cached in a file.
+
+    Args:
+        half: encode in bfloat16.
 
     Raises:
         EasyRefError: the file is damaged, or was made from other images or by another autoencoder.
@@ -190,7 +197,7 @@ def encode_images(
     vae = vae.to(memory_format=torch.channels_last)
 
     def encode(batch: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             return vae.encode(batch.to(device).float() / 127.5 - 1).latents.float().cpu()
 
     latents = torch.cat(shared_map(encode, pictures.pixels.split(8), device))

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from score_models import write_clip
 
+from easyref_core.cli import main
 from easyref_core.errors import EasyRefError
 from easyref_core.evaluation.building import group_files
 from easyref_core.evaluation.building.build_groups import BuildOptions, BuildReport, build_groups
+from easyref_core.evaluation.read_groups import read_groups
 from workshop.demo.dataset.files import DatasetOptions, draw_group
 
 COLOURS = {"red": (1.0, 0, 0), "green": (0, 1.0, 0), "blue": (0, 0, 1.0)}
@@ -105,6 +108,50 @@ def test_drawn_characters_and_styles_become_groups_of_both_splits(
             assert line["text"] == original.with_suffix(".txt").read_text()
             assert (line["licence"], line["kind"]) == ("CC0-1.0", row["kind"])
             assert (folder / line["file_name"]).read_bytes() == original.read_bytes()
+
+
+def test_a_benchmark_reads_the_groups(drawn: Path, tmp_path: Path) -> None:
+    report = build_groups(BuildOptions(drawn, tmp_path / "out", licence="CC0-1.0"))
+    notes: list[str] = []
+    groups = read_groups(tmp_path / "out", notes)
+    assert notes == []
+    assert len(groups) == len(report.groups)
+    for group, built in zip(
+        sorted(groups, key=lambda group: group.name),
+        sorted(report.groups, key=lambda built: built.tag.name),
+        strict=True,
+    ):
+        assert (group.split, group.kind) == (built.split, built.tag.kind)
+        found = [(picture.caption, picture.licence) for picture in group.pictures]
+        assert found == [(picture.text, "CC0-1.0") for picture in built.pictures]
+
+
+@pytest.mark.slow
+def test_the_command_builds_with_clip(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = write_clip(tmp_path / "clip")
+    command = ["build-groups", str(drawn), "--out", str(tmp_path / "out"), "--like-tag", "-1"]
+    command += ["--duplicate", "1.01", "--like-group", "-1", "--licence", "CC0-1.0"]
+    assert main([*command, "--clip", str(clip)]) == 0
+    said = capsys.readouterr()
+    assert "held_out: 2 groups, 10 pictures" in said.out
+    assert "No CLIP" not in said.out
+    rows = table(tmp_path / "out" / "groups.csv")
+    assert all(0 < float(row["similarity"]) < 1 for row in rows)
+    assert len({row["similarity"] for row in rows}) == len(rows)
+    assert main(command) == 1
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_a_clip_that_is_missing_is_named_before_pictures_are_read(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["build-groups", str(drawn), "--out", str(tmp_path / "out"), "--offline"]
+    for option in ("--clip", "--faces"):
+        assert main([*command, option, str(tmp_path / "none")]) == 1
+        assert "There is no" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_same_pictures_give_the_same_files(drawn: Path, tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""A LoRA trained on each group's references, the paper's tuned baseline; `lora-other` samples a
+group with the LoRA of the next one, which shows what it gives to a group it has not seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import EasyRefError
+from ...files import write_atomically, writing
+from ...weight_file import open_weight_file
+from ..groups import GroupPicture
+from ..trials import Trial, Variant
+from . import Generated
+from .failures import concerns_all
+from .lora_training import train_lora
+from .pipeline import GenerationPipeline
+from .sampling import Prepared, TextStates, generate_batch, opened
+
+References = tuple[GroupPicture, ...]
+_NAME = "references"
+_SECONDS = "seconds"
+
+
+class LoraMethod:
+    """A LoRA for each group; see `Method`. The variant's weight is the LoRA's.
+
+    Args:
+        others: for `lora-other`: (variant, group) -> references of the group whose LoRA is used.
+    """
+
+    def __init__(
+        self,
+        base: GenerationPipeline,
+        others: Mapping[tuple[Variant, str], References] | None = None,
+    ) -> None:
+        self.name = "lora" if others is None else "lora-other"
+        self._base = base
+        self._others = others
+        self._keys: dict[References, str] = {}
+        self._loaded: Path | None = None
+
+    def identity(self) -> dict[str, Any]:
+        return {**self._base.identity, "lora": dataclasses.asdict(self._base.settings.lora)}
+
+    def generate(self, trials: Sequence[Trial], work: Path) -> list[Generated]:
+        weight = trials[0].variant.weight
+
+        def prepare(trial: Trial) -> Prepared:
+            file, seconds = self._trained(self._references(trial), work)
+            return Prepared(file, file, {"train": seconds})
+
+        def steer(files: Sequence[Path], states: TextStates) -> TextStates:
+            self._load(files[0])
+            self._base.pipe.unet.set_adapters(_NAME, weight)
+            return states
+
+        return generate_batch(self._base, trials, prepare, steer)
+
+    def close(self) -> None:
+        if self._loaded is not None:
+            self._base.pipe.unet.unload_lora()
+            self._loaded = None
+        self._base.free_cache()
+
+    def _references(self, trial: Trial) -> References:
+        if self._others is None:
+            return trial.references
+        return self._others[trial.variant, trial.group]
+
+    def _load(self, file: Path) -> None:
+        if self._loaded != file:
+            self.close()
+            state = open_weight_file(file)
+            self._loaded = file
+            unet = self._base.pipe.unet
+            weights = state.read({name: name for name in state.tensors})
+            unet.load_lora_adapter(weights, prefix="unet", adapter_name=_NAME)
+            unet.requires_grad_(False)
+
+    def _trained(self, references: References, work: Path) -> tuple[Path, float]:
+        """The file of a LoRA, which is trained where there is none, and how long that took."""
+        if references not in self._keys:
+            self._keys[references] = self._key(references)
+        file = work / "loras" / f"{self._keys[references]}.safetensors"
+        seconds = _seconds(file)
+        if seconds is None:
+            self.close()
+            start = time.perf_counter()
+            state = train_lora(
+                self._base,
+                list(opened(references)),
+                [picture.caption for picture in references],
+                self._base.settings.lora,
+            )
+            seconds = time.perf_counter() - start
+            with concerns_all("a LoRA's file"):
+                _write(file, state, seconds)
+        return file, seconds
+
+    def _key(self, references: References) -> str:
+        """Of all that a LoRA depends on."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode())
+        for picture, caption in zip(
+            opened(references), (r.caption for r in references), strict=True
+        ):
+            digest.update(f"{picture.size} {json.dumps(caption)}".encode())
+            digest.update(picture.tobytes())
+        return digest.hexdigest()[:32]
+
+
+def next_references(trials: Sequence[Trial]) -> dict[tuple[Variant, str], References]:
+    """For each group of each variant the references of the next group; the first one follows the
+    last.
+
+    Raises:
+        EasyRefError: there is only one group.
+    """
+    groups: dict[Variant, dict[str, References]] = {}
+    for trial in trials:
+        groups.setdefault(trial.variant, {}).setdefault(trial.group, trial.references)
+    found: dict[tuple[Variant, str], References] = {}
+    for variant, by_name in groups.items():
+        names = list(by_name)
+        if len(names) < 2:
+            raise EasyRefError(
+                "lora-other samples a group with the LoRA of another one, but there is only the "
+                f"group {names[0]!r}. Add groups, or leave lora-other out."
+            )
+        for name, other in zip(names, [*names[1:], names[0]], strict=True):
+            found[variant, name] = by_name[other]
+    return found
+
+
+def _seconds(file: Path) -> float | None:
+    """How long a LoRA was trained; None where there is none, or a damaged one."""
+    try:
+        return float(open_weight_file(file).metadata[_SECONDS])
+    except (EasyRefError, KeyError, ValueError):
+        return None
+
+
+def _write(file: Path, state: Mapping[str, Any], seconds: float) -> None:
+    from safetensors.torch import save
+
+    content = save(dict(state), {"format": "pt", _SECONDS: str(seconds)})
+    with writing(file):
+        write_atomically(file, lambda part: part.write_bytes(content))
