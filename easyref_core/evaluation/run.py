@@ -179,6 +179,8 @@ class _Run:
         methods = chosen_methods(settings, notes)
         most = max(len(group.pictures) for group in groups) - (preset.pairing == "others")
         variants = [v for v in make_variants(settings, methods, preset, most) if self._keep(v)]
+        if not variants:
+            raise EasyRefError("All combinations are left out: there is nothing to generate.")
         images = settings.images or preset.images
         trials = plan_trials(groups, variants, settings.seed, images, preset.pairing)
         asked = max(variant.references for variant in variants)
@@ -262,7 +264,7 @@ class _Run:
         columns = table.columns_of(metrics)
         lost = TrialState("failed", "its image is damaged; give the same command again")
         states = {trial.path: folder.state(trial) or lost for trial in trials}
-        scores = read_scores(metrics, trials, folder, notes)
+        scores = read_scores(metrics, trials, folder, states, notes)
         failed = [trial for trial in trials if states[trial.path].status != "done"]
         if failed:
             notes.append(

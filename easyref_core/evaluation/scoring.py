@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from ..errors import EasyRefError
 from ..out_of_memory import lack_of_memory
@@ -14,7 +16,7 @@ from ..untrusted import number, read_json
 from .generate import concerns_disk, free_memory
 from .metrics import Metric
 from .planning import batches_of
-from .store import RunFolder
+from .store import RunFolder, TrialState
 from .trials import Trial
 
 _LARGEST = 1e30  # a score; sums of larger ones may be no numbers
@@ -43,32 +45,39 @@ def score(
     Raises:
         EasyRefError: the disk is full or not writable.
     """
-    for metric in metrics:
-        for chunk in chunks:
+    for chunk in chunks:
+        states = {trial.path: folder.state(trial) for trial in chunk}
+        marks = _marks(chunk, states)
+        finished = [trial for trial in chunk if trial.path in marks]
+        images: list[Image.Image] = []
+        for metric in metrics:
             name = _file_of(metric, chunk)
-            images = _finished(chunk, folder)
-            marks = {trial.path: mark for trial, mark in images}
             stored = _stored(folder.path / name, marks)
             if stored is None or stored["errors"]:  # which are tried again
-                found = _scored(metric, [trial for trial, _ in images], folder)
-                folder.write_json(name, {"images": marks, **found})
+                images = images or [folder.image(trial) for trial in finished]
+                folder.write_json(name, {"images": marks, **_scored(metric, finished, images)})
             show(len(chunk))
 
 
 def read_scores(
-    metrics: Sequence[Metric], trials: Sequence[Trial], folder: RunFolder, notes: list[str]
+    metrics: Sequence[Metric],
+    trials: Sequence[Trial],
+    folder: RunFolder,
+    states: Mapping[str, TrialState],
+    notes: list[str],
 ) -> Scores:
     """All that was scored.
 
     Args:
+        states: what became of each trial, by its path.
         notes: gets a sentence for each metric that could not score some images.
     """
     scores: Scores = {trial.path: {} for trial in trials}
     for metric in metrics:
         errors: list[str] = []
         for chunk in chunks_of(trials):
-            marks = {trial.path: mark for trial, mark in _finished(chunk, folder)}
-            content = _stored(folder.path / _file_of(metric, chunk), marks) or {}
+            path = folder.path / _file_of(metric, chunk)
+            content = _stored(path, _marks(chunk, states)) or {}
             errors += map(str, content.get("errors", []))
             for path, values in content.get("scores", {}).items():
                 scores[path].update(values)
@@ -90,10 +99,10 @@ def _file_of(metric: Metric, chunk: Sequence[Trial]) -> str:
     return f"work/scores/{metric_key(metric)}/{digest.hexdigest()[:16]}.json"
 
 
-def _finished(chunk: Sequence[Trial], folder: RunFolder) -> list[tuple[Trial, str]]:
-    """Trials that have an image, with the checksum of its file."""
-    states = ((trial, folder.state(trial)) for trial in chunk)
-    return [(trial, state.sha256) for trial, state in states if state and state.sha256]
+def _marks(chunk: Sequence[Trial], states: Mapping[str, TrialState | None]) -> dict[str, str]:
+    """The checksums of the images that are there, by the trials' paths."""
+    found = ((trial.path, states[trial.path]) for trial in chunk)
+    return {path: state.sha256 for path, state in found if state and state.sha256}
 
 
 def _stored(path: Path, marks: dict[str, str]) -> dict[str, Any] | None:
@@ -120,12 +129,14 @@ def _stored(path: Path, marks: dict[str, str]) -> dict[str, Any] | None:
     return content
 
 
-def _scored(metric: Metric, trials: Sequence[Trial], folder: RunFolder) -> dict[str, Any]:
+def _scored(
+    metric: Metric, trials: Sequence[Trial], images: Sequence[Image.Image]
+) -> dict[str, Any]:
     """Scores by path, and the reasons why some are missing."""
     scores: dict[str, dict[str, float]] = {trial.path: {} for trial in trials}
     errors: list[str] = []
     if trials:
-        for trial, values in _attempted(metric, list(trials), folder):
+        for trial, values in _attempted(metric, trials, images):
             if isinstance(values, str):
                 errors.append(values)
                 continue
@@ -137,12 +148,11 @@ def _scored(metric: Metric, trials: Sequence[Trial], folder: RunFolder) -> dict[
 
 
 def _attempted(
-    metric: Metric, trials: list[Trial], folder: RunFolder
+    metric: Metric, trials: Sequence[Trial], images: Sequence[Image.Image]
 ) -> Iterator[tuple[Trial, dict[str, float] | str]]:
     """Each trial with its scores, or the reason why there are none: together, or else singly."""
     reason = ""
     try:
-        images = [folder.image(trial) for trial in trials]
         found = metric.score(trials, images)
     except Exception as error:
         memory = lack_of_memory(error)
@@ -156,5 +166,5 @@ def _attempted(
     if len(trials) == 1:
         yield trials[0], reason
         return
-    for trial in trials:
-        yield from _attempted(metric, [trial], folder)
+    for trial, image in zip(trials, images, strict=True):
+        yield from _attempted(metric, [trial], [image])

@@ -319,3 +319,17 @@ def test_progress_is_shown_on_stderr(folder: Path, capsys: pytest.CaptureFixture
     shown = capsys.readouterr().err
     for what in ("reading groups: 100%", "generating: 100%", "scoring: 100%"):
         assert what in shown
+
+
+def test_combinations_can_be_left_out(folder: Path) -> None:
+    settings = settings_for(folder, ["weight=0.5,1", "references=1,2"])
+    bench(settings, keep=lambda v: v.weight == 1 or v.references == 1)
+    labels = [summary["label"] for summary in results(folder)["summaries"] if not summary["split"]]
+    assert labels == [
+        "easyref, weight 0.5, 1 reference",
+        "easyref, weight 1, 1 reference",
+        "easyref, weight 1, 2 references",
+        "none",
+    ]
+    with pytest.raises(EasyRefError, match="All combinations are left out"):
+        bench(settings, keep=lambda variant: False)
