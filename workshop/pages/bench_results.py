@@ -15,7 +15,6 @@ from pathlib import Path
 
 from easyref_core.evaluation.page.document import markdown_table, save_plot
 from easyref_core.evaluation.page.record import RunRecord, read_run
-
 from workshop.demo.bench.command import METHODS, OUT
 from workshop.demo.bench.judge import IDENTITY
 from workshop.demo.bench.ordering import verdicts
