@@ -27,6 +27,10 @@ its own reference; all pictures as both."""
 _ALWAYS = ("method", "steps", "guidance")  # matter to every method
 _SHORT = {"insert_before": "insert before", "image_size": "image size"}
 _LONGEST_SLUG = 80  # characters
+_DEVICES = {  # no file can have their names on Windows, whatever extension follows
+    *("CON", "PRN", "AUX", "NUL"),
+    *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10)),
+}
 
 
 def make_variants(
@@ -189,7 +193,11 @@ def _unique(names: Iterable[str]) -> dict[str, str]:
             continue
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name.replace(", ", "_")).strip("-.")
         slug = slug[:_LONGEST_SLUG] or "group"
-        if slug.casefold() in taken or len(name) > _LONGEST_SLUG:
+        if slug.split(".")[0].upper() in _DEVICES:
+            slug = f"group-{slug}"
+        if len(name) > _LONGEST_SLUG:
+            slug = f"{slug}-{_hashed(name):016x}"
+        while slug.casefold() in taken:  # also where a group is named like another's file
             slug = f"{slug}-{_hashed(name):016x}"
         taken.add(slug.casefold())
         slugs[name] = slug

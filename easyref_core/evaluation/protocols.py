@@ -12,7 +12,7 @@ from ..untrusted import escaped
 from .groups import ReferenceGroup
 from .planning import Pairing
 from .read_datasets import read_coco, read_dreambooth, read_multibanana
-from .read_groups import read_groups
+from .read_groups import named_apart, read_groups
 
 if TYPE_CHECKING:
     from .settings import BenchSettings
@@ -115,7 +115,7 @@ def read_preset_groups(name: str, path: Path, notes: list[str]) -> list[Referenc
         raise EasyRefError(
             f"{error} The protocol {name} expects {preset.layout}. {preset.origin}"
         ) from error
-    return groups
+    return named_apart(groups)
 
 
 _NEEDS = {

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def read_groups(path: Path, notes: list[str]) -> list[ReferenceGroup]:
         groups = _from_folders(path, "", notes)
     if not groups and any(is_picture(entry) for entry in entries(path)):
         groups = [_from_folder(path, path.name or "group", "", {}, notes)]
-    return _named_apart(groups)
+    return named_apart(groups)
 
 
 def entries(folder: Path) -> list[Path]:
@@ -148,10 +148,15 @@ def read_metadata(folder: Path, notes: list[str]) -> dict[Path, Described]:
         return {}
     found: dict[Path, Described] = {}
     try:
-        lines = read_bytes(path, _LARGEST_METADATA, "list of captions").splitlines()
+        content = read_bytes(path, _LARGEST_METADATA, "list of captions")
+        if content.count(b"\n") + content.count(b"\r") > _MOST_ENTRIES:
+            raise EasyRefError(
+                f"{shown(path, 300)} has more than {_MOST_ENTRIES:,} lines and is not used."
+            )
     except EasyRefError as error:
         notes.append(str(error))
         return {}
+    lines = content.splitlines()
     bad: list[str] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -236,13 +241,23 @@ def _of_record(record: Record, name: str, split: str) -> ReferenceGroup:
     return ReferenceGroup(name, (target, *references), split, target=0)
 
 
-def _named_apart(groups: list[ReferenceGroup]) -> list[ReferenceGroup]:
-    """Names that occur in several splits get theirs before them."""
+def named_apart(groups: Sequence[ReferenceGroup]) -> list[ReferenceGroup]:
+    """Names that occur in several splits get theirs before them; what is still equal, a number."""
     counts = Counter(group.name for group in groups)
-    return [
-        replace(group, name=f"{group.split}/{group.name}") if counts[group.name] > 1 else group
+    names = [
+        f"{group.split}/{group.name}" if group.split and counts[group.name] > 1 else group.name
         for group in groups
     ]
+    taken: dict[str, int] = {}
+    named = []
+    for group, name in zip(groups, names, strict=True):
+        new = name
+        while new in taken:
+            taken[name] += 1
+            new = f"{name} ({taken[name]})"
+        taken[new] = 1
+        named.append(replace(group, name=new))
+    return named
 
 
 def iter_pictures(folder: Path) -> Iterator[Path]:

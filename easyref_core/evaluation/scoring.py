@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from .planning import batches_of
 from .store import RunFolder, TrialState
 from .trials import Trial
 
+_LARGEST = 1e30  # a score; sums of larger ones may be no numbers
 _CHUNK = 16  # trials
 
 Scores = dict[str, dict[str, float]]
@@ -123,7 +123,7 @@ def _stored(path: Path, marks: dict[str, str]) -> dict[str, Any] | None:
     try:
         for values in scores.values():
             for name, value in values.items():
-                number(value, name)
+                number(value, name, -_LARGEST, _LARGEST)
     except (EasyRefError, AttributeError):
         return None
     return content
@@ -140,7 +140,7 @@ def _scored(
             if isinstance(values, str):
                 errors.append(values)
                 continue
-            finite = {name: value for name, value in values.items() if math.isfinite(value)}
+            finite = {n: value for n, value in values.items() if abs(value) <= _LARGEST}
             scores[trial.path] = {name: float(value) for name, value in finite.items()}
             if len(finite) < len(values):
                 errors.append(f"{trial.path} has scores that are not numbers.")

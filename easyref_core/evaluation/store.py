@@ -25,7 +25,7 @@ from PIL import Image
 from ..errors import EasyRefError
 from ..files import hold, is_within, make_folder, new_name, sweep, write_atomically
 from ..pictures.loading import open_picture
-from ..untrusted import escaped, is_regular, one_line, read_bytes, read_json, shown
+from ..untrusted import escaped, is_regular, number, one_line, read_bytes, read_json, shown, text
 from .methods import Generated
 from .plain_trials import trial_from_plain
 from .trials import Trial
@@ -44,6 +44,7 @@ _FOLDERS = ("images", "work")
 _FILES = (TRIALS, RESULTS, "scores.csv", "scores.parquet", "times.csv", "index.html")
 _LARGEST_JSON = 256_000_000  # bytes
 _LARGEST_IMAGE = 1_000_000_000  # bytes
+_LONGEST = 1e9  # seconds of a stage
 _MOST_CHANGES = 5  # that a message names
 
 
@@ -226,10 +227,13 @@ class RunFolder:
         try:
             content = read_json(path)
             state = TrialState(**content)
+            text(state.error, "error")
+            for stage, seconds in state.seconds.items():
+                number(seconds, stage, 0, _LONGEST)
             if state.status == "failed":
-                return state if isinstance(state.error, str) else None
+                return state
             data = read_bytes(self.image_path(trial), _LARGEST_IMAGE, "image")
-        except (EasyRefError, TypeError):
+        except (EasyRefError, TypeError, AttributeError):
             return None
         if state.status != "done" or hashlib.sha256(data).hexdigest() != state.sha256:
             return None

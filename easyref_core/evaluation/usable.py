@@ -34,13 +34,14 @@ class PictureIndex:
     def __init__(self, file: Path | None = None) -> None:
         self.changed: list[str] = []
         self._file = file
-        self._known: dict[str, Any] = {}
+        self._known: dict[str, dict[str, str]] = {}
         if file is not None and file.exists():
             try:
                 content = read_json(file, _LARGEST_INDEX)
             except EasyRefError:  # damaged: they are decoded again
                 content = {}
-            self._known = content if isinstance(content, dict) else {}
+            if isinstance(content, dict):
+                self._known = {name: known for name, known in content.items() if _is_known(known)}
 
     def pixels(self, picture: GroupPicture) -> str:
         """SHA-256 of the decoded picture's size and pixels.
@@ -55,16 +56,16 @@ class PictureIndex:
             source.open()  # says what is wrong
             raise EasyRefError(f"{source} cannot be read.") from None
         known = self._known.get(str(source))
-        if not (isinstance(known, dict) and known.get("mark") == mark and "pixels" in known):
+        if known is None or known["mark"] != mark:
             image = source.open()
             digest = hashlib.sha256(f"{image.width} {image.height} ".encode())
             digest.update(image.tobytes())
             pixels = digest.hexdigest()
-            if isinstance(known, dict) and known.get("pixels") not in (None, pixels):
+            if known is not None and known["pixels"] != pixels:
                 self.changed.append(f"the picture {source}")
             known = {"mark": mark, "pixels": pixels}
             self._known[str(source)] = known
-        return str(known["pixels"])
+        return known["pixels"]
 
     def save(self) -> None:
         """
@@ -74,6 +75,13 @@ class PictureIndex:
         if self._file is not None:
             text = json.dumps(self._known)
             write_atomically(self._file, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _is_known(entry: Any) -> bool:
+    """Whether an entry of the file is whole."""
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(name), str) for name in ("mark", "pixels")
+    )
 
 
 def usable_groups(

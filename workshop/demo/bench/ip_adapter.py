@@ -159,7 +159,7 @@ def _started_projection(
     images: torch.Tensor, tokens: torch.Tensor, device: torch.device
 ) -> ImageProjection:
     """A projection whose image tokens are as close to text states as it can."""
-    projection = ImageProjection(tokens.shape[-1], images.shape[-1], TOKENS).to(device)
+    projection = ImageProjection(images.shape[-1], tokens.shape[-1], TOKENS).to(device)
     nn.init.zeros_(projection.image_embeds.bias)
     optimiser = torch.optim.Adam(projection.parameters(), lr=_RATE)
     for _ in range(_START_STEPS):

@@ -79,15 +79,15 @@ def train_part(
         raise EasyRefError(f"There is no part {part!r}. Choose one of {', '.join(PARTS)}.")
     if is_done(part, folder):
         return folder / RESULTS[part]
+    clip = folder / RESULTS["clip"]
+    if part == "ip_adapter" and not is_done("clip", folder):
+        raise EasyRefError("The IP-Adapter reads images by the part clip; train that first.")
     pictures = drawn_pictures(settings.pictures, settings.seed, folder / "pictures.pt")
     print(f"training {part}", file=sys.stderr, flush=True)
     if part == "clip":
         return train_clip(pictures, settings.clip, folder / part, device)
     if part == "dino":
         return train_dino(pictures, settings.dino, folder / part, device)
-    clip = folder / RESULTS["clip"]
-    if not is_done("clip", folder):
-        raise EasyRefError("The IP-Adapter reads images by the part clip; train that first.")
     fewer = first_pictures(pictures, settings.ip_adapter_pictures)
     return train_ip_adapter(fewer, clip, settings.ip_adapter, folder / part, device)
 
