@@ -221,6 +221,6 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
             found.append(option)
         elif isinstance(value, tuple):
             found += [option, *map(str, value)]
-        elif value is not False:
+        elif value not in (False, None):
             found += [option, str(value)]
     return found
