@@ -19,6 +19,10 @@ from .untrusted import escaped, is_regular
 
 _UNFINISHED = re.compile(r"\.easyref-[0-9a-f]{32}\.part")
 _LOCK, _CONTENT = "lock", "content"
+WINDOWS_DEVICES = {  # no file can have their names there, whatever extension follows
+    *("CON", "PRN", "AUX", "NUL"),
+    *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10)),
+}
 _LONGEST = 300  # characters of a path in messages
 _ABANDONED_AFTER = 24 * 3600.0  # seconds, where a file system has no locks
 

@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..files import WINDOWS_DEVICES
 from .groups import GroupPicture, ReferenceGroup
 from .methods import USES
 from .trials import Trial, Variant
@@ -27,10 +28,6 @@ its own reference; all pictures as both."""
 _ALWAYS = ("method", "steps", "guidance")  # matter to every method
 _SHORT = {"insert_before": "insert before", "image_size": "image size"}
 _LONGEST_SLUG = 80  # characters
-_DEVICES = {  # no file can have their names on Windows, whatever extension follows
-    *("CON", "PRN", "AUX", "NUL"),
-    *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10)),
-}
 
 
 def make_variants(
@@ -193,7 +190,7 @@ def _unique(names: Iterable[str]) -> dict[str, str]:
             continue
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name.replace(", ", "_")).strip("-.")
         slug = slug[:_LONGEST_SLUG] or "group"
-        if slug.split(".")[0].upper() in _DEVICES:
+        if slug.split(".")[0].upper() in WINDOWS_DEVICES:
             slug = f"group-{slug}"
         if len(name) > _LONGEST_SLUG:
             slug = f"{slug}-{_hashed(name):016x}"

@@ -25,7 +25,7 @@ from ..errors import EasyRefError
 from ..pictures.formats import is_picture
 from ..training.records import PictureSource, Record, read_records
 from ..training.shards import is_tar
-from ..untrusted import escaped, inside, is_regular, parse_json, read_bytes, shown
+from ..untrusted import escaped, inside, is_regular, parse_json, read_bytes, read_lines, shown
 from .groups import GroupPicture, ReferenceGroup
 
 SPLITS = ("held_in", "held_out")
@@ -148,15 +148,10 @@ def read_metadata(folder: Path, notes: list[str]) -> dict[Path, Described]:
         return {}
     found: dict[Path, Described] = {}
     try:
-        content = read_bytes(path, _LARGEST_METADATA, "list of captions")
-        if content.count(b"\n") + content.count(b"\r") > _MOST_ENTRIES:
-            raise EasyRefError(
-                f"{shown(path, 300)} has more than {_MOST_ENTRIES:,} lines and is not used."
-            )
+        lines = read_lines(path, _LARGEST_METADATA, "list of captions")
     except EasyRefError as error:
         notes.append(str(error))
         return {}
-    lines = content.splitlines()
     bad: list[str] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -11,6 +11,7 @@ from .files import (
     is_regular,
     open_regular,
     read_bytes,
+    read_lines,
 )
 from .messages import escaped, kind_of, one_line, shown
 from .parsing import MAX_DEPTH, parse_json, parse_yaml, read_json, read_yaml
@@ -32,6 +33,7 @@ __all__ = [
     "parse_yaml",
     "read_bytes",
     "read_json",
+    "read_lines",
     "read_yaml",
     "shown",
     "text",

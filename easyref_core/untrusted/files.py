@@ -14,6 +14,8 @@ from .messages import escaped, shown
 
 MAX_TEXT_BYTES = 4_000_000  # a configuration, a recipe, a gallery; lists of records have their own
 
+MAX_LINES = 1_000_000
+
 
 @contextmanager
 def open_regular(path: str | Path, what: str = "file") -> Iterator[BinaryIO]:
@@ -90,6 +92,23 @@ def read_bytes(path: str | Path, limit: int = MAX_TEXT_BYTES, what: str = "file"
             "Check that it is the right file."
         )
     return content
+
+
+def read_lines(
+    path: str | Path, limit: int = MAX_TEXT_BYTES, what: str = "file", most: int = MAX_LINES
+) -> list[bytes]:
+    """The lines of a regular file; a large file of empty ones would take gigabytes.
+
+    Raises:
+        EasyRefError: see `read_bytes`; there are more than `most` lines.
+    """
+    content = read_bytes(path, limit, what)
+    if content.count(b"\n") + content.count(b"\r") > most:
+        raise EasyRefError(
+            f"{escaped(str(path))} has more than the {most:,} lines that a {what} can have. Check "
+            "that it is the right file."
+        )
+    return content.splitlines()
 
 
 def inside(folder: str | Path, name: Any, what: str = "file") -> Path:

@@ -22,6 +22,7 @@ from easyref_core.untrusted import (
     parse_yaml,
     read_bytes,
     read_json,
+    read_lines,
     shown,
     text,
     whole_number,
@@ -190,3 +191,13 @@ def test_control_characters_of_a_name_are_written_out():
     assert shown("a\rb") == "'a\\rb'"
     assert len(shown("x" * 10**6)) <= 60
     assert shown(10**5000) == "a very large number"
+
+
+@pytest.mark.parametrize("line_break", [b"\n", b"\r"])
+def test_a_file_of_too_many_lines_is_refused(tmp_path, line_break):
+    file = tmp_path / "lines"
+    file.write_bytes(b"a" + line_break + b"b")
+    assert read_lines(file) == [b"a", b"b"]
+    file.write_bytes(line_break * 1_000_001)
+    with pytest.raises(EasyRefError, match="more than the 1,000,000 lines"):
+        read_lines(file)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...files import make_folder, sweep, sync_tree, writing
+from ...files import WINDOWS_DEVICES, make_folder, sweep, sync_tree, writing
 from ...pictures.formats import HEAD_BYTES, recognise
 from ...untrusted import open_regular
 from .tagged_pictures import METADATA, Tag, TaggedPicture
@@ -89,12 +89,16 @@ def folder_names(tags: Iterable[Tag]) -> dict[Tag, str]:
     """A folder's name for each tag, which any file system takes; a number follows where two would
     be the same."""
     names: dict[Tag, str] = {}
+    taken: dict[str, int] = {}
     for tag in tags:
         name = re.sub(r"[^\w-]+", "_", tag.name).strip("_")[:_LONGEST_NAME] or "group"
-        number, unique = 1, name
-        while unique in names.values():
-            number += 1
-            unique = f"{name}_{number}"
+        if name.upper() in WINDOWS_DEVICES:
+            name = f"group_{name}"
+        unique = name
+        while unique in taken:
+            taken[name] += 1
+            unique = f"{name}_{taken[name]}"
+        taken[unique] = 1
         names[tag] = unique
     return names
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import EasyRefError
 from ...pictures.formats import is_picture
-from ...untrusted import escaped, inside, is_regular, parse_json, read_bytes, shown
+from ...untrusted import escaped, inside, is_regular, parse_json, read_bytes, read_lines, shown
 
 METADATA = "metadata.jsonl"
 # As in the paper's list of tags: names of celebrities and characters, styles, subjects.
@@ -180,7 +180,7 @@ def _add_metadata(parent: Path, found: dict[Path, TaggedPicture], problems: list
     """Add what a metadata file says of pictures."""
     file = parent / METADATA
     try:
-        lines = read_bytes(file, _LARGEST_METADATA, "metadata file").splitlines()
+        lines = read_lines(file, _LARGEST_METADATA, "metadata file")
     except EasyRefError as error:
         problems.append(str(error))
         return

@@ -161,7 +161,8 @@ def _table(run: RunRecord, split: str, kind: str) -> ScoreTable:
 def _empty(run: RunRecord, label: str) -> SummaryRecord:
     own = [trial for trial in run.trials if trial.label == label]
     failed = sum(bool(trial.failed) for trial in own)
-    return SummaryRecord(label, {"method": own[0].method}, "", "", 0, 0, failed, 0.0, {}, {})
+    method = own[0].method if own else label
+    return SummaryRecord(label, {"method": method}, "", "", 0, 0, failed, 0.0, {}, {})
 
 
 def _cells(

@@ -86,14 +86,21 @@ def add_preferences(folder: Path) -> list[Preference]:
         counted = _counted(run, *_with_images(run))
         results = run.read_json(RESULTS)
         if not isinstance(results, dict):
-            raise EasyRefError(
-                f"{shown(run.path / RESULTS, 300)} is damaged. Give the command of the run again "
-                "to write it anew; the votes are kept."
-            )
+            raise _damaged(run)
         results["preferences"] = [asdict(each) for each in counted]
-        run.write_json(RESULTS, results, indent=1)
+        try:
+            run.write_json(RESULTS, results, indent=1)
+        except ValueError:  # NaN
+            raise _damaged(run) from None
         _write_page(run.path)
     return counted
+
+
+def _damaged(run: RunFolder) -> EasyRefError:
+    return EasyRefError(
+        f"{shown(run.path / RESULTS, 300)} is damaged. Give the command of the run again to write "
+        "it anew; the votes are kept."
+    )
 
 
 def plain_preferences(

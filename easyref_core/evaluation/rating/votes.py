@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import EasyRefError
 from ...files import writing
-from ...untrusted import parse_json, read_bytes, text, whole_number
+from ...untrusted import parse_json, read_lines, text, whole_number
 
 _LARGEST = 256_000_000  # bytes
 _LONGEST = 10_000  # characters
@@ -74,7 +74,7 @@ class VoteFile:
             return Votes()
         found: dict[tuple[str, str], Vote] = {}
         damaged = 0
-        for line in read_bytes(self.path, _LARGEST, "file of votes").split(b"\n"):
+        for line in read_lines(self.path, _LARGEST, "file of votes"):
             if not line.strip():
                 continue
             try:

@@ -13,8 +13,12 @@ import pytest
 from bench_fakes import bench, make_groups, picture, settings_for
 
 from easyref_core.errors import EasyRefError
+from easyref_core.evaluation.building.group_files import folder_names
+from easyref_core.evaluation.building.tagged_pictures import Tag
 from easyref_core.evaluation.groups import ReferenceGroup
+from easyref_core.evaluation.page.write import write_page
 from easyref_core.evaluation.planning import _unique
+from easyref_core.evaluation.rating.rate import add_preferences
 from easyref_core.evaluation.read_groups import named_apart, read_metadata
 
 NAMES = (
@@ -68,14 +72,11 @@ def test_a_folder_and_a_record_of_one_name_are_two_groups(tmp_path: Path) -> Non
     assert len(json.loads((tmp_path / "run" / "trials.json").read_text())) == 3
 
 
-@pytest.mark.parametrize("line_break", ["\n", "\r"])
-def test_descriptions_of_a_million_short_lines_are_not_read(
-    tmp_path: Path, line_break: str
-) -> None:
-    (tmp_path / "metadata.jsonl").write_text(f"1{line_break}" * 1_000_001)
+def test_descriptions_of_a_million_short_lines_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text("1\n" * 1_000_001)
     notes: list[str] = []
     assert read_metadata(tmp_path, notes) == {}
-    assert "more than 1,000,000 lines" in notes[0]
+    assert "more than the 1,000,000 lines" in notes[0]
 
 
 def test_pipes_links_and_folders_among_the_pictures_are_passed_over(folder: Path) -> None:
@@ -155,3 +156,37 @@ def test_a_pipe_in_place_of_the_lock_is_not_waited_for(folder: Path) -> None:
     os.mkfifo(lock)
     with suppress(EasyRefError):
         bench(settings_for(folder))
+
+
+def test_results_with_values_that_are_no_numbers_take_no_preferences(folder: Path) -> None:
+    bench(settings_for(folder))
+    path = folder / "run" / "results.json"
+    results = json.loads(path.read_text())
+    results["summaries"][0]["variant"]["image_size"] = float("nan")
+    path.write_text(json.dumps(results))
+    damaged = path.read_bytes()
+    with pytest.raises(EasyRefError, match="is damaged"):
+        add_preferences(folder / "run")
+    assert path.read_bytes() == damaged
+
+
+def test_a_label_without_trials_has_its_row_on_the_page(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easyref_core.evaluation.page.write.all_plots", lambda *_: [])
+    bench(settings_for(folder))
+    path = folder / "run" / "results.json"
+    results = json.loads(path.read_text())
+    results["summaries"][0] |= {"label": "<b>nobody's</b>", "split": "elsewhere"}
+    path.write_text(json.dumps(results))
+    page = write_page(folder / "run").read_text("utf-8")
+    assert "&lt;b&gt;nobody" in page
+    assert "<b>nobody" not in page
+
+
+def test_folders_of_built_groups_can_be_made_everywhere() -> None:
+    tags = [Tag("con"), Tag("a b"), Tag("a!b"), Tag("a_b_2")]
+    tags += [Tag("x" * 60 + str(number)) for number in range(20_000)]
+    names = folder_names(tags)
+    assert list(names.values())[:4] == ["group_con", "a_b", "a_b_2", "a_b_2_2"]
+    assert len(set(names.values())) == len(tags)

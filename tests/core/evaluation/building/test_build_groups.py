@@ -258,7 +258,7 @@ def test_names_of_folders_are_plain_and_apart(tmp_path: Path) -> None:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     build_groups(BuildOptions(tmp_path / "in", tmp_path / "out", held_out=0))
     found = {path.name for path in (tmp_path / "out" / "held_in").iterdir()}
-    assert found == {"a_b", "a_b_2", "group", "日本", "con"}
+    assert found == {"a_b", "a_b_2", "group", "日本", "group_con"}
 
 
 def test_a_full_disk_leaves_no_groups(
