@@ -16,7 +16,7 @@ MISSING = "–"
 
 
 @dataclass(frozen=True)
-class View:
+class ScoreView:
     """One way to print the scores.
 
     Attributes:
@@ -89,14 +89,14 @@ class ScoreTable:
     groups: int
 
 
-def views(run: RunRecord) -> list[View]:
+def views(run: RunRecord) -> list[ScoreView]:
     """As stored, then every other scale that a column asks for."""
     printed = sorted((p for column in run.columns for p in column.printed), key=lambda p: p[1])
     names = dict.fromkeys(name for name, _ in printed)
-    found = [View("stored", "as stored", {})]
+    found = [ScoreView("stored", "as stored", {})]
     for number, name in enumerate(names):
         factors = {c.name: (f, name) for c in run.columns for n, f in c.printed if n == name}
-        found.append(View(f"scale{number}", name.replace(" x ", " × "), factors))
+        found.append(ScoreView(f"scale{number}", name.replace(" x ", " × "), factors))
     return found
 
 
@@ -196,7 +196,7 @@ def _cells(
     return cells
 
 
-def _printed(mean: Estimate, column: Column, view: View, largest: float) -> Printed:
+def _printed(mean: Estimate, column: Column, view: ScoreView, largest: float) -> Printed:
     factor, _ = view.factors.get(column.name, (1.0, ""))
     value, low, high = (
         number_text(factor * v, factor * largest) for v in (mean.value, mean.low, mean.high)
