@@ -105,12 +105,12 @@ def attach_adapter(
         )
     for name, layer in layers.items():
         _check_shapes(checkpoint, layer, sources[name], new_lora)
+    place = {"device": unet.device, "dtype": unet.dtype}  # diffusers searches all layers for them
     with checkpoint.file.open() as get:
         for name, layer in layers.items():
             weights = layer.state_dict()
             for own, source in sources[name].items():
-                weight = read_finite(checkpoint, get, source)
-                weights[own] = weight.to(unet.device, unet.dtype)
+                weights[own] = read_finite(checkpoint, get, source).to(**place)
             layer.load_state_dict(weights, assign=True)
     _install(unet, layers)
     attachment.checkpoint, attachment.references = checkpoint, checkpoint.num_tokens
@@ -320,8 +320,9 @@ def _new_layers(
 
 
 def _install(unet: UNet2DConditionModel, layers: Mapping[str, AdapterLayer]) -> None:
+    device, dtype = unet.device, unet.dtype
     for name, attn in attentions(unet).items():
-        put(attn, layers[name].to(unet.device, unet.dtype))
+        put(attn, layers[name].to(device, dtype))
 
 
 def _check_type(tokens: Any) -> None:

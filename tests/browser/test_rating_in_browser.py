@@ -119,6 +119,7 @@ def test_votes_by_keyboard_go_on_after_a_reload_and_end_with_the_results(
     assert len(winners) == 8  # seven votes, one of them taken back
     assert winners.count("tie") == 1
     assert len(json.loads((run / "results.json").read_text())["preferences"]) == 3
+    assert "Blind comparison" in (run / "index.html").read_text()
 
 
 def test_votes_by_touch_on_a_narrow_screen(

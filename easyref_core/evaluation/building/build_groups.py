@@ -14,12 +14,13 @@ from PIL import Image
 from ...errors import EasyRefError
 from ...files import check_apart, check_place
 from ...pictures.loading import open_picture
-from ...untrusted import escaped, number, whole_number
+from ...untrusted import escaped, number, shown, whole_number
 from . import grouping
 from .group_files import BuiltGroup, LeftOut, write_groups
 from .tagged_pictures import Tag, TaggedPicture, read_tag_list, read_tagged
 
 _LONGEST_SIDE = 1024  # pixels; encoders take a quarter
+_LONGEST_LICENCE = 200  # characters
 _SHOWN = 10  # notes of one kind
 
 
@@ -81,6 +82,8 @@ class BuildOptions:
         whole_number(self.seed, "--seed")
         for name in ("duplicate", "like_tag", "like_group"):
             number(getattr(self, name), f"--{name.replace('_', '-')}", -1, 1.01)
+        if not self.licence.isprintable() or len(self.licence) > _LONGEST_LICENCE:
+            raise EasyRefError(f"--licence is {shown(self.licence)}; a short name is needed.")
         check_apart(self.out, [self.pictures])
         check_place(self.out / "groups.csv")
         if self.out.exists() and any(self.out.iterdir()):
@@ -102,15 +105,18 @@ class BuildReport:
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def reasons(self) -> list[str]:
+        """How many pictures were left out for which reason, such as "3 unreadable"."""
+        counts = Counter(out.reason for out in self.left_out)
+        return [f"{count} {reason}" for reason, count in sorted(counts.items())]
+
     def __str__(self) -> str:
         lines = list(self.notes)
-        reasons = Counter(out.reason for out in self.left_out)
         for split in ("held_in", "held_out"):
             chosen = [group for group in self.groups if group.split == split]
             count = sum(len(group.pictures) for group in chosen)
             lines.append(f"{split}: {len(chosen)} groups, {count} pictures")
-        lines += [f"left out: {count} {reason}" for reason, count in sorted(reasons.items())]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"left out: {reason}" for reason in self.reasons())])
 
 
 @dataclass
@@ -181,10 +187,11 @@ def build_groups(
     left_out = [found.left_out[index] for index in sorted(found.left_out)]
     report = BuildReport(built, left_out, _notes(folder.problems, encoder))
     if not built:
+        reasons = "; ".join(report.reasons())
         raise EasyRefError(
             f"No group of {options.least} or more pictures is left in "
-            f"{escaped(str(options.pictures))}. Give pictures tags in common, or lower --least.\n"
-            f"{report}"
+            f"{escaped(str(options.pictures))}; left out: {reasons}. Give pictures tags in common, "
+            "or change --least or the similarities."
         )
     write_groups(options.out, built, left_out)
     return report

@@ -189,9 +189,11 @@ def _add_metadata(parent: Path, found: dict[Path, TaggedPicture], problems: list
             continue
         place = f"{escaped(str(file))}, line {number}"
         try:
-            row = parse_json(line, place)
+            # What cannot be one is not parsed, as a hundred thousand errors take seconds.
+            looks_right = line.lstrip()[:1] == b"{" and line.rstrip()[-1:] == b"}"
+            row = parse_json(line, place) if looks_right else None
             if not isinstance(row, dict):
-                raise EasyRefError(f"{place} is no object of keys.")
+                raise EasyRefError(f"{place} is no JSON object.")
             path = inside(parent, row.get("file_name"), "picture")
             picture = found.get(path)
             if picture is None:

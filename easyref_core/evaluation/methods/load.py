@@ -37,14 +37,15 @@ def load_methods(settings: GenerationSettings, trials: Sequence[Trial]) -> dict[
     Raises:
         EasyRefError: files that are missing, damaged, or made for another model.
     """
-    names = dict.fromkeys(trial.variant.method for trial in trials)
     base = GenerationPipeline(settings)
-    return {
-        name: _load(name, base, [t for t in trials if t.variant.method == name]) for name in names
-    }
+    by_name: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_name.setdefault(trial.variant.method, []).append(trial)
+    return {name: load_method(name, base, own) for name, own in by_name.items()}
 
 
-def _load(name: str, base: GenerationPipeline, trials: Sequence[Trial]) -> Method:
+def load_method(name: str, base: GenerationPipeline, trials: Sequence[Trial]) -> Method:
+    """One method for its trials; see `load_methods`."""
     settings = base.settings
     if name == "none":
         return PlainMethod(base)

@@ -7,7 +7,6 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -184,8 +183,7 @@ def _serve(server: RatingServer, session: RatingSession, open_browser: bool) -> 
         server.serve_forever()
     except KeyboardInterrupt:
         print(file=sys.stderr)
-    if session.results is None:
-        session.end(server.end())
+    server.ended()
     return session.results or []
 
 
@@ -199,10 +197,9 @@ def _has_display() -> bool:
 
 
 def _write_page(folder: Path) -> None:
-    with suppress(ModuleNotFoundError):
-        from ..page.write import write_page
+    from ..page.write import write_page
 
-        write_page(folder)
+    write_page(folder)
 
 
 def table_of(results: Sequence[Preference]) -> str:

@@ -55,6 +55,7 @@ class RatingServer(ThreadingHTTPServer):
     def __init__(self, session: RatingSession, end: Callable[[], Any], port: int = 0) -> None:
         self.session = session
         self.end = end
+        self._ending = threading.Lock()
         self.secret = secrets.token_urlsafe(24)
         try:
             super().__init__(("127.0.0.1", port), _Handler)
@@ -64,6 +65,13 @@ class RatingServer(ThreadingHTTPServer):
                 f"The page cannot be served on port {port} of 127.0.0.1 ({reason}). Choose another "
                 "one with --port, or leave it out."
             ) from error
+
+    def ended(self) -> dict[str, Any]:
+        """End the session, once; a second window gets the same results."""
+        with self._ending:
+            if self.session.results is None:
+                self.session.end(self.end())
+            return self.session.state()
 
     @property
     def address(self) -> str:
@@ -111,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif name == "undo":
             self._answer(session.undo)
         elif name == "end":
-            self._answer(lambda: session.end(self.server.end()))
+            self._answer(self.server.ended)
             if session.results is not None:
                 # From another thread, as it waits for the loop that waits for nobody here.
                 threading.Thread(target=self.server.shutdown, daemon=True).start()

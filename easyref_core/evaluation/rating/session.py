@@ -170,11 +170,10 @@ class RatingSession:
                 self._again = key
             return self._state()
 
-    def end(self, results: list[Preference]) -> dict[str, Any]:
+    def end(self, results: list[Preference]) -> None:
         """Show the results from now on; no more votes are taken."""
         with self._lock:
             self.results = results
-            return self._state()
 
     def picture(self, name: str) -> bytes | None:
         """A picture as PNG, without the file's own name or notes; None for an unknown name.

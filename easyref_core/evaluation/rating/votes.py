@@ -115,7 +115,8 @@ def _from_line(line: bytes) -> tuple[Vote, bool]:
     Raises:
         EasyRefError: it is none.
     """
-    item = parse_json(line, "a vote")
+    looks_right = line.startswith(b"{") and line.endswith(b"}")
+    item = parse_json(line, "a vote") if looks_right else None
     if not isinstance(item, dict):
         raise EasyRefError("A vote is an object.")
     vote = Vote(**{field.name: _value(item, field.name) for field in fields(Vote)})

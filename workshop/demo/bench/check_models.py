@@ -35,7 +35,7 @@ def check_clip(folder: Path, drawn: list[Drawn]) -> dict[str, float]:
     part ("sleepy eyes") from it, and the own scene is the most alike of all scenes.
     """
     model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval()
-    tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+    tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
 
     def texts(captions: list[str]) -> torch.Tensor:
         tokens = tokenizer(captions, padding=True, return_tensors="pt")

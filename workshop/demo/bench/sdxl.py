@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffusers import (
 from ..models import load_text
 from ..pretraining.base import NOISE
 from ..stored_weights import load_stored
+from ..tiny_weights import write_json
 
 
 def demo_pipeline(models: Path) -> StableDiffusionXLPipeline:
@@ -40,4 +42,8 @@ def demo_pipeline(models: Path) -> StableDiffusionXLPipeline:
 def write_sdxl(models: Path, to: Path) -> Path:
     """Write a model set as a diffusers directory; returns `to`."""
     demo_pipeline(models).save_pretrained(to)
+    vae = to / "vae" / "config.json"
+    config = json.loads(vae.read_text(encoding="utf-8"))
+    config.pop("block_out_channels", None)  # diffusers writes it, and warns when reading it
+    write_json(vae, config)
     return to

@@ -199,7 +199,7 @@ def test_an_encoder_leaves_out_what_is_unlike_its_tag_or_its_group(tmp_path: Pat
 
 def test_what_an_encoder_takes_for_the_same_is_left_out(tmp_path: Path) -> None:
     folder = colours(tmp_path / "in")
-    with pytest.raises(EasyRefError, match="12 nearly the same as another") as error:
+    with pytest.raises(EasyRefError, match="left out: 12 nearly the same as another") as error:
         build_groups(BuildOptions(folder, tmp_path / "out", duplicate=0.999), ColourEncoder())
     assert "No group of 4 or more" in str(error.value)
     assert not (tmp_path / "out").exists()

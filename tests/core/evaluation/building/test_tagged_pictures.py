@@ -94,8 +94,9 @@ def test_metadata_further_up_says_the_last_word(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("{", "JSON"),
-        ("[1]", "no object"),
+        ("{", "no JSON object"),
+        ("{x}", "cannot be read as JSON"),
+        ("[1]", "no JSON object"),
         ({"file_name": "none.png"}, "no picture 'none.png'"),
         ({"file_name": "../a.png"}, "outside"),
         ({"text": "x"}, "a file name is needed"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from generation_methods import images, load
 from PIL import Image
 
 from easyref_core import (
@@ -25,7 +26,7 @@ from easyref_core import (
     plan_group,
 )
 from easyref_core.evaluation.groups import GroupPicture
-from easyref_core.evaluation.methods import METHODS, Generated, Method
+from easyref_core.evaluation.methods import METHODS, Method
 from easyref_core.evaluation.methods.load import load_methods
 from easyref_core.evaluation.methods.pipeline import GenerationPipeline
 from easyref_core.evaluation.methods.settings import NEGATIVE, GenerationSettings
@@ -36,22 +37,12 @@ MakeTrial = Callable[..., Trial]
 ENCODED = ("easyref", "average", "concatenate")
 
 
-def images(results: list[Generated]) -> list[Image.Image]:
-    assert [result.error for result in results] == [""] * len(results)
-    return [result.image for result in results if result.image is not None]
-
-
 def same(first: Image.Image, second: Image.Image) -> bool:
     return first.size == second.size and first.tobytes() == second.tobytes()
 
 
 def difference(first: Image.Image, second: Image.Image) -> int:
     return int(np.abs(np.asarray(first, int) - np.asarray(second, int)).max())
-
-
-def load(settings: GenerationSettings, *trials: Trial) -> Method:
-    (method,) = load_methods(settings, trials).values()
-    return method
 
 
 @pytest.fixture(scope="module")
