@@ -53,7 +53,7 @@ class BenchOptions:
 
     out: Path = OUT
     models: Path = WEIGHTS
-    groups: int = 12
+    groups: int = 8
     steps: int = SamplingSettings().steps
     counts: tuple[int, ...] = COUNTS
     methods: tuple[str, ...] = METHODS
