@@ -88,7 +88,7 @@ def write_run(
     content = {
         "settings": {
             "protocol": "mrbench",
-            "base": "/srv/private/models/sdxl",
+            "base": "/models/sdxl",
             "seed": 0,
             "steps": 30,
         },

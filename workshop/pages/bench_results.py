@@ -20,6 +20,19 @@ from workshop.demo.bench.judge import IDENTITY
 from workshop.demo.bench.ordering import verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
+README = """`make bench-demo` compares them on the small [demo models](docs/demo.md): the share of a
+held-out character's attributes that an image shows, in %, by the number of references. The
+IP-Adapter there is [under-trained](docs/benchmark.md#its-models) and no measure of real ones:
+
+{table}
+![Scores against the number of references](docs/bench_curves.png)
+"""
+DETAILS = """On held-out groups, written by `python -m workshop.pages.bench_results`:
+
+{table}
+{said}
+![Scores against the number of references](bench_curves.png)
+"""
 BEGIN, END = "<!-- bench -->\n", "<!-- end bench -->\n"
 COLUMNS = (IDENTITY, "scene", "clip_i", "clip_t", "dino_i")
 NAMES = {
@@ -64,9 +77,9 @@ def main(arguments: Sequence[str]) -> None:
     run = read_run(folder)
     found = verdicts(folder / "scores.csv", METHODS)
     said = "".join(f"- {verdict.sentence}\n" for verdict in found)
-    replace(ROOT / "README.md", identity_table(run))
+    replace(ROOT / "README.md", README.format(table=identity_table(run)))
     table = markdown_table(run, COLUMNS, "held_out")
-    replace(ROOT / "docs" / "benchmark.md", f"{table}\n{said}")
+    replace(ROOT / "docs" / "benchmark.md", DETAILS.format(table=table, said=said))
     save_plot(run, ROOT / "docs" / "bench_curves.png", columns=COLUMNS[:3], split="held_out")
 
 

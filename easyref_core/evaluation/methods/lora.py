@@ -20,7 +20,7 @@ from . import Generated
 from .failures import concerns_all
 from .lora_training import train_lora
 from .pipeline import GenerationPipeline
-from .sampling import Prepared, TextStates, generate_batch, opened
+from .sampling import Prepared, generate_batch, opened
 
 References = tuple[GroupPicture, ...]
 _NAME = "references"
@@ -55,12 +55,11 @@ class LoraMethod:
             file, seconds = self._trained(self._references(trial), work)
             return Prepared(file, file, {"train": seconds})
 
-        def steer(files: Sequence[Path], states: TextStates) -> TextStates:
-            self._load(files[0])
+        def begin(file: Path) -> None:
+            self._load(file)
             self._base.pipe.unet.set_adapters(_NAME, weight)
-            return states
 
-        return generate_batch(self._base, trials, prepare, steer)
+        return generate_batch(self._base, trials, prepare, lambda _, text: text, begin)
 
     def close(self) -> None:
         if self._loaded is not None:

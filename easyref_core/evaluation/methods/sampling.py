@@ -63,11 +63,14 @@ def generate_batch(
     trials: Sequence[Trial],
     prepare: Callable[[Trial], Prepared],
     steer: Steer,
+    begin: Callable[[Any], None] = lambda condition: None,
 ) -> list[Generated]:
     """Generate trials of one variant.
 
     Args:
         prepare: raises EasyRefError for what concerns this trial alone.
+        begin: called with a condition before trials of its kind are sampled; not timed, like the
+            loading of other models.
 
     Returns:
         One for each trial, in order.
@@ -86,7 +89,7 @@ def generate_batch(
             )
     for numbers in kinds.values():
         conditions = [prepared[n].condition for n in numbers]
-        images = _sample(base, [trials[n] for n in numbers], conditions, steer)
+        images = _sample(base, [trials[n] for n in numbers], conditions, steer, begin)
         for number, image in zip(numbers, images, strict=True):
             seconds = prepared[number].seconds | image.seconds
             results[number] = Generated(image.image, seconds, image.error)
@@ -94,11 +97,16 @@ def generate_batch(
 
 
 def _sample(
-    base: GenerationPipeline, trials: Sequence[Trial], conditions: Sequence[Any], steer: Steer
+    base: GenerationPipeline,
+    trials: Sequence[Trial],
+    conditions: Sequence[Any],
+    steer: Steer,
+    begin: Callable[[Any], None],
 ) -> list[Generated]:
     """Sample a batch; one that does not fit into memory image by image."""
-    start = time.perf_counter()
     try:
+        begin(conditions[0])
+        start = time.perf_counter()
         latents = _latents(base, trials, conditions, steer)
         images = [_decoded(base, row) for row in latents.split(1)]
         seconds = (time.perf_counter() - start) / len(trials)
@@ -109,7 +117,7 @@ def _sample(
     if len(trials) == 1:
         return [Generated(None, error=reason)]
     pairs = zip(trials, conditions, strict=True)
-    return [_sample(base, [trial], [condition], steer)[0] for trial, condition in pairs]
+    return [_sample(base, [trial], [condition], steer, begin)[0] for trial, condition in pairs]
 
 
 @torch.no_grad()

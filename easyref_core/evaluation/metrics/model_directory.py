@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ...errors import EasyRefError
 from ...out_of_memory import lack_of_memory
@@ -31,7 +32,20 @@ from ...weight_file import open_weight_file, weight_files
 _CONFIG = "config.json"
 _PREPROCESSING = "preprocessor_config.json"
 _MAX_LAYERS = 200
-_MAX_SIDE = 4096  # of a picture that a processor makes
+_MAX_SIDE = 1024  # of a picture that a processor makes
+_MAX_PATCHES = 4096
+# What else a config.json can ask of transformers: code from the hub as attention or as a model,
+# another arithmetic, other results.
+_IGNORED = (
+    "attn_implementation",
+    "auto_map",
+    "dtype",
+    "experts_implementation",
+    "quantization_config",
+    "return_dict",
+    "torch_dtype",
+    "use_return_dict",
+)
 _WEIGHTS = ("float64", "float32", "float16", "bfloat16")
 _CHUNK = 2**20
 # Not weights, or of a part that is not used.
@@ -117,7 +131,7 @@ def open_model(
     name = escaped(str(directory))
     if not is_regular(directory / _CONFIG):
         raise MissingModelError(f"There is no {kind.name} model in {name} (no {_CONFIG}).")
-    settings = _read_settings(directory / _CONFIG)
+    settings = _plain_settings(_read_settings(directory / _CONFIG))
     family = settings.get("model_type")
     if not isinstance(family, str) or family not in kind.classes:
         raise EasyRefError(
@@ -127,7 +141,7 @@ def open_model(
     files = weight_files(directory)
     if not files:
         raise MissingModelError(f"There are no weights in {name} (model.safetensors).")
-    processor = _image_processor(directory)
+    processor = _image_processor(directory, _patch_size(settings))
     state = {key: w.float() for file in files for key, w in read(file).items()}
     module = _module(settings, kind.classes[family], state, name)
     preprocessing = {key: _plain(value) for key, value in sorted(processor.to_dict().items())}
@@ -183,9 +197,26 @@ def _check_layers(settings: Mapping[str, Any]) -> None:
             whole_number(part["num_hidden_layers"], "num_hidden_layers", 1, _MAX_LAYERS)
 
 
-def _image_processor(directory: Path) -> Any:
+def _plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's sizes, without what `_IGNORED` names and private settings."""
+    return {
+        key: _plain_settings(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if key not in _IGNORED and not key.startswith(("_", "output_"))
+    }
+
+
+def _patch_size(settings: Mapping[str, Any]) -> int:
+    vision = settings.get("vision_config")
+    found = (vision if isinstance(vision, dict) else settings).get("patch_size", _MAX_SIDE)
+    return whole_number(found, "patch_size", 1, _MAX_SIDE)
+
+
+def _image_processor(directory: Path, patch_size: int) -> Any:
     """The directory's image processor, computing with PIL and numpy: torchvision's resizes
     otherwise, and scores must not depend on whether it is installed.
+
+    It must make pictures of one size, or an odd picture could take all memory.
     """
     path = directory / _PREPROCESSING
     if not is_regular(path):
@@ -207,8 +238,16 @@ def _image_processor(directory: Path) -> Any:
     try:
         for side in _sides(settings):
             whole_number(side, "a side", 1, _MAX_SIDE)
-        processor = getattr(transformers, f"{kind}Pil", None) or getattr(transformers, kind)
-        return processor.from_dict(settings)
+        named_class = getattr(transformers, f"{kind}Pil", None) or getattr(transformers, kind)
+        processor = named_class.from_dict(settings)
+        probes = [Image.new("RGB", size) for size in ((64, 48), (48, 96))]
+        made = {
+            tuple(processor(images=[p], return_tensors="pt").pixel_values.shape) for p in probes
+        }
+        patches = max(math.prod(shape[-2:]) for shape in made) / patch_size**2
+        if len(made) > 1 or patches > _MAX_PATCHES:
+            raise EasyRefError(f"it makes pictures of the shapes {sorted(made)}")
+        return processor
     except Exception as error:  # odd settings raise anything
         raise EasyRefError(
             f"{escaped(str(path))} cannot be used ({one_line(error)}). {_AGAIN}"
@@ -217,7 +256,7 @@ def _image_processor(directory: Path) -> Any:
 
 def _sides(settings: Mapping[str, Any]) -> list[Any]:
     found: list[Any] = []
-    for key in ("size", "crop_size"):
+    for key in ("size", "crop_size", "pad_size"):
         value = settings.get(key)
         found += value.values() if isinstance(value, dict) else [] if value is None else [value]
     return found

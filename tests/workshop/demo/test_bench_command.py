@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +39,7 @@ from workshop.demo.bench.drawn_groups import GroupOptions, read_facts, write_gro
 from workshop.demo.bench.judge import Judge
 from workshop.demo.bench.ordering import verdicts
 from workshop.demo.stored_weights import load_stored
+from workshop.pages.bench_results import identity_table
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +171,22 @@ def test_what_does_not_hold_is_said(tmp_path: Path, change: dict[str, float], br
 def test_methods_that_were_not_run_are_not_judged(tmp_path: Path) -> None:
     path = write_scores(tmp_path / "scores.csv", {"easyref": 0.8, "none": 0.3})
     assert [v.claim for v in verdicts(path, ["easyref", "none"])] == ["EasyRef > no reference"]
+
+
+def test_the_readmes_table_has_a_row_a_method_and_marks_the_best() -> None:
+    def row(method: str, references: int, value: float) -> SimpleNamespace:
+        scores = {"identity": SimpleNamespace(value=value)}
+        return SimpleNamespace(variant={"method": method, "references": references}, scores=scores)
+
+    rows = [row("easyref", 1, 0.5), row("easyref", 4, 0.81), row("lora", 4, 0.7)]
+    run: Any = SimpleNamespace(scope=lambda split: [*rows, row("none", 0, 0.2)])
+    assert identity_table(run).splitlines() == [
+        "| references | 1 | 4 |",
+        "| --- | ---: | ---: |",
+        "| EasyRef | **50** | **81** |",
+        "| LoRA of the group | | 70 |",
+        "| no reference | 20 | 20 |",
+    ]
 
 
 def test_missing_models_are_named(tmp_path: Path) -> None:

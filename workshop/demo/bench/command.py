@@ -54,7 +54,7 @@ class BenchOptions:
 
     out: Path = OUT
     models: Path | None = None
-    groups: int = 12
+    groups: int = 8
     steps: int = SamplingSettings().steps
     counts: tuple[int, ...] = COUNTS
     methods: tuple[str, ...] = METHODS

@@ -40,7 +40,7 @@ class GroupOptions:
         side: of the pictures, in pixels.
     """
 
-    groups: int = 12
+    groups: int = 8
     references: int = REFERENCES
     side: int = SIDE
     seed: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -131,7 +132,12 @@ def preprocessing(**changed: Any) -> Edit:
         (preprocessing(image_processor_type="Evil"), "names the image processor 'Evil'"),
         (preprocessing(size={"shortest_edge": 10**9}), "a side is 1000000000"),
         (preprocessing(size="large"), "a side is 'large'"),
-        (preprocessing(image_mean=[0.5]), "cannot embed a picture"),
+        (preprocessing(image_mean=[0.5]), "preprocessor_config.json cannot be used"),
+        (preprocessing(do_pad=True, pad_size={"height": 10**6, "width": 9}), "a side is 1000000"),
+        (preprocessing(size={"shortest_edge": 32}, do_center_crop=False), "the shapes"),
+        (preprocessing(do_resize=False, do_center_crop=False), "the shapes"),
+        (config(patch_size=0), "patch_size is 0"),
+        (config(patch_size=10**9), "patch_size is 1000000000"),
         (preprocessing(image_std=[0.0, 1.0, 1.0]), "not numbers"),
     ],
 )
@@ -146,6 +152,56 @@ def test_a_damaged_model_is_refused_in_one_sentence(
     assert said in str(refused.value)
     assert str(refused.value).startswith("--dino: ")
     assert "\n" not in str(refused.value)
+
+
+def test_a_config_brings_no_code_and_no_other_arithmetic(
+    dinov2: Path, copied: Callable[[Path], Path]
+) -> None:
+    path = copied(dinov2)
+    expected = open_dino(dinov2, "x").picture(Image.new("RGB", (9, 9), (200, 10, 10)))
+    edit_json(
+        path / "config.json",
+        attn_implementation="me/kernel-from-the-hub",
+        _attn_implementation="me/kernel-from-the-hub",
+        auto_map={"AutoModel": "evil.Model"},
+        dtype="float16",
+        torch_dtype="float16",
+        output_hidden_states=True,
+        return_dict=False,
+        quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True},
+    )
+    edit_json(path / "preprocessor_config.json", auto_map={"AutoImageProcessor": "evil.P"})
+    found = open_dino(path, "x").picture(Image.new("RGB", (9, 9), (200, 10, 10)))
+    assert torch.equal(found, expected)
+
+
+def test_a_pickle_that_carries_code_is_not_run(
+    dinov2: Path, copied: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = copied(dinov2)
+    (path / "model.safetensors").unlink()
+    torch.save({"weight": Evil()}, path / "pytorch_model.bin")
+    with pytest.raises(EasyRefError, match="more than tensors"):
+        load_metrics("", str(path))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_not_waited_for(clip: Path, copied: Callable[[Path], Path]) -> None:
+    path = copied(clip)
+    for name in ("merges.txt", "model.safetensors", "config.json"):
+        (path / name).unlink()
+        os.mkfifo(path / name)
+        if name == "merges.txt":
+            with pytest.raises(EasyRefError, match=r"merges\.txt is a pipe"):
+                load_metrics(str(path), "")
+        else:
+            metrics, notes = load_metrics(str(path), "")
+            assert (metrics, len(notes)) == ([], 1)
 
 
 def test_a_classifier_is_no_dino(dino: Path, copied: Callable[[Path], Path]) -> None:
