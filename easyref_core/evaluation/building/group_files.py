@@ -73,7 +73,7 @@ def write_groups(folder: Path, groups: Sequence[BuiltGroup], left_out: Sequence[
         try:
             names = folder_names([group.tag for group in groups])
             for group in groups:
-                _write_group(part / group.split / names[group.tag], group)
+                _write_group(part / group.split / names[group.tag], group, folder)
             rows = [_group_row(group, names) for group in groups]
             _write_csv(part / "groups.csv", _GROUPS, rows)
             _write_csv(part / "left_out.csv", _LEFT_OUT, [_left_out_row(out) for out in left_out])
@@ -103,7 +103,11 @@ def folder_names(tags: Iterable[Tag]) -> dict[Tag, str]:
     return names
 
 
-def _write_group(folder: Path, group: BuiltGroup) -> None:
+def _write_group(folder: Path, group: BuiltGroup, out: Path) -> None:
+    """
+    Args:
+        out: that messages name.
+    """
     folder.mkdir(parents=True)
     lines = []
     for number, picture in enumerate(group.pictures):
@@ -111,7 +115,7 @@ def _write_group(folder: Path, group: BuiltGroup) -> None:
             found = recognise(source.read(HEAD_BYTES))
             name = f"{number:04}.{found.name.lower() if found else 'png'}"
             source.seek(0)
-            with (folder / name).open("wb") as copy:
+            with writing(out), (folder / name).open("wb") as copy:
                 shutil.copyfileobj(source, copy)
         lines.append(json.dumps(_metadata(name, picture, group.tag), ensure_ascii=False) + "\n")
     (folder / METADATA).write_text("".join(lines), encoding="utf-8", errors="backslashreplace")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from bench_fakes import bench, make_groups, picture, settings_for
 
 from easyref_core.errors import EasyRefError
+from easyref_core.evaluation.building.build_groups import BuildOptions, build_groups
 from easyref_core.evaluation.building.group_files import folder_names
 from easyref_core.evaluation.building.tagged_pictures import Tag
 from easyref_core.evaluation.groups import ReferenceGroup
@@ -190,3 +193,15 @@ def test_folders_of_built_groups_can_be_made_everywhere() -> None:
     names = folder_names(tags)
     assert list(names.values())[:4] == ["group_con", "a_b", "a_b_2", "a_b_2_2"]
     assert len(set(names.values())) == len(tags)
+
+
+def test_a_full_disk_is_not_said_of_the_picture_that_is_copied(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(EasyRefError, match=r"built cannot be written \(No space left"):
+        build_groups(BuildOptions(folder / "groups", folder / "built", least=2))
+    assert {path.name for path in folder.iterdir()} == {"groups"}
