@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from easyref_core.evaluation.settings import BenchSettings, make_bench_settings
 from easyref_core.evaluation.trials import Trial
 
 SIDE = 8  # pixels
+_TIMED = ("times.csv", "pictures.json", "index.html", ".lock")
 
 
 def picture(path: Path, seed: int, side: int = SIDE) -> Path:
@@ -114,9 +116,10 @@ def bench(
     act: Callable[[Sequence[Trial]], Any] | None = None,
     metrics: Sequence[Any] | None = None,
     made: dict[str, FakeMethod] | None = None,
+    page: bool = False,
     **more: Any,
 ) -> BenchSummary | None:
-    """Run with fake methods, which `made` gets, and fake metrics."""
+    """Run with fake methods, which `made` gets, and fake metrics; the page takes seconds."""
 
     def methods(_: Any, trials: Sequence[Trial], device: torch.device) -> dict[str, FakeMethod]:
         found = {name: FakeMethod(name, act) for name in settings.methods}
@@ -125,12 +128,12 @@ def bench(
         return found
 
     scored = [FakeMetric()] if metrics is None else metrics
-    return run_bench(
-        settings,
-        make_methods=methods,
-        make_metrics=lambda *_: (scored, ["DINO is missing."]),
-        **more,
-    )
+    metrics_made = scored, ["DINO is missing."]
+    given = {"make_methods": methods, "make_metrics": lambda *_: metrics_made, **more}
+    if page:
+        return run_bench(settings, **given)
+    with mock.patch("easyref_core.evaluation.page.write.write_page"):
+        return run_bench(settings, **given)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -138,7 +141,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     found = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("times.csv", "pictures.json", ".lock")
+        if path.is_file() and path.name not in _TIMED
     }
     for name, content in found.items():
         if name.startswith("images/") and name.endswith(".json"):

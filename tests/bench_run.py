@@ -86,7 +86,12 @@ def write_run(
             subject = trial.group.rpartition("_")[0]
             path.hardlink_to(made[subject, trial.variant.method])
     content = {
-        "settings": {"protocol": "mrbench", "base": "/pictures/models/sdxl", "seed": 0, "steps": 30},
+        "settings": {
+            "protocol": "mrbench",
+            "base": "/srv/private/models/sdxl",
+            "seed": 0,
+            "steps": 30,
+        },
         "methods": {
             v.method: {"adapter": {"file": "easyref.safetensors", "sha256": "0f" * 32}}
             for v in variants

@@ -151,7 +151,7 @@ def bench(options: argparse.Namespace) -> int:
     """
     if options.rate is not None:
         return _rate(options)
-    needed = ("diffusers", "accelerate", "pydantic", "pyarrow", "tqdm")
+    needed = ("diffusers", "accelerate", "pydantic", "pyarrow", "matplotlib", "tqdm")
     require_extra("A benchmark", "bench", *needed)
     from .run import run_bench
 

@@ -257,6 +257,7 @@ class _Run:
         notes: list[str],
     ) -> BenchSummary:
         from . import table
+        from .page.write import write_page
         from .rating.rate import plain_preferences
         from .settings import as_json
 
@@ -294,6 +295,7 @@ class _Run:
             },
             indent=1,
         )
+        write_page(folder.path)
         done = len(trials) - len(failed)
         shown = table.text_table(summaries, columns)
         return BenchSummary(folder.path, done, len(failed), tuple(notes), shown)

@@ -60,6 +60,13 @@ def test_every_trial_has_its_image_and_its_row(folder: Path) -> None:
     assert first["prompt"].endswith(" of a")
 
 
+def test_the_page_shows_the_run(folder: Path) -> None:
+    bench(settings_for(folder), page=True)
+    page = (folder / "run" / "index.html").read_text(encoding="utf-8")
+    for text in ("easyref", "Level", "DINO is missing."):
+        assert text in page
+
+
 def test_parquet_holds_the_rows_of_the_csv(folder: Path) -> None:
     from pyarrow import parquet
 
@@ -321,15 +328,6 @@ def test_progress_is_shown_on_stderr(folder: Path, capsys: pytest.CaptureFixture
         assert what in shown
 
 
-def test_combinations_can_be_left_out(folder: Path) -> None:
-    settings = settings_for(folder, ["weight=0.5,1", "references=1,2"])
-    bench(settings, keep=lambda v: v.weight == 1 or v.references == 1)
-    labels = [summary["label"] for summary in results(folder)["summaries"] if not summary["split"]]
-    assert labels == [
-        "easyref, weight 0.5, 1 reference",
-        "easyref, weight 1, 1 reference",
-        "easyref, weight 1, 2 references",
-        "none",
-    ]
+def test_leaving_all_combinations_out_is_refused(folder: Path) -> None:
     with pytest.raises(EasyRefError, match="All combinations are left out"):
-        bench(settings, keep=lambda variant: False)
+        bench(settings_for(folder), keep=lambda variant: False)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from easyref_core.demo_set import SET_FILE, shipped_set
+from easyref_core.demo_set import SET_FILE, TRAINED_SET, shipped_set
 from easyref_core.errors import EasyRefError
 from easyref_core.evaluation.methods import Method
 from easyref_core.evaluation.metrics import Metric
@@ -30,6 +30,7 @@ from .drawn_groups import GroupOptions, read_facts, write_groups
 from .ordering import verdicts
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+SCORE_MODELS = TRAINED_SET / "score"
 CLIP, DINO, IP_ADAPTER = "clip", "dino", "ip-adapter_sdxl.safetensors"
 OUT = Path("runs/bench")
 COUNTS = (1, 2, 4, 8, 16)  # of references
@@ -45,20 +46,25 @@ class BenchOptions:
     """
     Attributes:
         out: folder of everything: groups, the base model as a directory, the run in "run".
-        models: folder of `CLIP`, `DINO` and `IP_ADAPTER`.
+        models: folder of `CLIP`, `DINO` and `IP_ADAPTER`; those of the repository by default.
         groups: of each split and kind.
         counts: of references.
         methods: of `METHODS`.
     """
 
     out: Path = OUT
-    models: Path = WEIGHTS
+    models: Path | None = None
     groups: int = 8
     steps: int = SamplingSettings().steps
     counts: tuple[int, ...] = COUNTS
     methods: tuple[str, ...] = METHODS
     lora_steps: int = LORA_STEPS
     overwrite: bool = False
+
+    def model(self, name: str) -> Path:
+        """`CLIP`, `DINO` or `IP_ADAPTER`."""
+        own = WEIGHTS if name == IP_ADAPTER else SCORE_MODELS
+        return (self.models or own) / name
 
 
 def demo_bench(options: BenchOptions) -> int:
@@ -83,7 +89,7 @@ def prepare(options: BenchOptions) -> None:
     from .clip import write_image_encoder
     from .sdxl import write_sdxl
 
-    for path in (options.models / name for name in (CLIP, DINO, IP_ADAPTER)):
+    for path in (options.model(name) for name in (CLIP, DINO, IP_ADAPTER)):
         if not path.exists():
             raise EasyRefError(
                 f"{path} is missing. Get it again, or train it: python -m workshop.demo "
@@ -94,7 +100,7 @@ def prepare(options: BenchOptions) -> None:
     if not (base / SET_FILE).exists():
         write_sdxl(shipped_set(), base)
         (base / SET_FILE).write_bytes((shipped_set() / SET_FILE).read_bytes())  # it is whole
-    write_image_encoder(options.models / CLIP, options.out / "image_encoder")
+    write_image_encoder(options.model(CLIP), options.out / "image_encoder")
 
 
 def run(options: BenchOptions) -> None:
@@ -120,10 +126,10 @@ def bench_settings(options: BenchOptions) -> BenchSettings:
         "base": str(options.out / "base"),
         "adapter": str(models / "easyref.safetensors"),
         "mllm": str(models / "mllm"),
-        "ip_adapter": str(options.models / IP_ADAPTER),
+        "ip_adapter": str(options.model(IP_ADAPTER)),
         "image_encoder": str(options.out / "image_encoder"),
-        "clip": str(options.models / CLIP),
-        "dino": str(options.models / DINO),
+        "clip": str(options.model(CLIP)),
+        "dino": str(options.model(DINO)),
         "offline": True,
         "steps": options.steps,
         "guidance": sampling.cfg,
@@ -215,6 +221,6 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
             found.append(option)
         elif isinstance(value, tuple):
             found += [option, *map(str, value)]
-        elif value is not False:
+        elif value not in (False, None):
             found += [option, str(value)]
     return found

@@ -99,7 +99,7 @@ def is_done(part: str, folder: Path) -> bool:
 
 
 def copy_models(folder: Path, to: Path) -> Path:
-    """Copy finished models to where `bench` looks for them; returns that folder.
+    """Copy finished models to a folder for `bench --models`; returns that folder.
 
     Raises:
         EasyRefError: one is missing.

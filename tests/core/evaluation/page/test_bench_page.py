@@ -311,7 +311,7 @@ def test_checksums_are_shown_but_not_the_folders_of_this_computer(run: Path) -> 
     page = page_of(run)
     assert "a3" * 32 in page
     assert "models/sdxl" in page
-    assert "/home/me" not in page
+    assert "/srv/private" not in page
 
 
 def test_licences_of_the_pictures_are_counted(run: Path) -> None:
