@@ -21,13 +21,15 @@ from workshop.demo.bench.ordering import verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
 README = """`make bench-demo` compares them on the small [demo models](docs/demo.md): the share of a
-held-out character's attributes that an image shows, in %, by the number of references. The
-IP-Adapter there is [under-trained](docs/benchmark.md#its-models) and no measure of real ones:
+held-out character's attributes that an image shows, in %, by the number of references
+({groups} groups). The IP-Adapter and the LoRAs there are
+[under-trained](docs/benchmark.md#its-models), no measure of real ones:
 
 {table}
 ![Scores against the number of references](docs/bench_curves.png)
 """
-DETAILS = """On held-out groups, written by `python -m workshop.pages.bench_results`:
+DETAILS = """On {groups} held-out groups (`--groups {each}`), written by
+`python -m workshop.pages.bench_results`:
 
 {table}
 {said}
@@ -35,6 +37,7 @@ DETAILS = """On held-out groups, written by `python -m workshop.pages.bench_resu
 """
 BEGIN, END = "<!-- bench -->\n", "<!-- end bench -->\n"
 COLUMNS = (IDENTITY, "scene", "clip_i", "clip_t", "dino_i")
+PLOTTED = (IDENTITY, "clip_i", "dino_i")
 NAMES = {
     "easyref": "EasyRef",
     "ip-adapter": "IP-Adapter, embeddings averaged",
@@ -72,15 +75,25 @@ def replace(document: Path, text: str) -> None:
     document.write_text(f"{before}{BEGIN}{text}{END}{after}", encoding="utf-8")
 
 
+def _without_seconds(table: str) -> str:
+    """Without the last column, which depends on what else the computer does."""
+    return "".join(line.rsplit("|", 2)[0] + "|\n" for line in table.splitlines())
+
+
 def main(arguments: Sequence[str]) -> None:
     folder = Path(arguments[0]) if arguments else OUT / "run"
     run = read_run(folder)
     found = verdicts(folder / "scores.csv", METHODS)
     said = "".join(f"- {verdict.sentence}\n" for verdict in found)
-    replace(ROOT / "README.md", README.format(table=identity_table(run)))
-    table = markdown_table(run, COLUMNS, "held_out")
-    replace(ROOT / "docs" / "benchmark.md", DETAILS.format(table=table, said=said))
-    save_plot(run, ROOT / "docs" / "bench_curves.png", columns=COLUMNS[:3], split="held_out")
+    groups = max(row.groups for row in run.scope("held_out"))
+    replace(ROOT / "README.md", README.format(table=identity_table(run), groups=groups))
+    table = _without_seconds(markdown_table(run, COLUMNS, "held_out"))
+    replace(
+        ROOT / "docs" / "benchmark.md",
+        DETAILS.format(table=table, said=said, groups=groups, each=groups // 2),
+    )
+    plot = ROOT / "docs" / "bench_curves.png"
+    save_plot(run, plot, columns=PLOTTED, split="held_out", seconds=False)
 
 
 if __name__ == "__main__":
