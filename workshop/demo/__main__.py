@@ -161,7 +161,7 @@ def _add_bench(commands: Any) -> None:
     add = bench.add_argument
     add("--out", type=Path, default=Path("runs/bench"), metavar="FOLDER", help="of groups and run")
     add("--models", type=Path, metavar="FOLDER", help="of CLIP, DINO and IP-Adapter")
-    add("--groups", type=int, default=8, help="of each split and kind; default: %(default)s")
+    add("--groups", type=int, default=6, help="of each split and kind; default: %(default)s")
     add("--steps", type=int, default=20, help="of sampling; default: %(default)s")
     add("--counts", type=int, nargs="+", metavar="N", help="of references; default: 1 2 4 8 16")
     add("--methods", nargs="+", metavar="NAME", help="default: all")

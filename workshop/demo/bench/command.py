@@ -35,7 +35,7 @@ CLIP, DINO, IP_ADAPTER = "clip", "dino", "ip-adapter_sdxl.safetensors"
 OUT = Path("runs/bench")
 COUNTS = (1, 2, 4, 8, 16)  # of references
 LORA_COUNT = 4  # a LoRA is trained on so many references only
-LORA_RANK, LORA_STEPS, LORA_RATE, LORA_BATCH = 32, 60, 1e-3, 4
+LORA_RANK, LORA_STEPS, LORA_RATE, LORA_BATCH = 32, 80, 3e-3, 4
 METHODS = ("easyref", "average", "concatenate", "ip-adapter", "lora", "lora-other", "none")
 _BATCH = 8
 _PROCESSES = 2
@@ -54,7 +54,7 @@ class BenchOptions:
 
     out: Path = OUT
     models: Path | None = None
-    groups: int = 8
+    groups: int = 6
     steps: int = SamplingSettings().steps
     counts: tuple[int, ...] = COUNTS
     methods: tuple[str, ...] = METHODS
