@@ -108,6 +108,7 @@ def draw_lines(axes: Axes, series: Sequence[Series], column: Column, field: str)
     _scale(axes, sorted({point.at for one in lines for point in one.points}))
     _plain(axes)
     axes.set_xlabel(NAMES.get(field, field))
+    axes.set_xmargin(0.09)  # lines are drawn apart, beyond their values
     labels = []
     for number, one in enumerate(lines):
         _draw_line(axes, one, number - (len(lines) - 1) / 2)
