@@ -47,7 +47,7 @@ CPU = torch.device("cpu")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped recipes with two steps each, on a few small groups."""
     folder = tmp_path_factory.mktemp("recipes")
-    for source in RECIPES.glob("*.yaml"):
+    for source in (*RECIPES.glob("[123]_*.yaml"), RECIPES / "pretraining.yaml"):
         content = yaml.safe_load(source.read_text(encoding="utf-8"))
         if source.stem == "pretraining":
             content["data"] |= {"groups": 5, "held_out_groups": 5, "pictures": 5}
