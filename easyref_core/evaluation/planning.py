@@ -225,12 +225,3 @@ def share_of(batches: Sequence[list[Trial]], processes: int, process: int) -> li
     if len(groups) >= 2 * processes:
         return [batch for batch in batches if groups[batch[0].group] % processes == process]
     return list(batches[process::processes])
-
-
-def pictures_of(trials: Iterable[Trial]) -> dict[Path, GroupPicture]:
-    """All pictures that trials use, by their files."""
-    return {
-        picture.source.path: picture
-        for trial in trials
-        for picture in (*trial.references, *trial.targets)
-    }

@@ -86,22 +86,9 @@ def _methods(
     settings: BenchSettings, trials: Sequence[Trial], device: torch.device
 ) -> Mapping[str, Method]:
     from .methods.load import load_methods
-    from .methods.settings import GenerationSettings, LoraSettings
+    from .methods.settings import generation_settings
 
-    names = ("base_config", "adapter", "mllm", "ip_adapter", "image_encoder")
-    files = {name: Path(getattr(settings, name)) for name in names if getattr(settings, name)}
-    negative = {} if settings.negative is None else {"negative": settings.negative}
-    given = GenerationSettings(
-        Path(settings.base),
-        **files,
-        **negative,
-        size=settings.size,
-        device=str(device),
-        dtype=settings.dtype,
-        offload=settings.offload,
-        lora=LoraSettings(rank=settings.lora_rank, steps=settings.lora_steps),
-    )
-    return load_methods(given, trials)
+    return load_methods(generation_settings(settings, device), trials)
 
 
 def _metrics(

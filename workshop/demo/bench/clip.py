@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,17 +24,15 @@ from transformers import (
 )
 
 from ..evaluation.classifier import worsen
+from ..pretraining import words
 from ..pretraining.pictures import SIDE, DrawnPictures
 from ..pretraining.steps import Schedule, run_steps
-from ..pretraining.words import vocabulary
-from ..tiny_weights import write_json, write_text
 from .drawn_pictures import first_pictures
 from .patches import start_patches
 
 WIDTH = 96
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
 STD = (0.26862954, 0.26130258, 0.27577711)
-_TOKENS = 77
 _WORSENED = 3000  # pictures
 _PART_WEIGHT = 0.5  # of the losses on parts of captions
 _LAYERS = {"intermediate_size": 2 * WIDTH, "num_attention_heads": 3, "projection_dim": WIDTH}
@@ -95,7 +92,7 @@ def clip_config() -> CLIPConfig:
     text = {"hidden_size": WIDTH, "num_hidden_layers": 2, "vocab_size": len(ids)}
     image = {"hidden_size": WIDTH, "num_hidden_layers": 3, "image_size": SIDE, "patch_size": 16}
     return CLIPConfig(
-        text_config={**text, **special, **_LAYERS, "max_position_embeddings": _TOKENS},
+        text_config={**text, **special, **_LAYERS, "max_position_embeddings": words.LENGTH},
         vision_config={**image, **_LAYERS},
         projection_dim=WIDTH,
     )
@@ -160,21 +157,7 @@ class Captions:
 
 def write_tokenizer(directory: Path) -> None:
     """Write the demo's CLIP tokenizer, with ids without gaps."""
-    ids = _ids()
-    _, merges = vocabulary()
-    write_json(directory / "vocab.json", ids)
-    write_text(directory / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
-    end = "<|endoftext|>"
-    settings: dict[str, Any] = {
-        "bos_token": "<|startoftext|>",
-        "do_lower_case": True,
-        "eos_token": end,
-        "model_max_length": _TOKENS,
-        "pad_token": end,
-        "tokenizer_class": "CLIPTokenizer",
-        "unk_token": end,
-    }
-    write_json(directory / "tokenizer_config.json", settings)
+    words.write_tokenizer(directory, "<|endoftext|>", _ids())
 
 
 def write_clip(model: CLIPModel, directory: Path) -> None:
@@ -206,7 +189,7 @@ def write_model(model: PreTrainedModel, directory: Path) -> None:
 
 def _ids() -> dict[str, int]:
     """Token -> id."""
-    known, _ = vocabulary()
+    known, _ = words.vocabulary()
     return {token: number for number, token in enumerate(sorted(known, key=known.__getitem__))}
 
 

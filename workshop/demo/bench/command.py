@@ -167,21 +167,12 @@ def _methods(
     settings: BenchSettings, trials: Sequence[Trial], device: torch.device
 ) -> Mapping[str, Method]:
     from easyref_core.evaluation.methods.load import load_methods
-    from easyref_core.evaluation.methods.settings import GenerationSettings, LoraSettings
+    from easyref_core.evaluation.methods.settings import generation_settings
 
-    paths = ("base", "adapter", "mllm", "ip_adapter", "image_encoder")
-    shared = GenerationSettings(
-        **{name: Path(getattr(settings, name)) for name in paths},
-        size=settings.size,
-        negative=settings.negative or "",
-        device=str(device),
-        dtype=settings.dtype,
-        # A small model on small pictures wants larger steps than SDXL, and fewer.
-        lora=LoraSettings(
-            settings.lora_rank, settings.lora_steps, LORA_RATE, LORA_BATCH, settings.seed
-        ),
-    )
-    return load_methods(shared, trials)
+    given = generation_settings(settings, device)
+    # A small model on small pictures wants larger steps than SDXL, and fewer.
+    lora = dataclasses.replace(given.lora, learning_rate=LORA_RATE, batch=LORA_BATCH)
+    return load_methods(dataclasses.replace(given, lora=lora), trials)
 
 
 def _metrics(

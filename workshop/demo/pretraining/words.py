@@ -7,6 +7,7 @@ than a hundred. Those are trained and stored; all others share one row, "unknown
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,14 @@ def used_ids() -> torch.Tensor:
     return torch.tensor(sorted(used))
 
 
-def write_tokenizer(directory: Path, padding: str) -> None:
-    """Write a `CLIPTokenizer` directory with CLIP's ids for the captions' words."""
-    ids, merges = vocabulary()
-    write_json(directory / "vocab.json", ids)
+def write_tokenizer(directory: Path, padding: str, ids: Mapping[str, int] | None = None) -> None:
+    """Write a `CLIPTokenizer` directory for the captions' words.
+
+    Args:
+        ids: of the tokens of `vocabulary`; CLIP's own by default.
+    """
+    known, merges = vocabulary()
+    write_json(directory / "vocab.json", known if ids is None else dict(ids))
     write_text(directory / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
     end = "<|endoftext|>"
     settings: dict[str, Any] = {
