@@ -14,8 +14,9 @@ def official_weights(checkpoint: AdapterCheckpoint) -> dict[str, str]:
     names |= {PROJECTOR + name: source for name, source in checkpoint.projector.items()}
     for layer, parts in checkpoint.cross_attention.items():
         names |= {f"unet.{layer}.processor.{part}.weight": n for part, n in parts.items()}
-    for layer, loras in checkpoint.lora.items():
-        for part, halves in loras.items():
-            for half, name in halves.items():
-                names[f"unet.{layer}.processor.{part}_lora.{half}.weight"] = name
+    for kind, loras in (("lora", checkpoint.lora), ("identity_lora", checkpoint.identity_lora)):
+        for layer, parts in loras.items():
+            for part, halves in parts.items():
+                for half, name in halves.items():
+                    names[f"unet.{layer}.processor.{part}_{kind}.{half}.weight"] = name
     return names
