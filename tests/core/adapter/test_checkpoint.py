@@ -55,6 +55,8 @@ def test_report_of_the_golden_adapter(checkpoint: AdapterCheckpoint) -> None:
         "cross_attention_layers": 8,
         "lora_layers": 16,
         "lora_rank": 4,
+        "layer_pooling": [],
+        "mllm_layers": None,
         "dtype": "float32",
         "mllm_inside": True,
         "mllm_dtype": "float32",
