@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..qwen2vl.config import RELEASED_WIDTHS
 from ..qwen2vl.names import canonical_names
 from ..untrusted import escaped, shown
 from ..weight_file import WeightFile, open_weight_file
+from .layer_pooling import POOLING, POOLS, PoolingSizes, PoolSizes, pooling_of
 from .parts import (
     BODY,
     FINAL,
@@ -39,6 +40,10 @@ _LORA = re.compile(
     r"unet\.(?P<layer>.+\.attn\d+)\.processor\.(?P<part>to_(?:q|k|v|out))_lora"
     r"\.(?P<half>down|up)\.weight"
 )
+_IDENTITY_LORA = re.compile(
+    r"unet\.(?P<layer>.+\.attn1)\.processor\.(?P<part>to_[kv])_identity_lora"
+    r"\.(?P<half>down|up)\.weight"
+)
 _FINAL_LAYER = re.compile(r"^layers\.(\d+)\.")
 
 
@@ -52,12 +57,17 @@ class AdapterCheckpoint:
         body: the fine-tuned MLLM under canonical names, empty when the file has none.
         cross_attention: layer -> {"to_k_ip", "to_v_ip"} -> name.
         lora: layer -> projection ("to_q", ...) -> {"down", "up"} -> name.
+        identity_lora: self-attention layer -> "to_k" and "to_v" -> {"down", "up"} -> name; a LoRA
+            on keys and values of the references' features alone (`adapter/identity.py`).
         base_unet: names of base UNet weights in the same file (reported, not used: the user's
             own SDXL model supplies them).
         ignored: names of duplicates and anything else not used.
         image_size: size of the references in training, in pixels; the released weights' where the
             file does not say.
         mllm_mark: `MllmConfig.mark` of the MLLM that is used with it; None where none is known.
+        layer_pooling: weights of layer pooling, `text.*`, `image.*`, `all.*`; empty without.
+        pools: sizes of each of its pools.
+        mllm_layers: numbers of the MLLM's hidden states that they read; None for all of them.
     """
 
     file: WeightFile
@@ -69,7 +79,11 @@ class AdapterCheckpoint:
     base_unet: tuple[str, ...]
     ignored: tuple[str, ...]
     image_size: int = DEFAULT_IMAGE_SIZE
+    identity_lora: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
     mllm_mark: str | None = None
+    layer_pooling: Mapping[str, str] = field(default_factory=dict)
+    pools: tuple[tuple[str, PoolSizes], ...] = ()
+    mllm_layers: tuple[int, ...] | None = None
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.file.tensors[name].shape
@@ -91,10 +105,21 @@ class AdapterCheckpoint:
         return len({m.group(1) for m in map(_FINAL_LAYER.match, self.final) if m})
 
     @property
+    def aggregations(self) -> tuple[str, ...]:
+        """The aggregations over layers that it has weights for: those of `POOLS`."""
+        return PoolingSizes(self.pools, ()).aggregations
+
+    @property
     def lora_rank(self) -> int:
         """0 without LoRA."""
         first = next(iter(self.lora.values()), None)
         return self._shape(first["to_q"]["down"])[0] if first else 0
+
+    @property
+    def identity_lora_rank(self) -> int:
+        """0 without an identity LoRA."""
+        first = next(iter(self.identity_lora.values()), None)
+        return self._shape(first["to_k"]["down"])[0] if first else 0
 
     @property
     def path(self) -> Path:
@@ -155,9 +180,17 @@ class AdapterCheckpoint:
 
         Of one row of every weight. Tokens do not depend on the LoRA, so `identity` leaves it out.
         """
+        return self._lora_fingerprint(self.lora)
+
+    @cached_property
+    def identity_lora_fingerprint(self) -> str:
+        """`lora_identity` of the identity LoRA, on which tokens do not depend either."""
+        return self._lora_fingerprint(self.identity_lora)
+
+    def _lora_fingerprint(self, lora: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
         entries = [
             (f"{layer}.{part}.{half}", name, 1)
-            for layer, parts in sorted(self.lora.items())
+            for layer, parts in sorted(lora.items())
             for part, halves in sorted(parts.items())
             for half, name in sorted(halves.items())
         ]
@@ -192,6 +225,12 @@ class AdapterCheckpoint:
             "cross_attention_layers": len(self.cross_attention),
             "lora_layers": len(self.lora),
             "lora_rank": self.lora_rank,
+            "identity_lora_layers": len(self.identity_lora),
+            "identity_lora_rank": self.identity_lora_rank,
+            "layer_pooling": [
+                f"{name} ({dict(self.pools)[POOLS[name][0]].shape})" for name in self.aggregations
+            ],
+            "mllm_layers": None if self.mllm_layers is None else list(self.mllm_layers),
             "dtype": self.dtype,
             "mllm_inside": self.has_mllm,
             "mllm_dtype": ", ".join(body_dtypes) or None,
@@ -219,6 +258,8 @@ def recognise(file: WeightFile) -> AdapterCheckpoint:
     body: dict[str, str] = {}
     cross: dict[str, dict[str, str]] = {}
     lora: dict[str, dict[str, dict[str, str]]] = {}
+    identity_lora: dict[str, dict[str, dict[str, str]]] = {}
+    pooling: dict[str, str] = {}
     base_unet: list[str] = []
     ignored: list[str] = []
     for name in file.tensors:
@@ -229,22 +270,41 @@ def recognise(file: WeightFile) -> AdapterCheckpoint:
             final[plain.removeprefix(FINAL)] = name
         elif plain.startswith(BODY):
             body[plain.removeprefix(BODY)] = name
+        elif plain.startswith(POOLING):
+            pooling[plain.removeprefix(POOLING)] = name
         elif match := _IP.fullmatch(plain):
             cross.setdefault(match["layer"], {})[match["part"]] = name
         elif match := _LORA.fullmatch(plain):
             lora.setdefault(match["layer"], {}).setdefault(match["part"], {})[match["half"]] = name
+        elif match := _IDENTITY_LORA.fullmatch(plain):
+            halves = identity_lora.setdefault(match["layer"], {}).setdefault(match["part"], {})
+            halves[match["half"]] = name
         elif plain.startswith("unet.") and ".processor." not in plain:
             base_unet.append(name)
         else:
             ignored.append(name)
     if not (projector or final) or not cross:
         raise not_an_adapter(file, projector, final, cross)
-    check_parts(file, projector, final, cross, lora)
+    check_parts(file, projector, final, cross, lora, identity_lora)
     check_unused(file, (*base_unet, *ignored))
     file.check_weights(body.values())
     body = {local: body[source] for local, source in canonical_names(body).items()}
-    unused = (tuple(base_unet), tuple(ignored))
-    return AdapterCheckpoint(file, projector, final, body, cross, lora, *unused, _image_size(file))
+    pools, layers = pooling_of(file, pooling, file.tensors[final[TOKENS]].shape[1])
+    return AdapterCheckpoint(
+        file,
+        projector,
+        final,
+        body,
+        cross,
+        lora,
+        tuple(base_unet),
+        tuple(ignored),
+        _image_size(file),
+        identity_lora,
+        layer_pooling=pooling,
+        pools=pools,
+        mllm_layers=layers,
+    )
 
 
 def _image_size(file: WeightFile) -> int:

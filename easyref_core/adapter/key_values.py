@@ -16,7 +16,8 @@ from ..tokens.reference_tokens import ReferenceTokens, describe
 from ..untrusted import escaped
 from ..weight_file import GetTensor, all_finite, dtype_name
 from .checkpoint import AdapterCheckpoint
-from .parts import KEY_VALUE
+from .identity import IdentityLora
+from .parts import IDENTITY_LORA, KEY_VALUE
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +115,27 @@ def lora_weights(checkpoint: AdapterCheckpoint) -> dict[str, torch.Tensor]:
     }
     with checkpoint.file.open() as get:
         return {official: read_finite(checkpoint, get, name) for official, name in names.items()}
+
+
+def identity_lora_weights(checkpoint: AdapterCheckpoint) -> dict[str, IdentityLora]:
+    """The identity LoRA: self-attention layer -> its weights, in the file's dtype; empty without.
+
+    Raises:
+        EasyRefError: the file changed, or a weight is not a number (named).
+    """
+    if not checkpoint.identity_lora:
+        return {}
+    with checkpoint.file.open() as get:
+        return {
+            layer: IdentityLora(
+                *(
+                    read_finite(checkpoint, get, parts[part][half])
+                    for part in IDENTITY_LORA
+                    for half in ("down", "up")
+                )
+            )
+            for layer, parts in checkpoint.identity_lora.items()
+        }
 
 
 def read_finite(checkpoint: AdapterCheckpoint, get: GetTensor, name: str) -> torch.Tensor:

@@ -15,6 +15,7 @@ BODY = "multimodal_llm."
 TOKENS = "reference_tokens"
 KEY_VALUE = ("to_k_ip", "to_v_ip")
 LORA = ("to_q", "to_k", "to_v", "to_out")
+IDENTITY_LORA = ("to_k", "to_v")
 
 # Several times what any Qwen2-VL and any UNet has.
 MAX_TOKENS = 4096
@@ -88,14 +89,16 @@ def check_parts(
     final: Mapping[str, str],
     cross: Cross,
     lora: Lora,
+    identity_lora: Lora,
 ) -> None:
     """Raise EasyRefError where weights are missing, are none, or do not fit together."""
     path = escaped(str(file.path))
-    _check_whole(file, cross, lora)
+    _check_whole(file, cross, lora, identity_lora)
     shapes = {name: info.shape for name, info in file.tensors.items()}
     pairs = [halves for parts in lora.values() for halves in parts.values()]
+    own_pairs = [halves for parts in identity_lora.values() for halves in parts.values()]
     matrices = [final[TOKENS], projector["proj.0.weight"], projector["proj.2.weight"]]
-    matrices += [name for parts in (*cross.values(), *pairs) for name in parts.values()]
+    matrices += [n for parts in (*cross.values(), *pairs, *own_pairs) for n in parts.values()]
     file.check_weights((*projector.values(), *final.values(), *matrices))
     for name in projector.values():
         if name not in matrices and math.prod(shapes[name]) > MAX_WIDTH:
@@ -135,14 +138,24 @@ def check_parts(
                 f"{escaped(layer)} projects {list(key)} and {list(value)}, but the reference "
                 f"tokens are {width} wide"
             )
-    ranks = {shapes[pair["down"]][0] for pair in pairs} | {shapes[pair["up"]][1] for pair in pairs}
-    if len(ranks) > 1:
-        raise mixed(
-            f"its LoRA has ranks {', '.join(map(str, sorted(ranks)))}, but one rank is needed"
-        )
+    for what, halves in (("LoRA", pairs), ("identity LoRA", own_pairs)):
+        ranks = {shapes[half["down"]][0] for half in halves}
+        ranks |= {shapes[half["up"]][1] for half in halves}
+        if len(ranks) > 1:
+            raise mixed(
+                f"its {what} has ranks {', '.join(map(str, sorted(ranks)))}, but one rank is needed"
+            )
+    for layer, parts in identity_lora.items():
+        ends = [shapes[halves["down"]][1] for halves in parts.values()]
+        ends += [shapes[halves["up"]][0] for halves in parts.values()]
+        if len(set(ends)) > 1:
+            raise mixed(
+                f"its identity LoRA for {escaped(layer)} is {', '.join(map(str, ends))} wide, but "
+                "one width is needed"
+            )
 
 
-def _check_whole(file: WeightFile, cross: Cross, lora: Lora) -> None:
+def _check_whole(file: WeightFile, cross: Cross, lora: Lora, identity_lora: Lora) -> None:
     wanted = [f"{PROJECTOR}proj.{n}.{kind}" for n in (0, 2, 3) for kind in ("bias", "weight")]
     wanted += [FINAL + n for n in (TOKENS, "norm.weight", "layers.0.self_attn.q_proj.weight")]
     wanted += [f"unet.{layer}.processor.{part}.weight" for layer in cross for part in KEY_VALUE]
@@ -150,6 +163,12 @@ def _check_whole(file: WeightFile, cross: Cross, lora: Lora) -> None:
         f"unet.{layer}.processor.{part}_lora.{half}.weight"
         for layer in lora
         for part in LORA
+        for half in ("down", "up")
+    ]
+    wanted += [
+        f"unet.{layer}.processor.{part}_identity_lora.{half}.weight"
+        for layer in identity_lora
+        for part in IDENTITY_LORA
         for half in ("down", "up")
     ]
     present = {name.removeprefix("module.") for name in file.tensors}

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from .settings import BenchSettings
 
 # Imported modules would make every command wait for torch.
-METHODS = ("easyref", "average", "concatenate", "ip-adapter", "lora", "lora-other", "none")
+METHODS = (
+    *("easyref", "average", "concatenate", "ip-adapter", "lora", "lora-other", "none"),
+    "easyref-other",
+)
 PROTOCOLS = {
     "mrbench": "several references, held-in and held-out groups (Table 3); default",
     "coco": "one reference, the target itself (Table 2)",

@@ -120,7 +120,7 @@ def read_preset_groups(name: str, path: Path, notes: list[str]) -> list[Referenc
 
 _NEEDS = {
     "ip-adapter": ("ip_adapter", "image_encoder"),
-    **dict.fromkeys(("easyref", "average", "concatenate"), ("adapter", "mllm")),
+    **dict.fromkeys(("easyref", "easyref-other", "average", "concatenate"), ("adapter", "mllm")),
 }
 
 

@@ -21,7 +21,14 @@ References = Annotated[NonNegativeInt, Field(le=1000)]
 Layers = Annotated[NonNegativeInt, Field(le=3)]
 Side = Annotated[NonNegativeInt, Field(le=8192)]
 MethodName = Literal[
-    "easyref", "average", "concatenate", "ip-adapter", "lora", "lora-other", "none"
+    "easyref",
+    "average",
+    "concatenate",
+    "ip-adapter",
+    "lora",
+    "lora-other",
+    "none",
+    "easyref-other",
 ]
 
 # They change no image: where it runs, and with which models images are scored.

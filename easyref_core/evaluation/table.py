@@ -159,18 +159,25 @@ def _summary(
 
 def text_table(found: Sequence[dict[str, Any]], columns: Sequence[Column]) -> str:
     """The summaries over all groups, for a terminal."""
-    rows = [["", "images", *(column.title for column in columns)]]
+    rows = [["", "images", *(column.title for column in columns), "encode s", "step s"]]
     for summary in found:
         if not summary["split"] and not summary["kind"]:
             scores = summary["column"]
             cells = [f"{scores[c.name]['value']:.3f}" if c.name in scores else "-" for c in columns]
-            rows.append([summary["label"], str(summary["images"]), *cells])
+            rows.append([summary["label"], str(summary["images"]), *cells, *_times(summary)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]))
     return "\n".join(lines)
+
+
+def _times(summary: dict[str, Any]) -> list[str]:
+    """Seconds of encoding, and of a step of the sampling."""
+    seconds, steps = summary["seconds"], summary["variant"]["steps"]
+    times = (seconds.get("encode"), seconds["sample"] / steps if "sample" in seconds else None)
+    return ["-" if time is None else f"{time:.2g}" for time in times]
 
 
 def plain_column(column: Column) -> dict[str, Any]:

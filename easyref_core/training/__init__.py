@@ -9,4 +9,5 @@ engine, checkpoints optimiser steps and resuming, shared with the demo's pretrai
 processes, memory   accelerate; estimate of the memory needed
 disk                files written whole or not at all
 loop                a run of all these; progress and preview show it
+merge               parts trained apart, in one adapter
 """

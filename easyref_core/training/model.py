@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..adapter.checkpoint import BODY, FINAL, PROJECTOR, AdapterCheckpoint, load_checkpoint
+from ..adapter.weights import official_weights
 from ..encode.check_plan import check_weights, check_whole_mllm
 from ..encode.encoder import EasyRefEncoder
 from ..encode.plan_encoder import Source, plan_encoder, read_sources
@@ -67,6 +68,7 @@ class TrainedModel(TrainableModule):
     Args:
         average: each image is encoded alone, and a group's tokens are averaged.
         carries_mllm: checkpoints must hold the MLLM, because it differs from the published one.
+        source: the adapter that training starts from.
     """
 
     _no_split_modules = FSDP_LAYERS  # where accelerate looks for them
@@ -78,8 +80,10 @@ class TrainedModel(TrainableModule):
         tokenizer: PromptTokenizer,
         average: bool = False,
         carries_mllm: bool = False,
+        source: AdapterCheckpoint | None = None,
     ) -> None:
         super().__init__()
+        self.source = source
         self.carries_mllm = carries_mllm
         self.unet = unet
         self.encoder = encoder
@@ -138,14 +142,19 @@ class TrainedModel(TrainableModule):
         """Weights under the official names, trained or not, but without the base.
 
         The MLLM is included only if it has been trained, now or before (officially: from the second
-        stage on); until then every user of the checkpoint has it already.
+        stage on); until then every user of the checkpoint has it already. What is not trained stays
+        to the bit what it is in the file that training starts from, in whichever precision this
+        module holds it.
+
+        Raises:
+            EasyRefError: that file has changed.
         """
         replaced = replaced or {}
-        weights: dict[str, torch.Tensor] = {}
+        weights = self._unchanged()
         for own_name, weight in (self.state_dict() if state is None else state).items():
             name = self.checkpoint_name(own_name)
             part = part_of(name)
-            if part is None or (part == "mllm" and not self.carries_mllm):
+            if part is None or name in weights or (part == "mllm" and not self.carries_mllm):
                 continue
             weight = replaced.get(name, weight).detach().cpu()
             if name == _PATCH_EMBED:
@@ -154,6 +163,14 @@ class TrainedModel(TrainableModule):
                 weight = weight.reshape(-1, vision.in_channels, vision.temporal_patch_size, *patch)
             weights[name] = weight.contiguous()
         return weights
+
+    def _unchanged(self) -> dict[str, torch.Tensor]:
+        """The weights of the adapter's file that are not trained, by official name."""
+        if self.source is None:
+            return {}
+        trained = self.trained_parameters()
+        names = official_weights(self.source)
+        return self.source.file.read({n: s for n, s in names.items() if n not in trained})
 
 
 def part_of(name: str) -> str | None:
@@ -182,24 +199,23 @@ def build_model(
         EasyRefError: models that do not fit together.
     """
     tokenizer = PromptTokenizer.from_directory(settings.mllm)
+    source = None if settings.adapter is None else load_checkpoint(settings.adapter)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if settings.adapter is None:
+        if source is None:
             new_adapter(unet, settings.reference_tokens, settings.lora_rank)
             encoder = _new_encoder(unet, settings)
-            trained_before = False
         else:
-            checkpoint = load_checkpoint(settings.adapter)
-            _check_sizes(settings, checkpoint)
-            attach_adapter(unet, checkpoint, new_lora_rank=settings.lora_rank)
-            encoder = plan_encoder(checkpoint, settings.mllm).build()
-            trained_before = checkpoint.has_mllm
+            _check_sizes(settings, source)
+            attach_adapter(unet, source, new_lora_rank=settings.lora_rank)
+            encoder = plan_encoder(source, settings.mllm).build()
     model = TrainedModel(
         unet,
         encoder,
         tokenizer,
         average=settings.aggregation == "average",
-        carries_mllm=trained_before or "mllm" in parts,
+        carries_mllm="mllm" in parts or (source is not None and source.has_mllm),
+        source=source,
     )
     for name, parameter in model.named_parameters():
         trained = part_of(model.checkpoint_name(name)) in parts

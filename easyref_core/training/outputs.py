@@ -43,11 +43,11 @@ def check_results(settings: Settings, overwrite: bool) -> None:
                 )
     models = (model.base, model.mllm)
     for name in _RESULTS:
-        check_output(folder / name, "an EasyRef adapter", _is_adapter, models, overwrite)
+        check_output(folder / name, "an EasyRef adapter", is_adapter, models, overwrite)
     check_output(folder / LOSSES, "losses of a run", _has_losses, models, overwrite=True)
 
 
-def _is_adapter(path: Path) -> bool:
+def is_adapter(path: Path) -> bool:
     try:
         load_checkpoint(path)
     except EasyRefError:

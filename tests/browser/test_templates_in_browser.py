@@ -36,9 +36,11 @@ UNREPORTED = """() => app.graph.nodes
 
 
 # For each of ComfyUI's own classes, its inputs.
-INPUTS = """async () => Object.fromEntries(Object.entries(await (await fetch("/object_info")).json())
-    .filter(([type]) => !type.startsWith("EasyRef"))
-    .map(([type, node]) => [type, Object.values(node.input).flatMap(Object.keys)]))"""
+INPUTS = """async () => {
+    const nodes = Object.entries(await (await fetch("/object_info")).json());
+    return Object.fromEntries(nodes.filter(([type]) => !type.startsWith("EasyRef"))
+        .map(([type, node]) => [type, Object.values(node.input).flatMap(Object.keys)]));
+}"""
 
 
 def plain(graph: dict[str, Any], inputs: dict[str, list[str]]) -> Graph:

@@ -75,11 +75,6 @@ def replace(document: Path, text: str) -> None:
     document.write_text(f"{before}{BEGIN}{text}{END}{after}", encoding="utf-8")
 
 
-def _without_seconds(table: str) -> str:
-    """Without the last column, which depends on what else the computer does."""
-    return "".join(line.rsplit("|", 2)[0] + "|\n" for line in table.splitlines())
-
-
 def main(arguments: Sequence[str]) -> None:
     folder = Path(arguments[0]) if arguments else OUT / "run"
     run = read_run(folder)
@@ -87,7 +82,8 @@ def main(arguments: Sequence[str]) -> None:
     said = "".join(f"- {verdict.sentence}\n" for verdict in found)
     groups = max(row.groups for row in run.scope("held_out"))
     replace(ROOT / "README.md", README.format(table=identity_table(run), groups=groups))
-    table = _without_seconds(markdown_table(run, COLUMNS, "held_out"))
+    # Without seconds, which depend on what else the computer does.
+    table = markdown_table(run, COLUMNS, "held_out", seconds=False)
     replace(
         ROOT / "docs" / "benchmark.md",
         DETAILS.format(table=table, said=said, groups=groups, each=groups // 2),

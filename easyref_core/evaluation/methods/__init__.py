@@ -22,6 +22,7 @@ USES: dict[str, frozenset[str]] = {
     "lora": _OTHERS,
     "lora-other": _OTHERS,
     "none": frozenset(),
+    "easyref-other": _EASYREF,
 }
 """Method -> names of the `Variant` fields, beside steps and guidance, that change its result."""
 
@@ -34,7 +35,7 @@ class Generated:
 
     Attributes:
         image: None where it failed.
-        seconds: what took how long, such as {"encode": 0.4, "sample": 2.1, "train": 60.0}.
+        seconds: what took how long, such as {"encode": 0.4, "sample": 2.1, "decode": 0.2}.
         error: why there is no image, one sentence; empty if there is.
     """
 

@@ -1,4 +1,5 @@
-"""EasyRef and the paper's two ways to combine its tokens: average and concatenate."""
+"""EasyRef and the paper's two ways to combine its tokens: average and concatenate. `easyref-other`
+gives a group the references of the next one: a control, which must not look like the group."""
 
 from __future__ import annotations
 
@@ -28,6 +29,7 @@ from ..identity import file_identity, folder_identity
 from ..trials import Trial
 from . import Generated
 from .failures import concerns_all
+from .other_group import OtherGroups
 from .pipeline import GenerationPipeline
 from .sampling import Prepared, TextStates, generate_batch
 
@@ -41,10 +43,11 @@ class EasyRefMethod:
     """References through the MLLM and an EasyRef adapter; see `Method`.
 
     Args:
-        name: `easyref`, `average` or `concatenate`.
+        name: `easyref`, `easyref-other`, `average` or `concatenate`.
         mllm: Qwen2-VL directory.
         adapter: of variants that name none.
         others: that variants name.
+        other_groups: for `easyref-other`.
 
     Raises:
         EasyRefError: an adapter or an MLLM that is missing, damaged or made for other models.
@@ -57,12 +60,14 @@ class EasyRefMethod:
         mllm: Path,
         adapter: Path | None,
         others: Sequence[Path] = (),
+        other_groups: OtherGroups | None = None,
     ) -> None:
         self.name = name
         self._base = base
         self._mllm = mllm
         self._tokenizer = PromptTokenizer.from_directory(mllm)
         self._default = adapter
+        self._other_groups = other_groups
         paths = dict.fromkeys([*([adapter] if adapter else []), *others])
         self._plans = {path: plan_encoder(load_checkpoint(path), mllm) for path in paths}
         for plan in self._plans.values():
@@ -81,6 +86,8 @@ class EasyRefMethod:
     def generate(self, trials: Sequence[Trial], work: Path) -> list[Generated]:
         from ...sdxl_diffusers.adapter import append_tokens, set_scale
 
+        if self._other_groups is not None:
+            trials = [self._other_groups.swapped(trial) for trial in trials]
         path = Path(trials[0].variant.adapter) if trials[0].variant.adapter else self._default
         unet = self._base.pipe.unet
         self._attach(path)
@@ -143,7 +150,7 @@ class EasyRefMethod:
             self._tokenizer,
             [_reference(picture, size) for picture in trial.references],
             trial.prompt,
-            aggregation=self.name,
+            aggregation="easyref" if self.name == "easyref-other" else self.name,
             image_size=size,
             insert_before=variant.insert_before or None,
         )

@@ -12,7 +12,8 @@ from . import METHODS, Method
 from .easyref import EasyRefMethod
 from .ip_adapter import IpAdapterMethod
 from .ip_adapter_files import ENCODERS, WHERE
-from .lora import LoraMethod, next_references
+from .lora import LoraMethod
+from .other_group import OtherGroups
 from .pipeline import GenerationPipeline
 from .plain import PlainMethod
 from .settings import GenerationSettings
@@ -32,7 +33,7 @@ def load_methods(settings: GenerationSettings, trials: Sequence[Trial]) -> dict[
 
     Args:
         trials: all of the run, those of other processes included: they name the adapters, and the
-            groups whose LoRAs `lora-other` uses.
+            groups whose references `lora-other` and `easyref-other` use.
 
     Raises:
         EasyRefError: files that are missing, damaged, or made for another model.
@@ -52,19 +53,20 @@ def load_method(name: str, base: GenerationPipeline, trials: Sequence[Trial]) ->
     if name == "lora":
         return LoraMethod(base)
     if name == "lora-other":
-        return LoraMethod(base, next_references(trials))
+        return LoraMethod(base, OtherGroups(trials))
     if name == "ip-adapter":
         return IpAdapterMethod(
             base,
             _given(name, "--ip-adapter", settings.ip_adapter),
             _given(name, "--image-encoder", settings.image_encoder),
         )
-    if name in ("easyref", "average", "concatenate"):
+    if name in ("easyref", "easyref-other", "average", "concatenate"):
         named = {trial.variant.adapter for trial in trials}
         default = _given(name, "--adapter", settings.adapter) if "" in named else settings.adapter
         others = [Path(file) for file in sorted(named - {""})]
         mllm = _given(name, "--mllm", settings.mllm)
-        return EasyRefMethod(name, base, mllm, default, others)
+        other_groups = OtherGroups(trials) if name == "easyref-other" else None
+        return EasyRefMethod(name, base, mllm, default, others, other_groups)
     raise EasyRefError(f"There is no method {shown(name)}. Choose from {', '.join(METHODS)}.")
 
 

@@ -15,14 +15,14 @@ from ...errors import EasyRefError
 from ...files import write_atomically, writing
 from ...weight_file import open_weight_file
 from ..groups import GroupPicture
-from ..trials import Trial, Variant
+from ..trials import Trial
 from . import Generated
 from .failures import concerns_all
 from .lora_training import train_lora
+from .other_group import OtherGroups
 from .pipeline import GenerationPipeline
 from .sampling import Prepared, generate_batch, opened
 
-References = tuple[GroupPicture, ...]
 _NAME = "references"
 _SECONDS = "seconds"
 
@@ -31,18 +31,18 @@ class LoraMethod:
     """A LoRA for each group; see `Method`. The variant's weight is the LoRA's.
 
     Args:
-        others: for `lora-other`: (variant, group) -> references of the group whose LoRA is used.
+        others: for `lora-other`.
     """
 
     def __init__(
         self,
         base: GenerationPipeline,
-        others: Mapping[tuple[Variant, str], References] | None = None,
+        others: OtherGroups | None = None,
     ) -> None:
         self.name = "lora" if others is None else "lora-other"
         self._base = base
         self._others = others
-        self._keys: dict[References, str] = {}
+        self._keys: dict[tuple[GroupPicture, ...], str] = {}
         self._loaded: Path | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -50,9 +50,11 @@ class LoraMethod:
 
     def generate(self, trials: Sequence[Trial], work: Path) -> list[Generated]:
         weight = trials[0].variant.weight
+        if self._others is not None:
+            trials = [self._others.swapped(trial) for trial in trials]
 
         def prepare(trial: Trial) -> Prepared:
-            file, seconds = self._trained(self._references(trial), work)
+            file, seconds = self._trained(trial.references, work)
             return Prepared(file, file, {"train": seconds})
 
         def begin(file: Path) -> None:
@@ -67,11 +69,6 @@ class LoraMethod:
             self._loaded = None
         self._base.free_cache()
 
-    def _references(self, trial: Trial) -> References:
-        if self._others is None:
-            return trial.references
-        return self._others[trial.variant, trial.group]
-
     def _load(self, file: Path) -> None:
         if self._loaded != file:
             self.close()
@@ -82,7 +79,7 @@ class LoraMethod:
             unet.load_lora_adapter(weights, prefix="unet", adapter_name=_NAME)
             unet.requires_grad_(False)
 
-    def _trained(self, references: References, work: Path) -> tuple[Path, float]:
+    def _trained(self, references: tuple[GroupPicture, ...], work: Path) -> tuple[Path, float]:
         """The file of a LoRA, which is trained where there is none, and how long that took."""
         if references not in self._keys:
             self._keys[references] = self._key(references)
@@ -102,7 +99,7 @@ class LoraMethod:
                 _write(file, state, seconds)
         return file, seconds
 
-    def _key(self, references: References) -> str:
+    def _key(self, references: tuple[GroupPicture, ...]) -> str:
         """Of all that a LoRA depends on."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode())
         for picture, caption in zip(
@@ -111,29 +108,6 @@ class LoraMethod:
             digest.update(f"{picture.size} {json.dumps(caption)}".encode())
             digest.update(picture.tobytes())
         return digest.hexdigest()[:32]
-
-
-def next_references(trials: Sequence[Trial]) -> dict[tuple[Variant, str], References]:
-    """For each group of each variant the references of the next group; the first one follows the
-    last.
-
-    Raises:
-        EasyRefError: there is only one group.
-    """
-    groups: dict[Variant, dict[str, References]] = {}
-    for trial in trials:
-        groups.setdefault(trial.variant, {}).setdefault(trial.group, trial.references)
-    found: dict[tuple[Variant, str], References] = {}
-    for variant, by_name in groups.items():
-        names = list(by_name)
-        if len(names) < 2:
-            raise EasyRefError(
-                "lora-other samples a group with the LoRA of another one, but there is only the "
-                f"group {names[0]!r}. Add groups, or leave lora-other out."
-            )
-        for name, other in zip(names, [*names[1:], names[0]], strict=True):
-            found[variant, name] = by_name[other]
-    return found
 
 
 def _seconds(file: Path) -> float | None:

@@ -119,6 +119,11 @@ class GenerationPipeline:
             DDPMScheduler.from_config(pipe.scheduler.config),
         )
 
+    def wait(self) -> None:
+        """Until the device has computed what it was given, before time is taken."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def free_cache(self) -> None:
         """Give memory that tensors no longer use back to the device."""
         if self.device.type == "cuda":

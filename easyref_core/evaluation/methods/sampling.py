@@ -108,9 +108,12 @@ def _sample(
         begin(conditions[0])
         start = time.perf_counter()
         latents = _latents(base, trials, conditions, steer)
-        images = [_decoded(base, row) for row in latents.split(1)]
-        seconds = (time.perf_counter() - start) / len(trials)
-        return [Generated(i.image, {"sample": seconds}, i.error) for i in images]
+        base.wait()
+        sampled = time.perf_counter()
+        images = [_decoded(base, row) for row in latents.split(1)]  # which ends on the CPU
+        times = {"sample": sampled - start, "decode": time.perf_counter() - sampled}
+        seconds = {stage: spent / len(trials) for stage, spent in times.items()}
+        return [Generated(i.image, seconds, i.error) for i in images]
     except Exception as error:
         reason = why(error, base.device, "sample the image")
     base.free_cache()  # not before the error is gone, which holds tensors

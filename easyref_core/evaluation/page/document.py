@@ -17,12 +17,16 @@ _INCHES = 3.1, 2.7  # of one plot beside others
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 
-def markdown_table(run: RunRecord, columns: Sequence[str] = (), split: str = "") -> str:
+def markdown_table(
+    run: RunRecord, columns: Sequence[str] = (), split: str = "", seconds: bool = True
+) -> str:
     """A run's scores as a Markdown table; the best of each column is bold.
 
     Args:
         columns: names; empty for those of which higher is better.
         split: of the groups; empty for all.
+        seconds: whether columns say how long an image, its encoding and a step of its sampling
+            took.
 
     Raises:
         EasyRefError: a column that the run does not have.
@@ -30,11 +34,15 @@ def markdown_table(run: RunRecord, columns: Sequence[str] = (), split: str = "")
     chosen = _columns(run, columns)
     rows = run.scope(split)
     lines = [["method", *(column.title + _ARROWS[column.higher_is_better] for column in chosen)]]
-    lines[0].append("seconds an image")
-    lines.append(["---", *["---:"] * (len(chosen) + 1)])
+    if seconds:
+        lines[0] += ["seconds an image", "of encoding", "a step"]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for row in rows:
-        seconds = seconds_text(sum(row.seconds.values())) if row.seconds else MISSING
-        lines.append([_escaped(row.label), *(_cell(row, c, rows) for c in chosen), seconds])
+        lines.append([_escaped(row.label), *(_cell(row, c, rows) for c in chosen)])
+        if seconds:
+            whole = sum(row.seconds.values()) if row.seconds else None
+            times = (whole, row.seconds.get("encode"), row.seconds_a_step)
+            lines[-1] += [MISSING if time is None else seconds_text(time) for time in times]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -49,6 +49,12 @@ class SummaryRecord:
     def method(self) -> str:
         return str(self.variant.get("method") or self.label)
 
+    @property
+    def seconds_a_step(self) -> float | None:
+        """Of the sampling, an image; None where that is not known."""
+        steps = _finite(self.variant.get("steps"))
+        return self.seconds["sample"] / steps if steps and "sample" in self.seconds else None
+
 
 @dataclass(frozen=True)
 class TrialRecord:

@@ -62,6 +62,7 @@ class TableRow:
     """
     Attributes:
         stages: of the seconds, such as "encode 0.4 + sample 2.1".
+        seconds_a_step: of the sampling.
     """
 
     label: str
@@ -69,6 +70,7 @@ class TableRow:
     cells: tuple[Cell, ...]
     seconds: float | None
     stages: str
+    seconds_a_step: float | None
     groups: int
     images: int
     failed: int
@@ -147,6 +149,7 @@ def _table(run: RunRecord, split: str, kind: str) -> ScoreTable:
             cells=tuple(column[number] for column in columns),
             seconds=sum(summary.seconds.values()) if summary.seconds else None,
             stages=" + ".join(f"{k} {seconds_text(v)}" for k, v in summary.seconds.items()),
+            seconds_a_step=summary.seconds_a_step,
             groups=summary.groups,
             images=summary.images,
             failed=summary.failed,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_fakes import FakeMethod, FakeMetric, bench, make_groups, settings_for
+from bench_fakes import FakeMethod, FakeMetric, bench, drawn, make_groups, settings_for
 from PIL import Image
 
 from easyref_core.errors import EasyRefError
@@ -115,6 +115,18 @@ def test_results_say_with_what_they_were_made(folder: Path) -> None:
     one = found["summaries"][0]
     assert (one["label"], one["variant"]["references"]) == ("easyref, 1 reference", 1)
     assert (one["num_references"], one["seconds"]) == (1, {"sample": 0.5})
+
+
+def test_the_table_says_how_long_encoding_and_a_step_took(folder: Path) -> None:
+    def act(trials: Sequence[Trial]) -> list[Generated]:
+        return [Generated(drawn(trial), {"encode": 2.0, "sample": 1.5}) for trial in trials]
+
+    summary = bench(settings_for(folder, methods=["easyref"], steps=5), act)
+    assert summary is not None
+    head, row = (line.split("  ") for line in summary.table.splitlines())
+    assert [cell.strip() for cell in head[-2:]] == ["encode s", "step s"]
+    assert row[-1].strip() == "0.3"
+    assert " 2 " in summary.table.splitlines()[1]
 
 
 def test_trials_are_read_back_as_they_were(folder: Path) -> None:

@@ -133,3 +133,25 @@ def test_all_processes_read_the_base_model_whatever_accelerates_configuration(
     load_base(training_set.base)
     assert seen == [None]
     assert os.environ[configured] == "true"
+
+
+def test_what_is_not_trained_stays_as_it_is_in_the_adapters_file(
+    settings: Make, tmp_path: Path
+) -> None:
+    half = {"optimiser_precision": "bf16"}
+    first = train(settings(optimiser_steps=1, **half)).exported
+    following = half | {
+        "model_adapter": str(first),
+        "optimiser_parts": ["projector"],
+        "optimiser_steps": 1,
+        "optimiser_ema": 0.9,
+        "output_folder": str(tmp_path / "next"),
+    }
+    second = train(settings(**following)).exported
+    before = load_file(first)
+    for file in (second, second.with_name("easyref_ema.safetensors")):
+        after = load_file(file)
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert before.keys() == after.keys()
+        assert changed
+        assert all(name.startswith("image_proj_model.") for name in changed)

@@ -142,7 +142,7 @@ def test_an_unreadable_reference_marks_its_trial_alone(
     results = method.generate([bad, good, empty], tmp_path)
     method.close()
     marked = [result.image is None for result in results]
-    if name == "lora-other":  # the group before fails
+    if name.endswith("-other"):  # the group before fails
         assert marked == [False, True, False] or marked.count(True) == 2
         results = [results[1], results[0], results[0]]
     else:

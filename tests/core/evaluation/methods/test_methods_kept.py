@@ -351,3 +351,19 @@ def test_memory_that_runs_out_in_training_marks_the_image(
     assert "not enough memory to prepare its references" in result.error
     monkeypatch.undo()
     generate(method, tmp_path, trial)
+
+
+def test_easyref_other_uses_the_next_groups_references(
+    settings: GenerationSettings, make_trial: MakeTrial, tmp_path: Path, encoded: list[str]
+) -> None:
+    others = [make_trial("easyref-other", group, count=3 - group) for group in (0, 1)]
+    own = make_trial("easyref", 1, count=2)
+    methods = load_methods(settings, [*others, own])
+    (seen,) = generate(methods["easyref-other"], tmp_path, others[0])
+    methods["easyref-other"].close()
+    swapped = replace(own, prompt=others[0].prompt)
+    assert pixels(generate(methods["easyref"], tmp_path, swapped)) == pixels([seen])
+    assert len(encoded) == 1  # tokens are kept for both methods
+    methods["easyref"].close()
+    with pytest.raises(EasyRefError, match="easyref-other out"):
+        load(settings, others[0])

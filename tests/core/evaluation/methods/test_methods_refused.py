@@ -151,7 +151,7 @@ def test_the_identity_tells_files_apart(
     changed["image_encoder"] = write_image_encoder(tmp_path / "encoder", num_hidden_layers=4)
     changed["lora"] = replace(settings.lora, steps=9)
     affected = {
-        "adapter": {"easyref", "average", "concatenate"},
+        "adapter": {"easyref", "easyref-other", "average", "concatenate"},
         "ip_adapter": {"ip-adapter"},
         "image_encoder": {"ip-adapter"},
         "lora": {"lora", "lora-other"},
