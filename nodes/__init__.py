@@ -13,6 +13,7 @@ from .demo import EasyRefDemoModels
 from .encode import EasyRefEncode
 from .gallery.routes import register_routes
 from .host.folders import register_folders
+from .identity import EasyRefIdentity
 from .inspect_references import EasyRefInspect
 from .layer_weights import EasyRefLayerWeights
 from .loader import EasyRefLoader
@@ -35,6 +36,7 @@ NODES: list[type[io.ComfyNode]] = [
     EasyRefCrop,
     EasyRefCombineTokens,
     EasyRefInspect,
+    EasyRefIdentity,
     EasyRefRegion,
     EasyRefSetConditioning,
     EasyRefLayerWeights,
