@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from comfy_page import MODES, ComfyPage
-
-from easyref_core.adapter.stages import Window
 
 SET = """values => {
     const node = app.graph.nodes.find((n) => n.type === "EasyRefStages");
@@ -25,10 +21,6 @@ VALUES = """() => Object.fromEntries(app.graph.nodes.find((n) => n.type === "Eas
 NUMBERS = (
     """() => [...document.querySelectorAll("[data-node-id] input")].map((i) => Number(i.value))"""
 )
-WEIGHTS = """async ([windows, places]) => {
-    const {outline, weightAt} = await import("/extensions/easyref/js/windows.js");
-    return windows.map((w) => [places.map((place) => weightAt(w, place)), outline(w)]);
-}"""
 
 
 def plot(page: ComfyPage) -> str:
@@ -57,24 +49,3 @@ def test_the_plot_follows_presets_and_values(page: ComfyPage, mode: str, screens
     page.screenshot(screenshots, "stages_custom")
     page.load(page.workflow())
     page.wait_for(lambda: "tokens: 0 – 50 %" in plot(page), lambda: plot(page))
-
-
-def test_the_page_draws_the_weights_that_are_computed(page: ComfyPage) -> None:
-    windows = [
-        Window(0.14, 0.36),
-        Window(0, 0.36, 0.5, 0.2),
-        Window(0.3, 0.35, -1, 0.2),
-        Window(0.98, 1, 2, 0.1),
-        Window(0.4, 0.4, 1, 0.1),
-    ]
-    places = [k / 40 for k in range(41)]
-    given: list[dict[str, Any]] = [
-        {"start": w.start, "end": w.end, "weight": w.weight, "fade": w.fade} for w in windows
-    ]
-    for window, (weights, corners) in zip(
-        windows, page.evaluate(WEIGHTS, [given, places]), strict=True
-    ):
-        assert weights == pytest.approx([window.at(place) for place in places])
-        if window.fade:
-            drawn, points = np.array(corners), np.array(window.points)
-            assert drawn == pytest.approx(points)
