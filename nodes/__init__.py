@@ -16,6 +16,7 @@ from .host.folders import register_folders
 from .inspect_references import EasyRefInspect
 from .layer_weights import EasyRefLayerWeights
 from .loader import EasyRefLoader
+from .mllm_layers import EasyRefMllmLayers
 from .quick import EasyRefQuick
 from .references import EasyRefReferences
 from .region import EasyRefRegion
@@ -38,6 +39,7 @@ NODES: list[type[io.ComfyNode]] = [
     EasyRefRegion,
     EasyRefSetConditioning,
     EasyRefLayerWeights,
+    EasyRefMllmLayers,
     EasyRefWeightCurve,
     EasyRefScore,
 ]
