@@ -21,6 +21,7 @@ Public names, each imported when it is first used:
     open_picture        reads a picture file as RGB
     Reference           one picture of a group, with its weight
     plan_group          checks references and prompt, and plans their encoding (GroupPlan)
+    MllmLayerWeights    weights of the MLLM's layers, where an adapter pools many
     encode_references   turns a planned group into ReferenceTokens
     inspect_references  measures which references the tokens attend to (Inspection)
     draw_heat_maps      draws an Inspection over the pictures
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .encode.group import GroupPlan, Reference, plan_group
     from .encode.heat_maps import draw_heat_maps
     from .encode.inspection import Inspection, inspect_references
+    from .encode.mllm_layers import MllmLayerWeights
     from .encode.passes import EncodingCache, encode_references
     from .encode.plan_encoder import EncoderPlan, plan_encoder
     from .errors import EasyRefError
@@ -70,6 +72,7 @@ _MODULES = {
     "encode.group": "GroupPlan Reference plan_group",
     "encode.heat_maps": "draw_heat_maps",
     "encode.inspection": "Inspection inspect_references",
+    "encode.mllm_layers": "MllmLayerWeights",
     "encode.passes": "EncodingCache encode_references",
     "encode.plan_encoder": "EncoderPlan plan_encoder",
     "errors": "EasyRefError",
