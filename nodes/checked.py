@@ -40,7 +40,7 @@ _VALUES: Mapping[str, tuple[type, str]] = {
     EasyRef.io_type: (EasyRefModel, "an adapter from EasyRef Loader"),
     EasyRefTokens.io_type: (ReferenceTokens, "reference tokens, as from EasyRef Encode"),
     EasyRefLayerWeightsLink.io_type: (LayerWeights, "weights from EasyRef Layer Weights"),
-    EasyRefCurve.io_type: (Weight, "a curve from EasyRef Weight Curve"),
+    EasyRefCurve.io_type: (Weight, "a curve, as from EasyRef Weight Curve or EasyRef Stages"),
     io.Model.io_type: (ModelPatcher, "a diffusion model, as from Load Checkpoint"),
 }
 _GROUPS: Mapping[str, tuple[type, str]] = {

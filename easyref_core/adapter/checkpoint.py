@@ -22,6 +22,7 @@ from ..qwen2vl.config import RELEASED_WIDTHS
 from ..qwen2vl.names import canonical_names
 from ..untrusted import escaped, shown
 from ..weight_file import WeightFile, open_weight_file
+from .layer_pooling import POOLING, POOLS, PoolingSizes, PoolSizes, pooling_of
 from .parts import (
     BODY,
     FINAL,
@@ -64,6 +65,9 @@ class AdapterCheckpoint:
         image_size: size of the references in training, in pixels; the released weights' where the
             file does not say.
         mllm_mark: `MllmConfig.mark` of the MLLM that is used with it; None where none is known.
+        layer_pooling: weights of layer pooling, `text.*`, `image.*`, `all.*`; empty without.
+        pools: sizes of each of its pools.
+        mllm_layers: numbers of the MLLM's hidden states that they read; None for all of them.
     """
 
     file: WeightFile
@@ -77,6 +81,9 @@ class AdapterCheckpoint:
     image_size: int = DEFAULT_IMAGE_SIZE
     identity_lora: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
     mllm_mark: str | None = None
+    layer_pooling: Mapping[str, str] = field(default_factory=dict)
+    pools: tuple[tuple[str, PoolSizes], ...] = ()
+    mllm_layers: tuple[int, ...] | None = None
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.file.tensors[name].shape
@@ -96,6 +103,11 @@ class AdapterCheckpoint:
     @property
     def final_layers(self) -> int:
         return len({m.group(1) for m in map(_FINAL_LAYER.match, self.final) if m})
+
+    @property
+    def aggregations(self) -> tuple[str, ...]:
+        """The aggregations over layers that it has weights for: those of `POOLS`."""
+        return PoolingSizes(self.pools, ()).aggregations
 
     @property
     def lora_rank(self) -> int:
@@ -215,6 +227,10 @@ class AdapterCheckpoint:
             "lora_rank": self.lora_rank,
             "identity_lora_layers": len(self.identity_lora),
             "identity_lora_rank": self.identity_lora_rank,
+            "layer_pooling": [
+                f"{name} ({dict(self.pools)[POOLS[name][0]].shape})" for name in self.aggregations
+            ],
+            "mllm_layers": None if self.mllm_layers is None else list(self.mllm_layers),
             "dtype": self.dtype,
             "mllm_inside": self.has_mllm,
             "mllm_dtype": ", ".join(body_dtypes) or None,
@@ -243,6 +259,7 @@ def recognise(file: WeightFile) -> AdapterCheckpoint:
     cross: dict[str, dict[str, str]] = {}
     lora: dict[str, dict[str, dict[str, str]]] = {}
     identity_lora: dict[str, dict[str, dict[str, str]]] = {}
+    pooling: dict[str, str] = {}
     base_unet: list[str] = []
     ignored: list[str] = []
     for name in file.tensors:
@@ -253,6 +270,8 @@ def recognise(file: WeightFile) -> AdapterCheckpoint:
             final[plain.removeprefix(FINAL)] = name
         elif plain.startswith(BODY):
             body[plain.removeprefix(BODY)] = name
+        elif plain.startswith(POOLING):
+            pooling[plain.removeprefix(POOLING)] = name
         elif match := _IP.fullmatch(plain):
             cross.setdefault(match["layer"], {})[match["part"]] = name
         elif match := _LORA.fullmatch(plain):
@@ -270,6 +289,7 @@ def recognise(file: WeightFile) -> AdapterCheckpoint:
     check_unused(file, (*base_unet, *ignored))
     file.check_weights(body.values())
     body = {local: body[source] for local, source in canonical_names(body).items()}
+    pools, layers = pooling_of(file, pooling, file.tensors[final[TOKENS]].shape[1])
     return AdapterCheckpoint(
         file,
         projector,
@@ -281,6 +301,9 @@ def recognise(file: WeightFile) -> AdapterCheckpoint:
         tuple(ignored),
         _image_size(file),
         identity_lora,
+        layer_pooling=pooling,
+        pools=pools,
+        mllm_layers=layers,
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..adapter.checkpoint import BODY, FINAL, PROJECTOR, AdapterCheckpoint
+from ..adapter.layer_pooling import POOLING, PoolingSizes, resolved_layers
 from ..errors import EasyRefError
 from ..qwen2vl.config import MllmConfig, config_from_shapes
 from ..qwen2vl.directory import MllmDirectory, open_directory
@@ -45,6 +46,20 @@ class EncoderPlan:
         """Tells the tokens that this encoder makes from any other's: the adapter's identity, and
         behind it the mark of an MLLM with other numbers than Qwen2-VL's releases."""
         return "-".join(filter(None, (self.checkpoint.identity, self.config.mark)))
+
+    @property
+    def pooling(self) -> PoolingSizes | None:
+        """Sizes of the adapter's layer pooling; None where it has none.
+
+        Raises:
+            EasyRefError: it reads other hidden states than this MLLM has.
+        """
+        checkpoint = self.checkpoint
+        if not checkpoint.pools:
+            return None
+        body_layers, name = self.config.num_layers - checkpoint.final_layers, checkpoint.name
+        layers = resolved_layers(checkpoint.mllm_layers, body_layers, escaped(name))
+        return PoolingSizes(checkpoint.pools, layers)
 
     def build(
         self,
@@ -82,8 +97,8 @@ class EncoderPlan:
     def skeleton(self, **options: Any) -> EasyRefEncoder:
         """The encoder without memory for its weights."""
         sizes = (self.checkpoint.num_tokens, self.checkpoint.token_width)
-        layers = self.checkpoint.final_layers
-        return EasyRefEncoder(self.config, *sizes, layers, device="meta", **options)
+        options |= {"pooling": self.pooling, "device": "meta"}
+        return EasyRefEncoder(self.config, *sizes, self.checkpoint.final_layers, **options)
 
 
 def read_sources(
@@ -144,6 +159,7 @@ def plan_encoder(
     sources = {BODY + n: source for n, source in truncate(theirs | own, layers).items()}
     sources |= {FINAL + n: (checkpoint.file, s) for n, s in checkpoint.final.items()}
     sources |= {PROJECTOR + n: (checkpoint.file, s) for n, s in checkpoint.projector.items()}
+    sources |= {POOLING + n: (checkpoint.file, s) for n, s in checkpoint.layer_pooling.items()}
     plan = EncoderPlan(checkpoint, config, directory.path if directory else None, sources)
     check_plan(plan, directory, theirs)
     for file, names in _by_file(sources):

@@ -43,6 +43,7 @@ def right(pack: Pack, easyref: Any, tokens: Any, unet: Any, demo: Any) -> dict[s
         "EasyRefRegion": {"tokens": tokens, "mask": mask},
         "EasyRefSaveTokens": {"tokens": tokens},
         "EasyRefScore": {"images": picture, "reference_images": picture},
+        "EasyRefStages": {},
         "EasyRefSetConditioning": {"conditioning": text(), "tokens": tokens},
         "EasyRefWeightCurve": {},
     }
@@ -131,7 +132,7 @@ def test_every_choice_is_one_of_its_options(pack: Pack, run: Any) -> None:
         for node, declared in inputs_of(pack, "Combo")
         if node not in ("EasyRefLoader", "EasyRefLoadTokens", "EasyRefScore")
     ]
-    assert len(choices) == 5
+    assert len(choices) >= 6
     for node, declared in choices:
         for value in ("gone", "", declared.options[0].upper()):
             with pack.refused(declared.id, repr(value), declared.options[-1]):

@@ -57,6 +57,8 @@ def test_report_of_the_golden_adapter(checkpoint: AdapterCheckpoint) -> None:
         "lora_rank": 4,
         "identity_lora_layers": 0,
         "identity_lora_rank": 0,
+        "layer_pooling": [],
+        "mllm_layers": None,
         "dtype": "float32",
         "mllm_inside": True,
         "mllm_dtype": "float32",
