@@ -114,6 +114,8 @@ def _checked_value(node: type[io.ComfyNode], declared: io.Input, name: str, valu
         if not _is_list(value) or not all(isinstance(item, wanted) for item in value):
             raise _unusable(name, value, what)
         return tuple(value)
+    if kind == io.Vae.io_type and not all(hasattr(value, way) for way in ("encode", "decode")):
+        raise _unusable(name, value, "a VAE, as from Load Checkpoint or Load VAE")
     if kind == io.Conditioning.io_type and not (_is_list(value) and all(map(_is_prompt, value))):
         raise _unusable(name, value, "a conditioning, as from CLIP Text Encode")
     return value

@@ -45,6 +45,11 @@ class Style:
     ground: str
 
     @property
+    def words(self) -> str:
+        """The style in a caption."""
+        return f"{self.first} with {self.second} {self.pattern} on {self.ground}"
+
+    @property
     def look(self) -> Style:
         """Equal for styles that look alike."""
         if self.pattern not in EVEN_PATTERNS:
@@ -120,7 +125,7 @@ def draw_style(style: Style, shape: str, side: int, rng: random.Random) -> Drawn
     figure.paste(skin, mask=body)
     alpha = _paste(picture, figure, styled(rng))
     words = f"a {shape} shape"
-    full = f"{words}, {style.first} with {style.second} {style.pattern} on {style.ground}"
+    full = f"{words}, {style.words}"
     facts = {"shape": shape, "pattern": style.pattern, "first": style.first}
     facts |= {"second": style.second, "ground": style.ground}
     return Drawn(picture, words, full, _edges(alpha), facts)
