@@ -205,9 +205,7 @@ def identity() -> Graph:
     graph = DemoGraph("in a city at night")
     given = {"model": graph.models["model"], "vae": graph.models["vae"]}
     given["references"] = graph.gallery("star", range(1, 3))["references"]
-    nodes = [
-        graph.add("EasyRefIdentity", (WIDE, 0), weight=weight, **given) for weight in (0, 0.7)
-    ]
+    nodes = [graph.add("EasyRefIdentity", (WIDE, 0), weight=weight, **given) for weight in (0, 0.7)]
     results = [graph.result(node, f"weight {w}") for node, w in zip(nodes, (0, 0.7), strict=True)]
     return graph.show(nodes[-1], tuple(results))
 
