@@ -11,6 +11,7 @@ Prints one JSON object: peak bytes, and peak over the plan's estimate, which tes
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import weakref
@@ -29,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from easyref_core import attention_kernels as kernels
+from easyref_core.adapter.layer_pooling import POOLS, PoolingSizes, new_sizes
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import Reference, plan_group
 from easyref_core.encode.inspection import inspect_references
@@ -117,16 +119,26 @@ class Tokenizer:
         return TokenizedPrompt(torch.zeros(length, dtype=torch.int64), tuple(spans), (0, 1))
 
 
-def real_encoder(fused: bool, dtype: torch.dtype) -> EasyRefEncoder:
-    """The encoder on the meta device with Qwen2-VL-2B's widths, and fewer layers: activation memory
-    does not depend on their number."""
+POOLED_GROUPS = ((1, 336), (16, 336))
+"""Their hidden states do lie in memory, 0.1 MB a token in bfloat16."""
+
+
+def real_encoder(
+    fused: bool, dtype: torch.dtype, aggregation: str = "easyref", shape: str = "blocks"
+) -> EasyRefEncoder:
+    """The encoder on the meta device with Qwen2-VL-2B's widths, and fewer layers where none are
+    pooled: activation memory does not depend on their number then."""
+    pooled = aggregation != "easyref"
+    layers = 28 if pooled else 3
+    pools = tuple((name, new_sizes(shape, 1536)) for name in POOLS[aggregation]) if pooled else ()
     attend = _fused if fused else kernels.attend_in_chunks
     names = ("Linear", "LayerNorm", "RMSNorm", "Embedding")
     operations = SimpleNamespace(**{n: getattr(nn, n) for n in names}, attend=attend)
     return EasyRefEncoder(
-        MllmConfig(num_layers=3, vision=VisionConfig(depth=1)),
+        MllmConfig(num_layers=layers, vision=VisionConfig(depth=1)),
         NUM_TOKENS,
         TOKEN_WIDTH,
+        pooling=PoolingSizes(pools, tuple(range(layers))) if pooled else None,
         operations=operations,
         compute_dtype=dtype,
         device=META,
@@ -152,11 +164,19 @@ def peak_and_estimate(
     pictures = [Image.new("RGB", (size, size), colour) for colour in colours]
     references = [Reference(picture) for picture in pictures]
     tokenizer: Any = Tokenizer()
+    pools = encoder.mllm_layer_pooling
     checkpoint: Any = SimpleNamespace(
-        identity="none", name="none", num_tokens=NUM_TOKENS, final_layers=1, image_size=size
+        pools=pools.sizes.pools if pools is not None else (),
+        mllm_layers=None,
+        identity="none",
+        name="none",
+        num_tokens=NUM_TOKENS,
+        final_layers=1,
+        image_size=size,
     )
     encoder_plan = EncoderPlan(checkpoint, encoder.config, None, {})
-    plan = plan_group(encoder_plan, tokenizer, references, "")
+    aggregation = pools.sizes.aggregations[0] if pools is not None else "easyref"
+    plan = plan_group(encoder_plan, tokenizer, references, "", aggregation=aggregation)
     estimate = plan.working_bytes(encoder.compute_dtype, fused)
     run: Callable[..., Any] = inspect_references if inspect else encode_references
     with patch("easyref_core.encode.group.preprocess", _grey), PeakMemory() as memory:
@@ -167,20 +187,21 @@ def peak_and_estimate(
 def measure() -> dict[str, dict[str, float]]:
     """Mode -> number and size of images -> peak in GB, and peak over estimate."""
     found: dict[str, dict[str, Any]] = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        for fused in (True, False):
-            encoder = real_encoder(fused, dtype)
-            for inspect in (False, True):
-                kind = "inspect" if inspect else "encode"
-                name = str(dtype).removeprefix("torch.")
-                mode = f"{kind}, {name}, {'fused' if fused else 'chunked'} attention"
-                for count, size in GROUPS:
-                    peak, estimate = peak_and_estimate(encoder, fused, count, size, inspect)
-                    found.setdefault(mode, {})[f"{count} at {size}"] = {
-                        "gigabytes": round(peak / 1e9, 3),
-                        "peak over estimate": round(peak / estimate, 3),
-                    }
-                    print(mode, count, size, found[mode][f"{count} at {size}"], file=sys.stderr)
+    modes = itertools.product(
+        ("easyref", *POOLS), (torch.bfloat16, torch.float32), (True, False), (False, True)
+    )
+    for aggregation, dtype, fused, inspect in modes:
+        encoder = real_encoder(fused, dtype, aggregation)
+        kind = "inspect" if inspect else "encode"
+        name = str(dtype).removeprefix("torch.")
+        mode = f"{aggregation}, {kind}, {name}, {'fused' if fused else 'chunked'} attention"
+        for count, size in GROUPS if aggregation == "easyref" else POOLED_GROUPS:
+            peak, estimate = peak_and_estimate(encoder, fused, count, size, inspect)
+            found.setdefault(mode, {})[f"{count} at {size}"] = {
+                "gigabytes": round(peak / 1e9, 3),
+                "peak over estimate": round(peak / estimate, 3),
+            }
+            print(mode, count, size, found[mode][f"{count} at {size}"], file=sys.stderr)
     return found
 
 

@@ -21,6 +21,7 @@ Public names, each imported when it is first used:
     open_picture        reads a picture file as RGB
     Reference           one picture of a group, with its weight
     plan_group          checks references and prompt, and plans their encoding (GroupPlan)
+    MllmLayerWeights    weights of the MLLM's layers, where an adapter pools many
     encode_references   turns a planned group into ReferenceTokens
     inspect_references  measures which references the tokens attend to (Inspection)
     draw_heat_maps      draws an Inspection over the pictures
@@ -30,6 +31,9 @@ Public names, each imported when it is first used:
     combine_tokens      one group of several (each WeightedTokens)
     attach_adapter, detach_adapter, append_tokens, set_tokens, set_scale, merge_lora,
     hide_references     the adapter on a diffusers UNet; needs diffusers
+    encode_identity     references as latents of a diffusers pipeline (IdentityLatents)
+    attach_identity, detach_identity, identity_run
+                        self-attention of its UNet attends to them too (IdentityRun)
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from .encode.group import GroupPlan, Reference, plan_group
     from .encode.heat_maps import draw_heat_maps
     from .encode.inspection import Inspection, inspect_references
+    from .encode.mllm_layers import MllmLayerWeights
     from .encode.passes import EncodingCache, encode_references
     from .encode.plan_encoder import EncoderPlan, plan_encoder
     from .errors import EasyRefError
@@ -57,6 +62,8 @@ if TYPE_CHECKING:
         set_scale,
         set_tokens,
     )
+    from .sdxl_diffusers.identity import attach_identity, detach_identity, identity_run
+    from .sdxl_diffusers.identity_latents import encode_identity
     from .tokens.combine import WeightedTokens, combine_tokens
     from .tokens.reference_tokens import ReferenceTokens, load_tokens, save_tokens, stack_tokens
 
@@ -65,6 +72,7 @@ _MODULES = {
     "encode.group": "GroupPlan Reference plan_group",
     "encode.heat_maps": "draw_heat_maps",
     "encode.inspection": "Inspection inspect_references",
+    "encode.mllm_layers": "MllmLayerWeights",
     "encode.passes": "EncodingCache encode_references",
     "encode.plan_encoder": "EncoderPlan plan_encoder",
     "errors": "EasyRefError",
@@ -72,6 +80,8 @@ _MODULES = {
     "qwen2vl.prompt": "PromptTokenizer",
     "sdxl_diffusers.adapter": "append_tokens attach_adapter detach_adapter hide_references "
     "merge_lora set_scale set_tokens",
+    "sdxl_diffusers.identity": "attach_identity detach_identity identity_run",
+    "sdxl_diffusers.identity_latents": "encode_identity",
     "tokens.combine": "WeightedTokens combine_tokens",
     "tokens.reference_tokens": "ReferenceTokens load_tokens save_tokens stack_tokens",
 }

@@ -17,6 +17,7 @@ from .extras import require_extra
 from .untrusted import escaped
 
 if TYPE_CHECKING:
+    from .encode.mllm_layers import MllmLayerWeights
     from .tokens.reference_tokens import ReferenceTokens
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -68,8 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt", default="", metavar="TEXT", help="for the MLLM, with the images; default: none")
     help_size = "of the images; 0, the default: as the adapter was trained"
     add("--image-size", type=int, default=0, metavar="PIXELS", help=help_size)
-    help_aggregation = "easyref (default), average or concatenate"
+    help_aggregation = "easyref (default), average, concatenate, or dla, lap with adapters for it"
     add("--aggregation", default="easyref", metavar="NAME", help=help_aggregation)
+    help_layers = "weights of the layers that dla and lap pool: even, early, late, text-heavy, ..."
+    add("--mllm-layers", metavar="PRESET", help=help_layers)
+    help_list = "factors for %s tokens, from the first layer to the last, such as 1,0.5,0"
+    add("--text-layers", default="", metavar="LIST", help=help_list % "text")
+    add("--picture-layers", default="", metavar="LIST", help=help_list % "image")
     help_insert = "reference tokens enter before the last 1, 2 or 3 layers (default: as trained)"
     add("--insert-before", type=int, metavar="LAYERS", help=help_insert)
     help_dtype = "of weights and computation; default: %(default)s"
@@ -170,6 +176,7 @@ def _encode_group(options: argparse.Namespace, device: Any) -> ReferenceTokens:
         aggregation=options.aggregation,
         image_size=size,
         insert_before=options.insert_before,
+        mllm_layers=_mllm_layers(options),
     )
     dtype = getattr(torch, options.dtype)
     encoder = encoder_plan.build(dtype=dtype, compute_dtype=dtype).to(device)
@@ -181,6 +188,18 @@ def _encode_group(options: argparse.Namespace, device: Any) -> ReferenceTokens:
         return encode_references(encoder, plan, device=device, progress=show)
     finally:
         print(file=sys.stderr)
+
+
+def _mllm_layers(options: argparse.Namespace) -> MllmLayerWeights | None:
+    from .encode.mllm_layers import MllmLayerWeights, parse_factors
+
+    if options.mllm_layers is None and not options.text_layers and not options.picture_layers:
+        return None
+    return MllmLayerWeights(
+        options.mllm_layers or "even",
+        parse_factors(options.text_layers, "--text-layers"),
+        parse_factors(options.picture_layers, "--picture-layers"),
+    )
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from .quick import EasyRefQuick
 from .references import EasyRefReferences
 from .region import EasyRefRegion
 from .score import EasyRefScore
+from .stages import EasyRefStages
 from .tokens import EasyRefLoadTokens, EasyRefSaveTokens
 from .weight_curve import EasyRefWeightCurve
 
@@ -41,6 +42,7 @@ NODES: list[type[io.ComfyNode]] = [
     EasyRefSetConditioning,
     EasyRefLayerWeights,
     EasyRefWeightCurve,
+    EasyRefStages,
     EasyRefScore,
 ]
 

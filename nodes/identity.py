@@ -86,7 +86,8 @@ class EasyRefIdentity(io.ComfyNode):
                 EasyRefCurve.Input(
                     "curve",
                     optional=True,
-                    tooltip="From EasyRef Weight Curve: multiplies the weight over the sampling.",
+                    tooltip="From EasyRef Weight Curve or EasyRef Stages: multiplies the weight "
+                    "over the sampling.",
                 ),
                 EasyRefLayerWeightsLink.Input(
                     "layer_weights",

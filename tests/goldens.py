@@ -99,7 +99,10 @@ def plan_of(
     **settings: Any,
 ) -> GroupPlan:
     """Plan a group for an encoder, which need not have files."""
+    pools = encoder.mllm_layer_pooling
     checkpoint: Any = SimpleNamespace(
+        pools=pools.sizes.pools if pools is not None else (),
+        mllm_layers=pools.sizes.layers if pools is not None else None,
         identity="it",
         name="it.safetensors",
         num_tokens=encoder.num_tokens,

@@ -1,7 +1,9 @@
 """A group of references, and the plan for encoding it.
 
-`easyref` lets the MLLM encode all images and the prompt together (arXiv 2412.09618, section 3.2);
-`average` and `concatenate` are the paper's baselines, which encode each image alone.
+`easyref` lets the MLLM encode all images and the prompt together (arXiv 2412.09618, section 3.2).
+`dla` and `lap` do too, and pool the hidden states of its layers where `easyref` reads the last (see
+`layer_pooling.py`). `average` and `concatenate` are the first paper's baselines, which encode each
+image alone.
 
 A group is planned once, from sizes alone and before weights are read. Whatever cannot be encoded
 is refused here; encoding, inspection, progress bars and memory estimates read the plan.
@@ -18,6 +20,7 @@ from functools import cached_property
 import torch
 from PIL import Image
 
+from ..adapter.layer_pooling import POOLS
 from ..errors import EasyRefError
 from ..pictures.loading import decoding, named, to_rgb
 from ..pictures.preprocessing import (
@@ -28,12 +31,16 @@ from ..pictures.preprocessing import (
     plan_sizes,
     preprocess,
 )
-from ..qwen2vl.memory import decoder_bytes, working_bytes
+from ..qwen2vl.memory import working_bytes
 from ..qwen2vl.prompt import PromptTokenizer, TokenizedPrompt
 from ..untrusted import number, shown, text, whole_number
+from .check_group import check_length, check_pooling
+from .layer_pooling import pooling_bytes
+from .mllm_layers import MllmLayerWeights
 from .plan_encoder import EncoderPlan
 
-AGGREGATIONS = ("easyref", "average", "concatenate")
+BASELINES = ("average", "concatenate")
+AGGREGATIONS = ("easyref", *POOLS, *BASELINES)
 MAX_INSERTION = 3
 
 
@@ -123,8 +130,9 @@ class GroupPlan:
     Attributes:
         encoder: the plan of the encoder.
         insert_before: the reference tokens enter before this many last layers.
-        passes: over the references; one for `easyref`, one for each picture for the baselines.
+        passes: over the references; one for each picture for the baselines, else one.
         unconditional: the pass over the negatives.
+        mllm_layers: weights of the layers that `dla` and `lap` pool; None for those as trained.
     """
 
     encoder: EncoderPlan
@@ -134,6 +142,12 @@ class GroupPlan:
     insert_before: int
     passes: tuple[MllmPass, ...]
     unconditional: MllmPass
+    mllm_layers: MllmLayerWeights | None = None
+
+    @property
+    def pooled(self) -> bool:
+        """Whether hidden states of many layers are pooled."""
+        return self.aggregation in POOLS
 
     @property
     def steps(self) -> int:
@@ -143,21 +157,31 @@ class GroupPlan:
     @property
     def unconditional_key(self) -> bytes:
         """Cache key of the unconditional tokens."""
-        settings = f"{self.insert_before} {[*map(float, self.unconditional.weights)]}".encode()
-        return settings + b"".join(image.key for image in self.unconditional.images)
+        settings = f"{self.insert_before} {[*map(float, self.unconditional.weights)]}"
+        if self.pooled:
+            settings += f"{self.aggregation} {self.mllm_layers}"
+        return settings.encode() + b"".join(image.key for image in self.unconditional.images)
+
+    def hidden_states_key(self, mllm_pass: MllmPass) -> bytes:
+        """Cache key of the hidden states of a pass: pictures, token ids, place of the tokens."""
+        ids = mllm_pass.chat.ids.numpy().tobytes()
+        pictures = b"".join(image.key for image in mllm_pass.images)
+        return hashlib.sha256(f"{self.insert_before} ".encode() + ids + pictures).digest()
 
     def working_bytes(self, dtype: torch.dtype, fused: bool) -> int:
-        """The most memory that encoding takes beside the weights; see `memory.working_bytes`."""
-        return max(
-            working_bytes(
-                self.encoder.config,
-                [image.num_tokens for image in p.images],
-                len(p.chat) + self.encoder.checkpoint.num_tokens,
-                dtype,
-                fused,
-            )
-            for p in self._all_passes
-        )
+        """The most memory that encoding takes beside the weights; see `memory.working_bytes`.
+
+        Hidden states to be pooled lie on the CPU, and are pooled in chunks.
+        """
+        config, num_tokens = self.encoder.config, self.encoder.checkpoint.num_tokens
+        found = 0
+        for p in self._all_passes:
+            images, length = [image.num_tokens for image in p.images], len(p.chat)
+            found = max(found, working_bytes(config, images, length + num_tokens, dtype, fused))
+            if self.pooled:
+                sizes = self.encoder.pooling
+                found = max(found, pooling_bytes(config.hidden_size, sizes, length, dtype, fused))
+        return found
 
     @property
     def _all_passes(self) -> tuple[MllmPass, ...]:
@@ -174,23 +198,26 @@ def plan_group(
     image_size: int | None = None,
     insert_before: int | None = None,
     negatives: Sequence[Reference] = (),
+    mllm_layers: MllmLayerWeights | None = None,
 ) -> GroupPlan:
     """Plan the encoding of references and a prompt.
 
     Args:
         references: the group, in order.
         prompt: plain text; text that spells a special token stays text.
-        aggregation: `easyref`, `average` or `concatenate`.
+        aggregation: one of `AGGREGATIONS`.
         image_size: the official `cond_image_size`, in pixels; 0 or None for the size at which the
             adapter was trained.
         insert_before: the reference tokens enter before the last 1, 2 or 3 layers; None for where
             the adapter was trained.
         negatives: pictures to avoid, encoded together and without the prompt in the unconditional
             branch; a black picture by default, as in the official code.
+        mllm_layers: weights of the layers that `dla` and `lap` pool, in both branches.
 
     Raises:
-        EasyRefError: a prompt that is no text; unknown aggregation or layer; see `chosen_size` and
-            `plan_images`; nothing is left of a baseline whose weights are all 0; the group is
+        EasyRefError: a prompt that is no text; unknown aggregation or layer; an aggregation that
+            the adapter has no weights for; `mllm_layers` where none are pooled; see `chosen_size`
+            and `plan_images`; nothing is left of a baseline whose weights are all 0; the group is
             longer than the MLLM's context, or the negatives are.
     """
     prompt = text(prompt, "prompt")
@@ -199,6 +226,7 @@ def plan_group(
             f"There is no aggregation {shown(aggregation)}. Choose one of "
             f"{', '.join(AGGREGATIONS)}."
         )
+    check_pooling(encoder, aggregation, mllm_layers)
     if insert_before is not None:
         layers = min(MAX_INSERTION, encoder.config.num_layers)
         insert_before = whole_number(insert_before, "insert_before")
@@ -210,7 +238,7 @@ def plan_group(
     image_size = chosen_size(image_size, encoder)
     images = plan_images(references, image_size)
     weights = tuple(reference.weight for reference in references)
-    if aggregation == "easyref":
+    if aggregation not in BASELINES:
         groups = [(images, weights)]
     else:
         if not any(weights):
@@ -224,7 +252,7 @@ def plan_group(
         images: tuple[PlannedImage, ...], weights: tuple[float, ...], prompt: str
     ) -> MllmPass:
         chat = tokenizer.tokenize([image.num_tokens for image in images], prompt)
-        _check_length(encoder, tokenizer, chat, prompt, image_size)
+        check_length(encoder, tokenizer, chat, prompt, image_size)
         return MllmPass(chat, images, weights)
 
     passes = tuple(planned_pass(*group, prompt) for group in groups)
@@ -241,6 +269,7 @@ def plan_group(
         insert_before or encoder.checkpoint.final_layers,
         passes,
         unconditional,
+        mllm_layers,
     )
 
 
@@ -293,40 +322,3 @@ def plan_images(references: Sequence[Reference], image_size: int) -> tuple[Plann
             _, (width, height) = plan_sizes(*reference.picture.size, image_size)
         images.append(PlannedImage(reference, image_size, height // FACTOR, width // FACTOR))
     return tuple(images)
-
-
-def _check_length(
-    encoder: EncoderPlan,
-    tokenizer: PromptTokenizer,
-    chat: TokenizedPrompt,
-    prompt: str,
-    image_size: int,
-) -> None:
-    """Raise EasyRefError where a chat and the reference tokens exceed the MLLM's context."""
-    config, num_tokens = encoder.config, encoder.checkpoint.num_tokens
-    limit, length = config.max_positions, len(chat) + num_tokens
-    if int(chat.ids.max()) >= config.vocab_size:
-        raise EasyRefError(
-            f"The tokenizer of {tokenizer.source} has token {int(chat.ids.max())}, but the MLLM "
-            f"knows only {config.vocab_size}. Choose the MLLM directory the adapter was trained "
-            "from; its tokenizer belongs to it."
-        )
-    if length <= limit:
-        return
-    count = len(chat.image_spans)
-    image_tokens = sum(end - first for first, end in chat.image_spans)
-    text = len(chat) - image_tokens
-    if image_tokens <= limit // 2:
-        raise EasyRefError(
-            f"The prompt is too long: {len(prompt):,} characters are {text:,} tokens, and with "
-            f"{count} pictures the MLLM would read {length:,} where {limit:,} is its limit. "
-            f"Shorten the prompt by {length - limit:,} tokens."
-        )
-    needed = decoder_bytes(config, length, torch.bfloat16, fused=True) / 1e9
-    fits = int((limit - text - num_tokens) / (image_tokens / count))
-    fewer = f"at most about {fits} references of these shapes, or " if fits > 0 else ""
-    raise EasyRefError(
-        f"{count} references are {image_tokens:,} tokens at image_size {image_size}; with the "
-        f"prompt the MLLM would read {length:,} where {limit:,} is its limit (and, in bf16, about "
-        f"{needed:.1f} GB of working memory). Use {fewer}a smaller image_size."
-    )

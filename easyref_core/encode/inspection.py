@@ -13,7 +13,7 @@ import torch
 
 from ..errors import EasyRefError
 from .encoder import EasyRefEncoder
-from .group import GroupPlan
+from .group import BASELINES, GroupPlan
 from .passes import EncoderRun, EncodingCache, Progress, no_progress
 
 
@@ -74,7 +74,7 @@ def inspect_references(
     Raises:
         EasyRefError: the plan is a baseline's; the MLLM gave values that are not numbers.
     """
-    if plan.aggregation != "easyref":
+    if plan.aggregation in BASELINES:
         raise EasyRefError(
             f"Aggregation {plan.aggregation!r} encodes each reference alone, so no attention is "
             "shared between them. Plan the group with 'easyref' to inspect it."

@@ -53,6 +53,18 @@ class Pooling:
     device: torch.device | None = None
 
 
+def join_poolings(poolings: Sequence[Pooling], lengths: Sequence[int]) -> Pooling:
+    """The pooling of several chats one after the other, of these lengths, with the aggregation and
+    factors of the first."""
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    spans = [
+        (start + first, start + end)
+        for start, pooling in zip(starts, poolings, strict=True)
+        for first, end in pooling.image_spans
+    ]
+    return replace(poolings[0], image_spans=spans)
+
+
 @dataclass(frozen=True, eq=False)
 class HiddenStates:
     """What the body's layers give for one chat.
@@ -259,6 +271,31 @@ class LayerPools(nn.ModuleDict):
 def chunk_length(count: int, width: int, dtype: torch.dtype) -> int:
     """Tokens that are pooled at once."""
     return max(1, CHUNK_BYTES // (count * width * dtype.itemsize))
+
+
+def pooling_bytes(
+    width: int, sizes: PoolingSizes, length: int, dtype: torch.dtype, fused: bool
+) -> int:
+    """Peak memory of pooling a chat of `length` tokens, weights and hidden states not counted.
+
+    Args:
+        fused: attention never writes its scores to memory.
+    """
+    count = len(sizes.layers)
+    tokens = min(length, chunk_length(count, width, dtype))
+    rows = tokens * count
+    inner = live = 0
+    for _, pool in sizes.pools:
+        # The given states, a block's input and its sum with attention, beside a norm in float32.
+        norm = 12 if dtype.itemsize < 4 else 8
+        norm += (3 if pool.shape == "blocks" else 1) * dtype.itemsize
+        live = max(live, rows * width * max(norm, 5 * dtype.itemsize))
+        attention = 4 * rows * pool.attention * dtype.itemsize
+        if not fused:
+            attention += rows * pool.attention * 8 + 2 * tokens * pool.heads * count**2 * 4
+        inner = max(inner, attention, 3 * rows * pool.feed_forward * dtype.itemsize)
+    # Pooled chunks, and those together.
+    return live + inner + 2 * length * width * dtype.itemsize
 
 
 def add_layer_pools(

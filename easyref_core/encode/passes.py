@@ -1,12 +1,12 @@
-"""From a planned group to reference tokens: the MLLM's passes, with a cache for image features."""
+"""From a planned group to reference tokens: the MLLM's passes, and a cache for what stays."""
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -14,7 +14,8 @@ from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens
 from ..weight_file import all_finite, dtype_name
 from .encoder import EasyRefEncoder
-from .group import GroupPlan, MllmPass, PlannedImage
+from .group import BASELINES, GroupPlan, MllmPass, PlannedImage
+from .layer_pooling import HiddenStates, Pooling
 
 Progress = Callable[[int, int], None]
 
@@ -24,35 +25,50 @@ def no_progress(done: int, total: int) -> None:
 
 
 class EncodingCache:
-    """Image features and unconditional tokens, which do not change with the prompt.
+    """Image features and unconditional tokens, which do not change with the prompt, and where
+    layers are pooled the hidden states of the last group, which do not change with their weights.
 
-    Belongs to one encoder. Holds CPU tensors, about 0.4 MB a picture at real size in half
-    precision.
+    Belongs to one encoder. Holds CPU tensors: in half precision at real size about 0.4 MB of
+    features a picture, and 0.1 MB of hidden states a token.
 
     Args:
         budget: bytes of image features. The default holds every group that fits the MLLM's context
             at real size (32,768 tokens of width 1536 in float32): of a larger group, each picture
             would be dropped just before it is used again.
+        hidden_states: bytes of hidden states. The default holds 60 pictures of 336 pixels at real
+            size in half precision; those of a longer group are not kept.
     """
 
-    def __init__(self, budget: int = 256 * 2**20) -> None:
-        self.image_features = _LruCache(budget)
-        self.unconditional = _LruCache(8 * 2**20)
+    def __init__(self, budget: int = 256 * 2**20, hidden_states: int = 2**30) -> None:
+        self.image_features = _LruCache[torch.Tensor](budget)
+        self.unconditional = _LruCache[torch.Tensor](8 * 2**20)
+        self.hidden_states = _LruCache[HiddenStates](hidden_states)
 
 
-class _LruCache:
-    """The most recently used tensors, up to so many bytes in all."""
+class _Sized(Protocol):
+    nbytes: int
+
+
+Item = TypeVar("Item", bound=_Sized)
+
+
+class _LruCache(Generic[Item]):
+    """The most recently used values, up to so many bytes in all."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._items: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self._items: OrderedDict[bytes, Item] = OrderedDict()
 
-    def get(self, key: bytes) -> torch.Tensor | None:
+    def keep_only(self, keys: Collection[bytes]) -> None:
+        for key in [key for key in self._items if key not in keys]:
+            del self._items[key]
+
+    def get(self, key: bytes) -> Item | None:
         if key in self._items:
             self._items.move_to_end(key)
         return self._items.get(key)
 
-    def put(self, key: bytes, value: torch.Tensor) -> None:
+    def put(self, key: bytes, value: Item) -> None:
         self._items[key] = value
         while sum(item.nbytes for item in self._items.values()) > self._budget:
             self._items.popitem(last=False)
@@ -109,13 +125,40 @@ class EncoderRun:
 
     def _inputs(self, mllm_pass: MllmPass) -> dict[str, Any]:
         """Of `EasyRefEncoder.reference_states`."""
-        features = [self.image_features(image) for image in mllm_pass.images]
-        return {
-            "embeds": self.encoder.embed(mllm_pass.chat, features, self.device),
-            "insert_before": self.plan.insert_before,
-            "column_bias": _attention_bias(mllm_pass, self.device),
+        plan = self.plan
+        weights = plan.mllm_layers.attention if plan.mllm_layers is not None else (1.0, 1.0)
+        inputs = {
+            "insert_before": plan.insert_before,
+            "column_bias": _attention_bias(mllm_pass, self.device, *weights),
             "on_step": self.step,
         }
+        if not plan.pooled:
+            return inputs | {"embeds": self._embeds(mllm_pass)}
+        spans, factors = mllm_pass.chat.image_spans, None
+        if plan.mllm_layers is not None:
+            count = len(self.encoder.mllm_layer_pooling.sizes.layers)
+            factors = tuple(torch.tensor(f) for f in plan.mllm_layers.factors(count))
+        pooling = Pooling(plan.aggregation, spans, factors, self.device)
+        return inputs | {"embeds": self._hidden_states(mllm_pass), "pooling": pooling}
+
+    def _embeds(self, mllm_pass: MllmPass) -> torch.Tensor:
+        features = [self.image_features(image) for image in mllm_pass.images]
+        return self.encoder.embed(mllm_pass.chat, features, self.device)
+
+    def _hidden_states(self, mllm_pass: MllmPass) -> HiddenStates:
+        """Of the body's layers, which do not run where the cache has them."""
+        plan, kept = self.plan, self.cache.hidden_states
+        key = plan.hidden_states_key(mllm_pass)
+        # Only those of the last group: there is no room for two.
+        kept.keep_only([plan.hidden_states_key(p) for p in (*plan.passes, plan.unconditional)])
+        hidden = kept.get(key)
+        if hidden is not None:
+            self.step(len(mllm_pass.images) + len(self.encoder.multimodal_llm.model.layers))
+            return hidden
+        embeds = self._embeds(mllm_pass)
+        hidden = self.encoder.hidden_states(embeds, plan.insert_before, self.step)
+        kept.put(key, hidden)
+        return hidden
 
 
 @torch.no_grad()
@@ -164,7 +207,7 @@ def encode_references(
 
 def _aggregated(tokens: list[torch.Tensor], plan: GroupPlan) -> torch.Tensor:
     """Tokens [1, N, W] of each pass to the group's. A baseline weighs whole pictures."""
-    if plan.aggregation == "easyref":
+    if plan.aggregation not in BASELINES:
         return tokens[0]
     weights = [reference.weight for reference in plan.references]
     if plan.aggregation == "concatenate":
@@ -175,14 +218,26 @@ def _aggregated(tokens: list[torch.Tensor], plan: GroupPlan) -> torch.Tensor:
     return (torch.stack(tokens) * scale[:, None, None, None]).sum(dim=0)
 
 
-def _attention_bias(mllm_pass: MllmPass, device: torch.device) -> torch.Tensor | None:
-    """[L] logarithms of the weights at each picture's positions; None when all are 1."""
-    if all(weight == 1.0 for weight in mllm_pass.weights):
+def _attention_bias(
+    mllm_pass: MllmPass, device: torch.device, text: float = 1.0, pictures: float = 1.0
+) -> torch.Tensor | None:
+    """[L] logarithms of the weights at each position; None when all are 1.
+
+    Args:
+        text: weight of every position that is no picture's.
+        pictures: multiplies the weight of each picture.
+    """
+    weights = [weight * pictures for weight in mllm_pass.weights]
+    if all(weight == 1.0 for weight in (*weights, text)):
         return None
-    bias = torch.zeros(len(mllm_pass.chat), device=device)
-    for (first, end), weight in zip(mllm_pass.chat.image_spans, mllm_pass.weights, strict=True):
-        bias[first:end] = math.log(weight) if weight > 0 else float("-inf")
+    bias = torch.full((len(mllm_pass.chat),), _log(text), device=device)
+    for (first, end), weight in zip(mllm_pass.chat.image_spans, weights, strict=True):
+        bias[first:end] = _log(weight)
     return bias
+
+
+def _log(weight: float) -> float:
+    return math.log(weight) if weight > 0 else float("-inf")
 
 
 def _check_finite(tokens: torch.Tensor, encoder: EasyRefEncoder) -> None:

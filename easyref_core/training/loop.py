@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from ..files import check_place, new_name
 from ..files import writing as writing_to
 from .base import Base, fingerprint, load_base
 from .batches import Batches, TensorCache
+from .build_model import build_model
 from .checkpoints import Checkpoints, gathered_state
 from .config import Settings
 from .disk import writing
 from .divergence import check_weights, loss_error
 from .engine import Ema, StepOptions, is_finite, run_optimiser
 from .memory import check_fits, estimate_bytes, explaining_lack_of_memory, parameters_by_part
-from .model import TrainedModel, build_model
+from .model import TrainedModel
 from .outputs import check_results, keep_logs
 from .preview import batch_sheet, generate, save_image, validation_groups
 from .processes import (
@@ -153,6 +154,8 @@ class TrainingRun:
         self.model: TrainedModel = build_model(
             self.base.unet, settings.model, optimiser.parts, settings.seed
         )
+        metadata = {**self.checkpoints.metadata, **self.model.metadata}
+        self.checkpoints = replace(self.checkpoints, metadata=metadata)
         if optimiser.gradient_checkpointing:
             self.model.unet.enable_gradient_checkpointing()
             self.model.encoder.gradient_checkpointing = True

@@ -14,6 +14,7 @@ from PIL import Image
 from ...easyref_core.adapter.identity import passes, reference_size
 from ...easyref_core.encode.group import Reference
 from ...easyref_core.errors import EasyRefError
+from ...easyref_core.pictures.preprocessing import MAX_ASPECT
 from ...easyref_core.untrusted import shown
 
 CELL = 8
@@ -30,15 +31,17 @@ class ReferenceLatents:
         references: one or more.
 
     Raises:
-        EasyRefError: there is no VAE.
+        EasyRefError: a picture is too elongated.
     """
 
     def __init__(self, vae: Any, references: Sequence[Reference]) -> None:
-        if not callable(getattr(vae, "encode", None)):
-            raise EasyRefError(
-                f"vae is {shown(vae)}; a VAE is needed, as from Load Checkpoint or Load VAE. If "
-                "the checkpoint has none, use Load VAE."
-            )
+        for reference in references:
+            width, height = reference.picture.size
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise EasyRefError(
+                    f"{reference.name} is {width}x{height}; the largest aspect ratio that can be "
+                    f"read is {MAX_ASPECT}. Crop it."
+                )
         self._vae = vae
         self._references = tuple(references)
         self._lock = threading.Lock()

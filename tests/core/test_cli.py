@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import torch
 from PIL import Image
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
+from easyref_core.adapter.layer_pooling import POOLING
 from easyref_core.cli import main
 from easyref_core.encode.group import Reference
+from easyref_core.encode.layer_pooling import add_layer_pools
 from easyref_core.encode.passes import encode_references
 from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from easyref_core.qwen2vl.prompt import PromptTokenizer
@@ -68,6 +71,30 @@ def test_options_reach_the_encoder(tmp_path: Path) -> None:
     assert 0 < float((half - full).norm() / full.norm()) < 0.05
 
 
+def test_layers_are_pooled_and_weighed_as_asked(tmp_path: Path, capsys: Capture) -> None:
+    tensors = goldens.adapter_tensors()
+    encoder = plan_encoder(load_checkpoint(goldens.ADAPTER), goldens.MLLM).build()
+    add_layer_pools(encoder, "dla")
+    goldens.randomise(encoder.mllm_layer_pooling)
+    pools = {n: t for n, t in encoder.state_dict().items() if n.startswith(POOLING)}
+    adapter = goldens.write(tmp_path / "pooled.safetensors", tensors | pools)
+
+    def made(name: str, **options: str) -> ReferenceTokens:
+        out = tmp_path / f"{name}.safetensors"
+        assert main(arguments(out, REFS[:2], adapter=adapter, **options)) == 0
+        return load_tokens(out)
+
+    plain, even = made("plain"), made("even", aggregation="dla", mllm_layers="even")
+    early = made("early", aggregation="dla", mllm_layers="early", picture_layers="0,1,1")
+    text = made("text", aggregation="dla", text_layers="0,1")
+    found = [plain.cond, even.cond, early.cond, text.cond]
+    assert all(goldens.difference(a, b) > 0 for a, b in itertools.combinations(found, 2))
+    assert {t.adapter for t in (plain, even, early, text)} == {plain.adapter}
+    capsys.readouterr()
+    assert main(["inspect", str(adapter)]) == 0
+    assert "layer pooling           dla (blocks)" in capsys.readouterr().out
+
+
 def broken_picture(folder: Path) -> str:
     path = folder / "broken.png"
     path.write_bytes(Path(REFS[0]).read_bytes()[:60])
@@ -88,6 +115,11 @@ def long_picture(folder: Path) -> str:
         ({"mllm": str(goldens.UNET)}, "describes a model of type nothing"),
         ({"image_size": "20"}, "image_size is 20"),
         ({"aggregation": "sum"}, "no aggregation 'sum'"),
+        ({"aggregation": "dla"}, "easyref.safetensors has no weights for aggregation 'dla'"),
+        ({"mllm_layers": "loud"}, "no preset 'loud'"),
+        ({"mllm_layers": "early"}, "'easyref' reads the last layer alone"),
+        ({"text_layers": "1,x"}, "--text-layers is '1,x'"),
+        ({"picture_layers": "1,-2"}, "from 0 to 10"),
         ({"insert_before": "9"}, "last 9 layers"),
         ({"device": "toaster"}, "device 'toaster' cannot be used"),
         ({"images": "nothing.png"}, "no picture nothing.png"),

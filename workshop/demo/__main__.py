@@ -79,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         nargs="+",
         metavar="PART",
-        help="train only these parts, in this order; 3_averaged and 3_from_scratch, baselines, are "
+        help="train only these parts, in this order; the baselines 3_averaged, 3_from_scratch and "
+        "4_last, and layer pooling on the last stage's adapter, 4_layer_pooling and 4_lap, are "
         "trained only when named here",
     )
     train.add_argument(

@@ -301,6 +301,11 @@ def score() -> Graph:
     return graph.show(graph.add("EasyRefScore", (330, 250), **given))
 
 
+def stages() -> Graph:
+    graph = Graph()
+    return graph.show(graph.add("EasyRefStages", (330, 0), preset="steps", cross_fade=0.1))
+
+
 def load_tokens() -> Graph:
     graph = Graph()
     file = "people/ann_00001_.safetensors [output]"
@@ -327,5 +332,6 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
         save_tokens,
         score,
         set_conditioning,
+        stages,
     )
 }

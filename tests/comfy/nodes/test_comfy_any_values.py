@@ -21,6 +21,7 @@ NODES = [
     "EasyRefCrop",
     "EasyRefDemoModels",
     "EasyRefEncode",
+    "EasyRefIdentity",
     "EasyRefInspect",
     "EasyRefLayerWeights",
     "EasyRefLoadTokens",
@@ -100,7 +101,7 @@ def anything(good: Mapping[str, Any]) -> st.SearchStrategy[Any]:
 
 
 @pytest.fixture
-def good(pack: Pack, easyref: Any, tokens: Any, unet: Any) -> dict[str, Any]:
+def good(pack: Pack, easyref: Any, tokens: Any, unet: Any, demo: Any) -> dict[str, Any]:
     """A right value of each type of link."""
     picture, mask = torch.rand(2, 12, 10, 3), torch.rand(1, 12, 10)
     return {
@@ -111,6 +112,7 @@ def good(pack: Pack, easyref: Any, tokens: Any, unet: Any) -> dict[str, Any]:
         "EASYREF_CURVE": pack.run("EasyRefWeightCurve", "linear", 1.0, 0.0, ""),
         "EASYREF_REGIONS": pack.run("EasyRefRegion", tokens, mask, 1.0),
         "MODEL": unet,
+        "VAE": demo.vae,
         "IMAGE": picture,
         "MASK": mask,
         "CONDITIONING": text(),

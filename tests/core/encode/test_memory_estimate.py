@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from easyref_core.adapter.layer_pooling import SHAPES
 from easyref_core.qwen2vl.config import MllmConfig
 from easyref_core.qwen2vl.memory import working_bytes
 
@@ -44,6 +45,22 @@ def test_the_peak_is_near_the_estimate(
     encoder = benchmark.real_encoder(fused, dtype)
     peak, estimate = benchmark.peak_and_estimate(encoder, fused, count, size, inspect)
     assert 0.75 < peak / estimate <= 1.1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize("count", [1, 16])
+def test_pooling_layers_takes_what_is_estimated_and_little_more_than_the_plain_encoder(
+    benchmark: ModuleType, count: int, dtype: torch.dtype, fused: bool, shape: str
+) -> None:
+    encoder = benchmark.real_encoder(fused, dtype, "dla", shape)
+    peak, estimate = benchmark.peak_and_estimate(encoder, fused, count, 336, False)
+    assert 0.75 < peak / estimate <= 1.1
+    if count == 16:
+        encoder = benchmark.real_encoder(fused, dtype)
+        plain, _ = benchmark.peak_and_estimate(encoder, fused, count, 336, False)
+        assert peak <= 1.2 * plain
 
 
 def test_peak_memory_counts_live_tensors(benchmark: ModuleType) -> None:
