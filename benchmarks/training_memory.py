@@ -1,8 +1,8 @@
 """Memory of tensors saved for the backward pass at real size, counted without computing.
 
-Runs SDXL's UNet with an adapter, Qwen2-VL-2B's vision tower and its decoder layers on PyTorch's
-meta device, in bfloat16, and sums the tensors saved for the backward pass. Attention counts as a
-fused kernel, which saves its inputs and its result.
+Runs SDXL's UNet with an adapter, Qwen2-VL-2B's vision tower, its decoder layers and a pool over
+their hidden states on PyTorch's meta device, in bfloat16, and sums the tensors saved for the
+backward pass. Attention counts as a fused kernel, which saves its inputs and its result.
 
     python benchmarks/training_memory.py
 
@@ -25,6 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from easyref_core.adapter.layer_pooling import PoolingSizes, new_sizes
+from easyref_core.encode.layer_pooling import LayerPools
 from easyref_core.qwen2vl.config import MllmConfig
 from easyref_core.qwen2vl.decoder import DecoderLayer, rope
 from easyref_core.qwen2vl.vision import VisionTower
@@ -151,6 +153,21 @@ def decoder_bytes(checkpointing: bool) -> tuple[int, int]:
     return saved.count(run), LENGTH * config.hidden_size * config.num_layers * _WIDTH
 
 
+def pooling_bytes(checkpointing: bool) -> tuple[int, int]:
+    """(bytes saved for the pooled hidden states of one token sequence, unit of the factor)"""
+    config = MllmConfig()
+    count = config.num_layers
+    sizes = PoolingSizes((("all", new_sizes("blocks", config.hidden_size)),), tuple(range(count)))
+    pool = LayerPools(config, sizes, device=META, dtype=HALF)["all"].requires_grad_(True)
+    saved = _SavedTensors(pool)
+    states = torch.empty(LENGTH, count, config.hidden_size, device=META, dtype=HALF)
+
+    def run() -> torch.Tensor:
+        return saved.checkpointed(pool, states) if checkpointing else pool(states)
+
+    return saved.count(run), LENGTH * count * config.hidden_size * _WIDTH
+
+
 def measure() -> dict[str, dict[str, float]]:
     """Part and mode -> gigabytes and factor."""
     measured = {}
@@ -161,6 +178,7 @@ def measure() -> dict[str, dict[str, float]]:
             ("UNet", unet_bytes),
             ("vision tower", vision_bytes),
             ("decoder", decoder_bytes),
+            ("layer pooling", pooling_bytes),
         ):
             for mode, checkpointing in (("plain", False), ("checkpointed", True)):
                 saved, unit = part(checkpointing)

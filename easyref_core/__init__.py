@@ -31,6 +31,9 @@ Public names, each imported when it is first used:
     combine_tokens      one group of several (each WeightedTokens)
     attach_adapter, detach_adapter, append_tokens, set_tokens, set_scale, merge_lora,
     hide_references     the adapter on a diffusers UNet; needs diffusers
+    encode_identity     references as latents of a diffusers pipeline (IdentityLatents)
+    attach_identity, detach_identity, identity_run
+                        self-attention of its UNet attends to them too (IdentityRun)
 """
 
 from __future__ import annotations
@@ -59,6 +62,8 @@ if TYPE_CHECKING:
         set_scale,
         set_tokens,
     )
+    from .sdxl_diffusers.identity import attach_identity, detach_identity, identity_run
+    from .sdxl_diffusers.identity_latents import encode_identity
     from .tokens.combine import WeightedTokens, combine_tokens
     from .tokens.reference_tokens import ReferenceTokens, load_tokens, save_tokens, stack_tokens
 
@@ -75,6 +80,8 @@ _MODULES = {
     "qwen2vl.prompt": "PromptTokenizer",
     "sdxl_diffusers.adapter": "append_tokens attach_adapter detach_adapter hide_references "
     "merge_lora set_scale set_tokens",
+    "sdxl_diffusers.identity": "attach_identity detach_identity identity_run",
+    "sdxl_diffusers.identity_latents": "encode_identity",
     "tokens.combine": "WeightedTokens combine_tokens",
     "tokens.reference_tokens": "ReferenceTokens load_tokens save_tokens stack_tokens",
 }

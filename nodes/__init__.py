@@ -13,6 +13,7 @@ from .demo import EasyRefDemoModels
 from .encode import EasyRefEncode
 from .gallery.routes import register_routes
 from .host.folders import register_folders
+from .identity import EasyRefIdentity
 from .inspect_references import EasyRefInspect
 from .layer_weights import EasyRefLayerWeights
 from .loader import EasyRefLoader
@@ -21,6 +22,7 @@ from .quick import EasyRefQuick
 from .references import EasyRefReferences
 from .region import EasyRefRegion
 from .score import EasyRefScore
+from .stages import EasyRefStages
 from .tokens import EasyRefLoadTokens, EasyRefSaveTokens
 from .weight_curve import EasyRefWeightCurve
 
@@ -36,11 +38,13 @@ NODES: list[type[io.ComfyNode]] = [
     EasyRefCrop,
     EasyRefCombineTokens,
     EasyRefInspect,
+    EasyRefIdentity,
     EasyRefRegion,
     EasyRefSetConditioning,
     EasyRefLayerWeights,
     EasyRefMllmLayers,
     EasyRefWeightCurve,
+    EasyRefStages,
     EasyRefScore,
 ]
 

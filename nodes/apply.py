@@ -82,7 +82,8 @@ class EasyRefApply(io.ComfyNode):
                 EasyRefCurve.Input(
                     "curve",
                     optional=True,
-                    tooltip="From EasyRef Weight Curve: multiplies the weight over the sampling.",
+                    tooltip="From EasyRef Weight Curve or EasyRef Stages: multiplies the weight "
+                    "over the sampling.",
                 ),
                 EasyRefRegions.Input(
                     "regions",

@@ -43,7 +43,7 @@ _VALUES: Mapping[str, tuple[type, str]] = {
     EasyRefTokens.io_type: (ReferenceTokens, "reference tokens, as from EasyRef Encode"),
     EasyRefLayerWeightsLink.io_type: (LayerWeights, "weights from EasyRef Layer Weights"),
     EasyRefMllmLayersLink.io_type: (MllmLayerWeights, "weights from EasyRef MLLM Layers"),
-    EasyRefCurve.io_type: (Weight, "a curve from EasyRef Weight Curve"),
+    EasyRefCurve.io_type: (Weight, "a curve, as from EasyRef Weight Curve or EasyRef Stages"),
     io.Model.io_type: (ModelPatcher, "a diffusion model, as from Load Checkpoint"),
 }
 _GROUPS: Mapping[str, tuple[type, str]] = {
@@ -117,6 +117,8 @@ def _checked_value(node: type[io.ComfyNode], declared: io.Input, name: str, valu
         if not _is_list(value) or not all(isinstance(item, wanted) for item in value):
             raise _unusable(name, value, what)
         return tuple(value)
+    if kind == io.Vae.io_type and not all(hasattr(value, way) for way in ("encode", "decode")):
+        raise _unusable(name, value, "a VAE, as from Load Checkpoint or Load VAE")
     if kind == io.Conditioning.io_type and not (_is_list(value) and all(map(_is_prompt, value))):
         raise _unusable(name, value, "a conditioning, as from CLIP Text Encode")
     return value

@@ -225,12 +225,12 @@ class AdapterCheckpoint:
             "cross_attention_layers": len(self.cross_attention),
             "lora_layers": len(self.lora),
             "lora_rank": self.lora_rank,
+            "identity_lora_layers": len(self.identity_lora),
+            "identity_lora_rank": self.identity_lora_rank,
             "layer_pooling": [
                 f"{name} ({dict(self.pools)[POOLS[name][0]].shape})" for name in self.aggregations
             ],
             "mllm_layers": None if self.mllm_layers is None else list(self.mllm_layers),
-            "identity_lora_layers": len(self.identity_lora),
-            "identity_lora_rank": self.identity_lora_rank,
             "dtype": self.dtype,
             "mllm_inside": self.has_mllm,
             "mllm_dtype": ", ".join(body_dtypes) or None,
@@ -258,8 +258,8 @@ def recognise(file: WeightFile) -> AdapterCheckpoint:
     body: dict[str, str] = {}
     cross: dict[str, dict[str, str]] = {}
     lora: dict[str, dict[str, dict[str, str]]] = {}
-    pooling: dict[str, str] = {}
     identity_lora: dict[str, dict[str, dict[str, str]]] = {}
+    pooling: dict[str, str] = {}
     base_unet: list[str] = []
     ignored: list[str] = []
     for name in file.tensors:

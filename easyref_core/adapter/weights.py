@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .checkpoint import AdapterCheckpoint
+from .layer_pooling import POOLING
 from .parts import BODY, FINAL, PROJECTOR
 
 
@@ -12,6 +13,7 @@ def official_weights(checkpoint: AdapterCheckpoint) -> dict[str, str]:
     names = {BODY + name: source for name, source in checkpoint.body.items()}
     names |= {FINAL + name: source for name, source in checkpoint.final.items()}
     names |= {PROJECTOR + name: source for name, source in checkpoint.projector.items()}
+    names |= {POOLING + name: source for name, source in checkpoint.layer_pooling.items()}
     for layer, parts in checkpoint.cross_attention.items():
         names |= {f"unet.{layer}.processor.{part}.weight": n for part, n in parts.items()}
     for kind, loras in (("lora", checkpoint.lora), ("identity_lora", checkpoint.identity_lora)):

@@ -23,7 +23,7 @@ from ..qwen2vl.config import MllmConfig
 from ..qwen2vl.decoder import Rope, rope
 from ..qwen2vl.prompt import TokenizedPrompt
 from .final_layers import FinalLayers, Projector
-from .layer_pooling import HiddenStates, LayerPools, Pooling
+from .layer_pooling import HiddenStates, LayerPools, Pooling, join_poolings
 
 OnStep = Callable[[], None]
 
@@ -251,27 +251,29 @@ class EasyRefEncoder(nn.Module):
         Each group is padded at its end; attention is causal, so that changes nothing.
 
         Args:
-            pooling: of each group, as in `reference_states`; hidden states stay on the device and
-                keep their gradients.
+            pooling: of each group, as in `reference_states`, with one aggregation and the same
+                factors; hidden states stay on the device and keep their gradients.
         """
         final, model = self.mllm_final_layer, self.multimodal_llm.model
         lengths = [e.shape[1] for e in embeds]
         x = pad_sequence([e[0] for e in embeds], batch_first=True)
-        if pooling is None:
-            rows = self.body_states(x)
-        else:
-            states, position = [], rope(self.config, x.shape[1], x.device, x.dtype)
+        # A frozen body records nothing for the backward pass.
+        trained = x.requires_grad or any(p.requires_grad for p in model.parameters())
+        states: list[torch.Tensor] = []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            position = rope(self.config, x.shape[1], x.device, x.dtype)
             for number in range(len(model.layers) + 1):
-                if number in self.mllm_layer_pooling.sizes.layers:
+                if pooling is not None and number in self.mllm_layer_pooling.sizes.layers:
                     states.append(model.norm(x))
                 if number < len(model.layers):
                     x = self._run([model.layers[number]], x, position, _no_step)
-            rows = [
-                self.mllm_layer_pooling.pool(
-                    [state[b, :n] for state in states], of_group, self.gradient_checkpointing
-                )
-                for b, (n, of_group) in enumerate(zip(lengths, pooling, strict=True))
-            ]
+            rows: Sequence[torch.Tensor] = model.norm(x) if pooling is None else ()
+        if pooling is not None:
+            # All groups' tokens are pooled together.
+            together = [torch.cat([s[b, :n] for b, n in enumerate(lengths)]) for s in states]
+            joined = join_poolings(pooling, lengths)
+            checkpointing = self.gradient_checkpointing
+            rows = self.mllm_layer_pooling.pool(together, joined, checkpointing).split(lengths)
         tokens = final.reference_tokens.to(rows[0])
         groups = [torch.cat((rows[b][:n], tokens)) for b, n in enumerate(lengths)]
         x = pad_sequence(groups, batch_first=True)  # [B, longest + N, hidden]

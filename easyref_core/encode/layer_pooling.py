@@ -53,6 +53,18 @@ class Pooling:
     device: torch.device | None = None
 
 
+def join_poolings(poolings: Sequence[Pooling], lengths: Sequence[int]) -> Pooling:
+    """The pooling of several chats one after the other, of these lengths, with the aggregation and
+    factors of the first."""
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    spans = [
+        (start + first, start + end)
+        for start, pooling in zip(starts, poolings, strict=True)
+        for first, end in pooling.image_spans
+    ]
+    return replace(poolings[0], image_spans=spans)
+
+
 @dataclass(frozen=True, eq=False)
 class HiddenStates:
     """What the body's layers give for one chat.

@@ -7,7 +7,7 @@ and each layer splits them. The adapter's weights are `<layer>.easyref.to_k_ip.w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..adapter.parts import LORA
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens
 from ..untrusted import escaped, kind_of, number, whole_number
-from .layers import CHILD, AdapterLayer, Attachment, LowRank
+from .adapter_layer import CHILD, AdapterLayer, Attachment, LowRank
 from .unet_layers import (
     attached,
     attachment_for,
@@ -30,6 +30,7 @@ from .unet_layers import (
     check_in_memory,
     check_layers,
     check_not_merged,
+    identity_hook,
     is_cross_attention,
     put,
     take_off,
@@ -44,9 +45,12 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, tuple[int, i
     return {n: widths(a) for n, a in attentions(unet).items() if is_cross_attention(n)}
 
 
-def new_adapter(unet: UNet2DConditionModel, num_tokens: int, rank: int = 0) -> None:
+def new_adapter(
+    unet: UNet2DConditionModel, num_tokens: int, rank: int = 0, identity_rank: int = 0
+) -> None:
     """Put an untrained adapter on a UNet: to_k_ip and to_v_ip start from the base's to_k and to_v
-    (official training), LoRA from zero. On a UNet on the meta device it is on the meta device too.
+    (official training), LoRA and identity LoRA from zero. On a UNet on the meta device it is on the
+    meta device too.
 
     Raises:
         EasyRefError: the UNet holds the LoRA of an adapter already; its layers are not diffusers'
@@ -54,8 +58,9 @@ def new_adapter(unet: UNet2DConditionModel, num_tokens: int, rank: int = 0) -> N
     """
     num_tokens = whole_number(num_tokens, "num_tokens", low=1)
     rank = whole_number(rank, "rank", low=0, high=_MAX_RANK)
+    identity_rank = whole_number(identity_rank, "identity_rank", low=0, high=_MAX_RANK)
     attachment = attachment_for(unet, "new_adapter")
-    layers = _new_layers(unet, rank, attachment)
+    layers = _new_layers(unet, rank, attachment, dict.fromkeys(attentions(unet), identity_rank))
     for name, layer in layers.items():
         if layer.is_cross_attention:
             attn = unet.get_submodule(name)
@@ -71,6 +76,7 @@ def attach_adapter(
     checkpoint: AdapterCheckpoint,
     scale: float = 1.0,
     new_lora_rank: int = 0,
+    new_identity_rank: int = 0,
 ) -> None:
     """Put a trained adapter on a UNet, LoRA included (it stays on at every scale, as officially).
 
@@ -81,6 +87,7 @@ def attach_adapter(
         scale: see `set_scale`.
         new_lora_rank: rank of a new LoRA, starting from zero, for an adapter without one; 0 for
             none.
+        new_identity_rank: the same for the identity LoRA, which acts in runs with an `IdentityRun`.
 
     Raises:
         EasyRefError: the adapter was made for another UNet, or is damaged; the UNet's weights are
@@ -89,22 +96,34 @@ def attach_adapter(
     """
     scale = number(scale, "scale")
     new_lora_rank = whole_number(new_lora_rank, "new_lora_rank", low=0, high=_MAX_RANK)
+    new_identity_rank = whole_number(new_identity_rank, "new_identity_rank", low=0, high=_MAX_RANK)
     check_model_layers(checkpoint, cross_attention_layers(unet), type(unet).__name__)
     check_in_memory(unet, "attach_adapter")
     attachment = attachment_for(unet, "attach_adapter")
-    new_lora = bool(new_lora_rank) and not checkpoint.lora
+    new = set()
+    if new_lora_rank and not checkpoint.lora:
+        new.add("lora")
+    if new_identity_rank and not checkpoint.identity_lora:
+        new.add("identity_lora")
+    identity = checkpoint.identity_lora or (attentions(unet) if "identity_lora" in new else ())
+    rank = checkpoint.identity_lora_rank or new_identity_rank
     # Weights that all come from the file need no memory and no random numbers before.
-    with nullcontext() if new_lora else torch.device("meta"):
-        layers = _new_layers(unet, checkpoint.lora_rank or new_lora_rank, attachment)
+    with nullcontext() if new else torch.device("meta"):
+        layers = _new_layers(
+            unet,
+            checkpoint.lora_rank or new_lora_rank,
+            attachment,
+            dict.fromkeys(identity, rank),
+        )
     sources = {name: _sources(checkpoint, name) for name in layers}
-    unknown = sorted(checkpoint.lora.keys() - layers.keys())
+    unknown = sorted((checkpoint.lora.keys() | checkpoint.identity_lora.keys()) - layers.keys())
     if unknown:
         raise EasyRefError(
             f"{checkpoint.name} holds a LoRA for {escaped(unknown[0])}, which the UNet does not "
             "have. Use the UNet it was trained with."
         )
     for name, layer in layers.items():
-        _check_shapes(checkpoint, layer, sources[name], new_lora)
+        _check_shapes(checkpoint, layer, sources[name], new)
     place = {"device": unet.device, "dtype": unet.dtype}  # diffusers searches all layers for them
     with checkpoint.file.open() as get:
         for name, layer in layers.items():
@@ -126,7 +145,7 @@ def detach_adapter(unet: UNet2DConditionModel) -> None:
     attachment = attached(unet)
     check_not_merged(attachment, "detach_adapter")
     for attn in attentions(unet).values():
-        take_off(attn)
+        take_off(attn, identity_hook(unet) is not None)
     attachment.references, attachment.text = 0, None  # for a ControlNet of `hide_references`
 
 
@@ -274,21 +293,27 @@ def hide_references(controlnet: ControlNetModel, unet: UNet2DConditionModel) -> 
 
 def _sources(checkpoint: AdapterCheckpoint, layer: str) -> dict[str, str]:
     """A layer's weights by name -> name in the adapter's file."""
-    cross, lora = checkpoint.cross_attention.get(layer, {}), checkpoint.lora.get(layer, {})
+    cross = checkpoint.cross_attention.get(layer, {})
+    kinds = {"lora": checkpoint.lora, "identity_lora": checkpoint.identity_lora}
     return {f"{part}.weight": name for part, name in cross.items()} | {
-        f"{part}_lora.{half}.weight": name
-        for part, halves in lora.items()
+        f"{part}_{kind}.{half}.weight": name
+        for kind, lora in kinds.items()
+        for part, halves in lora.get(layer, {}).items()
         for half, name in halves.items()
     }
 
 
 def _check_shapes(
-    checkpoint: AdapterCheckpoint, layer: AdapterLayer, sources: Mapping[str, str], new_lora: bool
+    checkpoint: AdapterCheckpoint,
+    layer: AdapterLayer,
+    sources: Mapping[str, str],
+    new: Collection[str],
 ) -> None:
-    """Raise EasyRefError unless the file has exactly the layer's weights."""
+    """Raise EasyRefError unless the file has exactly the layer's weights, the `new` ones aside."""
     wanted = {n: list(w.shape) for n, w in layer.state_dict().items()}
     for own, shape in wanted.items():
-        if own not in sources and not (new_lora and "_lora." in own):
+        kind = own.partition(".")[0].split("_", 2)[-1]  # "lora" of to_q_lora.down.weight
+        if own not in sources and kind not in new:
             raise EasyRefError(
                 f"{checkpoint.name} lacks {own} for {layer.name} of the UNet. Use the UNet it was "
                 "trained with, or download the adapter again."
@@ -310,13 +335,18 @@ def _base_weight(linear: nn.Module) -> nn.Parameter:
 
 
 def _new_layers(
-    unet: UNet2DConditionModel, rank: int, attachment: Attachment
+    unet: UNet2DConditionModel,
+    rank: int,
+    attachment: Attachment,
+    identity_ranks: Mapping[str, int],
 ) -> dict[str, AdapterLayer]:
-    """Untrained weights for every attention layer."""
-    return {
-        name: AdapterLayer(name, widths(attn), rank, is_cross_attention(name), attachment)
-        for name, attn in attentions(unet).items()
-    }
+    """Untrained weights for every attention layer; identity LoRA for self-attention alone."""
+    layers = {}
+    for name, attn in attentions(unet).items():
+        cross = is_cross_attention(name)
+        own = 0 if cross else identity_ranks.get(name, 0)
+        layers[name] = AdapterLayer(name, widths(attn), rank, cross, attachment, identity_rank=own)
+    return layers
 
 
 def _install(unet: UNet2DConditionModel, layers: Mapping[str, AdapterLayer]) -> None:

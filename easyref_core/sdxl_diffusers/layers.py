@@ -1,122 +1,41 @@
-"""The adapter in diffusers' attention layers, whatever attention processor these have.
+"""The adapter and identity in diffusers' attention layers, whatever attention processor these have.
 
-Pipelines and users replace processors at will (PAG, IP-Adapter, slicing, xFormers), so the adapter
-keeps nothing there. A layer with an adapter is an `EasyRefAttention`, which gives its processor a
-`LayerCall` in its own place: LoRA beside the projections, reference tokens beside the text.
+Pipelines and users replace processors at will (PAG, IP-Adapter, slicing, xFormers), so nothing is
+kept there. A layer with an adapter or identity is an `EasyRefAttention`, which gives its processor
+a `LayerCall` in its own place: LoRA beside the projections, reference tokens beside the text, the
+references' features beside the sample's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor2_0,
+    PAGCFGIdentitySelfAttnProcessor2_0,
+    PAGIdentitySelfAttnProcessor2_0,
+)
 from torch import nn
 
 from ..adapter.attention import add_references, sdpa
-from ..adapter.checkpoint import AdapterCheckpoint
+from ..adapter.identity import add_identity
 from ..adapter.parts import LORA
 from ..errors import EasyRefError
+from .adapter_layer import CHILD, AdapterLayer
+from .features import CallFeatures, Recording, RowFeatures
 
-CHILD = "easyref"  # an attention layer's module for the adapter's weights
+IDENTITY = "identity"  # in cross_attention_kwargs
 
-
-@dataclass(eq=False)
-class Attachment:
-    """State shared by all layers of one UNet that have an adapter.
-
-    Attributes:
-        checkpoint: the adapter; None for an untrained one.
-        references: number of reference tokens, the last rows of the encoder states.
-        text: number of rows before them; None for any.
-        scale: weight of the reference tokens.
-        merged: the LoRA, or part of it, is merged into the UNet's own weights.
-    """
-
-    checkpoint: AdapterCheckpoint | None = None
-    references: int = 0
-    text: int | None = None
-    scale: float = 1.0
-    merged: bool = False
-
-    def split(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Encoder states [B, T + N, W] -> text [B, T, W] and reference tokens [B, N, W] or None.
-
-        Raises:
-            EasyRefError: not the encoder states that `append_tokens` or `set_tokens` announced.
-        """
-        if not self.references:
-            return states, None
-        rows = states.shape[1]
-        text = rows - self.references
-        if text < 1 or self.text not in (None, text):
-            wanted = "text states" if self.text is None else f"{self.text} text states"
-            raise EasyRefError(
-                f"The encoder states have {rows} rows; {wanted} followed by {self.references} "
-                "reference tokens are needed. Pass what append_tokens returned, or call "
-                "set_tokens(unet, None) for a prompt without references."
-            )
-        return states[:, :text], states[:, text:]
-
-
-class LowRank(nn.Module):
-    """up(down(x)), no alpha; starts as zero."""
-
-    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(inputs, rank, bias=False)
-        self.up = nn.Linear(rank, outputs, bias=False)
-        nn.init.normal_(self.down.weight, std=1 / rank)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.up(self.down(x))
-
-
-class AdapterLayer(nn.Module):
-    """The adapter's weights for one attention layer, whose child `easyref` it is.
-
-    Args:
-        name: of the attention layer, for messages.
-        widths: of the queries, and of the input of keys and values.
-        rank: of the LoRA; 0 for none.
-        is_cross_attention: there are reference tokens behind the text.
-        adds_references: whether they are attended to; left out else.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        widths: tuple[int, int],
-        rank: int,
-        is_cross_attention: bool,
-        attachment: Attachment,
-        adds_references: bool = True,
-    ) -> None:
-        super().__init__()
-        self.name = name
-        self.is_cross_attention = is_cross_attention
-        self.adds_references = adds_references and is_cross_attention
-        self.attachment = attachment
-        width, context_width = widths
-        if rank:
-            self.to_q_lora = LowRank(width, width, rank)
-            self.to_k_lora = LowRank(context_width, width, rank)
-            self.to_v_lora = LowRank(context_width, width, rank)
-            self.to_out_lora = LowRank(width, width, rank)
-        if self.adds_references:
-            self.to_k_ip = nn.Linear(context_width, width, bias=False)
-            self.to_v_ip = nn.Linear(context_width, width, bias=False)
-
-    def lora(self, part: str) -> LowRank | None:
-        """The LoRA of "to_q", ...; None without one, or where it has been merged."""
-        return getattr(self, f"{part}_lora", None)
+_PAG = (PAGIdentitySelfAttnProcessor2_0, PAGCFGIdentitySelfAttnProcessor2_0)
+_QKV = ("to_q", "to_k", "to_v")
 
 
 class EasyRefAttention(Attention):
-    """diffusers' attention layer with an `AdapterLayer`; a layer becomes one by its class."""
+    """diffusers' attention layer with an `AdapterLayer`, identity, or both; a layer becomes one by
+    its class."""
 
     def forward(
         self,
@@ -129,13 +48,17 @@ class EasyRefAttention(Attention):
 
         Args:
             encoder_hidden_states: [B, T + N, W]; with an IP-Adapter, a pair of these and its own.
+            options: `identity`, a `CallFeatures` or a `Recording`, is not for the processor.
 
         Raises:
             EasyRefError: an attention mask; encoder states of another length than announced; an
-                attention processor that leaves out what the adapter changes.
+                attention processor that leaves out what the adapter or identity changes.
         """
-        layer = self._modules.get(CHILD)
-        if layer is None:  # taken off, while a hook around this function was not
+        layer: AdapterLayer | None = self._modules.get(CHILD)
+        identity = _identity(options.pop(IDENTITY, None))
+        recording = identity if isinstance(identity, Recording) else None
+        features = identity.of(self) if isinstance(identity, CallFeatures) else ()
+        if layer is None and not features and recording is None:
             return Attention.forward(
                 self, hidden_states, encoder_hidden_states, attention_mask, **options
             )
@@ -145,27 +68,44 @@ class EasyRefAttention(Attention):
                 "masked. Call the UNet without encoder_attention_mask."
             )
         context, references = encoder_hidden_states, None
-        if layer.is_cross_attention and isinstance(context, tuple):
+        if recording is not None and isinstance(context, tuple):
+            context = context[0]  # an IP-Adapter is left out, like the reference tokens
+        if layer is not None and layer.is_cross_attention and isinstance(context, tuple):
             text, references = layer.attachment.split(context[0])
             context = (text, *context[1:])
-        elif layer.is_cross_attention and context is not None:
+        elif layer is not None and layer.is_cross_attention and context is not None:
             context, references = layer.attachment.split(context)
-        call = LayerCall(self, layer, references if layer.adds_references else None)
+        if recording is not None or layer is None or not layer.adds_references:
+            references = None
+        call = LayerCall(self, layer, references, features, recording)
         out = Attention.forward(call, hidden_states, context, **options)
-        call.check()
+        call.finish(hidden_states)
         return out
 
 
 class LayerCall:
-    """An attention layer as its processor sees it during one call."""
+    """An attention layer as its processor sees it during one call.
+
+    Args:
+        references: reference tokens [B, N, W]; None for none.
+        features: of the references, to which rows of the call attend.
+        recording: of a reference pass.
+    """
 
     def __init__(
-        self, attn: EasyRefAttention, layer: AdapterLayer, references: torch.Tensor | None
+        self,
+        attn: EasyRefAttention,
+        layer: AdapterLayer | None,
+        references: torch.Tensor | None,
+        features: Sequence[RowFeatures] = (),
+        recording: Recording | None = None,
     ) -> None:
         self._attn = attn
         self._layer = layer
         self._references = references
-        self._query: torch.Tensor | None = None
+        self._features = features
+        self._recording = recording
+        self._projected: dict[str, torch.Tensor] = {}
         self._used: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
@@ -176,6 +116,8 @@ class LayerCall:
         processor = self._attn.processor
         if torch.is_grad_enabled() and type(processor) is AttnProcessor2_0:
             return _TrainingProcessor()
+        if self._recording is not None and _divides_rows_or_text(processor):
+            return AttnProcessor2_0()
         return processor
 
     @property
@@ -192,7 +134,7 @@ class LayerCall:
 
     @property
     def to_qkv(self) -> _Projection:
-        return _Projection(self, self._attn.to_qkv, "to_q", "to_k", "to_v")
+        return _Projection(self, self._attn.to_qkv, *_QKV)
 
     @property
     def to_kv(self) -> _Projection:
@@ -206,48 +148,96 @@ class LayerCall:
     def project(self, linear: nn.Module, parts: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
         """A projection with its LoRA; several parts are one fused projection."""
         if parts == ("to_out",):
-            x = self._with_references(x)
+            x = self._with_references(self._with_identity(x))
         self._used.update(parts)
         outs = []
         for part, out in zip(parts, linear(x).chunk(len(parts), dim=-1), strict=True):
-            lora = self._layer.lora(part)
+            lora = None if self._layer is None else self._layer.lora(part)
             outs.append(out if lora is None else out + lora(x))
-        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
-        if "to_q" in parts:
-            self._query = out
-        return out
+        if parts != ("to_out",):
+            self._projected.update(zip(parts, outs, strict=True))
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
 
-    def check(self) -> None:
-        """Raise EasyRefError unless the processor used all that the adapter changes."""
-        wanted = [part for part in LORA if self._layer.lora(part) is not None]
-        if self._references is not None:
+    def finish(self, hidden_states: torch.Tensor) -> None:
+        """Record the layer in a reference pass.
+
+        Raises:
+            EasyRefError: the processor did not use all that the adapter or identity changes.
+        """
+        layer, recording = self._layer, self._recording
+        wanted = [p for p in LORA if layer is not None and layer.lora(p) is not None]
+        recorded = recording is not None and recording.wants(self._attn)
+        if self._features or recorded:
+            wanted += _QKV
+        if self._references is not None or self._features:
             wanted.append("to_out")
         missing = [part for part in wanted if part not in self._used]
         if missing:
             raise self._unfit(f"does not use {', '.join(dict.fromkeys(missing))} of the layer")
+        if recorded:
+            key, value = self._projected["to_k"], self._projected["to_v"]
+            if not key.shape[:2] == value.shape[:2] == hidden_states.shape[:2]:
+                raise self._unfit("does not compute one result from one query")
+            recording.record(self._attn, layer, hidden_states, key, value)
 
     def _with_references(self, text: torch.Tensor) -> torch.Tensor:
         if self._references is None:
             return text
-        query = self._query
+        query = self._projected.get("to_q")
         if query is None or query.shape != text.shape or "to_out" in self._used:
             raise self._unfit("does not compute one result from one query")
-        heads = self._attn.heads
         return add_references(
             text,
             query,
             self._layer.to_k_ip(self._references),
             self._layer.to_v_ip(self._references),
             self._layer.attachment.scale,
-            lambda q, k, v: sdpa(q, k, v, heads),
+            self._attend,
         )
 
+    def _with_identity(self, own: torch.Tensor) -> torch.Tensor:
+        if not self._features:
+            return own
+        perturbed = type(self._attn.processor) in _PAG
+        if perturbed and "to_out" in self._used:
+            return own  # of the perturbed rows, which attend to nothing
+        query, key, value = (self._projected.get(part) for part in _QKV)
+        if query is None or query.shape != own.shape or "to_out" in self._used:
+            raise self._unfit("does not compute one result from one query")
+        rows = [features.within(len(query)) for features in self._features]
+        if not perturbed and any(f is not g for f, g in zip(rows, self._features, strict=True)):
+            raise self._unfit("does not compute one result from one query")
+        shares = [features.share(self._layer) for features in rows if features is not None]
+        return add_identity(own, query, key, value, shares, self._attend)
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return sdpa(q, k, v, self._attn.heads)
+
     def _unfit(self, what: str) -> EasyRefError:
+        name = getattr(self._layer, "name", "a self-attention layer")
+        if self._features or self._recording is not None:
+            return EasyRefError(
+                f"The attention processor {type(self._attn.processor).__name__} of {name} {what}, "
+                "so identity would be missing there. Use another processor, or leave out identity."
+            )
         return EasyRefError(
-            f"The attention processor {type(self._attn.processor).__name__} of {self._layer.name} "
-            f"{what}, so the adapter would be missing there. Use another processor, or detach the "
-            "adapter."
+            f"The attention processor {type(self._attn.processor).__name__} of {name} {what}, so "
+            "the adapter would be missing there. Use another processor, or detach the adapter."
         )
+
+
+def _identity(given: Any) -> CallFeatures | Recording | None:
+    if given is None or isinstance(given, (CallFeatures, Recording)):
+        return given
+    raise EasyRefError(
+        "cross_attention_kwargs holds an identity that this UNet does not read, because identity "
+        "is not attached to it. Call attach_identity(unet) first, and pass an IdentityRun."
+    )
+
+
+def _divides_rows_or_text(processor: Any) -> bool:
+    """Whether a processor is made for other rows or encoder states than a reference pass has."""
+    return isinstance(processor, _PAG) or type(processor).__name__.startswith("IPAdapter")
 
 
 class _Projection:

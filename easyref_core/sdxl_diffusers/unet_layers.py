@@ -9,7 +9,8 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ..errors import EasyRefError
-from .layers import CHILD, AdapterLayer, Attachment, EasyRefAttention
+from .adapter_layer import CHILD, AdapterLayer, Attachment
+from .layers import EasyRefAttention
 
 _FORWARDS = (Attention.forward, EasyRefAttention.forward)
 
@@ -30,21 +31,61 @@ def is_cross_attention(layer: str) -> bool:
     return layer.endswith("attn2")
 
 
+def layer_groups(unet: UNet2DConditionModel) -> dict[str, str]:
+    """Attention layers -> their group in `adapter/layer_weights.py`, as ComfyUI numbers blocks."""
+    per_block = unet.config.layers_per_block
+    blocks = len(unet.config.down_block_types)
+    counts = [per_block] * blocks if isinstance(per_block, int) else list(per_block)
+    groups = {}
+    for name in attentions(unet):
+        side, *rest = name.split(".")
+        if side == "mid_block":
+            groups[name] = "middle"
+            continue
+        block, number = int(rest[0]), int(rest[2])
+        if side == "down_blocks":
+            groups[name] = f"input_{1 + sum(counts[:block]) + block + number}"
+        else:
+            groups[name] = f"output_{sum(counts[::-1][:block]) + block + number}"
+    return groups
+
+
 def widths(attn: Attention) -> tuple[int, int]:
     """Of the queries, and of the input of keys and values."""
     return attn.to_q.in_features, attn.to_k.in_features
 
 
+def identity_hook(unet: UNet2DConditionModel) -> int | None:
+    """Number of the hook that `attach_identity` put before the UNet's calls; None without."""
+    hooks = unet._forward_pre_hooks.items()
+    return next((n for n, hook in hooks if getattr(hook, "reads_identity", False)), None)
+
+
 def put(attn: Attention, layer: AdapterLayer) -> None:
     """Put adapter weights on an attention layer, in the place of others."""
-    _forget_forward(attn)
-    attn.__class__ = EasyRefAttention
+    make_easyref(attn)
     setattr(attn, CHILD, layer)
 
 
-def take_off(attn: Attention) -> None:
-    """Undo `put`."""
+def take_off(attn: Attention, identity: bool) -> None:
+    """Undo `put`.
+
+    Args:
+        identity: the layer still attends to references' features.
+    """
     delattr(attn, CHILD)
+    if not identity:
+        make_plain(attn)
+
+
+def make_easyref(attn: Attention) -> None:
+    """Make a layer an `EasyRefAttention`."""
+    _forget_forward(attn)
+    attn.__class__ = EasyRefAttention
+
+
+def make_plain(attn: Attention) -> None:
+    """Undo `make_easyref`."""
     attn.__class__ = Attention
     _forget_forward(attn)
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from ..errors import EasyRefError
 from ..pictures.preprocessing import MIN_IMAGE_SIZE
-from ..untrusted import is_regular, shown
+from .check_settings import check_settings
 from .recipe import (
     STRICT,
     Bool,
@@ -34,7 +31,9 @@ from .recipe import (
 _MOST_TOKENS = 4096  # the UNet attends to all of them in every layer
 _LARGEST_SIDE = 8192  # pixels
 
-Part = Literal["final_layers", "projector", "cross_attention", "mllm", "lora"]
+Part = Literal[
+    "final_layers", "projector", "cross_attention", "mllm", "lora", "layer_pooling", "identity"
+]
 PARTS: tuple[str, ...] = get_args(Part)
 
 Tokens = Annotated[Count, Field(le=_MOST_TOKENS)]
@@ -56,8 +55,15 @@ class ModelSettings:
         mllm: Qwen2-VL directory.
         adapter: EasyRef checkpoint of the stage before; None starts from a new adapter.
         reference_tokens, final_layers, lora_rank: of a new adapter.
-        aggregation: "easyref" encodes a group's images in one MLLM pass; "average" encodes each
-            image alone and averages their reference tokens, as a baseline.
+        aggregation: "easyref" encodes a group's images in one MLLM pass; "dla" and "lap" do, too,
+            and pool the hidden states of all its layers, with one pool for text and one for images
+            or with one for both; "average" encodes each image alone and averages their reference
+            tokens, as a baseline.
+        pooling, mllm_layers: of the pools of an adapter that has none yet: their shape, and the
+            numbers of the hidden states that they read (0 is the embedding output); None for all.
+        identity_references: how many references of a sample self-attention attends to, through a
+            reference pass of the UNet; 0 for no such pass.
+        identity_rank: of a new identity LoRA.
     """
 
     base: str
@@ -66,7 +72,11 @@ class ModelSettings:
     reference_tokens: Tokens = 64
     final_layers: Count = 1
     lora_rank: Annotated[NonNegativeInt, Field(le=4096)] = 128
-    aggregation: Literal["easyref", "average"] = "easyref"
+    aggregation: Literal["easyref", "dla", "lap", "average"] = "easyref"
+    pooling: Literal["blocks", "scores"] = "blocks"
+    mllm_layers: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(as_tuple)] | None = None
+    identity_references: Annotated[NonNegativeInt, Field(le=1000)] = 0
+    identity_rank: Annotated[Count, Field(le=4096)] = 16
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -83,7 +93,10 @@ class DataSettings:
         max_references: references per group, at most.
         subset_probability: of using only a random subset of a group, at least 2 references.
         drop_image, drop_text, drop_both: probabilities that the references become the black image,
-            the text becomes empty, or both.
+            the text becomes empty, or both. The black image has no identity references.
+        drop_identity, drop_tokens: where there are identity references, probabilities that the
+            sample has none, or that its reference tokens are left out, as where a schedule lets
+            only one of the two act.
         workers: DataLoader worker processes.
         cache: folder for VAE latents and text states; only where every target and text comes out
             the same each time (crop "center" or "aspect").
@@ -99,6 +112,8 @@ class DataSettings:
     drop_image: Probability = 0.05
     drop_text: Probability = 0.05
     drop_both: Probability = 0.05
+    drop_identity: Probability = 0.0
+    drop_tokens: Probability = 0.0
     workers: Annotated[NonNegativeInt, Field(le=256)] = 4
     cache: str | None = None
 
@@ -163,7 +178,7 @@ class OutputSettings:
 class Settings:
     """One stage of training."""
 
-    stage: Literal["alignment", "single_reference", "multi_reference"]
+    stage: Literal["alignment", "single_reference", "multi_reference", "identity"]
     model: ModelSettings
     data: DataSettings
     optimiser: OptimiserSettings
@@ -187,57 +202,5 @@ def make_settings(content: dict[str, Any], overrides: Sequence[str] = ()) -> Set
     """Settings from a recipe's content; see `load_settings`."""
     override(content, overrides)
     settings = parse_settings(Settings, content)
-    _check(settings)
+    check_settings(settings)
     return settings
-
-
-def _check(settings: Settings) -> None:
-    """
-    Raises:
-        EasyRefError: settings that contradict each other, or files that do not exist.
-    """
-    model, data, optimiser = settings.model, settings.data, settings.optimiser
-    output = settings.output
-    for tracker in output.trackers:
-        if find_spec(tracker) is None:
-            raise EasyRefError(
-                f"output.trackers names {tracker}, which is not installed: pip install {tracker}"
-            )
-    if "lora" in optimiser.parts and model.lora_rank < 1:
-        raise EasyRefError(
-            f"model.lora_rank is {model.lora_rank}; it must be 1 or more where the part lora is "
-            "trained."
-        )
-    if optimiser.warmup_steps > optimiser.steps:
-        raise EasyRefError(
-            f"optimiser.warmup_steps is {optimiser.warmup_steps}; it must be 0 to "
-            f"{optimiser.steps}, the run's steps."
-        )
-    probabilities = (data.drop_image, data.drop_text, data.drop_both)
-    if sum(probabilities) > 1:
-        raise EasyRefError(
-            f"data.drop_image, drop_text and drop_both are {probabilities}; the sum of these "
-            "probabilities must be 1 or less."
-        )
-    if data.cache is not None and data.crop == "random":
-        raise EasyRefError("data.cache needs the same target each time: use crop center or aspect.")
-    if settings.stage != "alignment" and model.adapter is None:
-        raise EasyRefError(
-            f"The stage {settings.stage} starts from the adapter of the stage before it. Name that "
-            "file as model.adapter, or set stage=alignment to train from scratch."
-        )
-    for name, folder in (("base", model.base), ("mllm", model.mllm)):
-        if not os.path.isdir(folder):
-            raise EasyRefError(f"model.{name}: there is no folder {shown(folder, 300)}.")
-    if model.adapter is not None and not is_regular(model.adapter):
-        raise EasyRefError(
-            f"model.adapter: there is no file {shown(model.adapter, 300)}. Train the stage before "
-            "this one first."
-        )
-    if os.path.lexists(output.folder) and not os.path.isdir(output.folder):
-        raise EasyRefError(f"output.folder: {shown(output.folder, 300)} is a file. Name a folder.")
-    for name in (*data.files, *([output.validation] if output.validation else [])):
-        if not is_regular(name):
-            raise EasyRefError(
-                f"There is no data file {shown(name, 300)}. Check data.files and validation."
-            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from ..files import check_place, new_name
 from ..files import writing as writing_to
 from .base import Base, fingerprint, load_base
 from .batches import Batches, TensorCache
+from .build_model import build_model
 from .checkpoints import Checkpoints, gathered_state
 from .config import Settings
 from .disk import writing
 from .divergence import check_weights, loss_error
 from .engine import Ema, StepOptions, is_finite, run_optimiser
 from .memory import check_fits, estimate_bytes, explaining_lack_of_memory, parameters_by_part
-from .model import TrainedModel, build_model
+from .model import TrainedModel
 from .outputs import check_results, keep_logs
 from .preview import batch_sheet, generate, save_image, validation_groups
 from .processes import (
@@ -141,7 +142,12 @@ class TrainingRun:
         check_place(Path(output.folder) / LOSSES)
         if data.cache is not None:
             check_place(Path(data.cache) / "new")
-        self.samples = TrainingSamples(read_records(data.files, data.root), data, settings.seed)
+        self.samples = TrainingSamples(
+            read_records(data.files, data.root),
+            data,
+            settings.seed,
+            settings.model.identity_references,
+        )
         _ = self.samples[0]  # fails here, before models are loaded, if nothing can be read
         self.validation = []
         if output.validation is not None:
@@ -153,6 +159,8 @@ class TrainingRun:
         self.model: TrainedModel = build_model(
             self.base.unet, settings.model, optimiser.parts, settings.seed
         )
+        metadata = {**self.checkpoints.metadata, **self.model.metadata}
+        self.checkpoints = replace(self.checkpoints, metadata=metadata)
         if optimiser.gradient_checkpointing:
             self.model.unet.enable_gradient_checkpointing()
             self.model.encoder.gradient_checkpointing = True
@@ -317,6 +325,7 @@ class TrainingRun:
                 settings.data,
                 self.accelerator.device,
                 settings.seed,
+                settings.model.identity_references,
             )
         path = Path(settings.output.folder) / "validation" / f"{step:07}.png"
         with writing(path):

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ..adapter.layer_pooling import POOLS
+from ..encode.layer_pooling import chunk_length
 from ..errors import EasyRefError
 from ..out_of_memory import lack_of_memory
 from ..pictures.preprocessing import MERGE, PATCH
@@ -26,6 +28,7 @@ FACTORS = {
     "UNet": (84.11, 6.65),
     "vision tower": (22.66, 1.16),
     "decoder": (37.27, 1.0),
+    "layer pooling": (22.67, 1.0),
 }
 _UNET_BLOCKS = 20  # the largest block stores a 20th of all
 _ADAM_BYTES = 4 + 4 + 4  # gradient and two moments, float32
@@ -82,11 +85,17 @@ def _activations(model: TrainedModel, settings: Settings, references: int) -> fl
     # Frozen layers with no trained one before them store nothing.
     layers = config.num_layers if "mllm" in parts else len(model.encoder.mllm_final_layer.layers)
     depth = config.vision.depth if "mllm" in parts else 0
+    pools, trains_pools = model.encoder.mllm_layer_pooling, {"layer_pooling", "mllm"} & {*parts}
+    states = 0
+    if pools is not None and settings.model.aggregation in POOLS and trains_pools:
+        states = len(pools.sizes.layers)
+    chunk = chunk_length(max(1, states), config.hidden_size, model.encoder.compute_dtype)
     area, levels = (settings.data.resolution // 8) ** 2, settings.optimiser.noise_levels
     stored = {  # part -> (elements, blocks)
         "UNet": (area * sum(model.unet.config.block_out_channels) * levels, _UNET_BLOCKS),
         "vision tower": (patches * config.vision.embed_dim * depth, depth),
         "decoder": (length * config.hidden_size * layers, layers),
+        "layer pooling": (length * config.hidden_size * states, length // chunk),
     }
     total = 0.0
     for name, (unit, blocks) in stored.items():

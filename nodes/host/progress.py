@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import comfy.model_management as mm
@@ -19,3 +20,15 @@ def progress_bar() -> Callable[[int, int], None]:
         bar.update_absolute(done, total)
 
     return report
+
+
+def show_text(text: str, node: str | None) -> None:
+    """Show a line at a node of the graph, where there is a page.
+
+    Args:
+        node: its id; None shows nothing.
+    """
+    server = sys.modules.get("server")
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    if node is not None and instance is not None:
+        instance.send_progress_text(text, node)

@@ -16,6 +16,10 @@
     layer.py: q, K and V, mask, add
          ReferenceShare -> easyref_core/adapter/attention.py: out = text + scale * attention
 
+EasyRef Identity goes the same way beside it: identity.py (IdentityPatch, one node on a model) ->
+identity_run.py (run and step) -> identity_pass.py (the reference pass) -> identity_layer.py
+(patches_replace["attn1"]) -> easyref_core/adapter/identity.py.
+
 Everything is immutable or belongs to one run or one model call, so that several runs and several
 GPUs' threads never share state.
 """

@@ -135,7 +135,7 @@ class ReferenceAttention:
         if q.shape[0] != rows.total or text.shape != q.shape:
             warn_of_rows(q.shape[0], rows.total, len(rows.areas))
             return text
-        size = _layer_size(extra_options, q.shape[1], rows.size)
+        size = layer_size(extra_options, q.shape[1], rows.size)
         return add_shares(
             text,
             q,
@@ -147,7 +147,7 @@ class ReferenceAttention:
         return self
 
 
-def _layer_size(options: Mapping[str, Any], positions: int, latent: Size) -> Size:
+def layer_size(options: Mapping[str, Any], positions: int, latent: Size) -> Size:
     """Height and width of an attention layer's positions."""
     shape = options.get("activations_shape")
     if shape is not None and shape[-2] * shape[-1] == positions:

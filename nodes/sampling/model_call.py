@@ -13,7 +13,7 @@ import torch
 from ...easyref_core.adapter.key_values import TokenKeyValues
 from ...easyref_core.errors import EasyRefError
 from .batch_rows import Area, BatchSlice, CallRows, LayerGrid, Size
-from .weights import Effect, Scale
+from .weights import Effect, Scale, Weighted
 
 Assignment = tuple[Effect, bool] | None
 """What acts on one conditioning's rows, and whether with the unconditional half of its tokens."""
@@ -50,23 +50,43 @@ class EffectOnRows:
     def at_layer(
         self, group: str, size: Size, latent: Size, like: torch.Tensor
     ) -> tuple[Scale, torch.Tensor | None] | None:
-        """(scale, positions) at the layers of a group and of one size, None for nowhere.
+        """See `scale_at_layer`."""
+        grid, conditionings = LayerGrid(size, latent, self.area), len(self.unconditional)
+        return scale_at_layer(self.effect, self.scale, group, grid, self.batch, conditionings, like)
 
-        The scale is a number or broadcasts to [rows, P, 1]; positions are [P], None for all.
-        """
-        factor = self.effect.at_layers(group)
-        if factor == 0:
-            return None
-        scale = self.scale if factor == 1 else self.scale * factor
-        found = self.effect.at_positions(LayerGrid(size, latent, self.area), self.batch, like)
-        if found is None:
-            return scale, None
-        values = found.values
-        if values.shape[1] == 0:
-            return None
-        if values.shape[0] > 1:
-            values = values.repeat(len(self.unconditional), 1, 1)
-        return values * scale, found.positions
+
+def scale_at_layer(
+    weighted: Weighted,
+    scale: Scale,
+    group: str,
+    grid: LayerGrid,
+    batch: BatchSlice,
+    conditionings: int,
+    like: torch.Tensor,
+) -> tuple[Scale, torch.Tensor | None] | None:
+    """(scale, positions) at the layers of a group and of one size, None for nowhere.
+
+    The scale is a number or broadcasts to [rows, P, 1]; positions are [P], None for all.
+
+    Args:
+        scale: of the rows at their noise level.
+        conditionings: of the rows, each with `batch`'s latents.
+        like: a tensor with the device and dtype.
+    """
+    factor = weighted.at_layers(group)
+    if factor == 0:
+        return None
+    if factor != 1:
+        scale = scale * factor
+    found = weighted.at_positions(grid, batch, like)
+    if found is None:
+        return scale, None
+    values = found.values
+    if values.shape[1] == 0:
+        return None
+    if values.shape[0] > 1:
+        values = values.repeat(conditionings, 1, 1)
+    return values * scale, found.positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +140,7 @@ def _on_rows(
         if not effect.by_position:
             return effect, None
         if call.is_tile:  # nothing says where in the picture it is
-            _warn_of_tiles(call.latent)
+            warn_of_tiles(call.latent)
             return None
         return effect, call.areas[number]
 
@@ -146,7 +166,7 @@ def _on_rows(
 
 
 @lru_cache(maxsize=1)
-def _warn_of_tiles(latent: Size) -> None:
+def warn_of_tiles(latent: Size) -> None:
     logging.warning(
         "EasyRef: another node samples the picture (%d x %d latent cells) in tiles without saying "
         "which tile is where, so references with a mask cannot be placed and are left out.",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .patch import ReferencePatch
 
 KEY = "easyref"
+IDENTITY_KEY = "easyref_identity"
 
 # Arguments of a guider's `outer_sample`, in order.
 _OUTER_SAMPLE = (
@@ -61,7 +62,7 @@ def _outer_sample(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> An
     origins = _origins(guider, given.get("noise"), given.get("seed"))
     run = start_run(guider.conds, held, origins)
     # The guider's options are this run's own copy; the patcher's are never touched.
-    guider.model_options = _with_option(guider.model_options, RUN, run)
+    guider.model_options = with_option(guider.model_options, RUN, run)
     with in_use(held):
         for patch in patches_of(guider.model_options):
             patch.key_values.leave_devices()
@@ -70,7 +71,11 @@ def _outer_sample(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> An
 
 def _origins(guider: Any, noise: Any, seed: Any) -> tuple[int, ...] | None:
     """Where the run's latents were in their batch, if it matters; see `batch_index`."""
-    sources = (*patches_of(guider.model_options), *carried_by_all(guider.conds.values()))
+    identities = get_wrappers_with_key(
+        WrappersMP.APPLY_MODEL, IDENTITY_KEY, guider.model_options, is_model_options=True
+    )
+    patches = patches_of(guider.model_options)
+    sources = (*patches, *identities, *carried_by_all(guider.conds.values()))
     most = max((source.batch for source in sources), default=1)
     places = batch_index(noise, seed, most) if most > 1 else None
     if places is not None and len(places) != most:
@@ -119,7 +124,7 @@ def _calc_cond_batch(
         _check_run(model_options, conds)
         run = Run()
     batch = CondBatch.of(run, conds, x_in)
-    return executor(model, conds, x_in, timestep, _with_option(model_options, COND_BATCH, batch))
+    return executor(model, conds, x_in, timestep, with_option(model_options, COND_BATCH, batch))
 
 
 def key_values_of_run(guider: Any) -> tuple[HeldKeyValues, ...]:
@@ -149,7 +154,7 @@ def _check_run(
         patch.check_run(carried, patches)
 
 
-def _with_option(model_options: Mapping[str, Any] | None, name: str, value: Any) -> dict[str, Any]:
+def with_option(model_options: Mapping[str, Any] | None, name: str, value: Any) -> dict[str, Any]:
     """A copy of the model options with one more transformer option."""
     options = dict(model_options or {})
     options["transformer_options"] = {**options.get("transformer_options", {}), name: value}
@@ -160,6 +165,7 @@ def _drop_repeated_patches(model_options: Mapping[str, Any]) -> None:
     """For a run inside a run, with that run's options, ComfyUI adds the model's wrappers though
     they are there already; references would be added twice."""
     wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-    applied = wrappers.get(WrappersMP.APPLY_MODEL, {})
-    if KEY in applied:
-        applied[KEY] = list(dict.fromkeys(applied[KEY]))
+    for applied in wrappers.values():
+        for key in (KEY, IDENTITY_KEY):
+            if key in applied:
+                applied[key] = list(dict.fromkeys(applied[key]))

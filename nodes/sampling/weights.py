@@ -1,4 +1,4 @@
-"""How strongly reference tokens act: an effect is tokens and weights, and the weights multiply.
+"""How strongly references act: an effect is tokens and weights, and the weights multiply.
 
 Each kind of weight is one class, here or in a file of its own like `masks.Mask`. It overrides the
 methods for what it depends on (layer, noise level, position); nothing else knows of it.
@@ -171,44 +171,19 @@ class Curve(WeightCurve, Weight):
         return torch.lerp(factors[right - 1], factors[right], share)
 
 
-@dataclass(frozen=True, eq=False)
-class Effect:
-    """Reference tokens and the weights with which they act: the tokens of an Apply node, of a
-    region or of a prompt."""
+class Weighted:
+    """What acts with weights, which multiply."""
 
-    tokens: ReferenceTokens
     weights: tuple[Weight, ...]
 
     @property
     def is_noop(self) -> bool:
-        """Whether the effect can be skipped."""
+        """Whether it can be skipped."""
         return is_zero(self.weights)
-
-    @property
-    def batch(self) -> int:
-        """How many latents it holds tokens or weights of their own for; 1 for the same for all."""
-        return max(self.tokens.batch, largest_batch(self.weights))
 
     @property
     def by_position(self) -> bool:
         return any(weight.by_position for weight in self.weights)
-
-    def within(self, outer: Sequence[Weight]) -> Effect:
-        """Combined with enclosing weights: those of one kind merge, all others multiply.
-
-        Raises:
-            EasyRefError: masks for batches of different size.
-        """
-        own, others = list(self.weights), []
-        for weight in outer:
-            for index, inner in enumerate(own):
-                merged = inner.times(weight) if type(inner) is type(weight) else None
-                if merged is not None:
-                    own[index] = merged
-                    break
-            else:
-                others.append(weight)
-        return Effect(self.tokens, (*others, *own))
 
     def at_layers(self, group: str) -> float:
         """The factor in a group of layers."""
@@ -235,6 +210,37 @@ class Effect:
                 own = weight.at_positions(grid, batch, like)
                 found = own if found is None else found.times(own)
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class Effect(Weighted):
+    """Reference tokens and the weights with which they act: the tokens of an Apply node, of a
+    region or of a prompt."""
+
+    tokens: ReferenceTokens
+    weights: tuple[Weight, ...]
+
+    @property
+    def batch(self) -> int:
+        """How many latents it holds tokens or weights of their own for; 1 for the same for all."""
+        return max(self.tokens.batch, largest_batch(self.weights))
+
+    def within(self, outer: Sequence[Weight]) -> Effect:
+        """Combined with enclosing weights: those of one kind merge, all others multiply.
+
+        Raises:
+            EasyRefError: masks for batches of different size.
+        """
+        own, others = list(self.weights), []
+        for weight in outer:
+            for index, inner in enumerate(own):
+                merged = inner.times(weight) if type(inner) is type(weight) else None
+                if merged is not None:
+                    own[index] = merged
+                    break
+            else:
+                others.append(weight)
+        return Effect(self.tokens, (*others, *own))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Effect:
         return self

@@ -84,7 +84,7 @@ def test_python_example_runs_and_gives_the_official_tokens(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     details = goldens.description()["cases"]["four_refs_prompt"]
-    (example,) = blocks("python")
+    example, identity = blocks("python")
     for name, value in {
         "ADAPTER": str(goldens.ADAPTER),
         "MLLM": str(goldens.MLLM),
@@ -95,12 +95,13 @@ def test_python_example_runs_and_gives_the_official_tokens(
         line = re.compile(rf"^{name} = .*$", re.MULTILINE)
         assert len(line.findall(example)) == 1, name
         example = line.sub(lambda _, n=name, v=value: f"{n} = {v!r}", example)
-    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    (tmp_path / "example.py").write_text(f"{example}\n{identity}", encoding="utf-8")
     names = runpy.run_path(str(tmp_path / "example.py"))
     wanted = goldens.expected()["full_336.four_refs_prompt.tokens"]
     assert goldens.difference(names["tokens"].cond, wanted) <= 1e-4
     assert names["image"].size == (128, 128)
     assert (tmp_path / "picture.png").is_file()
+    assert 0 < names["run"].passes < 30
 
 
 def write_pipeline(path: Path) -> Path:

@@ -3,6 +3,7 @@
 import { app } from "../../../scripts/app.js";
 import { GalleryNode } from "./gallery_node.js";
 import { texts } from "./gallery_texts.js";
+import { addStyle, pageLocale } from "./node_element.js";
 
 const NODE = "EasyRefReferences";
 
@@ -13,10 +14,7 @@ app.registerExtension({
   name: "EasyRef.Gallery",
 
   init() {
-    const style = document.createElement("link");
-    style.rel = "stylesheet";
-    style.href = new URL("../css/gallery.css", import.meta.url).href;
-    document.head.append(style);
+    addStyle("gallery");
     // Before ComfyUI's own listener, which would create a Load Image node from a pasted picture.
     document.addEventListener("paste", onPaste, true);
   },
@@ -25,8 +23,7 @@ app.registerExtension({
     if (node.comfyClass !== NODE) return;
     const widget = node.widgets?.find((w) => w.name === "gallery");
     if (!widget || typeof node.addDOMWidget !== "function") return;
-    const locale = app.extensionManager?.setting?.get("Comfy.Locale") ?? navigator.language;
-    galleries.set(node, new GalleryNode(node, widget, texts(locale)));
+    galleries.set(node, new GalleryNode(node, widget, texts(pageLocale(app))));
   },
 
   /** Refresh ("R"): check the files again. */

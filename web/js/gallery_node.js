@@ -8,16 +8,13 @@ import { askForFolder } from "./folder_dialog.js";
 import * as files from "./gallery_files.js";
 import * as state from "./gallery_state.js";
 import { GalleryView } from "./gallery_view.js";
+import { addElement, chain, MARGIN } from "./node_element.js";
 
 const WIDGET = "gallery";
 const VIEW = "easyref_gallery";
-const MARGIN = 10;
 const MIN_WIDTH = 330;
 const UPLOADS_AT_ONCE = 3;
 const CROP_SIDE = 1200;
-
-/** Node id -> its latest gallery. */
-const lastShown = new Map();
 
 export class GalleryNode {
   constructor(node, widget, t) {
@@ -266,44 +263,17 @@ export class GalleryNode {
     // The page may still give the text a socket, whose link would be invisible.
     const socket = node.findInputSlot(WIDGET);
     if (socket >= 0) node.removeInput(socket);
-    const shown = node.addDOMWidget(VIEW, VIEW, view.element, {
-      serialize: false,
-      hideOnZoom: false,
-      margin: MARGIN,
-      getMinHeight: () => view.heightAt(node.size[0] - 2 * MARGIN) + 2 * MARGIN,
-      getValue: () => "",
-      setValue: () => {},
+    addElement(node, VIEW, view.element, {
+      label: this.t("gallery"),
+      height: () => view.heightAt(node.size[0] - 2 * MARGIN),
       onDraw: () => this.refresh(),
     });
-    shown.serialize = false;
-    shown.label = this.t("gallery"); // in the side panel
-    // Newer pages apply the side panel's width to the widget on the node, too.
-    Object.defineProperty(shown, "width", { get: () => undefined, set: () => {} });
     chain(node, "onConfigure", () => this.refresh());
-    chain(node, "onAdded", () => this.#replaceForerunner());
     acceptDropsOnTitle(node, (content) => this.drop(content));
     leaveCanvasItsGestures(view);
     const [width, height] = node.computeSize();
     node.setSize([Math.max(width, node.size[0], MIN_WIDTH), Math.max(height, node.size[1])]);
   }
-
-  /** Undo and loading create new nodes with old ids; Vue nodes then still show the old element. */
-  #replaceForerunner() {
-    const id = String(this.node.id);
-    const forerunner = lastShown.get(id);
-    lastShown.set(id, this);
-    if (!forerunner || forerunner === this) return;
-    const old = forerunner.view.element;
-    const own = this.view.element;
-    afterFrames(2, () => {
-      if (LiteGraph.vueNodesMode && old.isConnected && !own.isConnected) old.replaceWith(own);
-    });
-  }
-}
-
-function afterFrames(count, then) {
-  if (count) requestAnimationFrame(() => afterFrames(count - 1, then));
-  else then();
 }
 
 /** Also accept what is dropped on the node outside the gallery. */
@@ -334,13 +304,4 @@ function leaveCanvasItsGestures({ element, grid }) {
   forward("pointerdown", (event) => event.button === 1, "processMouseDown");
   forward("pointermove", (event) => (event.buttons & 4) === 4, "processMouseMove");
   forward("pointerup", (event) => event.button === 1, "processMouseUp");
-}
-
-function chain(object, name, then) {
-  const before = object[name];
-  object[name] = function (...values) {
-    const result = before?.apply(this, values);
-    then(...values);
-    return result;
-  };
 }

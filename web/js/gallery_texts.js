@@ -50,6 +50,16 @@ const ENGLISH = {
   reset: "Whole picture",
   apply: "Apply",
   cancel: "Cancel",
+  stages: "When tokens and identity act, from noisy to clean",
+  tokens: "tokens",
+  identity: "identity",
+  span: "{start} – {end} %, weight {weight}",
+  never: "never",
+  linked: "set by a link",
+  startAfterEnd: "the start is after the end",
+  fades: "Fades over {fade} %",
+  noisy: "noisy",
+  clean: "clean",
 };
 
 const CHINESE = {
@@ -102,6 +112,16 @@ const CHINESE = {
   reset: "整张图像",
   apply: "应用",
   cancel: "取消",
+  stages: "token 和身份何时起作用，从噪声到清晰",
+  tokens: "token",
+  identity: "身份",
+  span: "{start} – {end} %，权重 {weight}",
+  never: "不起作用",
+  linked: "由连线决定",
+  startAfterEnd: "开始在结束之后",
+  fades: "渐变长度 {fade} %",
+  noisy: "噪声",
+  clean: "清晰",
 };
 
 /** A function from text name to text, for a locale such as "en" or "zh-TW". */

@@ -54,7 +54,8 @@ class DemoAdapter:
         if not groups or not all(groups):
             raise EasyRefError("There is a group without images. Give each at least one.")
         size = self.checkpoint.image_size
-        model = TrainedModel(self.unet, self.encoder, self.tokenizer, average)
+        aggregation = "average" if average else "easyref"
+        model = TrainedModel(self.unet, self.encoder, self.tokenizer, aggregation)
         batches = []
         for start in range(0, len(groups), _BATCH):
             part = slice(start, start + _BATCH)
@@ -69,7 +70,7 @@ class DemoAdapter:
             self.checkpoint.name,
             join_prompts(prompts),
             sum(map(len, groups)),
-            "average" if average else "easyref",
+            aggregation,
         )
 
 

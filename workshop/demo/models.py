@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from easyref_core.tokens.reference_tokens import ReferenceTokens
 from .adapter import AppliedReferences, DemoAdapter, load_adapter
 from .pretraining.base import NOISE
 from .pretraining.controlnet import control_residuals
-from .pretraining.text_encoders import LoadedText, load_tokenizers, write_tokenizers
+from .pretraining.text_encoders import LoadedText, Tokenizers, load_tokenizers, write_tokenizers
 from .rows import SamplingSettings
 from .stored_weights import load_stored
 
 _BATCH = 32  # images sampled at once
+_CLIPS: dict[str, Any] = {"clip_l": CLIPTextModel, "clip_g": CLIPTextModelWithProjection}
 
 
 class DemoModels:
@@ -57,6 +58,22 @@ class DemoModels:
         self._vae = self._load(AutoencoderTiny, "vae")
         has_control = (self.directory / "controlnet").is_dir()
         self._control = self._load(ControlNetModel, "controlnet") if has_control else None
+
+    def use_base(
+        self, unet: Mapping[str, torch.Tensor], text: Mapping[str, Mapping[str, torch.Tensor]]
+    ) -> None:
+        """Replace the weights of the UNet and the text encoders.
+
+        Args:
+            text: {"clip_l": ..., "clip_g": ...}, see `TextEncoders.weights`.
+
+        Raises:
+            RuntimeError: they do not fit.
+        """
+        self._unet.load_state_dict(unet)
+        directory = self.directory / "text_encoders"
+        self._text = _loaded_text(self._text.tokenizers, directory, text)
+        self._text.to(self.device)
 
     @property
     def has_controlnet(self) -> bool:
@@ -231,11 +248,10 @@ def load_text(directory: Path) -> LoadedText:
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="easyref_words_") as scratch:
         write_tokenizers(Path(scratch))
-        return LoadedText(
-            load_tokenizers(Path(scratch)),
-            _load_clip(CLIPTextModel, directory / "clip_l"),
-            _load_clip(CLIPTextModelWithProjection, directory / "clip_g"),
-        )
+        tokenizers = load_tokenizers(Path(scratch))
+    # Not from_pretrained of the folder: the stored word table may be cut down.
+    stored = {n: read_stored_weights(directory / n / "model.safetensors") for n in _CLIPS}
+    return _loaded_text(tokenizers, directory, stored)
 
 
 def has_quick_bfloat16(device: torch.device) -> bool:
@@ -259,12 +275,16 @@ def _read_info(directory: Path) -> dict[str, Any]:
     return info
 
 
-def _load_clip(kind: Any, directory: Path) -> Any:
-    # Not from_pretrained of the folder: the stored word table may be cut down.
-    state = read_stored_weights(directory / "model.safetensors")
-    config = CLIPTextConfig.from_pretrained(directory, local_files_only=True)
-    whole = {"state_dict": state, "torch_dtype": torch.float32}
-    return kind.from_pretrained(None, config=config, **whole).eval()
+def _loaded_text(
+    tokenizers: Tokenizers, directory: Path, weights: Mapping[str, Mapping[str, torch.Tensor]]
+) -> LoadedText:
+    """Text encoders with the configurations in a set's `text_encoders`."""
+    encoders = []
+    for name, kind in _CLIPS.items():
+        config = CLIPTextConfig.from_pretrained(directory / name, local_files_only=True)
+        whole: Any = {"state_dict": dict(weights[name]), "torch_dtype": torch.float32}
+        encoders.append(kind.from_pretrained(None, config=config, **whole).eval())
+    return LoadedText(tokenizers, *encoders)
 
 
 def _guidance_rows(tokens: ReferenceTokens, part: slice, count: int) -> torch.Tensor:

@@ -36,8 +36,12 @@ _ROUNDS: tuple[tuple[tuple[str, ...], ...], ...] = (
 )
 PARTS = ("data", *(part for sequences in _ROUNDS for parts in sequences for part in parts))
 PRETRAINED = tuple(part for part in PARTS if part != "data" and not part[0].isdigit())
-# Baselines, trained only when named.
-BASELINES = ("3_averaged", "3_from_scratch")
+# Trained only when named: baselines, and layer pooling and identity on the last stage's adapter.
+OPTIONAL = (
+    *("3_averaged", "3_from_scratch"),
+    *("4_layer_pooling", "4_lap", "4_last"),
+    *("5_identity", "5_single_stage"),
+)
 
 # Otherwise glibc returns large blocks to the system, which clears them again in each step.
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
@@ -130,10 +134,10 @@ def train_part(part: str, work: Path, device: torch.device, recipes: Path = RECI
         "judge": _judge,
         "decoder": _decoder,
     }
-    stages = [stage for stage in (*PARTS, *BASELINES) if stage not in trainers]
+    stages = [stage for stage in (*PARTS, *OPTIONAL) if stage not in trainers]
     if part not in trainers and part not in stages:
         raise EasyRefError(
-            f"There is no part {part!r}. Choose one of {', '.join((*PARTS, *BASELINES))}."
+            f"There is no part {part!r}. Choose one of {', '.join((*PARTS, *OPTIONAL))}."
         )
     if is_done(work, part):
         return

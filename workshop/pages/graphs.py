@@ -201,6 +201,15 @@ def apply() -> Graph:
     return graph.show(applied[-1], tuple(results[:2]), tuple(results[2:]))
 
 
+def identity() -> Graph:
+    graph = DemoGraph("in a city at night")
+    given = {"model": graph.models["model"], "vae": graph.models["vae"]}
+    given["references"] = graph.gallery("star", range(1, 3))["references"]
+    nodes = [graph.add("EasyRefIdentity", (WIDE, 0), weight=weight, **given) for weight in (0, 0.7)]
+    results = [graph.result(node, f"weight {w}") for node, w in zip(nodes, (0, 0.7), strict=True)]
+    return graph.show(nodes[-1], tuple(results))
+
+
 def quick() -> Graph:
     graph = DemoGraph("in a city at night")
     group = graph.gallery("star", range(1, 5), size=(330, 0))
@@ -298,6 +307,11 @@ def score() -> Graph:
     return graph.show(graph.add("EasyRefScore", (330, 250), **given))
 
 
+def stages() -> Graph:
+    graph = Graph()
+    return graph.show(graph.add("EasyRefStages", (330, 0), preset="steps", cross_fade=0.1))
+
+
 def load_tokens() -> Graph:
     graph = Graph()
     file = "people/ann_00001_.safetensors [output]"
@@ -313,6 +327,7 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
         crop,
         demo_models,
         encode,
+        identity,
         inspect,
         layer_weights,
         mllm_layers,
@@ -324,5 +339,6 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
         save_tokens,
         score,
         set_conditioning,
+        stages,
     )
 }

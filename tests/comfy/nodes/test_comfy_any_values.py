@@ -32,6 +32,7 @@ NODES = [
     "EasyRefCrop",
     "EasyRefDemoModels",
     "EasyRefEncode",
+    "EasyRefIdentity",
     "EasyRefInspect",
     "EasyRefLayerWeights",
     "EasyRefLoadTokens",
@@ -112,7 +113,7 @@ def anything(good: Mapping[str, Any]) -> st.SearchStrategy[Any]:
 
 
 @pytest.fixture
-def good(pack: Pack, tokens: Any, unet: Any) -> dict[str, Any]:
+def good(pack: Pack, tokens: Any, unet: Any, demo: Any) -> dict[str, Any]:
     """A right value of each type of link. The adapter can do every aggregation."""
     name = put_adapter(pack, "every_aggregation.safetensors", pooled_adapter("dla", "lap"))
     easyref = pack.run("EasyRefLoader", name, GOLDEN_MLLM, "auto")
@@ -126,6 +127,7 @@ def good(pack: Pack, tokens: Any, unet: Any) -> dict[str, Any]:
         "EASYREF_CURVE": pack.run("EasyRefWeightCurve", "linear", 1.0, 0.0, ""),
         "EASYREF_REGIONS": pack.run("EasyRefRegion", tokens, mask, 1.0),
         "MODEL": unet,
+        "VAE": demo.vae,
         "IMAGE": picture,
         "MASK": mask,
         "CONDITIONING": text(),

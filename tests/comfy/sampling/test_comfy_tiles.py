@@ -105,7 +105,7 @@ def test_references_with_a_mask_are_left_out_of_tiles_with_one_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Nothing says which part of the picture a tile is. What acts everywhere acts there too."""
-    pack.part("nodes.sampling.model_call")._warn_of_tiles.cache_clear()
+    pack.part("nodes.sampling.model_call").warn_of_tiles.cache_clear()
     x = latents(1, 16, 2 * TILE)
     mask = torch.zeros(1, 8, 16)
     mask[..., :8] = 1

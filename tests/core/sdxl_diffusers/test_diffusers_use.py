@@ -23,7 +23,7 @@ from easyref_core.sdxl_diffusers.adapter import (
     set_scale,
     set_tokens,
 )
-from easyref_core.sdxl_diffusers.layers import LowRank
+from easyref_core.sdxl_diffusers.adapter_layer import LowRank
 from easyref_core.sdxl_diffusers.unet_layers import official_name
 
 LAYER = goldens.description()["unet"]["layer"]

@@ -18,9 +18,9 @@ from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.errors import EasyRefError
 from easyref_core.training.base import fingerprint, load_base
 from easyref_core.training.batches import TensorCache
+from easyref_core.training.build_model import build_model
 from easyref_core.training.config import Settings
 from easyref_core.training.loop import train
-from easyref_core.training.model import build_model
 
 Make = Callable[..., Settings]
 

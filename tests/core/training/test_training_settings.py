@@ -90,6 +90,14 @@ def test_overrides_replace_values_of_the_recipe(recipe: Recipe) -> None:
         ('stage="\\e[2J"', r"stage is '\x1b[2J'; it can be"),
         ('"\x1b[2J"=1', r"There is no setting"),
         ("data.root=" + "[" * 60_000, "data.root is not YAML that can be used: it is nested"),
+        ("model.aggregation=dna", "Did you mean dla"),
+        ("model.pooling=scores", "model.aggregation is easyref, but model.pooling is set"),
+        ("model.mllm_layers=[1]", "model.aggregation is easyref, but model.mllm_layers is set"),
+        ("optimiser.parts=[layer_pooling]", "but the part layer_pooling is trained: only dla and"),
+        ("stage=identity", "model.identity_references is 0; it must be 1 or more in the stage"),
+        ("optimiser.parts=[identity]", "model.identity_references is 0; it must be 1 or more"),
+        ("data.drop_tokens=0.5", "drop_tokens are (0.0, 0.5), but model.identity_references is 0"),
+        ("model.identity_references=29", "is 29, but a sample has at most 28 references"),
         ("data.root.deep=1", "'data.root.deep=1': 'root' is not a section"),
     ],
 )
@@ -98,6 +106,13 @@ def test_wrong_settings_are_refused(recipe: Recipe, override: str, sentence: str
         load_settings(recipe(), [override])
     assert sentence in str(refused.value)
     assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("layers", ["[2, 1]", "[1, 1]", "[]"])
+def test_layers_to_pool_are_named_once_in_order(recipe: Recipe, layers: str) -> None:
+    pooled = ["model.aggregation=lap", f"model.mllm_layers={layers}"]
+    with pytest.raises(EasyRefError, match="each once and in ascending order"):
+        load_settings(recipe(), pooled)
 
 
 def test_a_key_that_yaml_does_not_read_as_text_is_refused(recipe: Recipe) -> None:
@@ -128,7 +143,7 @@ def test_missing_section_is_named(recipe: Recipe) -> None:
 def test_a_tracker_that_is_not_installed_is_named(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("easyref_core.training.config.find_spec", lambda name: None)
+    monkeypatch.setattr("easyref_core.training.check_settings.find_spec", lambda name: None)
     with pytest.raises(EasyRefError, match="not installed: pip install wandb"):
         load_settings(recipe(), ["output.trackers=[wandb]"])
 
@@ -166,6 +181,12 @@ def test_shipped_recipes_are_valid(
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).touch()
     settings: Settings = load_settings(path)
-    rates = {"alignment": 1e-4, "single_reference": 4e-5, "multi_reference": 2e-5}
-    assert settings.optimiser.learning_rate == rates[settings.stage]
-    assert ("mllm" in settings.optimiser.parts) == (settings.stage != "alignment")
+    parts = settings.optimiser.parts
+    assert ("identity" in parts) == (settings.stage == "identity")
+    if "cross_attention" not in parts:
+        assert parts in (("layer_pooling",), ("identity",))
+        assert settings.model.aggregation == "dla"
+    else:  # the official stages
+        rates = {"alignment": 1e-4, "single_reference": 4e-5, "multi_reference": 2e-5}
+        assert settings.optimiser.learning_rate == rates[settings.stage]
+        assert ("mllm" in parts) == (settings.stage != "alignment")

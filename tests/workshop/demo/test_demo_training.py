@@ -19,8 +19,10 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
 
+from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.demo_set import TRAINED_SET, read_stored_weights
 from easyref_core.errors import EasyRefError
+from easyref_core.training.merge import merge_adapters
 from easyref_core.training.recipe import differences, read_recipe
 from workshop.demo import train as demo_train
 from workshop.demo.__main__ import main
@@ -47,7 +49,7 @@ CPU = torch.device("cpu")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped recipes with two steps each, on a few small groups."""
     folder = tmp_path_factory.mktemp("recipes")
-    for source in (*RECIPES.glob("[123]_*.yaml"), RECIPES / "pretraining.yaml"):
+    for source in (*RECIPES.glob("[1-9]_*.yaml"), RECIPES / "pretraining.yaml"):
         content = yaml.safe_load(source.read_text(encoding="utf-8"))
         if source.stem == "pretraining":
             content["data"] |= {"groups": 5, "held_out_groups": 5, "pictures": 5}
@@ -112,6 +114,20 @@ def test_two_processes_are_started_with_valid_commands_in_a_valid_order(
     for before, after in (("vae", "base"), ("base", "controlnet"), ("vae", "decoder")):
         assert order.index(before) < order.index(after)
     assert order[-3:] == ["1_alignment", "2_single_reference", "3_multi_reference"]
+
+
+def test_layer_pooling_and_identity_are_trained_on_the_last_stage_when_named(
+    work: Path, recipes: Path
+) -> None:
+    names = ("4_layer_pooling", "4_lap", "5_identity")
+    for part in names:
+        train_part(part, work, CPU, recipes)
+    base = adapter_of(work, "3_multi_reference")
+    parts = [adapter_of(work, part) for part in names]
+    merged = load_checkpoint(merge_adapters(base, parts, work / "merged.safetensors"))
+    assert merged.aggregations == ("dla", "lap")
+    assert merged.identity_lora_rank == 16
+    assert merged.identity == load_checkpoint(base).identity
 
 
 def test_interrupted_drawing_starts_again(recipes: Path, tmp_path: Path) -> None:
@@ -184,8 +200,12 @@ def test_the_set_is_small_and_whole(work: Path, tmp_path: Path) -> None:
     info = json.loads((tmp_path / "set" / "set.json").read_text(encoding="utf-8"))
     assert info["trained"]
     stored = load_file(tmp_path / "set" / "easyref.safetensors")
-    assert stored.keys() == load_file(adapter).keys()
-    assert {t.dtype for t in stored.values()} == {torch.float16}
+    trained = load_file(adapter)
+    large = {name for name, weight in stored.items() if weight.dtype == torch.float8_e4m3fn}
+    assert any(name.startswith("multimodal_llm.") for name in large)
+    scales = {name.removesuffix("weight") + "scale_weight" for name in large}
+    assert stored.keys() == trained.keys() | scales
+    assert {stored[name].dtype for name in trained.keys() - large} == {torch.float16}
     for folder in (tmp_path / "set", TRAINED_SET):
         config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         assert config.keys() <= {*VAE_CONFIG, "_diffusers_version"}
@@ -366,11 +386,16 @@ def test_baselines_are_trained_alike() -> None:
     stages = [read_recipe(RECIPES / f"{name}.yaml") for name in names]
     averaged = read_recipe(RECIPES / "3_averaged.yaml")
     scratch = read_recipe(RECIPES / "3_from_scratch.yaml")
+    dla, lap = (read_recipe(RECIPES / f"4_{name}.yaml") for name in ("layer_pooling", "lap"))
 
-    def changed(recipe: dict[str, Any]) -> set[str]:
-        return {line.split(":")[0] for line in differences(stages[-1], recipe)}
+    def changed(recipe: dict[str, Any], before: dict[str, Any] = stages[-1]) -> set[str]:
+        return {line.split(":")[0] for line in differences(before, recipe)}
 
     assert changed(averaged) == {"model.aggregation", "output.folder"}
+    identity, both = (read_recipe(RECIPES / f"5_{n}.yaml") for n in ("identity", "single_stage"))
+    together = sum(stage["optimiser"]["steps"] for stage in (dla, identity))
+    assert both["optimiser"]["steps"] == together
+    assert changed(lap, dla) == {"model.aggregation", "output.folder"}
     assert changed(scratch) == {"stage", "model.adapter", "optimiser.steps", "output.folder"}
     in_all = sum(stage["optimiser"]["steps"] for stage in stages)
     assert scratch["optimiser"]["steps"] == in_all

@@ -29,10 +29,11 @@ from .processes import SharedCheck, processes_for
 from .table import format_table, has_scores, is_table, missed, write_scores, write_table
 from .table_rows import COMPARED, all_rows, classifier_rows
 
-_MAX_IDENTITIES = 400
-_SEED = 1  # other scenes than the data sets drawn for training with the default seed
-# The first 160 held-out identities were used while the recipes were developed.
-_FIRST = groups_for(160)
+# Of the 691 held-out identities the first 160 were used while the recipes were developed, and the
+# next 160 are known from the tables of earlier sets.
+_FIRST = groups_for(320)
+_MAX_IDENTITIES = 370
+_SEED = 2  # other scenes than data sets of the default seed have, and earlier tables (1)
 _MAX_STEPS = 999  # sampling leaves out the lowest of 1,000 timesteps
 
 

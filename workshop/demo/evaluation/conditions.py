@@ -105,7 +105,10 @@ def run_task(
 
 def _identity(sampler: _Sampler, split: DrawnSplit) -> Conditions:
     groups = split.of_kind("identity")
-    results = {"plain": sampler.score("no references", groups)}
+    results = {
+        "plain": sampler.score("no references", groups),
+        "named": sampler.score("prompt only", groups, named=True),
+    }
     tokens = sampler.encode(groups)
     for weight in WEIGHTS:
         name = f"weight {weight:g}"
@@ -142,7 +145,10 @@ def _crowded(sampler: _Sampler, split: DrawnSplit) -> Conditions:
 
 def _style(sampler: _Sampler, split: DrawnSplit) -> Conditions:
     groups = split.of_kind("style")
-    return {"style": sampler.score("styles", groups, sampler.encode(groups))}
+    return {
+        "style": sampler.score("styles", groups, sampler.encode(groups)),
+        "named style": sampler.score("styles, prompt only", groups, named=True),
+    }
 
 
 def _compared(sampler: _Sampler, split: DrawnSplit, name: str) -> Conditions:
@@ -186,11 +192,17 @@ class _Sampler:
         groups: Sequence[Group],
         applied: AppliedReferences | None = None,
         outlines: torch.Tensor | None = None,
+        named: bool = False,
     ) -> torch.Tensor:
-        """One image per group, uint8 [B, 3, S, S]."""
+        """One image per group, uint8 [B, 3, S, S].
+
+        Args:
+            named: the prompt names the character, or the style, too.
+        """
         self.report(f"{name}: {len(groups)} pictures")
-        captions, seeds = zip(*((g.caption, _SEED + g.number) for g in groups), strict=True)
-        return self.models.sample(captions, seeds, self.settings, applied, outlines)
+        prompts = [group.full_caption if named else group.caption for group in groups]
+        seeds = [_SEED + group.number for group in groups]
+        return self.models.sample(prompts, seeds, self.settings, applied, outlines)
 
     def score(
         self,
@@ -199,11 +211,17 @@ class _Sampler:
         applied: AppliedReferences | None = None,
         weight: float = 1.0,
         outlines: torch.Tensor | None = None,
+        named: bool = False,
     ) -> dict[str, list[float]]:
-        """Scores of one image per group, against the group's own facts and outline."""
+        """Scores of one image per group, against the group's own facts and outline.
+
+        Args:
+            weight: of EasyRef's cross-attention.
+            named: see `sample`.
+        """
         if applied is not None:
             applied = replace(applied, weight=weight)
-        pixels = self.sample(name, groups, applied, outlines)
+        pixels = self.sample(name, groups, applied, outlines, named)
         scores = self.judge.scores(pixels, [group.facts for group in groups])
         expected = read_outlines(groups, self.settings.side)
         return scores | {OUTLINE: overlap(pixels, expected).tolist()}

@@ -16,7 +16,7 @@ from easyref_core.errors import EasyRefError
 from easyref_core.pictures.loading import open_picture
 
 from ..dataset.characters import ATTRIBUTES
-from ..dataset.groups import Style
+from ..dataset.groups import Style, full_caption
 from ..pretraining.pictures import read_pixels
 
 REFERENCES = 4
@@ -51,6 +51,11 @@ class Group:
         """The style of a style group; equal for styles that look alike."""
         names = ("pattern", "first", "second", "ground")
         return Style(*(self.facts[name] for name in names)).look
+
+    @property
+    def full_caption(self) -> str:
+        """Of the target; names the character, or the style, too."""
+        return full_caption(self.caption, self.facts)
 
     @property
     def alone(self) -> tuple[Path, ...]:

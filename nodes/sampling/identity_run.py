@@ -1,0 +1,248 @@
+"""A sampling run with identity: references as latents, one reference pass for each step.
+
+    OUTER_SAMPLE      references are encoded for the run's size; an IdentityRun for each node
+    PREPARE_SAMPLING  ComfyUI is told of the memory that features and reference pass take
+    PREDICT_NOISE     a step: where a node's weight is not 0, an IdentityStep for its model calls
+
+A step is one evaluation of the model by the sampler, with all its model calls: areas, windows of
+frames, guidance that calls the model again. All of it lives in the run's own model options.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
+
+from ...easyref_core.adapter.identity import IdentityLora, reference_noise, relative_error
+from ..host.progress import show_text
+from ..host.reference_latents import CELL
+from .identity_pass import Features, NoisyReference, ReferenceText, reference_features
+from .run import IDENTITY_KEY, watch_runs, with_option
+
+if TYPE_CHECKING:
+    from .conditionings import Entry
+    from .identity import IdentityPatch
+
+# In the transformer options of a run and of a step.
+RUNS = "easyref_identity_runs"
+STEPS = "easyref_identity_steps"
+
+
+class IdentityRun:
+    """One node's references in one run.
+
+    Args:
+        references: in the UNet's scale, on the CPU.
+
+    Attributes:
+        steps: at which the references acted.
+        passes: reference passes, each over all references.
+        errors: for each pass that replaces features which served several steps, their relative
+            error; on the features' device.
+    """
+
+    def __init__(self, patch: IdentityPatch, references: Sequence[NoisyReference]) -> None:
+        self.patch = patch
+        self.steps = 0
+        self.passes = 0
+        self.errors: list[torch.Tensor] = []
+        self._references: dict[torch.device, Sequence[NoisyReference]] = {}
+        self._lora: dict[torch.device, Mapping[str, IdentityLora]] = {}
+        self._held: dict[torch.device, tuple[int, Features]] = {}
+        self._on_cpu = references
+
+    def features(
+        self, step: IdentityStep, model: Any, sigma: torch.Tensor, options: Mapping[str, Any]
+    ) -> Features:
+        """Of a step on the device of a model call, which has a thread of its own if there are
+        several devices.
+
+        Args:
+            sigma: [1] of the call.
+            options: its transformer options.
+        """
+        device, reuse = sigma.device, self.patch.reuse_steps
+        number, old = self._held.get(device, (0, None))
+        if old is not None and step.number - number < reuse:
+            return old
+        if reuse == 1:
+            self._held.pop(device, None)  # two sets of features never need memory at once
+            old = None
+        if device not in self._references:
+            self._references[device] = [reference.to(device) for reference in self._on_cpu]
+        blocks = self.patch.acting_blocks
+        references = self._references[device]
+        new = reference_features(model, references, sigma, step.text, options, blocks)
+        self.passes += 1
+        if old is not None:
+            self.errors.append(relative_error((new[block], old[block]) for block in new))
+        self._held[device] = step.number, new
+        return new
+
+    def lora(self, like: torch.Tensor) -> Mapping[str, IdentityLora]:
+        """The node's LoRA on a device, as long as the run lasts.
+
+        Args:
+            like: a tensor with the device and dtype.
+        """
+        if like.device not in self._lora:
+            given = self.patch.lora.items()
+            self._lora[like.device] = {layer: weights.to(like) for layer, weights in given}
+        return self._lora[like.device]
+
+    def rest(self) -> None:
+        """Give the features' memory back, at a step without references."""
+        self._held.clear()
+
+    def report(self) -> str | None:
+        """What reusing features cost in exactness, None where none were reused."""
+        if not self.errors:
+            return None
+        errors = torch.stack([error.float().cpu() for error in self.errors])
+        return (
+            f"{self.passes} reference passes for {self.steps} steps; relative error of reused "
+            f"features {float(errors.mean()):.1%}, at most {float(errors.max()):.1%}"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> IdentityRun:
+        return self  # nodes that copy a run's options at every step would copy all it holds
+
+
+@dataclass(frozen=True, eq=False)
+class IdentityStep:
+    """One node's references at one step.
+
+    Attributes:
+        number: of the step among those at which they act, from 1.
+        scale: the node's weight at this noise level.
+        text: with which the references are read.
+    """
+
+    run: IdentityRun
+    number: int
+    scale: float
+    text: ReferenceText
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> IdentityStep:
+        return self
+
+
+def watch_identity(model: ModelPatcher) -> None:
+    """Add the wrappers of runs to a cloned model, once."""
+    watch_runs(model)
+    if not model.get_wrappers(WrappersMP.OUTER_SAMPLE, IDENTITY_KEY):
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, IDENTITY_KEY, _outer_sample)
+        model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, IDENTITY_KEY, _prepare_sampling)
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, IDENTITY_KEY, _predict_noise)
+
+
+def _outer_sample(
+    executor: Callable[..., Any], noise: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """OUTER_SAMPLE, called once a run."""
+    guider = executor.class_obj
+    patches: Sequence[IdentityPatch] = get_wrappers_with_key(
+        WrappersMP.APPLY_MODEL, IDENTITY_KEY, guider.model_options, is_model_options=True
+    )
+    acting = [patch for patch in dict.fromkeys(patches) if not patch.is_noop]
+    runs = {patch: _start(patch, guider.model_patcher.model, noise) for patch in acting}
+    # The guider's options are this run's own copy; the patcher's are never touched.
+    guider.model_options = with_option(guider.model_options, RUNS, runs)
+    result = executor(noise, *args, **kwargs)
+    for run in runs.values():
+        text = run.report()
+        if text is not None:
+            logging.info("EasyRef Identity: %s", text)
+            show_text(text, run.patch.node)
+    return result
+
+
+def _start(patch: IdentityPatch, model: Any, noise: torch.Tensor) -> IdentityRun:
+    """Encode the references, before ComfyUI loads the model of the run."""
+    area = math.prod(noise.shape[-2:]) * CELL**2
+    latents = patch.references.get(area, model.latent_format.latent_channels)
+    references = [
+        NoisyReference(model.process_latent_in(latent), reference_noise(latent.shape, 0, number))
+        for number, latent in enumerate(latents)
+    ]
+    return IdentityRun(patch, references)
+
+
+def _prepare_sampling(
+    executor: Callable[..., Any],
+    model: ModelPatcher,
+    noise_shape: Sequence[int],
+    conds: Any,
+    model_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """PREPARE_SAMPLING: ComfyUI loads so much of the model that a batch of this shape fits; it is
+    given a larger one, by what features and the layers' longer keys and values take."""
+    base = model.model
+    needed = sum(
+        run.patch.working_bytes(base, noise_shape) for run in _runs(model_options).values()
+    )
+    if needed:
+        batch, *rest = noise_shape
+        latents = needed / base.memory_required([1, *rest])
+        noise_shape = [batch + math.ceil(latents), *rest]
+    return executor(model, noise_shape, conds, model_options=model_options, **kwargs)
+
+
+def _predict_noise(
+    executor: Callable[..., torch.Tensor],
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    model_options: Mapping[str, Any] | None = None,
+    seed: Any = None,
+) -> torch.Tensor:
+    """PREDICT_NOISE, called once a step. x [B, C, H, W], timestep [B] sigmas."""
+    guider, steps = executor.class_obj, {}
+    for run in _runs(guider.model_options).values():
+        scale = run.patch.scale(guider.inner_model.model_sampling, timestep)
+        text = _text(guider.conds, timestep) if scale != 0 else None
+        if text is None:
+            run.rest()
+            continue
+        run.steps += 1
+        steps[run.patch] = IdentityStep(run, run.steps, scale, text)
+    if steps:
+        model_options = with_option(model_options, STEPS, steps)
+    return executor(x, timestep, model_options or {}, seed)
+
+
+def _runs(model_options: Mapping[str, Any] | None) -> Mapping[IdentityPatch, IdentityRun]:
+    return (model_options or {}).get("transformer_options", {}).get(RUNS, {})
+
+
+def _text(conds: Mapping[str, Sequence[Entry]], timestep: torch.Tensor) -> ReferenceText | None:
+    """The first prompt that acts at a step, of those that are not negative; None if there is none.
+
+    Args:
+        conds: a guider's conditionings by name, as the model reads them.
+    """
+    for name, entries in conds.items():
+        for entry in entries or () if "negative" not in name else ():
+            given = entry.get("model_conds", {})
+            if "c_crossattn" in given and _acts(entry, timestep):
+                pooled = given.get("y")
+                return ReferenceText(
+                    given["c_crossattn"].cond[:1], None if pooled is None else pooled.cond[:1]
+                )
+    return None
+
+
+def _acts(entry: Entry, timestep: torch.Tensor) -> bool:
+    """Whether a prompt with a range of steps acts now; ComfyUI compares, and waits, likewise."""
+    start, end = entry.get("timestep_start"), entry.get("timestep_end")
+    if start is None and end is None:
+        return True
+    sigma = float(timestep[0])
+    return (start is None or sigma <= start) and (end is None or sigma >= end)

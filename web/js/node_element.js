@@ -1,0 +1,71 @@
+// Elements on nodes: shown below the widgets, on the classic canvas and in Nodes 2.0.
+
+/** Around an element, in pixels. */
+export const MARGIN = 10;
+
+/** Key of the element -> node id -> the latest element. */
+const latest = new Map();
+
+/**
+ * Add an element to a node, below its widgets.
+ *
+ * @param name of the widget.
+ * @param label in the side panel.
+ * @param height() of the element in pixels; other options are those of `addDOMWidget`.
+ */
+export function addElement(node, name, element, { label, height, ...options }) {
+  const shown = node.addDOMWidget(name, name, element, {
+    serialize: false,
+    hideOnZoom: false,
+    margin: MARGIN,
+    getMinHeight: () => height() + 2 * MARGIN,
+    getValue: () => "",
+    setValue: () => {},
+    ...options,
+  });
+  shown.serialize = false;
+  shown.label = label;
+  // Newer pages apply the side panel's width to the widget on the node, too.
+  Object.defineProperty(shown, "width", { get: () => undefined, set: () => {} });
+  chain(node, "onAdded", () => replaceForerunner(node, name, element));
+  return shown;
+}
+
+/** Undo and loading create new nodes with old ids; Vue nodes then still show the old element. */
+function replaceForerunner(node, name, own) {
+  const key = `${name} ${node.id}`;
+  const old = latest.get(key);
+  latest.set(key, own);
+  if (!old || old === own) return;
+  afterFrames(2, () => {
+    if (LiteGraph.vueNodesMode && old.isConnected && !own.isConnected) old.replaceWith(own);
+  });
+}
+
+function afterFrames(count, then) {
+  if (count) requestAnimationFrame(() => afterFrames(count - 1, then));
+  else then();
+}
+
+/** Call `then` after a method of an object, with the same arguments. */
+export function chain(object, name, then) {
+  const before = object[name];
+  object[name] = function (...values) {
+    const result = before?.apply(this, values);
+    then(...values);
+    return result;
+  };
+}
+
+/** The page's language, such as "en". */
+export function pageLocale(app) {
+  return app.extensionManager?.setting?.get("Comfy.Locale") ?? navigator.language;
+}
+
+/** Load a style sheet of this pack, from web/css. */
+export function addStyle(name) {
+  const style = document.createElement("link");
+  style.rel = "stylesheet";
+  style.href = new URL(`../css/${name}.css`, import.meta.url).href;
+  document.head.append(style);
+}
