@@ -17,6 +17,7 @@ from .identity import EasyRefIdentity
 from .inspect_references import EasyRefInspect
 from .layer_weights import EasyRefLayerWeights
 from .loader import EasyRefLoader
+from .mllm_layers import EasyRefMllmLayers
 from .quick import EasyRefQuick
 from .references import EasyRefReferences
 from .region import EasyRefRegion
@@ -41,6 +42,7 @@ NODES: list[type[io.ComfyNode]] = [
     EasyRefRegion,
     EasyRefSetConditioning,
     EasyRefLayerWeights,
+    EasyRefMllmLayers,
     EasyRefWeightCurve,
     EasyRefStages,
     EasyRefScore,

@@ -17,6 +17,7 @@ from comfy_api.latest import io
 
 from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.encode.group import Reference
+from ..easyref_core.encode.mllm_layers import MllmLayerWeights
 from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens.reference_tokens import ReferenceTokens
 from ..easyref_core.untrusted import flag, number, shown, text, whole_number
@@ -24,6 +25,7 @@ from .link_types import (
     EasyRef,
     EasyRefCurve,
     EasyRefLayerWeightsLink,
+    EasyRefMllmLayersLink,
     EasyRefModel,
     EasyRefReferenceGroup,
     EasyRefRegions,
@@ -40,6 +42,7 @@ _VALUES: Mapping[str, tuple[type, str]] = {
     EasyRef.io_type: (EasyRefModel, "an adapter from EasyRef Loader"),
     EasyRefTokens.io_type: (ReferenceTokens, "reference tokens, as from EasyRef Encode"),
     EasyRefLayerWeightsLink.io_type: (LayerWeights, "weights from EasyRef Layer Weights"),
+    EasyRefMllmLayersLink.io_type: (MllmLayerWeights, "weights from EasyRef MLLM Layers"),
     EasyRefCurve.io_type: (Weight, "a curve, as from EasyRef Weight Curve or EasyRef Stages"),
     io.Model.io_type: (ModelPatcher, "a diffusion model, as from Load Checkpoint"),
 }

@@ -6,8 +6,9 @@ import torch
 from comfy_api.latest import io
 
 from ..easyref_core.encode.group import AGGREGATIONS
+from ..easyref_core.encode.mllm_layers import MllmLayerWeights
 from .checked import checked
-from .inputs import gather, image_size_input, images_input, prompt_input
+from .inputs import gather, image_size_input, images_input, mllm_layers_input, prompt_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, EasyRefTokens, References
 from .newer_core import ADVANCED, found_by
 
@@ -35,7 +36,8 @@ class EasyRefEncode(io.ComfyNode):
                     "aggregation",
                     options=list(AGGREGATIONS),
                     default="easyref",
-                    tooltip="easyref: all pictures in one pass of the MLLM. average, concatenate: "
+                    tooltip="easyref: all pictures in one pass of the MLLM. dla, lap: the same, "
+                    "reading all its layers, with adapters trained for it. average, concatenate: "
                     "one pass per picture, for comparison.",
                     **ADVANCED,
                 ),
@@ -51,6 +53,7 @@ class EasyRefEncode(io.ComfyNode):
                     tooltip="Pictures to avoid, from EasyRef References. They replace the black "
                     "picture in the negative branch, so they act at a CFG above 1.",
                 ),
+                mllm_layers_input(),
             ],
             outputs=[
                 EasyRefTokens.Output(display_name="tokens", tooltip="Reference tokens to apply.")
@@ -70,9 +73,10 @@ class EasyRefEncode(io.ComfyNode):
         images: torch.Tensor | None = None,
         references: References | None = None,
         negative_references: References | None = None,
+        mllm_layers: MllmLayerWeights | None = None,
     ) -> io.NodeOutput:
         group = gather(images, references)
         tokens = easyref.encoder.encode(
-            group, prompt, aggregation, image_size, negative_references or ()
+            group, prompt, aggregation, image_size, negative_references or (), mllm_layers
         )
         return io.NodeOutput(tokens)

@@ -12,7 +12,7 @@ from ..easyref_core.adapter.layer_weights import LayerWeights
 from ..easyref_core.encode.group import Reference
 from ..easyref_core.errors import EasyRefError
 from ..easyref_core.pictures.tensors import picture_list, tensor_to_picture
-from .link_types import References
+from .link_types import EasyRefMllmLayersLink, References
 from .newer_core import ADVANCED
 from .sampling.masks import Mask
 from .sampling.weights import ByLayer, Constant, Weight
@@ -38,6 +38,15 @@ def prompt_input(tooltip: str = _PROMPT) -> io.String.Input:
 def image_size_input(tooltip: str) -> io.Int.Input:
     return io.Int.Input(
         "image_size", default=0, min=0, max=1344, step=28, tooltip=tooltip, **ADVANCED
+    )
+
+
+def mllm_layers_input() -> io.Custom.Input:
+    return EasyRefMllmLayersLink.Input(
+        "mllm_layers",
+        optional=True,
+        tooltip="How much each of the MLLM's layers counts in aggregation dla or lap, from EasyRef "
+        "MLLM Layers. Changing it is quick: no layer of the MLLM but the last runs again.",
     )
 
 

@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..easyref_core.adapter.layer_pooling import POOLS
 from ..easyref_core.encode.heat_maps import draw_heat_maps
 from ..easyref_core.encode.inspection import report
+from ..easyref_core.encode.mllm_layers import MllmLayerWeights
 from .checked import checked
-from .inputs import gather, image_size_input, images_input, prompt_input
+from .inputs import gather, image_size_input, images_input, mllm_layers_input, prompt_input
 from .link_types import EasyRef, EasyRefModel, EasyRefReferenceGroup, References
-from .newer_core import found_by
+from .newer_core import ADVANCED, found_by
 
 
 @checked
@@ -34,6 +36,15 @@ class EasyRefInspect(io.ComfyNode):
                 ),
                 prompt_input("The same prompt as for EasyRef Encode."),
                 image_size_input("As in EasyRef Encode; 0: the size the adapter was trained with."),
+                io.Combo.Input(
+                    "aggregation",
+                    options=["easyref", *POOLS],
+                    default="easyref",
+                    optional=True,
+                    tooltip="As in EasyRef Encode.",
+                    **ADVANCED,
+                ),
+                mllm_layers_input(),
             ],
             outputs=[
                 io.Image.Output(
@@ -58,9 +69,11 @@ class EasyRefInspect(io.ComfyNode):
         image_size: int,
         images: torch.Tensor | None = None,
         references: References | None = None,
+        aggregation: str = "easyref",
+        mllm_layers: MllmLayerWeights | None = None,
     ) -> io.NodeOutput:
         group = gather(images, references)
-        inspection = easyref.encoder.inspect(group, prompt, image_size)
+        inspection = easyref.encoder.inspect(group, prompt, aggregation, image_size, mllm_layers)
         cards = draw_heat_maps(inspection, [reference.picture for reference in group])
         heat_maps = torch.stack(
             [torch.from_numpy(np.asarray(card, dtype=np.float32) / 255) for card in cards]

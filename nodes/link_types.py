@@ -23,6 +23,7 @@ EasyRef = io.Custom("EASYREF")
 EasyRefReferenceGroup = io.Custom("EASYREF_REFERENCES")
 EasyRefTokens = io.Custom("EASYREF_TOKENS")
 EasyRefLayerWeightsLink = io.Custom("EASYREF_LAYER_WEIGHTS")
+EasyRefMllmLayersLink = io.Custom("EASYREF_MLLM_LAYERS")
 EasyRefCurve = io.Custom("EASYREF_CURVE")
 EasyRefRegions = io.Custom("EASYREF_REGIONS")
 

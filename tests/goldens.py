@@ -20,10 +20,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from easyref_core.adapter.checkpoint import load_checkpoint
+from easyref_core.adapter.layer_pooling import POOLING
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import GroupPlan, Reference, plan_group
+from easyref_core.encode.layer_pooling import add_layer_pools
 from easyref_core.encode.passes import encode_references
-from easyref_core.encode.plan_encoder import EncoderPlan
+from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from easyref_core.errors import EasyRefError
 from easyref_core.qwen2vl.config import MllmConfig, VisionConfig
 from easyref_core.qwen2vl.prompt import PromptTokenizer
@@ -72,6 +75,17 @@ def expected() -> Tensors:
 def adapter_tensors() -> Tensors:
     """A fresh copy of the golden adapter's tensors."""
     return load_file(ADAPTER)
+
+
+def pooled_adapter(*aggregations: str, shape: str = "blocks", seed: int | None = 0) -> Tensors:
+    """The golden adapter's tensors with layer pooling: random, or new where there is no seed."""
+    encoder = plan_encoder(load_checkpoint(ADAPTER), MLLM).build()
+    for aggregation in aggregations:
+        add_layer_pools(encoder, aggregation, shape)
+    if seed is not None:
+        randomise(encoder.mllm_layer_pooling, seed)
+    pools = {n: t for n, t in encoder.state_dict().items() if n.startswith(POOLING)}
+    return adapter_tensors() | pools
 
 
 def user_prompt(case: str) -> str:

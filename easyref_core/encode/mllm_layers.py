@@ -88,7 +88,7 @@ class MllmLayerWeights:
         """One line for each kind of token, for people."""
         lines = zip(("text", "pictures"), self.factors(count), self.attention, strict=True)
         return "\n".join(
-            f"{kind}: {', '.join(f'{round(f, 3):g}' for f in factors)}; attention {attention:g}"
+            f"{kind}: {', '.join(f'{round(f, 2):g}' for f in factors)}; attention {attention:g}"
             for kind, factors, attention in lines
         )
 

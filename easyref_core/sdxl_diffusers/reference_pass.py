@@ -133,8 +133,8 @@ def read_features(
 
 @contextmanager
 def _without_gradients(device: str) -> Iterator[None]:
-    """No gradients, and none lost: autocast would hand the copies of weights that it makes here,
-    which have no gradients, to the pass that follows."""
+    """No gradients, and none lost: autocast of older versions of torch hands the copies of weights
+    that it makes here, which have no gradients, to the pass that follows."""
     autocast: Any = nullcontext()
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

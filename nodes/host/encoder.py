@@ -18,6 +18,7 @@ from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
 from ...easyref_core.encode.encoder import EasyRefEncoder
 from ...easyref_core.encode.group import GroupPlan, Reference, plan_group
 from ...easyref_core.encode.inspection import Inspection, inspect_references
+from ...easyref_core.encode.mllm_layers import MllmLayerWeights
 from ...easyref_core.encode.passes import EncodingCache, encode_references
 from ...easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from ...easyref_core.errors import EasyRefError
@@ -81,23 +82,35 @@ class HostedEncoder:
         aggregation: str,
         image_size: int,
         negatives: Sequence[Reference] = (),
+        mllm_layers: MllmLayerWeights | None = None,
     ) -> ReferenceTokens:
         """Encode a group; shows progress and stops when the user interrupts.
 
         Args:
             image_size: 0 for the size at which the adapter was trained.
             negatives: pictures to avoid; none for the official black picture.
+            mllm_layers: weights of the layers that are pooled; None for those as trained.
 
         Raises:
             EasyRefError: see `plan_encoder`, `plan_group` and `encode_references`; not enough
                 memory, and then everything is unloaded.
         """
         settings = {"aggregation": aggregation, "image_size": image_size, "negatives": negatives}
+        settings["mllm_layers"] = mllm_layers
         return self._run(encode_references, references, prompt, **settings)
 
-    def inspect(self, references: Sequence[Reference], prompt: str, image_size: int) -> Inspection:
+    def inspect(
+        self,
+        references: Sequence[Reference],
+        prompt: str,
+        aggregation: str,
+        image_size: int,
+        mllm_layers: MllmLayerWeights | None = None,
+    ) -> Inspection:
         """The reference tokens' attention to a group's pictures; otherwise as `encode`."""
-        return self._run(inspect_references, references, prompt, image_size=image_size)
+        settings = {"aggregation": aggregation, "image_size": image_size}
+        settings["mllm_layers"] = mllm_layers
+        return self._run(inspect_references, references, prompt, **settings)
 
     def _run(
         self,
@@ -181,7 +194,7 @@ def load_encoder(
         # With dynamic loading, the GPU converts them when they are used.
         convert=not loads_dynamically(),
     )
-    _tokens_as_buffer(encoder)
+    _own_weights_as_buffers(encoder)
     if storage is not None and storage.itemsize == 1:
         _leave_biases(encoder)
     logging.info("EasyRef: MLLM built, computing in %s on %s", compute, device)
@@ -208,16 +221,19 @@ def _dtypes(precision: str, device: torch.device) -> tuple[torch.dtype | None, t
     return None if compute == torch.float32 else compute, compute
 
 
-def _tokens_as_buffer(encoder: EasyRefEncoder) -> None:
-    """Make the reference tokens a buffer of the same name.
+def _own_weights_as_buffers(encoder: EasyRefEncoder) -> None:
+    """Make weights that belong to no layer of ComfyUI's buffers of the same name: the reference
+    tokens, and vectors of layer pooling.
 
     Dynamic loading moves parameters of a module with submodules to the GPU, but neither counts them
     nor moves them back; it does both for buffers.
     """
-    final = encoder.mllm_final_layer
-    tokens = final.reference_tokens.data
-    del final.reference_tokens
-    final.register_buffer("reference_tokens", tokens)
+    for module in encoder.modules():
+        if hasattr(module, "comfy_cast_weights"):
+            continue
+        for name, weight in [*module.named_parameters(recurse=False)]:
+            delattr(module, name)
+            module.register_buffer(name, weight.data)
 
 
 def _leave_biases(encoder: EasyRefEncoder) -> None:

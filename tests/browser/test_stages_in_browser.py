@@ -22,6 +22,13 @@ NUMBERS = (
     """() => [...document.querySelectorAll("[data-node-id] input")].map((i) => Number(i.value))"""
 )
 
+LINK = """() => {
+    const node = app.graph.nodes.find((n) => n.type === "EasyRefStages");
+    const number = LiteGraph.createNode("PrimitiveFloat");
+    app.graph.add(number);
+    number.connect(0, node, node.findInputSlot("identity_end"));
+}"""
+
 
 def plot(page: ComfyPage) -> str:
     """What a screen reader says of the plot."""
@@ -49,3 +56,6 @@ def test_the_plot_follows_presets_and_values(page: ComfyPage, mode: str, screens
     page.screenshot(screenshots, "stages_custom")
     page.load(page.workflow())
     page.wait_for(lambda: "tokens: 0 – 50 %" in plot(page), lambda: plot(page))
+    page.evaluate(LINK)
+    page.wait_for(lambda: "identity: set by a link" in plot(page), lambda: plot(page))
+    assert "tokens: 0 – 50 %" in plot(page)

@@ -15,10 +15,8 @@ import torch
 from PIL import Image
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
-from easyref_core.adapter.layer_pooling import POOLING
 from easyref_core.cli import main
 from easyref_core.encode.group import Reference
-from easyref_core.encode.layer_pooling import add_layer_pools
 from easyref_core.encode.passes import encode_references
 from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from easyref_core.qwen2vl.prompt import PromptTokenizer
@@ -72,12 +70,7 @@ def test_options_reach_the_encoder(tmp_path: Path) -> None:
 
 
 def test_layers_are_pooled_and_weighed_as_asked(tmp_path: Path, capsys: Capture) -> None:
-    tensors = goldens.adapter_tensors()
-    encoder = plan_encoder(load_checkpoint(goldens.ADAPTER), goldens.MLLM).build()
-    add_layer_pools(encoder, "dla")
-    goldens.randomise(encoder.mllm_layer_pooling)
-    pools = {n: t for n, t in encoder.state_dict().items() if n.startswith(POOLING)}
-    adapter = goldens.write(tmp_path / "pooled.safetensors", tensors | pools)
+    adapter = goldens.write(tmp_path / "pooled.safetensors", goldens.pooled_adapter("dla"))
 
     def made(name: str, **options: str) -> ReferenceTokens:
         out = tmp_path / f"{name}.safetensors"

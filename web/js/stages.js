@@ -21,7 +21,7 @@ app.registerExtension({
     const plot = new StagesPlot(texts(pageLocale(app)));
     let shown = "";
     const refresh = () => {
-      const windows = windowsOf(widgets);
+      const windows = windowsOf(node, widgets);
       const state = JSON.stringify(windows);
       if (state === shown) return;
       shown = state;
@@ -35,6 +35,7 @@ app.registerExtension({
     });
     followPresets(widgets, presets);
     for (const widget of Object.values(widgets)) chain(widget, "callback", refresh);
+    chain(node, "onConnectionsChange", refresh);
     chain(node, "onConfigure", () => {
       showPreset(widgets, presets);
       refresh();
@@ -62,9 +63,19 @@ function showPreset(widgets, presets) {
   }
 }
 
-function windowsOf(widgets) {
-  const of = (stage) =>
-    Object.fromEntries(VALUES.map((value) => [value, Number(widgets[`${stage}_${value}`].value)]));
+/** Stage -> its window, null where a link sets part of it. */
+function windowsOf(node, widgets) {
   const fade = Number(widgets.cross_fade.value);
-  return { tokens: { ...of("tokens"), fade }, identity: { ...of("identity"), fade } };
+  const used = widgets.preset.value === CUSTOM ? VALUES : ["weight"];
+  const of = (stage) => {
+    const names = used.map((value) => `${stage}_${value}`);
+    if (isLinked(node, ["preset", "cross_fade", ...names])) return null;
+    const values = VALUES.map((value) => [value, Number(widgets[`${stage}_${value}`].value)]);
+    return { ...Object.fromEntries(values), fade };
+  };
+  return { tokens: of("tokens"), identity: of("identity") };
+}
+
+function isLinked(node, names) {
+  return (node.inputs ?? []).some(({ link, name }) => link != null && names.includes(name));
 }

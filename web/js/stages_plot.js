@@ -23,17 +23,17 @@ export class StagesPlot {
     );
   }
 
-  /** @param windows name -> window; see windows.js. */
+  /** @param windows name -> window, see windows.js; null if it is not known. */
   show(windows) {
-    const highest = Math.max(1, ...NAMES.map((name) => Math.abs(windows[name].weight)));
+    const known = NAMES.map((name) => windows[name]).filter((window) => window);
+    const highest = Math.max(1, ...known.map(({ weight }) => Math.abs(weight)));
     const said = this.rows.map((row, index) => {
       const window = windows[NAMES[index]];
       const words = spanWords(window, this.t);
       row.show(window, highest, words);
       return `${this.t(NAMES[index])}: ${words}`;
     });
-    const { fade } = windows.tokens;
-    if (fade) said.push(this.t("fades", { fade: percent(fade) }));
+    if (known[0]?.fade) said.push(this.t("fades", { fade: percent(known[0].fade) }));
     this.element.setAttribute("aria-label", `${this.t("stages")}. ${said.join(". ")}.`);
   }
 }
@@ -58,14 +58,15 @@ class Band {
 
   show(window, highest, words) {
     this.words.textContent = words;
-    const corners = outline(window).map(([place, weight]) => [place, 1 - Math.abs(weight) / highest]);
+    const corners = (window ? outline(window) : []).map(([place, weight]) => [place, 1 - Math.abs(weight) / highest]);
     const closed = corners.length ? [[corners[0][0], 1], ...corners, [corners.at(-1)[0], 1]] : [];
     this.shape.setAttribute("points", closed.map((corner) => corner.join(",")).join(" "));
-    this.element.toggleAttribute("data-negative", window.weight < 0);
+    this.element.toggleAttribute("data-negative", window?.weight < 0);
   }
 }
 
 function spanWords(window, t) {
+  if (!window) return t("linked");
   const { start, end, weight } = window;
   if (!weightAt({ ...window, fade: 0 }, start)) return t(start > end ? "startAfterEnd" : "never");
   return t("span", { start: percent(start), end: percent(end), weight: round(weight) });

@@ -274,6 +274,12 @@ def layer_weights() -> Graph:
     return graph.show(layers, graph.add("PreviewAny", (330, 250), source=layers["text"]))
 
 
+def mllm_layers() -> Graph:
+    graph = Graph()
+    layers = graph.add("EasyRefMllmLayers", (330, 0), preset="early", picture_layers="1, 0.5, 1")
+    return graph.show(layers, graph.add("PreviewAny", (330, 250), source=layers["text"]))
+
+
 def set_conditioning() -> Graph:
     graph = DemoGraph("in a meadow by day")
     halves: list[Node] = []
@@ -324,6 +330,7 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
         identity,
         inspect,
         layer_weights,
+        mllm_layers,
         load_tokens,
         loader,
         quick,

@@ -38,6 +38,7 @@ def right(pack: Pack, easyref: Any, tokens: Any, unet: Any, demo: Any) -> dict[s
         "EasyRefIdentity": {"model": unet, "vae": demo.vae, "images": picture},
         "EasyRefInspect": encode,
         "EasyRefLayerWeights": {},
+        "EasyRefMllmLayers": {},
         "EasyRefQuick": {k: v for k, v in encode.items() if k != "image_size"} | {"model": unet},
         "EasyRefReferences": {"images": {"image_1": picture}},
         "EasyRefRegion": {"tokens": tokens, "mask": mask},
@@ -132,7 +133,7 @@ def test_every_choice_is_one_of_its_options(pack: Pack, run: Any) -> None:
         for node, declared in inputs_of(pack, "Combo")
         if node not in ("EasyRefLoader", "EasyRefLoadTokens", "EasyRefScore")
     ]
-    assert len(choices) >= 6
+    assert len(choices) >= 7
     for node, declared in choices:
         for value in ("gone", "", declared.options[0].upper()):
             with pack.refused(declared.id, repr(value), declared.options[-1]):
@@ -152,6 +153,7 @@ def test_a_link_of_another_kind_is_named_with_what_belongs_there(
         "EASYREF_TOKENS": "EasyRef Encode",
         "EASYREF_REFERENCES": "EasyRef References",
         "EASYREF_LAYER_WEIGHTS": "EasyRef Layer Weights",
+        "EASYREF_MLLM_LAYERS": "EasyRef MLLM Layers",
         "EASYREF_CURVE": "EasyRef Weight Curve",
         "EASYREF_REGIONS": "EasyRef Region",
         "MODEL": "Load Checkpoint",
