@@ -80,9 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         nargs="+",
         metavar="PART",
-        help="train only these parts, in this order; the baselines 3_averaged, 3_from_scratch and "
-        "4_last, and layer pooling on the last stage's adapter, 4_layer_pooling and 4_lap, are "
-        "trained only when named here",
+        help="train only these parts, in this order; some are trained only when named here: the "
+        "baselines 3_averaged, 3_from_scratch and 4_last, and on the last stage's adapter layer "
+        "pooling (4_layer_pooling, 4_lap), identity (5_identity), and both (5_single_stage)",
     )
     train.add_argument(
         "--pretrained",

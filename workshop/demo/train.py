@@ -36,8 +36,12 @@ _ROUNDS: tuple[tuple[tuple[str, ...], ...], ...] = (
 )
 PARTS = ("data", *(part for sequences in _ROUNDS for parts in sequences for part in parts))
 PRETRAINED = tuple(part for part in PARTS if part != "data" and not part[0].isdigit())
-# Trained only when named: baselines, and layer pooling on the last stage's adapter.
-OPTIONAL = ("3_averaged", "3_from_scratch", "4_layer_pooling", "4_lap", "4_last")
+# Trained only when named: baselines, and layer pooling and identity on the last stage's adapter.
+OPTIONAL = (
+    *("3_averaged", "3_from_scratch"),
+    *("4_layer_pooling", "4_lap", "4_last"),
+    *("5_identity", "5_single_stage"),
+)
 
 # Otherwise glibc returns large blocks to the system, which clears them again in each step.
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}

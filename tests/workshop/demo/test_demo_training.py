@@ -116,13 +116,17 @@ def test_two_processes_are_started_with_valid_commands_in_a_valid_order(
     assert order[-3:] == ["1_alignment", "2_single_reference", "3_multi_reference"]
 
 
-def test_layer_pooling_is_trained_on_the_last_stage_when_named(work: Path, recipes: Path) -> None:
-    for part in ("4_layer_pooling", "4_lap"):
+def test_layer_pooling_and_identity_are_trained_on_the_last_stage_when_named(
+    work: Path, recipes: Path
+) -> None:
+    names = ("4_layer_pooling", "4_lap", "5_identity")
+    for part in names:
         train_part(part, work, CPU, recipes)
     base = adapter_of(work, "3_multi_reference")
-    parts = [adapter_of(work, part) for part in ("4_layer_pooling", "4_lap")]
+    parts = [adapter_of(work, part) for part in names]
     merged = load_checkpoint(merge_adapters(base, parts, work / "merged.safetensors"))
     assert merged.aggregations == ("dla", "lap")
+    assert merged.identity_lora_rank == 16
     assert merged.identity == load_checkpoint(base).identity
 
 
@@ -388,6 +392,9 @@ def test_baselines_are_trained_alike() -> None:
         return {line.split(":")[0] for line in differences(before, recipe)}
 
     assert changed(averaged) == {"model.aggregation", "output.folder"}
+    identity, both = (read_recipe(RECIPES / f"5_{n}.yaml") for n in ("identity", "single_stage"))
+    together = sum(stage["optimiser"]["steps"] for stage in (dla, identity))
+    assert both["optimiser"]["steps"] == together
     assert changed(lap, dla) == {"model.aggregation", "output.folder"}
     assert changed(scratch) == {"stage", "model.adapter", "optimiser.steps", "output.folder"}
     in_all = sum(stage["optimiser"]["steps"] for stage in stages)
