@@ -10,7 +10,7 @@ easyref.safetensors
 set.json        {"trained": true, ...}
 
 The large weights of the UNet, the autoencoder and the ControlNet are stored as int8 with one scale
-per output channel; `read_stored_weights` reads them back.
+per output channel; `read_stored_weights` reads them back. The adapter's are scaled fp8.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     )
     help_vary = (
         "a line of the table for each value, again for each key: weight, references, "
-        "insert_before, image_size, adapter, steps, guidance"
+        "insert_before, image_size, adapter, steps, guidance, aggregation, identity, stages"
     )
     add("--vary", action="append", default=[], metavar="KEY=V1,V2", help=help_vary)
     help_images = "targets of each group, or of each of its prompts (default: the protocol's)"
@@ -111,6 +111,15 @@ def _add_generation(group: argparse._ArgumentGroup) -> None:
     add("--insert-before", type=int, metavar="LAYERS", help=help_insert)
     help_size = "at which references are encoded; default: as the adapter was trained"
     add("--image-size", type=int, metavar="PIXELS", help=help_size)
+    help_aggregation = "easyref (default): the MLLM's last layer; dla or lap: many, where trained"
+    add("--aggregation", metavar="NAME", help=help_aggregation)
+    help_identity = "weight of the references' features in self-attention; default: 0, none"
+    add("--identity", type=float, metavar="W", help=help_identity)
+    help_stages = (
+        "when tokens and identity act: noise, steps, or parts of the sampling such as "
+        "0-0.36/0.14-1; default: always"
+    )
+    add("--stages", metavar="STAGES", help=help_stages)
     add("--steps", type=int, metavar="N", help="of sampling; default: 30")
     add("--guidance", type=float, metavar="G", help="classifier-free guidance; default: 7.5")
     add("--size", type=int, metavar="PIXELS", help="of the generated images; default: 1024")

@@ -12,7 +12,7 @@ from ..errors import EasyRefError
 from ..training.records import PictureSource
 from ..untrusted import inside, number, shown, text, whole_number
 from .groups import GroupPicture
-from .trials import Trial, Variant
+from .trials import NEWER, Trial, Variant
 
 
 def plain_trial(trial: Trial) -> dict[str, Any]:
@@ -73,10 +73,12 @@ def _texts(item: Any, name: str) -> list[str]:
 
 
 def _variant(item: Any) -> Variant:
-    checks = {"method": text, "adapter": text, "weight": number, "guidance": number}
+    checks = dict.fromkeys(("method", "adapter", "aggregation", "stages"), text)
+    checks |= dict.fromkeys(("weight", "guidance", "identity"), number)
+    given = {**NEWER, **item}
     return Variant(
         **{
-            field.name: checks.get(field.name, whole_number)(item[field.name], field.name)
+            field.name: checks.get(field.name, whole_number)(given[field.name], field.name)
             for field in dataclasses.fields(Variant)
         }
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from ..files import WINDOWS_DEVICES
 from .groups import GroupPicture, ReferenceGroup
 from .methods import USES
-from .trials import Trial, Variant
+from .trials import NEWER, Trial, Variant
 
 if TYPE_CHECKING:
     from .protocols import Preset
@@ -45,7 +45,7 @@ def make_variants(
     """
     base = {
         name: getattr(settings, name)
-        for name in ("weight", "insert_before", "image_size", "steps", "guidance")
+        for name in ("weight", "insert_before", "image_size", "steps", "guidance", *NEWER)
     }
     asked = settings.references
     base["references"] = preset.references if asked is None else asked
@@ -86,7 +86,9 @@ def _texts(name: str, values: Sequence[object]) -> list[str]:
         return _short_paths([str(value) for value in values])
     if name == "references":
         return [_count_text(value) for value in values]
-    return [f"{_SHORT.get(name, name)} {str(value).removesuffix('.0')}" for value in values]
+    return [
+        f"{_SHORT.get(name, name)} {str(value).removesuffix('.0') or 'none'}" for value in values
+    ]
 
 
 def _count_text(value: object) -> str:

@@ -22,7 +22,7 @@ from .processes import Processes, join
 from .protocols import PRESETS, chosen_methods, read_preset_groups
 from .scoring import chunks_of, read_scores, score
 from .store import RESULTS, RUN, TRIALS, VERSION, OtherRun, RunFolder, TrialState, writing
-from .trials import Trial, Variant
+from .trials import NEWER, Trial, Variant
 from .usable import PictureIndex, usable_groups
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class _Run:
         if not (self._folder.path / RUN).exists():
             return
         earlier = self._folder.read_json(RUN)  # which `opened` has checked
-        before, now = dict(earlier["settings"]), as_json(self._settings)
+        before, now = {**NEWER, **earlier["settings"]}, as_json(self._settings)
         for name in FREE:
             before.pop(name, None)
             now.pop(name, None)
@@ -218,7 +218,10 @@ class _Run:
         changed = list(self._index.changed)
         if (folder.path / TRIALS).exists():
             with suppress(EasyRefError, TypeError, KeyError):  # damaged: written again
-                before = {item["path"]: item for item in folder.read_json(TRIALS)}
+                before = {
+                    item["path"]: item | {"variant": {**NEWER, **item["variant"]}}
+                    for item in folder.read_json(TRIALS)
+                }
                 changed += differences(before, trials)
         if changed:
             raise OtherRun(folder.path, changed)

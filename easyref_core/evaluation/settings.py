@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from ..adapter.stages import parse_stages
 from ..errors import EasyRefError
 from ..training.recipe import STRICT, Bool, Count, Float, Int, NonNegativeInt, parse_settings
 from ..untrusted import shown
@@ -20,6 +21,7 @@ Steps = Annotated[Count, Field(le=1000)]
 References = Annotated[NonNegativeInt, Field(le=1000)]
 Layers = Annotated[NonNegativeInt, Field(le=3)]
 Side = Annotated[NonNegativeInt, Field(le=8192)]
+Aggregation = Literal["easyref", "dla", "lap"]
 MethodName = Literal[
     "easyref",
     "average",
@@ -33,6 +35,7 @@ MethodName = Literal[
 
 # They change no image: where it runs, and with which models images are scored.
 FREE = ("out", "device", "offload", "offline", "clip", "dino", "faces")
+_TEXTS = ("adapter", "aggregation", "stages")
 _PATHS = ("groups", "out", "base", "base_config", "adapter", "mllm", "ip_adapter", "image_encoder")
 
 
@@ -47,6 +50,9 @@ class VariedSettings:
     adapter: tuple[str, ...] = ()
     steps: tuple[Steps, ...] = ()
     guidance: tuple[Guidance, ...] = ()
+    aggregation: tuple[Aggregation, ...] = ()
+    identity: tuple[Weight, ...] = ()
+    stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -65,8 +71,8 @@ class BenchSettings:
         clip, dino, faces: models of metrics, a directory or a name on the hub; no faces where
             empty.
         offline: use local directories and the hub's cache only.
-        weight, references, insert_before, image_size, steps, guidance: see `Variant`; no
-            references stand for the preset's.
+        weight, references, insert_before, image_size, steps, guidance, aggregation, identity,
+            stages: see `Variant`; no references stand for the preset's.
         vary: values that replace them.
         size: of the generated images, in pixels.
         negative: negative prompt; None for the official demo's.
@@ -98,6 +104,9 @@ class BenchSettings:
     image_size: Side = 0
     steps: Steps = 30
     guidance: Guidance = 7.5
+    aggregation: Aggregation = "easyref"
+    identity: Weight = 0.0
+    stages: str = ""
     vary: VariedSettings = dataclasses.field(default_factory=VariedSettings)
     size: Annotated[Int, Field(ge=8, le=8192, multiple_of=8)] = 1024
     negative: str | None = None
@@ -122,17 +131,35 @@ def make_bench_settings(
         more: further fields.
 
     Raises:
-        EasyRefError: unknown settings, values of a wrong type or out of range.
+        EasyRefError: unknown settings, values of a wrong type or out of range, stages that cannot
+            be read.
     """
     given = {name: value for name, value in {**content, **more}.items() if value is not None}
     if vary:
         given["vary"] = {**given.get("vary", {}), **parse_varied(vary)}
     settings = parse_settings(BenchSettings, given)
     paths = {name: os.path.abspath(getattr(settings, name)) for name in _PATHS if given.get(name)}
-    varied = tuple(os.path.abspath(file) for file in settings.vary.adapter)
+    varied = {
+        "adapter": tuple(os.path.abspath(file) for file in settings.vary.adapter),
+        "stages": tuple(_stages(text) for text in settings.vary.stages),
+    }
     return dataclasses.replace(
-        settings, **paths, vary=dataclasses.replace(settings.vary, adapter=varied)
+        settings,
+        **paths,
+        stages=_stages(settings.stages),
+        vary=dataclasses.replace(settings.vary, **varied),
     )
+
+
+def _stages(text: str) -> str:
+    """Empty for the word that a list of values has for it.
+
+    Raises:
+        EasyRefError: it cannot be read.
+    """
+    text = "" if text.strip() == "none" else text.strip()
+    parse_stages(text)
+    return text
 
 
 def parse_varied(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -152,7 +179,7 @@ def parse_varied(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise EasyRefError(
                 f"--vary{twice}. Write --vary KEY=VALUE,VALUE, each KEY once: {', '.join(known)}."
             )
-        varied[key] = [value if key == "adapter" else _number(value) for value in given]
+        varied[key] = [value if key in _TEXTS else _number(value) for value in given]
     return varied
 
 

@@ -18,7 +18,12 @@ from .trials import Trial, Variant
 States = dict[str, TrialState]
 """Trial's path -> what became of it."""
 
-_FIELDS = [field.name for field in dataclasses.fields(Variant) if field.name != "method"]
+_NAMES = {"identity": "identity_weight"}  # metrics may have a column "identity"
+_FIELDS = [
+    _NAMES.get(field.name, field.name)
+    for field in dataclasses.fields(Variant)
+    if field.name != "method"
+]
 _HEAD = (
     *("path", "label", "method", *_FIELDS, "group", "split", "kind"),
     *("num_references", "prompt", "seed", "status", "error"),
@@ -37,7 +42,7 @@ def rows_of(trials: Sequence[Trial], states: States, scores: Scores) -> list[dic
         {
             "path": trial.path,
             "label": trial.label,
-            **dataclasses.asdict(trial.variant),
+            **{_NAMES.get(n, n): v for n, v in dataclasses.asdict(trial.variant).items()},
             "group": trial.group,
             "split": trial.split,
             "kind": trial.kind,
@@ -65,7 +70,8 @@ def write_rows(
 
     names = [*_HEAD, *(column.name for column in columns)]
     folder.write_text("scores.csv", _csv(names, rows))
-    texts = {"path", "label", "method", "adapter", "group", "split", "kind", "prompt", "status"}
+    texts = {"path", "label", "method", "adapter", "aggregation", "stages"}
+    texts |= {"group", "split", "kind", "prompt", "status"}
     whole = {"references", "insert_before", "image_size", "steps", "num_references", "seed"}
     types = {name: pa.string() for name in (*texts, "error")} | dict.fromkeys(whole, pa.int64())
     schema = pa.schema([(name, types.get(name, pa.float64())) for name in names])

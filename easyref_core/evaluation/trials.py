@@ -20,6 +20,11 @@ class Variant:
         image_size: at which references are encoded, in pixels; 0 for the adapter's own.
         adapter: EasyRef adapter file; empty for the run's.
         steps, guidance: of the sampling.
+        aggregation: which of the adapter's states the final layers read: `easyref` the last
+            layer's, `dla` or `lap` those of many layers, pooled.
+        identity: weight of the references' features in self-attention; 0 for none.
+        stages: when reference tokens and identity act, as `adapter.stages.parse_stages` reads it;
+            empty for always.
     """
 
     method: str
@@ -30,6 +35,13 @@ class Variant:
     adapter: str = ""
     steps: int = 30
     guidance: float = 7.5
+    aggregation: str = "easyref"
+    identity: float = 0.0
+    stages: str = ""
+
+
+NEWER = {name: getattr(Variant(""), name) for name in ("aggregation", "identity", "stages")}
+"""Fields of `Variant` that earlier runs do not have -> the values with which they were made."""
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,8 @@ class LayerCall:
             raise self._unfit(f"does not use {', '.join(dict.fromkeys(missing))} of the layer")
         if recorded:
             key, value = self._projected["to_k"], self._projected["to_v"]
+            if not key.shape[:2] == value.shape[:2] == hidden_states.shape[:2]:
+                raise self._unfit("does not compute one result from one query")
             recording.record(self._attn, layer, hidden_states, key, value)
 
     def _with_references(self, text: torch.Tensor) -> torch.Tensor:

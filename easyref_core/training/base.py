@@ -64,12 +64,20 @@ class Base:
         return torch.cat(states, dim=-1), pooled
 
     @torch.no_grad()
-    def encode_image(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Scaled latents [C, h, w] of one image [3, H, W] in -1..1."""
+    def encode_image(
+        self, pixels: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Scaled latents [C, h, w] of one image [3, H, W] in -1..1.
+
+        Args:
+            generator: samples the latents' distribution; None for its mean.
+        """
         out = self.vae.encode(pixels[None].to(self.vae.device, torch.float32))
         if hasattr(out, "latent_dist"):
             mean, std = out.latent_dist.mean, out.latent_dist.std
-            latents = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
+            latents = mean
+            if generator is not None:
+                latents = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
         else:  # AutoencoderTiny has no distribution
             latents = out.latents
         return latents[0] * self.vae.config.scaling_factor

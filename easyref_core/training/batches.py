@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 
 from ..files import sweep, write_atomically
+from ..sdxl_diffusers.identity_latents import IdentityLatents
+from ..sdxl_diffusers.identity_run import IdentityRun
 from .base import Base
 from .config import Settings
 from .disk import writing
 from .model import Batch
-from .samples import Sample, noise_generator
+from .samples import Sample, noise_generator, noise_seed
 from .schedule import loss_weights, spread_timesteps
 
 _CHECKSUM = "checksum"  # in the metadata of cached files
@@ -120,6 +122,7 @@ class Batches:
         weights = loss_weights(
             scheduler.alphas_cumprod, timesteps, optimiser.loss_weighting, optimiser.snr_gamma
         )
+        kept = torch.tensor([not sample.without_tokens for sample in samples], device=device)
         return Batch(
             noisy.to(self.dtype),
             noise,
@@ -130,6 +133,8 @@ class Batches:
             torch.tensor([s.time_ids for s in samples], device=device, dtype=self.dtype),
             [s.references for s in samples],
             [s.text for s in samples],
+            kept.to(self.dtype),
+            self._identity(samples),
         )
 
     def _latent(self, sample: Sample) -> torch.Tensor:
@@ -143,6 +148,34 @@ class Batches:
         return self.cache.get(
             key, lambda: {"latent": self.base.encode_image(sample.target, generator)}
         )["latent"]
+
+    def _identity(self, samples: Sequence[Sample]) -> IdentityRun | None:
+        """What the samples' self-attention attends to; None where no sample has references.
+
+        Each sample has noise of its own, the same for its references at all of its noise levels, as
+        a run of sampling has: with one noise for all the LoRA would learn that noise.
+        """
+        if not any(sample.identity for sample in samples):
+            return None
+        groups = [
+            IdentityLatents(
+                tuple(self._reference_latent(pixels, sample) for pixels in sample.identity),
+                noise_seed(self.settings.seed, sample.position),
+            )
+            for sample in samples
+        ]
+        return IdentityRun(groups, self.base.scheduler.alphas_cumprod)
+
+    def _reference_latent(self, pixels: torch.Tensor, sample: Sample) -> torch.Tensor:
+        """[C, h, w]; the mean of the VAE's distribution, as in use."""
+
+        def encode() -> dict[str, torch.Tensor]:
+            return {"latent": self.base.encode_image(pixels)}
+
+        if not sample.keeps_identity:
+            return encode()["latent"]
+        content = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
+        return self.cache.get(f"reference {tuple(pixels.shape)} {content}", encode)["latent"]
 
     def _text(self, text: str) -> dict[str, torch.Tensor]:
         """states [77, W], pooled [P]"""

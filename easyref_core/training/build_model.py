@@ -22,6 +22,7 @@ from ..qwen2vl.directory import MllmDirectory, open_directory
 from ..qwen2vl.names import LAYERS, layer_number
 from ..qwen2vl.prompt import PromptTokenizer
 from ..sdxl_diffusers.adapter import attach_adapter, new_adapter
+from ..sdxl_diffusers.identity import attach_identity
 from ..untrusted import escaped
 from .config import ModelSettings
 from .model import TrainedModel, part_of
@@ -40,24 +41,32 @@ def build_model(
 
     A new adapter is initialised as officially: to_k_ip and to_v_ip from the base's to_k and to_v,
     the final layers from the MLLM's last, reference tokens from 0.1 * randn. The adapter of the
-    stage before is continued; a LoRA it does not have yet starts from zero, layer pools from what
-    the final layers read without them.
+    stage before is continued; a LoRA or identity LoRA it does not have yet starts from zero, layer
+    pools from what the final layers read without them.
 
     Raises:
         EasyRefError: models that do not fit together.
     """
     tokenizer = PromptTokenizer.from_directory(settings.mllm)
+    identity_rank = settings.identity_rank if "identity" in parts else 0
     source = None if settings.adapter is None else load_checkpoint(settings.adapter)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source is None:
-            new_adapter(unet, settings.reference_tokens, settings.lora_rank)
+            new_adapter(unet, settings.reference_tokens, settings.lora_rank, identity_rank)
             encoder = _new_encoder(unet, settings)
         else:
             _check_sizes(settings, source)
-            attach_adapter(unet, source, new_lora_rank=settings.lora_rank)
+            attach_adapter(
+                unet,
+                source,
+                new_lora_rank=settings.lora_rank,
+                new_identity_rank=identity_rank,
+            )
             encoder = plan_encoder(source, settings.mllm).build()
         _pool_layers(encoder, settings, parts)
+    if settings.identity_references:
+        attach_identity(unet)
     model = TrainedModel(
         unet,
         encoder,
@@ -131,6 +140,12 @@ def _check_sizes(settings: ModelSettings, checkpoint: AdapterCheckpoint) -> None
             f"model.adapter {checkpoint.name} has {has[0]} reference tokens, {has[1]} final "
             f"layers and LoRA rank {checkpoint.lora_rank}; the recipe says {wanted[0]}, "
             f"{wanted[1]} and {settings.lora_rank}. Make the recipe say what the adapter has."
+        )
+    rank = checkpoint.identity_lora_rank
+    if rank and settings.identity_references and rank != settings.identity_rank:
+        raise EasyRefError(
+            f"model.adapter {checkpoint.name} has an identity LoRA of rank {rank}; the recipe says "
+            f"{settings.identity_rank}. Make model.identity_rank say what the adapter has."
         )
 
 

@@ -33,6 +33,7 @@ def check_settings(settings: Settings) -> None:
             "trained."
         )
     _check_pooling(model, optimiser.parts)
+    _check_identity(settings)
     if optimiser.warmup_steps > optimiser.steps:
         raise EasyRefError(
             f"optimiser.warmup_steps is {optimiser.warmup_steps}; it must be 0 to "
@@ -89,4 +90,33 @@ def _check_pooling(model: ModelSettings, parts: tuple[str, ...]) -> None:
         raise EasyRefError(
             f"model.mllm_layers is {shown([*layers])}; numbers of hidden states are needed, each "
             "once and in ascending order, or null for all."
+        )
+
+
+def _check_identity(settings: Settings) -> None:
+    """
+    Raises:
+        EasyRefError: identity is trained without references for it, or with more than there are.
+    """
+    count, most = settings.model.identity_references, settings.data.max_references
+    if count < 1 and (settings.stage == "identity" or "identity" in settings.optimiser.parts):
+        raise EasyRefError(
+            f"model.identity_references is {count}; it must be 1 or more in the stage identity and "
+            "where the part identity is trained."
+        )
+    drops = (settings.data.drop_identity, settings.data.drop_tokens)
+    if count < 1 and any(drops):
+        raise EasyRefError(
+            f"data.drop_identity and drop_tokens are {drops}, but model.identity_references is 0: "
+            "there is no identity that could act alone. Set them to 0, or that to 1 or more."
+        )
+    if sum(drops) > 1:
+        raise EasyRefError(
+            f"data.drop_identity and drop_tokens are {drops}; the sum of these probabilities must "
+            "be 1 or less."
+        )
+    if count > most:
+        raise EasyRefError(
+            f"model.identity_references is {count}, but a sample has at most {most} references "
+            "(data.max_references). Set one of them."
         )

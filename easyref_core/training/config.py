@@ -31,7 +31,9 @@ from .recipe import (
 _MOST_TOKENS = 4096  # the UNet attends to all of them in every layer
 _LARGEST_SIDE = 8192  # pixels
 
-Part = Literal["final_layers", "projector", "cross_attention", "mllm", "lora", "layer_pooling"]
+Part = Literal[
+    "final_layers", "projector", "cross_attention", "mllm", "lora", "layer_pooling", "identity"
+]
 PARTS: tuple[str, ...] = get_args(Part)
 
 Tokens = Annotated[Count, Field(le=_MOST_TOKENS)]
@@ -59,6 +61,9 @@ class ModelSettings:
             tokens, as a baseline.
         pooling, mllm_layers: of the pools of an adapter that has none yet: their shape, and the
             numbers of the hidden states that they read (0 is the embedding output); None for all.
+        identity_references: how many references of a sample self-attention attends to, through a
+            reference pass of the UNet; 0 for no such pass.
+        identity_rank: of a new identity LoRA.
     """
 
     base: str
@@ -70,6 +75,8 @@ class ModelSettings:
     aggregation: Literal["easyref", "dla", "lap", "average"] = "easyref"
     pooling: Literal["blocks", "scores"] = "blocks"
     mllm_layers: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(as_tuple)] | None = None
+    identity_references: Annotated[NonNegativeInt, Field(le=1000)] = 0
+    identity_rank: Annotated[Count, Field(le=4096)] = 16
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,7 +93,10 @@ class DataSettings:
         max_references: references per group, at most.
         subset_probability: of using only a random subset of a group, at least 2 references.
         drop_image, drop_text, drop_both: probabilities that the references become the black image,
-            the text becomes empty, or both.
+            the text becomes empty, or both. The black image has no identity references.
+        drop_identity, drop_tokens: where there are identity references, probabilities that the
+            sample has none, or that its reference tokens are left out, as where a schedule lets
+            only one of the two act.
         workers: DataLoader worker processes.
         cache: folder for VAE latents and text states; only where every target and text comes out
             the same each time (crop "center" or "aspect").
@@ -102,6 +112,8 @@ class DataSettings:
     drop_image: Probability = 0.05
     drop_text: Probability = 0.05
     drop_both: Probability = 0.05
+    drop_identity: Probability = 0.0
+    drop_tokens: Probability = 0.0
     workers: Annotated[NonNegativeInt, Field(le=256)] = 4
     cache: str | None = None
 
@@ -166,7 +178,7 @@ class OutputSettings:
 class Settings:
     """One stage of training."""
 
-    stage: Literal["alignment", "single_reference", "multi_reference"]
+    stage: Literal["alignment", "single_reference", "multi_reference", "identity"]
     model: ModelSettings
     data: DataSettings
     optimiser: OptimiserSettings

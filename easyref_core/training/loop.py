@@ -142,7 +142,12 @@ class TrainingRun:
         check_place(Path(output.folder) / LOSSES)
         if data.cache is not None:
             check_place(Path(data.cache) / "new")
-        self.samples = TrainingSamples(read_records(data.files, data.root), data, settings.seed)
+        self.samples = TrainingSamples(
+            read_records(data.files, data.root),
+            data,
+            settings.seed,
+            settings.model.identity_references,
+        )
         _ = self.samples[0]  # fails here, before models are loaded, if nothing can be read
         self.validation = []
         if output.validation is not None:
@@ -320,6 +325,7 @@ class TrainingRun:
                 settings.data,
                 self.accelerator.device,
                 settings.seed,
+                settings.model.identity_references,
             )
         path = Path(settings.output.folder) / "validation" / f"{step:07}.png"
         with writing(path):

@@ -20,6 +20,8 @@ from ..encode.encoder import EasyRefEncoder
 from ..encode.layer_pooling import Pooling
 from ..pictures.preprocessing import Patches
 from ..qwen2vl.prompt import PromptTokenizer
+from ..sdxl_diffusers.identity_run import IdentityRun
+from ..sdxl_diffusers.layers import IDENTITY
 from ..sdxl_diffusers.unet_layers import official_name
 from .engine import TrainableModule
 from .processes import FSDP_LAYERS
@@ -40,6 +42,8 @@ class Batch:
         text: [B, 77, W]; pooled: [B, P]; time_ids: [B, 6].
         references: preprocessed images of each sample.
         captions: prompts that the MLLM gets with them.
+        token_weights: [B], 1, or 0 where a sample's reference tokens are left out; None for all 1.
+        identity: the references that self-attention attends to; None for none.
     """
 
     noisy: torch.Tensor
@@ -51,6 +55,8 @@ class Batch:
     time_ids: torch.Tensor
     references: Sequence[Sequence[Patches]]
     captions: Sequence[str]
+    token_weights: torch.Tensor | None = None
+    identity: IdentityRun | None = None
 
 
 class TrainedModel(TrainableModule):
@@ -112,18 +118,32 @@ class TrainedModel(TrainableModule):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Weighted mean squared error on the noise, [B] in float32."""
         tokens = self.tokens(batch.references, batch.captions)
+        if batch.token_weights is not None:
+            # to_k_ip and to_v_ip have no bias, so tokens of zeros add exactly nothing.
+            tokens = tokens * batch.token_weights[:, None, None].to(tokens)
         states = torch.cat((batch.text, tokens.to(batch.text)), dim=1)
         levels = len(batch.noisy) // len(states)
         added = {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
+        identity = None if batch.identity is None else {IDENTITY: batch.identity}
         predicted = self.unet(
             batch.noisy,
             batch.timesteps,
             states.repeat_interleave(levels, 0),  # [B * L, 77 + N, W]
             added_cond_kwargs={k: v.repeat_interleave(levels, 0) for k, v in added.items()},
+            cross_attention_kwargs=identity,
         ).sample
         errors = F.mse_loss(predicted.float(), batch.noise.float(), reduction="none")
         rows = errors.mean((1, 2, 3)) * batch.weights
+        if identity is None:
+            rows = rows + self._without_identity()
         return rows.unflatten(0, (-1, levels)).mean(1)
+
+    def _without_identity(self) -> torch.Tensor | float:
+        """0, of which a trained identity LoRA has a gradient all the same: processes exchange
+        those of every trained weight."""
+        named = self.unet.named_parameters()
+        trained = [p for n, p in named if "_identity_lora." in n and p.requires_grad]
+        return sum((p.sum() * 0 for p in trained), start=0.0)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -184,6 +204,8 @@ def part_of(name: str) -> str | None:
         return "mllm"
     if name.startswith(POOLING):
         return "layer_pooling"
+    if "_identity_lora." in name:
+        return "identity"
     if ".processor." in name:
         return "lora" if "_lora." in name else "cross_attention"
     return None

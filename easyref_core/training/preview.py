@@ -14,12 +14,15 @@ from PIL import Image, ImageOps
 from ..errors import EasyRefError
 from ..files import write_atomically
 from ..pictures.preprocessing import FRAMES, MERGE, PATCH, Patches, black_picture, preprocess
+from ..sdxl_diffusers.identity_latents import IdentityLatents
+from ..sdxl_diffusers.identity_run import IdentityRun
+from ..sdxl_diffusers.layers import IDENTITY
 from .augment import face_crop
 from .base import Base
 from .config import DataSettings
 from .model import TrainedModel
 from .records import Record
-from .samples import Sample
+from .samples import Sample, identity_pixels
 
 _CELL = 192
 _GAP = 6
@@ -112,8 +115,13 @@ def generate(
     settings: DataSettings,
     device: torch.device,
     seed: int,
+    identity_references: int = 0,
 ) -> Image.Image:
-    """One row per group: its references, then the image generated from them and the caption."""
+    """One row per group: its references, then the image generated from them and the caption.
+
+    Args:
+        identity_references: how many references the conditional rows' self-attention attends to.
+    """
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler.from_config(base.scheduler.config)
@@ -129,12 +137,25 @@ def generate(
         shape = (1, model.unet.config.in_channels, side // 8, side // 8)
         generator = torch.Generator().manual_seed(seed + number)
         latents = torch.randn(shape, generator=generator).to(device)
+        identity = None
+        if identity_references:
+            of_group = [
+                base.encode_image(identity_pixels(picture, side**2))
+                for picture in group.pictures[:identity_references]
+            ]
+            run = IdentityRun(
+                IdentityLatents(tuple(of_group), seed + number),
+                scheduler.alphas_cumprod,
+                conditional=lambda rows: [slice(1, 2)],
+            )
+            identity = {IDENTITY: run}
         for timestep in scheduler.timesteps:
             predicted = model.unet(
                 torch.cat((latents, latents)).to(text.dtype),
                 timestep.to(device),
                 torch.cat((text, tokens.to(text)), dim=1),
                 added_cond_kwargs={"text_embeds": pooled, "time_ids": times.to(pooled)},
+                cross_attention_kwargs=identity,
             ).sample.float()
             guided = predicted[:1] + _GUIDANCE * (predicted[1:] - predicted[:1])
             latents = scheduler.step(guided, timestep, latents).prev_sample

@@ -161,6 +161,12 @@ def _check_sharding(accelerator: Accelerator, settings: Settings, validates: boo
             "optimiser.ema needs every process to hold all weights, which DeepSpeed and "
             "FSDP do not. Set optimiser.ema=null."
         )
+    if has_sharded_weights(accelerator) and settings.model.identity_references:
+        # Reference passes: one per size of reference, none for a batch without references.
+        raise EasyRefError(
+            "model.identity_references calls the UNet another number of times in each process, "
+            "which FSDP cannot do. Use ZeRO-2."
+        )
     if (
         has_sharded_weights(accelerator)
         and settings.data.crop == "aspect"

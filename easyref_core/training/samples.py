@@ -6,6 +6,7 @@ comes from the run's seed and that position.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..adapter.identity import reference_size
 from ..errors import EasyRefError
 from ..pictures.preprocessing import Patches, black_picture, preprocess
 from .augment import (
@@ -41,6 +43,9 @@ class Sample:
         time_ids: SDXL's six size numbers.
         text: caption, empty where dropped.
         references: preprocessed images; the black one where dropped.
+        identity: the first references again, at about the target's area: [3, h, w] in -1..1 each.
+        keeps_identity: whether they come out the same each time, so that latents can be cached.
+        without_tokens: the reference tokens are left out.
         skipped: broken records that it stands in for, with the reason.
     """
 
@@ -51,14 +56,28 @@ class Sample:
     time_ids: tuple[int, ...]
     text: str
     references: tuple[Patches, ...]
+    identity: tuple[torch.Tensor, ...] = ()
+    keeps_identity: bool = True
+    without_tokens: bool = False
     skipped: tuple[tuple[str, str], ...] = ()
 
 
 class TrainingSamples(Dataset[Sample]):
-    """Samples by position. A broken record is replaced by the next one and reported."""
+    """Samples by position. A broken record is replaced by the next one and reported.
 
-    def __init__(self, records: Sequence[Record], settings: DataSettings, seed: int) -> None:
+    Args:
+        identity_references: see `make_sample`.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        settings: DataSettings,
+        seed: int,
+        identity_references: int = 0,
+    ) -> None:
         self.records = records
+        self._identity_references = identity_references
         self._settings = settings
         self._seed = seed
         self._damaged: dict[PictureSource, str] = {}
@@ -72,7 +91,14 @@ class TrainingSamples(Dataset[Sample]):
         for attempt in range(len(self.records)):
             record = self.records[self._index(position, attempt)]
             try:
-                sample = make_sample(record, self._settings, self._seed, position, self._open)
+                sample = make_sample(
+                    record,
+                    self._settings,
+                    self._seed,
+                    position,
+                    self._open,
+                    self._identity_references,
+                )
             except (EasyRefError, OSError, ValueError) as error:
                 skipped.append((record.name, str(error)))
                 continue
@@ -151,17 +177,24 @@ def noise_generator(seed: int, position: int) -> torch.Generator:
     return torch.Generator().manual_seed(_mix(seed + 1, position))
 
 
+def noise_seed(seed: int, position: int) -> int:
+    """Seed of the noise of a sample's identity references."""
+    return _mix(seed + 2, position)
+
+
 def make_sample(
     record: Record,
     settings: DataSettings,
     seed: int,
     position: int,
     opened: Callable[[PictureSource], Image.Image] = PictureSource.open,
+    identity_references: int = 0,
 ) -> Sample:
     """Read and augment a record's images.
 
     Args:
         opened: reads an image.
+        identity_references: how many references self-attention attends to, at most.
 
     Raises:
         EasyRefError: an image is missing or broken, or the record itself.
@@ -183,6 +216,11 @@ def make_sample(
     drop_text = settings.drop_image <= chance < settings.drop_image + settings.drop_text
     both = settings.drop_image + settings.drop_text
     drop_both = both <= chance < both + settings.drop_both
+    own = [] if drop_image or drop_both else pictures[:identity_references]
+    chance = rng.random()
+    if chance < settings.drop_identity:
+        own = []
+    without_tokens = 0 <= chance - settings.drop_identity < settings.drop_tokens
     if drop_image or drop_both:
         pictures = [black_picture()]
     return Sample(
@@ -193,6 +231,9 @@ def make_sample(
         target.time_ids,
         "" if drop_text or drop_both else text,
         tuple(preprocess(p, settings.image_size) for p in pictures),
+        tuple(identity_pixels(p, math.prod(target.picture.size)) for p in own),
+        keeps_identity=record.face is None,
+        without_tokens=without_tokens,
     )
 
 
@@ -214,6 +255,12 @@ def _target(
     corner = square_corner(picture, size, rng, settings.crop == "center")
     square = square_crop(picture, size, corner)
     return Target(square, (picture.height, picture.width), corner), corner
+
+
+def identity_pixels(picture: Image.Image, area: int) -> torch.Tensor:
+    """A reference at about this area in pixels, in its own aspect ratio: [3, h, w] in -1..1."""
+    size = reference_size(*picture.size, area)
+    return _pixels(picture.resize(size, Image.Resampling.LANCZOS))
 
 
 def _pixels(picture: Image.Image) -> torch.Tensor:

@@ -100,5 +100,5 @@ class ReferenceLatents:
 
 def _pixels(picture: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     """[H, W, 3] between 0 and 1."""
-    resized = picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+    resized = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255)

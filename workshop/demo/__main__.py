@@ -5,6 +5,7 @@ python -m workshop.demo data     # draw a data set
 python -m workshop.demo train    # train all models from scratch
 python -m workshop.demo check    # evaluate a trained set
 python -m workshop.demo bench    # compare EasyRef with other methods, as easyref bench does
+python -m workshop.demo bench --table layers   # and ways to read the MLLM; --table stages
 """
 
 from __future__ import annotations
@@ -79,9 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         nargs="+",
         metavar="PART",
-        help="train only these parts, in this order; the baselines 3_averaged, 3_from_scratch and "
-        "4_last, and layer pooling on the last stage's adapter, 4_layer_pooling and 4_lap, are "
-        "trained only when named here",
+        help="train only these parts, in this order; some are trained only when named here: the "
+        "baselines 3_averaged, 3_from_scratch and 4_last, and on the last stage's adapter layer "
+        "pooling (4_layer_pooling, 4_lap), identity (5_identity), and both (5_single_stage)",
     )
     train.add_argument(
         "--pretrained",
@@ -156,16 +157,22 @@ def _parser() -> argparse.ArgumentParser:
 def _add_bench(commands: Any) -> None:
     bench = commands.add_parser(
         "bench",
-        help="compare EasyRef with other methods on the demo models; exit status 0: the expected "
-        "ordering holds, 1: it does not, 2: an error",
+        help="compare EasyRef with other methods, or with itself, on the demo models; exit status "
+        "0: what is expected holds, 1: it does not, 2: an error",
     )
     add = bench.add_argument
-    add("--out", type=Path, default=Path("runs/bench"), metavar="FOLDER", help="of groups and run")
+    help_table = "methods (default), layers (of the MLLM), stages (of the sampling)"
+    add("--table", choices=("methods", "layers", "stages"), default="methods", help=help_table)
+    help_out = "of groups and run; default: runs/bench, runs/bench_layers, runs/bench_stages"
+    add("--out", type=Path, metavar="FOLDER", help=help_out)
     add("--models", type=Path, metavar="FOLDER", help="of CLIP, DINO and IP-Adapter")
-    add("--groups", type=int, default=6, help="of each split and kind; default: %(default)s")
+    add("--groups", type=int, help="of each split and kind; default: 6, layers 32, stages 20")
     add("--steps", type=int, default=20, help="of sampling; default: %(default)s")
-    add("--counts", type=int, nargs="+", metavar="N", help="of references; default: 1 2 4 8 16")
+    help_counts = "of references; default: 1 2 4 8 16, layers 1 4, stages 4"
+    add("--counts", type=int, nargs="+", metavar="N", help=help_counts)
     add("--methods", nargs="+", metavar="NAME", help="default: all")
+    help_adapters = "trained as last, lap and dla, for layers; dla for stages"
+    add("--adapters", nargs="+", metavar="NAME=FILE", help=help_adapters)
     add("--lora-steps", type=int, metavar="N", help="of each group's LoRA")
     add("--overwrite", action="store_true", help="begin anew")
     bench.set_defaults(run=_bench)
@@ -277,10 +284,12 @@ def _bench(options: argparse.Namespace) -> int:
     try:
         require_extra("The benchmark", "bench", "diffusers", "accelerate", "peft", "pyarrow")
         from .bench.command import BenchOptions, demo_bench
+        from .bench.tables import TABLES
 
-        names = ("out", "models", "groups", "steps", "counts", "methods", "lora_steps", "overwrite")
-        given = {name: getattr(options, name) for name in names}
-        for name in ("counts", "methods"):
+        names = ("out", "models", "table", "groups", "steps", "counts", "methods", "adapters")
+        given = {name: getattr(options, name) for name in (*names, "lora_steps", "overwrite")}
+        given["out"] = given["out"] or TABLES[options.table].out
+        for name in ("counts", "methods", "adapters"):
             given[name] = given[name] and tuple(given[name])
         chosen = {name: value for name, value in given.items() if value is not None}
         return demo_bench(BenchOptions(**chosen))

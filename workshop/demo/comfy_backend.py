@@ -59,6 +59,7 @@ def _make_row(server: ComfyServer, row: Row, settings: SamplingSettings) -> RowI
 
     return RowImages(
         prompt_only=saved(without_easyref(single)),
+        described=saved(set_prompts(without_easyref(single), row.description, settings.negative)),
         easyref=saved(single),
         controlled=saved(controlled),
         averaged=saved(set_inputs(single, "EasyRefEncode", aggregation="average")),

@@ -35,13 +35,16 @@ def _make_row(
     outline = row.outline.convert("RGB").resize((settings.side,) * 2, Image.Resampling.BILINEAR)
 
     def sample(
-        references: AppliedReferences | None = None, outlines: torch.Tensor | None = None
+        references: AppliedReferences | None = None,
+        outlines: torch.Tensor | None = None,
+        prompt: str = row.prompt,
     ) -> Image.Image:
-        pixels = models.sample(prompts, seeds, settings, references, outlines)[0]
+        pixels = models.sample([prompt], seeds, settings, references, outlines)[0]
         return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy(), "RGB")
 
     return RowImages(
         prompt_only=sample(),
+        described=sample(prompt=row.description),
         easyref=sample(together),
         controlled=sample(together, picture_levels(outline)[None]),
         averaged=sample(averaged),

@@ -2,9 +2,10 @@
 
 A program (`comfy_backend`, `diffusers_backend`) has one entry, `make_images`: it takes a
 `DemoInputs` and returns `DemoImages`, one `RowImages` for each `Row` in the same order. For a row
-it samples four images from the same noise, seed `settings.seed`, of `settings.side` pixels:
+it samples five images from the same noise, seed `settings.seed`, of `settings.side` pixels:
 
     prompt_only   the base model alone: no adapter, no LoRA, the row's prompt
+    described     the same with a prompt that names what the references share, too
     easyref       references and prompt encoded together (aggregation "easyref")
     controlled    the same tokens, and a ControlNet with the row's outline as it is
     averaged      each reference encoded alone, tokens averaged (aggregation "average")
@@ -21,6 +22,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from .dataset.groups import full_caption
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -33,7 +36,7 @@ class SamplingSettings:
 
     negative: str = ""
     seed: int = 1
-    cfg: float = 5.0
+    cfg: float = 3.0
     control_strength: float = 1.0
     steps: int = 20
     side: int = 128
@@ -59,6 +62,11 @@ class Row:
     outline: Image.Image
     facts: Mapping[str, str]
 
+    @property
+    def description(self) -> str:
+        """The prompt, with what the references share."""
+        return full_caption(self.prompt, self.facts)
+
 
 @dataclass(frozen=True)
 class DemoInputs:
@@ -73,6 +81,7 @@ class RowImages:
     """A row's results: same prompt, same seed, different conditioning."""
 
     prompt_only: Image.Image
+    described: Image.Image
     easyref: Image.Image
     controlled: Image.Image
     averaged: Image.Image
@@ -81,6 +90,7 @@ class RowImages:
         """File name without extension -> image."""
         return {
             "prompt_only": self.prompt_only,
+            "described": self.described,
             "easyref": self.easyref,
             "easyref_controlnet": self.controlled,
             "average": self.averaged,

@@ -17,30 +17,34 @@ _GREY: Colour = (112, 106, 102)
 _ACCENT: Colour = (34, 139, 141)
 
 _MARGIN = 48
-_GAP = 20
+_GAP = 24
 _TILE = 256  # pixels, twice the demo's images
 _SMALL_GAP = 8
 _HEADER = 124
 _HEADINGS = 66
 _CAPTION = 44
 _NOTE = 30
-_ROW_GAP = 22
-_FOOTER = 72
+_ROW_GAP = 26
+_FOOTER = 96
 
 _NARROW = (_TILE - _SMALL_GAP) // 2
+_CELL = 120  # an image to compare with
+_CELL_HEIGHT = 143  # with its note
 
-# Heading, the line below it, width.
-_COLUMNS = (
-    ("References", "all that EasyRef is given", _TILE),
-    ("Prompt only", "the same model without EasyRef", _TILE),
-    ("EasyRef", "references encoded together", _TILE),
-    ("Outline", "for the ControlNet", _NARROW),
-    ("EasyRef + ControlNet", "composition from the outline", _TILE),
-    ("Averaged", "each reference encoded alone", _TILE),
-)
-_OUTLINE = 3
-# Column of each of `RowImages.named`.
-_PLACES = {"prompt_only": 1, "easyref": 2, "easyref_controlnet": 4, "average": 5}
+_REFERENCES = ("References", "all that EasyRef is given")
+_COMPARED = ("To compare with", "the same seed, without all of it")
+# Result, by the names of `RowImages.named` -> heading, the line below it.
+_RESULTS = {
+    "easyref": ("EasyRef", "references encoded together"),
+    "easyref_controlnet": ("EasyRef + ControlNet", "composition from the outline"),
+}
+# Result -> the note below it; the outline is no result.
+_CELLS = {
+    "prompt_only": "same prompt",
+    "described": "described",
+    "average": "averaged",
+    "outline": "outline",
+}
 _KINDS = {
     "identity": "One character",
     "crowded": "One character, a friend in every reference",
@@ -57,7 +61,7 @@ def draw_sheet(
         predictions: by row; the note below each image says how many attributes are correct.
     """
     row_height = _CAPTION + _TILE + _NOTE + _ROW_GAP
-    width = _column(len(_COLUMNS)) - _GAP + _MARGIN
+    width = _column(len(_RESULTS) + 1) + 2 * _CELL + _SMALL_GAP + _MARGIN
     top = _HEADER + _HEADINGS
     height = top + len(inputs.rows) * row_height + _FOOTER
     sheet = Image.new("RGB", (width, height), _PAPER)
@@ -86,12 +90,13 @@ def _header(draw: ImageDraw.ImageDraw) -> None:
     draw.text((_MARGIN, 34), "EasyRef for ComfyUI", _INK, _font(38))
     line = "Each row: four references, one prompt that does not describe them, one seed."
     draw.text((_MARGIN, 84), line, _GREY, _font(18))
-    for column, (label, note, wide) in enumerate(_COLUMNS):
-        x = _column(column)
-        line_colour = _ACCENT if column in _PLACES.values() else _LINE
-        draw.rectangle((x, _HEADER, x + wide, _HEADER + 2), line_colour)
+    headings = (_REFERENCES, *_RESULTS.values(), _COMPARED)
+    for column, (label, note) in enumerate(headings):
+        x, accent = _column(column), 0 < column < len(headings) - 1
+        wide = 2 * _CELL + _SMALL_GAP if column == len(headings) - 1 else _TILE
+        draw.rectangle((x, _HEADER, x + wide, _HEADER + 2), _ACCENT if accent else _LINE)
         draw.text((x, _HEADER + 12), label, _INK, _font(21))
-        draw.text((x, _HEADER + 38), note, _GREY, _font(15))
+        draw.text((x, _HEADER + 38), note, _GREY, _font(13))
 
 
 def _row(
@@ -112,13 +117,22 @@ def _row(
     draw.text((right, base), _KINDS[row.kind], _ACCENT, _font(16), anchor="rs")
     top = y + _CAPTION
     _grid(sheet, (_MARGIN, top), row.references)
-    middle = top + (_TILE - _NARROW) // 2
-    sheet.paste(_resized(row.outline, _NARROW), (_column(_OUTLINE), middle))
-    for name, image in images.named().items():
-        x = _column(_PLACES[name])
-        sheet.paste(_resized(image, _TILE), (x, top))
+    results = images.named()
+    for column, name in enumerate(_RESULTS, 1):
+        x = _column(column)
+        sheet.paste(_resized(results[name], _TILE), (x, top))
         note = summary(predictions[name])
         draw.text((x, top + _TILE + 20), note, _GREY, _font(15), anchor="ls")
+    for number, (name, label) in enumerate(_CELLS.items()):
+        down, right = divmod(number, 2)
+        x = _column(len(_RESULTS) + 1) + right * (_CELL + _SMALL_GAP)
+        y = top + down * _CELL_HEIGHT
+        note = label
+        if name in predictions:
+            right_ones = sum(p.correct for p in predictions[name])
+            note = f"{label}: {right_ones} of {len(predictions[name])}"
+        sheet.paste(_resized(results.get(name, row.outline), _CELL), (x, y))
+        draw.text((x, y + _CELL + 15), note, _GREY, _font(12), anchor="ls")
 
 
 def _grid(sheet: Image.Image, corner: tuple[int, int], images: Sequence[Image.Image]) -> None:
@@ -129,7 +143,7 @@ def _grid(sheet: Image.Image, corner: tuple[int, int], images: Sequence[Image.Im
         sheet.paste(_resized(image, _NARROW), (corner[0] + right * step, corner[1] + down * step))
 
 
-def _footer(inputs: DemoInputs, images: DemoImages) -> tuple[str, str]:
+def _footer(inputs: DemoInputs, images: DemoImages) -> tuple[str, ...]:
     settings = inputs.settings
     return (
         f"Made by {images.made_by}: DDIM, {settings.steps} steps, CFG {settings.cfg:g}, seed "
@@ -137,12 +151,14 @@ def _footer(inputs: DemoInputs, images: DemoImages) -> tuple[str, str]:
         f"{settings.side} x {settings.side} pixels, shown at {_TILE / settings.side:g} times that.",
         "No training image shows these characters and this style. Below each image: how many "
         "attributes a classifier finds as expected.",
+        "Same prompt: without EasyRef. Described: without EasyRef, by a prompt that names the "
+        "figure. Averaged: each reference encoded alone.",
     )
 
 
 def _column(number: int) -> int:
     """Left edge of a column, in pixels."""
-    return _MARGIN + sum(wide + _GAP for _, _, wide in _COLUMNS[:number])
+    return _MARGIN + number * (_TILE + _GAP)
 
 
 def _resized(image: Image.Image, side: int) -> Image.Image:

@@ -1,10 +1,11 @@
-"""Write the tables and the plot of the embedded benchmark from a run of `make bench-demo`.
+"""Write the tables and the plot of the embedded benchmark from the runs that are there.
 
-    python -m workshop.pages.bench_results [RUN]
+    python -m workshop.pages.bench_results [TABLE ...]
 
-README.md              identity by number of references, and whether the expected ordering holds
-docs/benchmark.md      all scores of held-out groups
+README.md              of each table of `python -m workshop.demo bench` the main scores
+docs/benchmark.md      all scores of held-out groups, and what of the expected holds
 docs/bench_curves.png  scores against the number of references
+docs/bench_layers.png, docs/bench_stages.png  scores of each line, and of its control
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 
 from easyref_core.evaluation.page.document import markdown_table, save_plot
 from easyref_core.evaluation.page.record import RunRecord, read_run
-from workshop.demo.bench.command import METHODS, OUT
 from workshop.demo.bench.judge import IDENTITY
 from workshop.demo.bench.ordering import verdicts
+from workshop.demo.bench.tables import TABLES
+from workshop.pages.bench_plot import save_dots
+from workshop.pages.bench_tables import LINES, SHORT, TABLE_PLOTTED, details
 
 ROOT = Path(__file__).resolve().parents[2]
 README = """`make bench-demo` compares them on the small [demo models](docs/demo.md): the share of a
@@ -35,7 +38,24 @@ DETAILS = """On {groups} held-out groups (`--groups {each}`), written by
 {said}
 ![Scores against the number of references](bench_curves.png)
 """
-BEGIN, END = "<!-- bench -->\n", "<!-- end bench -->\n"
+LAYERS = """The MLLM's last layer against pools over all of its layers, in % of a held-out
+character's attributes ({groups} groups):
+
+{table}
+![Identity and prompt by layers](docs/bench_layers.png)
+
+Filled: the group's own references; hollow: another group's.
+"""
+STAGES = """Reference tokens, identity (self-attention that also reads the references' latents), and
+both in stages of the sampling, in % ({groups} groups, 4 references):
+
+{table}
+![Identity, prompt, nearest reference and seconds by stages](docs/bench_stages.png)
+
+Filled: the group's own references; hollow: another group's.
+"""
+MARKS = {"methods": "bench", "layers": "bench layers", "stages": "bench stages"}
+"""Table -> what its place in documents is called."""
 COLUMNS = (IDENTITY, "scene", "clip_i", "clip_t", "dino_i")
 PLOTTED = (IDENTITY, "clip_i", "dino_i")
 NAMES = {
@@ -68,28 +88,52 @@ def identity_table(run: RunRecord, split: str = "held_out") -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("|  |", "| |")
 
 
-def replace(document: Path, text: str) -> None:
+def replace(document: Path, mark: str, text: str) -> None:
     """Put text between the document's marks."""
-    before, rest = document.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    document.write_text(f"{before}{BEGIN}{text}{END}{after}", encoding="utf-8")
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end {mark} -->\n"
+    before, rest = document.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    document.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")
+
+
+def write_methods(folder: Path) -> None:
+    """The table of methods, and the plot."""
+    run = read_run(folder)
+    found = verdicts(folder / "scores.csv", TABLES["methods"].methods)
+    said = "".join(f"- {verdict.sentence}\n" for verdict in found)
+    groups = max(row.groups for row in run.scope("held_out"))
+    short = README.format(table=identity_table(run), groups=groups)
+    replace(ROOT / "README.md", MARKS["methods"], short)
+    # Without seconds, which depend on what else the computer does.
+    table = markdown_table(run, COLUMNS, "held_out", seconds=False)
+    text = DETAILS.format(table=table, said=said, groups=groups, each=groups // 2)
+    replace(ROOT / "docs" / "benchmark.md", MARKS["methods"], text)
+    plot = ROOT / "docs" / "bench_curves.png"
+    save_plot(run, plot, columns=PLOTTED, split="held_out", seconds=False)
+
+
+def write_table(table: str, folder: Path) -> None:
+    """The table of layers or of stages."""
+    run = read_run(folder)
+    groups = max(row.groups for row in run.scope())
+    text = {"layers": LAYERS, "stages": STAGES}[table].format(
+        table=SHORT[table](run), groups=groups
+    )
+    replace(ROOT / "README.md", MARKS[table], text)
+    replace(ROOT / "docs" / "benchmark.md", MARKS[table], details(table, run))
+    plot = ROOT / "docs" / f"bench_{table}.png"
+    save_dots(run, plot, LINES[table](run), TABLE_PLOTTED[table])
 
 
 def main(arguments: Sequence[str]) -> None:
-    folder = Path(arguments[0]) if arguments else OUT / "run"
-    run = read_run(folder)
-    found = verdicts(folder / "scores.csv", METHODS)
-    said = "".join(f"- {verdict.sentence}\n" for verdict in found)
-    groups = max(row.groups for row in run.scope("held_out"))
-    replace(ROOT / "README.md", README.format(table=identity_table(run), groups=groups))
-    # Without seconds, which depend on what else the computer does.
-    table = markdown_table(run, COLUMNS, "held_out", seconds=False)
-    replace(
-        ROOT / "docs" / "benchmark.md",
-        DETAILS.format(table=table, said=said, groups=groups, each=groups // 2),
-    )
-    plot = ROOT / "docs" / "bench_curves.png"
-    save_plot(run, plot, columns=PLOTTED, split="held_out", seconds=False)
+    for name in arguments or TABLES:
+        folder = TABLES[name].out / "run"
+        if not arguments and not (folder / "results.json").is_file():
+            print(f"{name}: there is no run in {folder}, so its tables stay as they are")
+        elif name == "methods":
+            write_methods(folder)
+        else:
+            write_table(name, folder)
 
 
 if __name__ == "__main__":

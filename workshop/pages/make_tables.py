@@ -22,7 +22,7 @@ from workshop.demo.evaluation.table_rows import COMPARED  # noqa: E402
 BEGIN, END = "<!-- measured -->\n", "<!-- end -->\n"
 MEASURES = re.compile(
     r"identity(,|:| at| with)|place and time|crowded|wrong|style: (pattern and palette$|shape|two)"
-    r"|outline with"
+    r"|outline with|prompt only(:|, style:)"
 )
 
 

@@ -11,13 +11,15 @@ from PIL import Image
 
 from ..trials import Trial
 
-_EASYREF = frozenset({"weight", "references", "insert_before", "image_size", "adapter"})
+_TOKENS = frozenset({"weight", "references", "insert_before", "image_size", "adapter"})
+_COMBINED = _TOKENS | {"identity", "stages"}
+_EASYREF = _COMBINED | {"aggregation"}
 _OTHERS = frozenset({"weight", "references"})
 
 USES: dict[str, frozenset[str]] = {
     "easyref": _EASYREF,
-    "average": _EASYREF,
-    "concatenate": _EASYREF,
+    "average": _COMBINED,
+    "concatenate": _COMBINED,
     "ip-adapter": _OTHERS,
     "lora": _OTHERS,
     "lora-other": _OTHERS,

@@ -14,6 +14,8 @@ import torch
 
 from ...adapter.checkpoint import load_checkpoint
 from ...adapter.key_values import check_model_layers
+from ...adapter.stages import Stages, Window, parse_stages
+from ...encode.check_group import check_pooling
 from ...encode.group import GroupPlan, Reference, chosen_size, plan_group
 from ...encode.passes import EncodingCache, encode_references
 from ...encode.plan_encoder import plan_encoder
@@ -26,15 +28,16 @@ from ...tokens.reference_tokens import ReferenceTokens, load_tokens, save_tokens
 from ...untrusted import number, read_json
 from ..groups import GroupPicture
 from ..identity import file_identity, folder_identity
-from ..trials import Trial
+from ..trials import Trial, Variant
 from . import Generated
 from .failures import concerns_all
 from .other_group import OtherGroups
 from .pipeline import GenerationPipeline
-from .sampling import Prepared, TextStates, generate_batch
+from .sampling import Prepared, TextStates, generate_batch, opened
 
 if TYPE_CHECKING:
     from ...encode.encoder import EasyRefEncoder
+    from ...sdxl_diffusers.identity_latents import IdentityLatents
 
 _MLLM_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin")
 
@@ -73,6 +76,7 @@ class EasyRefMethod:
         for plan in self._plans.values():
             check_model_layers(plan.checkpoint, base.cross_attention, "The base model")
         self._attached: Path | None = None
+        self._has_identity = False
         self._encoder: tuple[Path, EasyRefEncoder, EncodingCache] | None = None
         self._keys: dict[tuple[Any, ...], str] = {}
 
@@ -83,26 +87,85 @@ class EasyRefMethod:
             "mllm": folder_identity(self._mllm, _MLLM_FILES),
         }
 
-    def generate(self, trials: Sequence[Trial], work: Path) -> list[Generated]:
-        from ...sdxl_diffusers.adapter import append_tokens, set_scale
+    def check(self, variant: Variant) -> None:
+        """Raise EasyRefError where the adapter has no weights for a variant's aggregation."""
+        check_pooling(self._plans[self._path(variant)], self._aggregation(variant), None)
 
+    def generate(self, trials: Sequence[Trial], work: Path) -> list[Generated]:
+        variant = trials[0].variant
+        stages = parse_stages(variant.stages) or Stages(Window(), Window())
         if self._other_groups is not None:
             trials = [self._other_groups.swapped(trial) for trial in trials]
-        path = Path(trials[0].variant.adapter) if trials[0].variant.adapter else self._default
-        unet = self._base.pipe.unet
+        path = self._path(variant)
         self._attach(path)
-        set_scale(unet, trials[0].variant.weight)
-
-        def steer(groups: Sequence[Any], states: TextStates) -> TextStates:
-            return TextStates(
-                *append_tokens(unet, stack_tokens(groups), states.text, states.negative)
-            )
 
         def prepare(trial: Trial) -> Prepared:
-            tokens, seconds = self._tokens(trial, path, work)
-            return Prepared(tokens, tokens.num_tokens, {"encode": seconds})
+            tokens, latents, seconds = None, None, 0.0
+            if variant.weight:
+                tokens, seconds = self._tokens(trial, path, work)
+            if variant.identity:
+                start = time.perf_counter()
+                latents = self._latents(trial)
+                seconds += time.perf_counter() - start
+            kind = tokens.num_tokens if tokens else 0
+            return Prepared((tokens, latents), kind, {"encode": seconds})
+
+        def steer(groups: Sequence[Any], states: TextStates) -> TextStates:
+            tokens, latents = zip(*groups, strict=True)
+            stacked = stack_tokens(tokens) if variant.weight else None
+            return self._steered(variant, stages, stacked, latents, states)
 
         return generate_batch(self._base, trials, prepare, steer)
+
+    def _steered(
+        self,
+        variant: Variant,
+        stages: Stages,
+        tokens: ReferenceTokens | None,
+        latents: Sequence[IdentityLatents],
+        states: TextStates,
+    ) -> TextStates:
+        """States with reference tokens, and what the pipeline is told of stages and identity."""
+        from ...sdxl_diffusers.adapter import append_tokens, set_tokens
+        from .stages import stage_tokens
+
+        pipe = self._base.pipe
+        options = stage_tokens(pipe, stages.tokens, variant.weight, variant.steps)
+        if variant.identity:
+            from ...sdxl_diffusers.identity import attach_identity, identity_run
+
+            attach_identity(pipe.unet)
+            self._has_identity = True
+            window = stages.identity
+            run = identity_run(
+                pipe, latents, variant.identity * window.weight, window.start, window.end
+            )
+            options["cross_attention_kwargs"] = {"identity": run}
+        if tokens is None:  # the LoRA alone
+            set_tokens(pipe.unet, None)
+            return TextStates(states.text, states.negative, options)
+        return TextStates(*append_tokens(pipe.unet, tokens, states.text, states.negative), options)
+
+    def _latents(self, trial: Trial) -> IdentityLatents:
+        """The trial's references for identity.
+
+        Raises:
+            EasyRefError: an unreadable reference.
+        """
+        from ...sdxl_diffusers.identity_latents import IdentityLatents, encode_identity
+
+        pipe, size = self._base.pipe, self._base.settings.size
+        # One by one: full-size photographs of a large group would fill the memory.
+        encoded = (encode_identity(pipe, [p], size, size) for p in opened(trial.references))
+        return IdentityLatents(tuple(latent for each in encoded for latent in each.latents))
+
+    def _path(self, variant: Variant) -> Path:
+        return Path(variant.adapter) if variant.adapter else self._default
+
+    def _aggregation(self, variant: Variant) -> str:
+        if self.name in ("average", "concatenate"):
+            return self.name
+        return variant.aggregation
 
     def close(self) -> None:
         self._encoder = None
@@ -111,6 +174,11 @@ class EasyRefMethod:
 
             detach_adapter(self._base.pipe.unet)
             self._attached = None
+        if self._has_identity:
+            from ...sdxl_diffusers.identity import detach_identity
+
+            detach_identity(self._base.pipe.unet)
+            self._has_identity = False
         self._base.free_cache()
 
     def _attach(self, path: Path) -> None:
@@ -123,7 +191,8 @@ class EasyRefMethod:
     def _tokens(self, trial: Trial, path: Path, work: Path) -> tuple[ReferenceTokens, float]:
         """A trial's tokens, and how long it took to encode them when it was done."""
         variant = trial.variant
-        what = (trial.references, trial.prompt, path, variant.image_size, variant.insert_before)
+        fields = (variant.image_size, variant.insert_before, variant.aggregation)
+        what = (trial.references, trial.prompt, path, *fields)
         plan = None
         if what not in self._keys:
             plan = self._plan(trial, path)
@@ -150,7 +219,7 @@ class EasyRefMethod:
             self._tokenizer,
             [_reference(picture, size) for picture in trial.references],
             trial.prompt,
-            aggregation="easyref" if self.name == "easyref-other" else self.name,
+            aggregation=self._aggregation(variant),
             image_size=size,
             insert_before=variant.insert_before or None,
         )

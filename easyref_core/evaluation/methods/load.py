@@ -66,7 +66,10 @@ def load_method(name: str, base: GenerationPipeline, trials: Sequence[Trial]) ->
         others = [Path(file) for file in sorted(named - {""})]
         mllm = _given(name, "--mllm", settings.mllm)
         other_groups = OtherGroups(trials) if name == "easyref-other" else None
-        return EasyRefMethod(name, base, mllm, default, others, other_groups)
+        method = EasyRefMethod(name, base, mllm, default, others, other_groups)
+        for variant in dict.fromkeys(trial.variant for trial in trials):
+            method.check(variant)
+        return method
     raise EasyRefError(f"There is no method {shown(name)}. Choose from {', '.join(METHODS)}.")
 
 

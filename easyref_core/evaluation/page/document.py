@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...errors import EasyRefError
@@ -18,7 +18,12 @@ _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 
 def markdown_table(
-    run: RunRecord, columns: Sequence[str] = (), split: str = "", seconds: bool = True
+    run: RunRecord,
+    columns: Sequence[str] = (),
+    split: str = "",
+    seconds: bool = True,
+    kind: str = "",
+    name: Callable[[SummaryRecord], str] = lambda row: row.label,
 ) -> str:
     """A run's scores as a Markdown table; the best of each column is bold.
 
@@ -27,18 +32,20 @@ def markdown_table(
         split: of the groups; empty for all.
         seconds: whether columns say how long an image, its encoding and a step of its sampling
             took.
+        kind: of the groups; empty for all.
+        name: of a line, in place of its label.
 
     Raises:
         EasyRefError: a column that the run does not have.
     """
     chosen = _columns(run, columns)
-    rows = run.scope(split)
+    rows = run.scope(split, kind)
     lines = [["method", *(column.title + _ARROWS[column.higher_is_better] for column in chosen)]]
     if seconds:
         lines[0] += ["seconds an image", "of encoding", "a step"]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for row in rows:
-        lines.append([_escaped(row.label), *(_cell(row, c, rows) for c in chosen)])
+        lines.append([_escaped(name(row)), *(_cell(row, c, rows) for c in chosen)])
         if seconds:
             whole = sum(row.seconds.values()) if row.seconds else None
             times = (whole, row.seconds.get("encode"), row.seconds_a_step)

@@ -244,6 +244,7 @@ NAMES = {
     "image_size": "size at which references are encoded (pixels)",
     "steps": "sampling steps",
     "guidance": "guidance scale",
+    "identity": "weight of identity",
 }
 
 

@@ -15,7 +15,8 @@ from ..trials import Variant
 from .record import RunRecord, SummaryRecord, text_of
 
 SECONDS = Column("seconds", "Seconds an image", "seconds", higher_is_better=False)
-VARIED = ("references", "weight", "insert_before", "image_size", "steps", "guidance")
+VARIED = ("references", "weight", "insert_before", "image_size", "steps", "guidance", "identity")
+_TEXTS = ("adapter", "aggregation", "stages")
 _DEFAULTS = asdict(Variant(""))
 _WORDS = {"insert_before": "inserted before layer -{}", "image_size": "size {}"}
 _TRADES = (
@@ -68,9 +69,9 @@ def varied(summaries: Sequence[SummaryRecord]) -> list[str]:
     """The fields that take several values within one method."""
     return [
         field
-        for field in (*VARIED, "adapter")
+        for field in (*VARIED, *_TEXTS)
         if any(
-            len({_plain(s.variant.get(field)) for s in summaries if s.method == method}) > 1
+            len({_setting(s, field) for s in summaries if s.method == method}) > 1
             for method in {s.method for s in summaries}
         )
     ]
@@ -99,7 +100,7 @@ def series_over(
     for summary in summaries:
         mean, at = mean_of(summary, column), value_of(summary, field)
         if mean is not None and at is not None:
-            key = (summary.method, *(_plain(summary.variant.get(name)) for name in others))
+            key = (summary.method, *(_setting(summary, name) for name in others))
             groups.setdefault(key, []).append(Point(at, mean, summary))
     if len(groups) > _MOST_SERIES:
         groups = _usual(groups, others)
@@ -107,7 +108,7 @@ def series_over(
     for points in list(groups.values())[: 2 * _MOST_SERIES]:
         points = sorted({point.at: point for point in points}.values(), key=lambda p: p.at)
         first = points[0].summary
-        own = len(points) == 1 and _plain(first.variant.get(field)) == _plain(_DEFAULTS[field])
+        own = len(points) == 1 and _setting(first, field) == _plain(_DEFAULTS[field])
         found.append(
             Series(_label(first, others), colours(run)[first.method], tuple(points), level=own)
         )
@@ -144,15 +145,20 @@ def _usual(groups: dict[Any, list[Point]], others: Sequence[str]) -> dict[Any, l
 def _label(summary: SummaryRecord, others: Sequence[str]) -> str:
     parts = [summary.method]
     for name in others:
-        value = summary.variant.get(name)
-        if _plain(value) != _plain(_DEFAULTS[name]):
-            words = _WORDS.get(name, f"{name} {{}}")
-            parts.append(words.format(_plain(value)))
+        value = _setting(summary, name)
+        if value != _plain(_DEFAULTS[name]):
+            parts.append(_WORDS.get(name, f"{name} {{}}").format(value))
     return text_of(", ".join(parts), 40)
 
 
+def _setting(summary: SummaryRecord, name: str) -> str:
+    """A field's value as text; of a path its name."""
+    value = _plain(summary.variant.get(name, _DEFAULTS[name]))
+    return value.replace("\\", "/").rsplit("/", 1)[-1] if name == "adapter" else value
+
+
 def _plain(value: Any) -> str:
-    """A field's value as text: numbers alike whether whole or not, of a path its name."""
+    """A value as text: numbers alike whether whole or not."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return f"{value:g}"
-    return text_of(value, 200).replace("\\", "/").rsplit("/", 1)[-1]
+    return text_of(value, 200)

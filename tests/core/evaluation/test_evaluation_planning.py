@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,37 @@ def test_what_a_method_does_not_use_is_not_varied() -> None:
     assert counts == dict.fromkeys(METHODS, 4) | {"none": 1}
     (none,) = (v for v in found if v.method == "none")
     assert none == Variant("none")
+
+
+def test_layers_identity_and_stages_are_varied_where_the_mllm_reads_references() -> None:
+    vary = ("aggregation=easyref,dla", "identity=0,0.5", "stages=none,noise")
+    found = variants(*vary, methods=METHODS)
+    counts = {name: sum(v.method == name for v in found) for name in METHODS}
+    assert counts == dict.fromkeys(METHODS, 1) | {
+        **dict.fromkeys(("easyref", "easyref-other"), 8),
+        **dict.fromkeys(("average", "concatenate"), 4),
+    }
+    named = list(labels(found).values())
+    assert named[0] == "easyref, aggregation easyref, identity 0, stages none"
+    assert named[7] == "easyref, aggregation dla, identity 0.5, stages noise"
+    assert "average, identity 0.5, stages none" in named
+    (one, _) = variants(aggregation="lap", identity=0.5, stages="0-0.36/0.14-1")
+    assert (one.aggregation, one.identity, one.stages) == ("lap", 0.5, "0-0.36/0.14-1")
+
+
+@pytest.mark.parametrize(
+    ("vary", "said"),
+    [
+        ("aggregation=last", "last"),
+        ("identity=-1", "identity"),
+        ("identity=much", "identity"),
+        ("stages=0-0.36", "stages: '0-0.36' cannot be read"),
+        ("stages=0-0.36/0.9-0.2", "is after its end"),
+    ],
+)
+def test_values_that_cannot_be_varied_are_refused(vary: str, said: str) -> None:
+    with pytest.raises(EasyRefError, match=re.escape(said)):
+        variants(vary)
 
 
 def test_steps_and_guidance_are_varied_for_every_method() -> None:

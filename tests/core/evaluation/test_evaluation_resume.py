@@ -28,8 +28,8 @@ from bench_fakes import (
 from easyref_core.errors import EasyRefError
 from easyref_core.evaluation.methods import Generated
 from easyref_core.evaluation.settings import BenchSettings
-from easyref_core.evaluation.store import OtherRun
-from easyref_core.evaluation.trials import Trial
+from easyref_core.evaluation.store import OtherRun, RunFolder
+from easyref_core.evaluation.trials import NEWER, Trial
 
 SECONDS = 0.02  # of a batch in runs that are killed
 
@@ -81,6 +81,31 @@ def test_a_finished_run_makes_nothing_again(folder: Path) -> None:
     assert calls(made) == []
     assert again.scored == []
     assert snapshot(folder / "run") == before
+
+
+def without_newer(folder: Path) -> None:
+    """A run as it was before variants had the fields of `NEWER`."""
+    run, trials = (json.loads((folder / n).read_text()) for n in ("run.json", "trials.json"))
+    for name in NEWER:
+        del run["settings"][name]
+        for trial in trials:
+            del trial["variant"][name]
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "trials.json").write_text(json.dumps(trials))
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_is_read(folder: Path) -> None:
+    bench(settings_for(folder))
+    before, trials = snapshot(folder / "run"), RunFolder(folder / "run").read_trials()
+    without_newer(folder / "run")
+    assert RunFolder(folder / "run").read_trials() == trials
+    made: dict[str, FakeMethod] = {}
+    bench(settings_for(folder), made=made)
+    assert calls(made) == []
+    assert snapshot(folder / "run") == before
+    without_newer(folder / "run")
+    with pytest.raises(OtherRun, match="identity: "):
+        bench(settings_for(folder, identity=0.5))
 
 
 def test_a_batch_with_a_missing_image_is_made_again_as_a_whole(folder: Path) -> None:

@@ -11,11 +11,11 @@ import goldens
 import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionXLPipeline, UNet2DConditionModel
-from golden_unet import TOLERANCE, golden, is_golden, made, modules, predict
+from golden_pipeline import latents, load_ip_adapter
+from golden_unet import TOLERANCE, golden, is_golden, modules, predict
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint
 from easyref_core.sdxl_diffusers.adapter import (
-    append_tokens,
     attach_adapter,
     detach_adapter,
     hide_references,
@@ -26,59 +26,6 @@ from easyref_core.sdxl_diffusers.adapter import (
 LAYER = goldens.description()["unet"]["layer"]
 PAG = ["down", "mid", "up"]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def vae() -> diffusers.AutoencoderKL:
-    return diffusers.AutoencoderKL(
-        block_out_channels=(4,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=1,
-        layers_per_block=1,
-    ).eval()
-
-
-@pytest.fixture
-def pipeline(vae: diffusers.AutoencoderKL) -> Callable[..., Any]:
-    """A pipeline of a class around a UNet, without text encoders."""
-
-    def make(kind: type, unet: UNet2DConditionModel, **parts: Any) -> Any:
-        made = kind(
-            vae=vae,
-            text_encoder=None,
-            text_encoder_2=None,
-            tokenizer=None,
-            tokenizer_2=None,
-            unet=unet,
-            scheduler=diffusers.EulerDiscreteScheduler(),
-            add_watermarker=False,
-            **parts,
-        )
-        made.set_progress_bar_config(disable=True)
-        return made
-
-    return make
-
-
-def latents(pipe: Any, **options: Any) -> torch.Tensor:
-    """Two guided steps with the golden prompt and tokens; divided by their spread, which random
-    weights let grow."""
-    text, negative = golden("text_states"), golden("negative_text_states")
-    text, negative = append_tokens(pipe.unet, made(), text, negative)
-    found = pipe(
-        prompt_embeds=text,
-        negative_prompt_embeds=negative,
-        pooled_prompt_embeds=golden("pooled_text"),
-        negative_pooled_prompt_embeds=golden("negative_pooled_text"),
-        num_inference_steps=2,
-        height=128,
-        width=128,
-        output_type="latent",
-        generator=torch.Generator().manual_seed(0),
-        **options,
-    ).images
-    return found / found.std()
 
 
 @pytest.mark.parametrize("guidance_scale", [5.0, 0.0])
@@ -106,35 +53,6 @@ def test_a_converted_pipeline_keeps_the_adapter(
     pag.set_progress_bar_config(disable=True)
     assert torch.equal(latents(pag, pag_scale=0.0), latents(pipe))
     assert diffusers.AutoPipelineForImage2Image.from_pipe(pipe).unet is steered
-
-
-def ip_adapter(unet: UNet2DConditionModel) -> dict[str, Any]:
-    """An IP-Adapter file's content, random, for image embeddings of width 20."""
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) * 0.1
-
-    crosses = [n for n in unet.attn_processors if n.endswith("attn2.processor")]
-    weights = {}
-    for number, name in enumerate(crosses):
-        width = unet.get_submodule(name.removesuffix(".processor")).to_q.in_features
-        for part in ("to_k_ip", "to_v_ip"):
-            weights[f"{2 * number + 1}.{part}.weight"] = noise(width, 96)
-    projection = {
-        "proj.weight": noise(4 * 96, 20),
-        "proj.bias": noise(4 * 96),
-        "norm.weight": torch.ones(96),
-        "norm.bias": noise(96),
-    }
-    return {"image_proj": projection, "ip_adapter": weights}
-
-
-def load_ip_adapter(pipe: Any, scale: float) -> None:
-    pipe.load_ip_adapter(
-        ip_adapter(pipe.unet), subfolder=None, weight_name=None, image_encoder_folder=None
-    )
-    pipe.set_ip_adapter_scale(scale)
 
 
 def test_an_ip_adapter_comes_and_goes_beside_the_adapter(

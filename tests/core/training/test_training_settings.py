@@ -94,6 +94,10 @@ def test_overrides_replace_values_of_the_recipe(recipe: Recipe) -> None:
         ("model.pooling=scores", "model.aggregation is easyref, but model.pooling is set"),
         ("model.mllm_layers=[1]", "model.aggregation is easyref, but model.mllm_layers is set"),
         ("optimiser.parts=[layer_pooling]", "but the part layer_pooling is trained: only dla and"),
+        ("stage=identity", "model.identity_references is 0; it must be 1 or more in the stage"),
+        ("optimiser.parts=[identity]", "model.identity_references is 0; it must be 1 or more"),
+        ("data.drop_tokens=0.5", "drop_tokens are (0.0, 0.5), but model.identity_references is 0"),
+        ("model.identity_references=29", "is 29, but a sample has at most 28 references"),
         ("data.root.deep=1", "'data.root.deep=1': 'root' is not a section"),
     ],
 )
@@ -178,8 +182,11 @@ def test_shipped_recipes_are_valid(
         Path(file).touch()
     settings: Settings = load_settings(path)
     parts = settings.optimiser.parts
-    assert ("layer_pooling" in parts) == (settings.model.aggregation == "dla")
-    if "cross_attention" in parts:  # the official stages
+    assert ("identity" in parts) == (settings.stage == "identity")
+    if "cross_attention" not in parts:
+        assert parts in (("layer_pooling",), ("identity",))
+        assert settings.model.aggregation == "dla"
+    else:  # the official stages
         rates = {"alignment": 1e-4, "single_reference": 4e-5, "multi_reference": 2e-5}
         assert settings.optimiser.learning_rate == rates[settings.stage]
         assert ("mllm" in parts) == (settings.stage != "alignment")

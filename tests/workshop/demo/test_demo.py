@@ -208,13 +208,13 @@ def test_facts_are_described_in_words() -> None:
 
 def test_the_sheet_and_its_images_are_written(tmp_path: Path) -> None:
     rows = read_rows()[3:]
-    greys = [Image.new("RGB", (64, 64), (level,) * 3) for level in (0, 80, 160, 240)]
+    greys = [Image.new("RGB", (64, 64), (level,) * 3) for level in (0, 60, 120, 180, 240)]
     images = DemoImages((RowImages(*greys),) * 3, made_by="a test")
     predicted = [dict.fromkeys(images.rows[0].named(), star_by_day("star", "day"))] * 3
     sheet = run.write_results(DemoInputs(rows), images, predicted, tmp_path)
     assert Image.open(sheet).width > 1000
     for row in rows:
-        assert len(list((tmp_path / row.name).glob("*.png"))) == 9
+        assert len(list((tmp_path / row.name).glob("*.png"))) == 10
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
@@ -258,7 +258,7 @@ def test_a_run_writes_all_rows_and_prints_the_table(
 ) -> None:
     def noise(inputs: DemoInputs) -> DemoImages:
         image = Image.effect_noise((64, 64), 80).convert("RGB")
-        return DemoImages((RowImages(*[image] * 4),) * len(inputs.rows), "a test")
+        return DemoImages((RowImages(*[image] * 5),) * len(inputs.rows), "a test")
 
     save_classifier(Classifier(), tmp_path / CLASSIFIER_FILE)
     monkeypatch.setattr(predictions, "SHIPPED_CLASSIFIER", tmp_path / CLASSIFIER_FILE)
@@ -284,8 +284,8 @@ def test_diffusers_samples_every_image_with_its_own_conditioning() -> None:
 
     results = make_images(DemoInputs(read_rows()[:2], SamplingSettings(steps=2, side=64)))
     images = [image for row in results.rows for image in row.named().values()]
-    assert [image.size for image in images] == [(64, 64)] * 8
-    assert len({image.tobytes() for image in images}) == 8
+    assert [image.size for image in images] == [(64, 64)] * 10
+    assert len({image.tobytes() for image in images}) == 10
 
 
 def test_a_server_that_dies_says_why(tmp_path: Path) -> None:

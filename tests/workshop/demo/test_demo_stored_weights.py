@@ -10,7 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from easyref_core.demo_set import STORED_SCALE, TRAINED_SET, read_stored_weights
-from workshop.demo.stored_weights import PARTS, WEIGHTS, main, quantised, write_stored
+from easyref_core.weight_file import open_weight_file
+from workshop.demo.stored_weights import (
+    ADAPTER,
+    PARTS,
+    WEIGHTS,
+    copy_adapter,
+    main,
+    quantised,
+    write_stored,
+)
 
 LARGE, SMALL, NORM = "conv.weight", "gate.weight", "norm.weight"
 
@@ -71,3 +80,33 @@ def test_a_set_in_float16_is_converted_in_place(
         TRAINED_SET / "unet" / WEIGHTS
     ).read_bytes()
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_an_adapters_large_weights_are_stored_as_fp8_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = torch.randn(64, 80, generator=torch.Generator().manual_seed(0)).half()
+    large[3] = 0
+    weights = {
+        "linear.weight": large,
+        "small.weight": large[:8].clone(),
+        "norm.weight": large[0].clone(),
+    }
+    source, stored = tmp_path / "trained.safetensors", tmp_path / ADAPTER
+    save_file(weights, source, {"image_size": "112"})
+    copy_adapter(source, stored)
+    assert stored.stat().st_size < source.stat().st_size
+    file = open_weight_file(stored)
+    read = file.read({name: name for name in weights})
+    assert file.metadata["image_size"] == "112"
+    assert file.tensors.keys() == weights.keys()
+    assert all(torch.equal(read[n], weights[n]) for n in ("small.weight", "norm.weight"))
+    # fp8 has three digits after the first: half a step is a sixteenth of a value
+    error = (read["linear.weight"] - large.float()).abs()
+    assert (error <= large.float().abs() / 16 + large.abs().amax(1, keepdim=True) / 448).all()
+    before = load_file(stored)
+    main([str(tmp_path)])
+    after = load_file(stored)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name].float(), w.float()) for name, w in before.items())
+    assert capsys.readouterr().out.startswith(f"{stored}: ")

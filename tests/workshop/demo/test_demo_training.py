@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.demo_set import TRAINED_SET, read_stored_weights
 from easyref_core.errors import EasyRefError
-from easyref_core.training.merge import merge_adapters
 from easyref_core.training.recipe import differences, read_recipe
 from workshop.demo import train as demo_train
 from workshop.demo.__main__ import main
@@ -40,6 +39,7 @@ from workshop.demo.train import (
     is_done,
     train_demo,
     train_part,
+    write_set,
 )
 
 CPU = torch.device("cpu")
@@ -116,14 +116,16 @@ def test_two_processes_are_started_with_valid_commands_in_a_valid_order(
     assert order[-3:] == ["1_alignment", "2_single_reference", "3_multi_reference"]
 
 
-def test_layer_pooling_is_trained_on_the_last_stage_when_named(work: Path, recipes: Path) -> None:
-    for part in ("4_layer_pooling", "4_lap"):
+def test_layer_pooling_and_identity_are_trained_on_the_last_stage_when_named(
+    work: Path, recipes: Path, tmp_path: Path
+) -> None:
+    names = ("4_layer_pooling", "4_lap", "5_identity")
+    for part in names:
         train_part(part, work, CPU, recipes)
-    base = adapter_of(work, "3_multi_reference")
-    parts = [adapter_of(work, part) for part in ("4_layer_pooling", "4_lap")]
-    merged = load_checkpoint(merge_adapters(base, parts, work / "merged.safetensors"))
+    write_set(work, tmp_path / "set")
+    merged = load_checkpoint(tmp_path / "set" / "easyref.safetensors")
     assert merged.aggregations == ("dla", "lap")
-    assert merged.identity == load_checkpoint(base).identity
+    assert merged.identity_lora_rank == 16
 
 
 def test_interrupted_drawing_starts_again(recipes: Path, tmp_path: Path) -> None:
@@ -196,8 +198,12 @@ def test_the_set_is_small_and_whole(work: Path, tmp_path: Path) -> None:
     info = json.loads((tmp_path / "set" / "set.json").read_text(encoding="utf-8"))
     assert info["trained"]
     stored = load_file(tmp_path / "set" / "easyref.safetensors")
-    assert stored.keys() == load_file(adapter).keys()
-    assert {t.dtype for t in stored.values()} == {torch.float16}
+    trained = load_file(adapter)
+    large = {name for name, weight in stored.items() if weight.dtype == torch.float8_e4m3fn}
+    assert any(name.startswith("multimodal_llm.") for name in large)
+    scales = {name.removesuffix("weight") + "scale_weight" for name in large}
+    assert stored.keys() == trained.keys() | scales
+    assert {stored[name].dtype for name in trained.keys() - large} == {torch.float16}
     for folder in (tmp_path / "set", TRAINED_SET):
         config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         assert config.keys() <= {*VAE_CONFIG, "_diffusers_version"}
@@ -384,6 +390,9 @@ def test_baselines_are_trained_alike() -> None:
         return {line.split(":")[0] for line in differences(before, recipe)}
 
     assert changed(averaged) == {"model.aggregation", "output.folder"}
+    identity, both = (read_recipe(RECIPES / f"5_{n}.yaml") for n in ("identity", "single_stage"))
+    together = sum(stage["optimiser"]["steps"] for stage in (dla, identity))
+    assert both["optimiser"]["steps"] == together
     assert changed(lap, dla) == {"model.aggregation", "output.folder"}
     assert changed(scratch) == {"stage", "model.adapter", "optimiser.steps", "output.folder"}
     in_all = sum(stage["optimiser"]["steps"] for stage in stages)

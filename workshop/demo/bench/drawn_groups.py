@@ -37,6 +37,7 @@ class GroupOptions:
     Attributes:
         groups: of each split and kind.
         references: of each group; one picture more is its target.
+        splits: that are drawn.
         side: of the pictures, in pixels.
     """
 
@@ -44,10 +45,11 @@ class GroupOptions:
     references: int = REFERENCES
     side: int = SIDE
     seed: int = 0
+    splits: tuple[str, ...] = ("held_in", "held_out")
 
 
 def write_groups(folder: Path, options: GroupOptions) -> Path:
-    """Draw groups of both splits and kinds; returns the folder.
+    """Draw groups of the splits and of both kinds; returns the folder.
 
     A folder that was drawn with these options is kept.
 
@@ -55,14 +57,15 @@ def write_groups(folder: Path, options: GroupOptions) -> Path:
     every reference.
     """
     check_place(folder / FACTS)
-    chosen = asdict(options)
+    chosen = {**asdict(options), "splits": list(options.splits)}
     with suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: drawn again
         if json.loads((folder / FACTS).read_text(encoding="utf-8"))["options"] == chosen:
             return folder
     facts = {}
     training, held_out = identities()
     with writing(folder):
-        for split, pool in (("held_in", training), ("held_out", held_out)):
+        for split in options.splits:
+            pool = training if split == "held_in" else held_out
             for place, kind in enumerate(KINDS):
                 for number in range(options.groups):
                     name = f"{split}_{kind}_{number:02}"

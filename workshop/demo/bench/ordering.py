@@ -64,7 +64,7 @@ def verdicts(scores: Path, methods: Sequence[str]) -> list[Verdict]:
     Raises:
         EasyRefError: the file cannot be read.
     """
-    rows = [row for row in _read(scores) if row["split"] == "held_out" and row[IDENTITY]]
+    rows = [row for row in read_scores(scores) if row["split"] == "held_out" and row[IDENTITY]]
     found = []
     for other, least in (("average", 2), ("concatenate", 2), ("ip-adapter", 1)):
         if {"easyref", other} <= set(methods):
@@ -92,7 +92,12 @@ def _difference(rows: Sequence[Row], first: str, second: str) -> Estimate | None
     return paired_difference(*means)
 
 
-def _read(path: Path) -> list[Row]:
+def read_scores(path: Path) -> list[Row]:
+    """The rows of a run's scores.csv.
+
+    Raises:
+        EasyRefError: the file cannot be read.
+    """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))

@@ -9,7 +9,7 @@ palette on different shapes.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import permutations
@@ -45,11 +45,6 @@ class Style:
     ground: str
 
     @property
-    def words(self) -> str:
-        """The style in a caption."""
-        return f"{self.first} with {self.second} {self.pattern} on {self.ground}"
-
-    @property
     def look(self) -> Style:
         """Equal for styles that look alike."""
         if self.pattern not in EVEN_PATTERNS:
@@ -74,6 +69,19 @@ class Drawn:
     full_caption: str
     outline: Image.Image
     facts: dict[str, str]
+
+
+def full_caption(caption: str, facts: Mapping[str, str]) -> str:
+    """A caption that names the character, or the style, too.
+
+    Args:
+        caption: of the scene, or of the shape, only.
+        facts: `Drawn.facts`.
+    """
+    if "ground" in facts:
+        style = Style(*(facts[name] for name in ("pattern", "first", "second", "ground")))
+        return f"{caption}, {style.first} with {style.second} {style.pattern} on {style.ground}"
+    return f"{Identity(*(facts[name] for name in ATTRIBUTES)).words}, {caption}"
 
 
 def draw_identity(
@@ -103,13 +111,8 @@ def draw_identity(
         alpha = alphas[prominent_friend]
     caption = scene.words
     facts = {name: getattr(identity, name) for name in ATTRIBUTES}
-    return Drawn(
-        picture,
-        caption,
-        f"{identity.words}, {caption}",
-        _edges(alpha),
-        facts | {"place": scene.place, "time": scene.time},
-    )
+    facts |= {"place": scene.place, "time": scene.time}
+    return Drawn(picture, caption, full_caption(caption, facts), _edges(alpha), facts)
 
 
 def draw_style(style: Style, shape: str, side: int, rng: random.Random) -> Drawn:
@@ -125,10 +128,9 @@ def draw_style(style: Style, shape: str, side: int, rng: random.Random) -> Drawn
     figure.paste(skin, mask=body)
     alpha = _paste(picture, figure, styled(rng))
     words = f"a {shape} shape"
-    full = f"{words}, {style.words}"
     facts = {"shape": shape, "pattern": style.pattern, "first": style.first}
     facts |= {"second": style.second, "ground": style.ground}
-    return Drawn(picture, words, full, _edges(alpha), facts)
+    return Drawn(picture, words, full_caption(words, facts), _edges(alpha), facts)
 
 
 def style_mask(pattern: str, side: int) -> Image.Image:

@@ -15,8 +15,8 @@ from PIL import Image
 from easyref_core.errors import EasyRefError
 from easyref_core.pictures.loading import open_picture
 
-from ..dataset.characters import ATTRIBUTES, Identity
-from ..dataset.groups import Style
+from ..dataset.characters import ATTRIBUTES
+from ..dataset.groups import Style, full_caption
 from ..pretraining.pictures import read_pixels
 
 REFERENCES = 4
@@ -49,19 +49,13 @@ class Group:
     @property
     def look(self) -> Style:
         """The style of a style group; equal for styles that look alike."""
-        return self._style.look
+        names = ("pattern", "first", "second", "ground")
+        return Style(*(self.facts[name] for name in names)).look
 
     @property
     def full_caption(self) -> str:
         """Of the target; names the character, or the style, too."""
-        if self.kind == "style":
-            return f"{self.caption}, {self._style.words}"
-        figure = Identity(*(self.facts[name] for name in ATTRIBUTES))
-        return f"{figure.words}, {self.caption}"
-
-    @property
-    def _style(self) -> Style:
-        return Style(*(self.facts[name] for name in ("pattern", "first", "second", "ground")))
+        return full_caption(self.caption, self.facts)
 
     @property
     def alone(self) -> tuple[Path, ...]:

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from easyref_core.demo_set import SET_FILE, STORED_IDS, TABLE
 from easyref_core.errors import EasyRefError
 from easyref_core.training.disk import save_weights
 
-from ..stored_weights import WEIGHTS, write_stored
-from ..tiny_weights import write_json, write_tensors
+from ..stored_weights import ADAPTER, WEIGHTS, copy_adapter, write_stored
+from ..tiny_weights import write_json
 from .pictures import SIDE
 from .references import IMAGE_SIZE
 from .words import used_ids
@@ -46,7 +45,8 @@ MLLM_SETTINGS = (
 def assemble_set(work: Path, adapter: Path, to: Path) -> int:
     """Write the set of all parts under `work` into `to`.
 
-    UNet, autoencoder and ControlNet are stored in int8 (see `stored_weights`), the rest in float16.
+    UNet, autoencoder and ControlNet are stored in int8, the adapter's large weights in fp8 (see
+    `stored_weights`), the rest in float16.
     The judge is no part of a set: the repository has it in `workshop/demo/weights`. The adapter
     carries the MLLM, so `mllm/` has only its configuration and tokenizer; the text
     encoders keep only the embeddings of words that captions use.
@@ -64,9 +64,7 @@ def assemble_set(work: Path, adapter: Path, to: Path) -> int:
             raise EasyRefError(f"{part} is missing: train all parts first.")
     _write_parts(work, ("decoder", "base", "controlnet"), to)
     _copy_mllm(work / "mllm" / "model", to / "mllm")
-    with safe_open(adapter, "pt") as file:
-        metadata = file.metadata() or {}
-    write_tensors(to / "easyref.safetensors", load_file(adapter), torch.float16, metadata)
+    copy_adapter(adapter, to / ADAPTER)
     info: dict[str, Any] = {
         "trained": True,
         "image_size": IMAGE_SIZE,
