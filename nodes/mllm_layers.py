@@ -31,6 +31,7 @@ class EasyRefMllmLayers(io.ComfyNode):
                     tooltip="even: as trained. early, late: more of the first or the last layers. "
                     "text-heavy, picture-heavy: twice the attention to the prompt or to the "
                     "pictures.",
+                    extra_dict={"bars": {preset: _bars(preset) for preset in PRESETS}},
                 ),
                 io.String.Input(
                     "text_layers",
@@ -94,10 +95,12 @@ class EasyRefMllmLayers(io.ComfyNode):
             text_weight,
             picture_weight,
         )
-        text, (of_text, of_pictures) = weights.text_for(SHOWN), weights.factors(SHOWN)
-        bars = {
-            "text": list(of_text),
-            "picture": list(of_pictures),
-            "attention": list(weights.attention),
-        }
-        return io.NodeOutput(weights, text, ui={"text": (text,), "mllm_layers": (bars,)})
+        text = weights.text_for(SHOWN)
+        return io.NodeOutput(weights, text, ui={"text": (text,)})
+
+
+def _bars(preset: str) -> dict[str, list[float]]:
+    """What a preset shows on the node, in the page."""
+    weights = MllmLayerWeights(preset)
+    text, picture = weights.factors(SHOWN)
+    return {"text": list(text), "picture": list(picture), "attention": list(weights.attention)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -26,10 +26,6 @@ class LayerFeatures:
     value: torch.Tensor
     hidden: torch.Tensor | None = None
 
-    def rows(self, numbers: Sequence[int]) -> list[LayerFeatures]:
-        """Each of these rows, [1, S, C]."""
-        return [self._each(lambda x, n=n: x[n : n + 1]) for n in numbers]
-
     @staticmethod
     def joined(parts: Sequence[LayerFeatures], dim: int) -> LayerFeatures:
         """Several, side by side along the rows (0) or the positions (1)."""
@@ -49,7 +45,8 @@ class LayerFeatures:
         key, value = layer.identity_lora("to_k"), layer.identity_lora("to_v")
         return LayerFeatures(self.key + key(self.hidden), self.value + value(self.hidden))
 
-    def _each(self, change) -> LayerFeatures:
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LayerFeatures:
+        """With each tensor changed."""
         hidden = None if self.hidden is None else change(self.hidden)
         return LayerFeatures(change(self.key), change(self.value), hidden)
 
@@ -77,7 +74,7 @@ class RowFeatures:
             return None
         features, weight = self.features, self.weight
         if len(features.key) > 1:
-            features = features._each(lambda x: x[:left])
+            features = features.each(lambda x: x[:left])
         if isinstance(weight, torch.Tensor):
             weight = weight[:left]
         return replace(self, rows=slice(self.rows.start, count), weight=weight, features=features)

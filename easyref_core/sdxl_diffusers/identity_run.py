@@ -134,18 +134,21 @@ class IdentityRun:
             return None
         self._latents.check(call.sample)
         timestep = float(call.timestep) if call.timestep.numel() == 1 else None
-        old, before = self._read, self._timestep
-        known = old is not None and old.states is call.states and None not in (timestep, before)
+        read, before = self._read, self._timestep
+        known = read is not None and read.states is call.states and None not in (timestep, before)
         later = known and timestep < before
         self._timestep = timestep
         if later and self._served < self._reuse_steps:
             self._served += 1
         elif not known or timestep != before:  # else another call of the same step
-            self._read, self._served = None, 1
-            self._read = self._read_anew(unet, call, rows, weights, frozenset(factors))
-            if later and self._reuse_steps > 1:
-                self._measure(old, self._read)
-        return self._weighted(call, rows, weights, factors)
+            old = read if later and self._reuse_steps > 1 else None
+            self._read = read = None  # freed before the pass, unless it is compared
+            read = self._read_anew(unet, call, rows, weights, frozenset(factors))
+            if old is not None:
+                self._measure(old, read)
+            self._served = 1
+            self._read = read if timestep is not None else None
+        return _weighted(read, call, rows, weights, factors)
 
     def _rows(self, count: int) -> list[_Row]:
         """The rows of a call that attend to references."""
@@ -189,17 +192,15 @@ class IdentityRun:
     ) -> _Read:
         acting = [row for row, weight in zip(rows, weights, strict=True) if weight]
         sources = _sources(call, acting)
-        needed = list(dict.fromkeys(sources))
-        noised = {source: self._latents.at(source, call) for source in needed}
-        found = dict(zip(needed, read_features(unet, call, noised, layers), strict=True))
+        noised = {source: self._latents.at(source, call) for source in _each_once(sources)}
+        found = read_features(unet, call, noised, layers)
         runs = list(_runs(acting, sources, noised))
         features: Features = {}
         for attn in layers:
-            by_source = {source: found[source].pop(attn) for source in needed}
             features[attn] = tuple(
-                LayerFeatures.joined([by_source[s] for s in _each_once(sources[first:last])], 0)
-                for first, last in runs
+                found.of(attn, _each_once(sources[first:last])) for first, last in runs
             )
+            del found.layers[attn]
         self.passes += 1
         numbers = [row.number for row in acting]
         shifted = (slice(numbers[first], numbers[last - 1] + 1) for first, last in runs)
@@ -215,20 +216,21 @@ class IdentityRun:
             )
             self._errors.append(relative_error(pairs))
 
-    def _weighted(
-        self,
-        call: UNetCall,
-        rows: Sequence[_Row],
-        weights: Sequence[float],
-        factors: dict[nn.Module, float],
-    ) -> CallFeatures:
-        by_row = {row.number: weight for row, weight in zip(rows, weights, strict=True)}
-        of_runs: list[float | torch.Tensor] = []
-        for run in self._read.rows:
-            own = [by_row[number] for number in range(run.start, run.stop)]
-            same = len(set(own)) == 1
-            of_runs.append(own[0] if same else call.sample.new_tensor(own).view(-1, 1, 1))
-        return CallFeatures(self._read.rows, tuple(of_runs), self._read.layers, factors)
+
+def _weighted(
+    read: _Read,
+    call: UNetCall,
+    rows: Sequence[_Row],
+    weights: Sequence[float],
+    factors: dict[nn.Module, float],
+) -> CallFeatures:
+    by_row = {row.number: weight for row, weight in zip(rows, weights, strict=True)}
+    of_runs: list[float | torch.Tensor] = []
+    for run in read.rows:
+        own = [by_row[number] for number in range(run.start, run.stop)]
+        same = len(set(own)) == 1
+        of_runs.append(own[0] if same else call.sample.new_tensor(own).view(-1, 1, 1))
+    return CallFeatures(read.rows, tuple(of_runs), read.layers, factors)
 
 
 def _sources(call: UNetCall, rows: Sequence[_Row]) -> list[Source]:

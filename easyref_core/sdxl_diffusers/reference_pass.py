@@ -21,6 +21,8 @@ from ..adapter.identity import passes
 from .features import LayerFeatures, Recording
 from .layers import IDENTITY
 
+_ROWS = 4  # of a pass, where the call has fewer
+
 
 @dataclass(frozen=True, eq=False)
 class UNetCall:
@@ -90,45 +92,69 @@ class Source:
     group: int
 
 
+@dataclass(frozen=True, eq=False)
+class ReadFeatures:
+    """What the reference passes of a call found.
+
+    Attributes:
+        layers: features in each layer, one for each pass, [references, S, C].
+        places: of each source's references in order, pass and row.
+    """
+
+    layers: dict[nn.Module, list[LayerFeatures]]
+    places: Mapping[Source, Sequence[tuple[int, int]]]
+
+    def of(self, attn: nn.Module, sources: Sequence[Source]) -> LayerFeatures:
+        """[sources, S, C] in a layer, S positions of a source's references in order."""
+        found = self.layers[attn]
+        places = [place for source in sources for place in self.places[source]]
+        number, first = places[0]
+        if places == [(number, first + n) for n in range(len(places))]:  # without a copy
+            return found[number].each(
+                lambda x: x[first : first + len(places)].reshape(len(sources), -1, x.shape[-1])
+            )
+        rows = []
+        for source in sources:
+            own = [found[n].each(lambda x, r=row: x[r : r + 1]) for n, row in self.places[source]]
+            rows.append(LayerFeatures.joined(own, dim=1))
+        return LayerFeatures.joined(rows, dim=0)
+
+
 def read_features(
     unet: UNet2DConditionModel,
     call: UNetCall,
     noised: Mapping[Source, Sequence[torch.Tensor]],
     wanted: frozenset[nn.Module],
-) -> list[dict[nn.Module, LayerFeatures]]:
-    """Features of each source, [1, S, C] in each layer, S positions of its references in order.
-
-    Latents of one size share a pass, over all sources.
+) -> ReadFeatures:
+    """Read references; latents of one size share a pass, over all sources, as far as it needs no
+    more memory than the call itself or than a few references.
 
     Args:
         noised: latents [C, h, w] of each source at its row's noise level.
         wanted: layers.
     """
     items = [(source, latent) for source, latents in noised.items() for latent in latents]
-    parts: list[dict[nn.Module, LayerFeatures]] = [{} for _ in items]
-    for numbers in passes([(x.shape[-1], x.shape[-2]) for _, x in items]):
-        rows = [items[number][0].row for number in numbers]
-        sample = torch.stack([items[number][1] for number in numbers]).to(call.sample)
+    layers: dict[nn.Module, list[LayerFeatures]] = {attn: [] for attn in wanted}
+    place: dict[int, tuple[int, int]] = {}
+    most = max(_ROWS, len(call.sample))
+    alike = passes([(x.shape[-1], x.shape[-2]) for _, x in items])
+    chunks = [same[n : n + most] for same in alike for n in range(0, len(same), most)]
+    for number, members in enumerate(chunks):
+        place |= {item: (number, row) for row, item in enumerate(members)}
+        sample = torch.stack([items[item][1] for item in members]).to(call.sample)
+        rows = torch.tensor([items[item][0].row for item in members], device=sample.device)
         recording = Recording(wanted, torch.is_grad_enabled())
         options = {IDENTITY: recording} | ({} if call.scale is None else {"scale": call.scale})
-        index = torch.tensor(rows, device=call.sample.device)
-        with _without_gradients(call.sample.device.type):
+        with _without_gradients(sample.device.type):
             # `forward`: hooks of the UNet are for the sample's own pass.
             unet.forward(
-                sample, cross_attention_kwargs=options, return_dict=False, **call.of_rows(index)
+                sample, cross_attention_kwargs=options, return_dict=False, **call.of_rows(rows)
             )
         for attn, features in recording.layers.items():
-            for number, row in zip(numbers, features.rows(range(len(numbers))), strict=True):
-                parts[number][attn] = row
-    by_source: list[dict[nn.Module, LayerFeatures]] = []
-    start = 0
-    for latents in noised.values():
-        own = parts[start : start + len(latents)]
-        start += len(own)
-        by_source.append(
-            {attn: LayerFeatures.joined([part[attn] for part in own], 1) for attn in own[0]}
-        )
-    return by_source
+            layers[attn].append(features)
+    numbers = iter(range(len(items)))
+    places = {source: [place[next(numbers)] for _ in latents] for source, latents in noised.items()}
+    return ReadFeatures(layers, places)
 
 
 @contextmanager

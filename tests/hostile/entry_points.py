@@ -89,12 +89,19 @@ def python_cut(base: str, *parts: str) -> Any:
 def python_layers(base: str) -> Any:
     """Keys, values and LoRA of the adapter."""
     from easyref_core import load_checkpoint, load_tokens
-    from easyref_core.adapter.key_values import lora_weights, project_tokens
+    from easyref_core.adapter.key_values import (
+        identity_lora_weights,
+        lora_weights,
+        project_tokens,
+    )
 
     home = Home(Path(base))
     checkpoint = load_checkpoint(home.adapter)
     project_tokens(checkpoint, load_tokens(home.tokens))
-    return {"lora": len(lora_weights(checkpoint))}
+    return {
+        "lora": len(lora_weights(checkpoint)),
+        "identity_lora": len(identity_lora_weights(checkpoint)),
+    }
 
 
 def python_tokens(base: str) -> Any:

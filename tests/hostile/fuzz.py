@@ -56,12 +56,17 @@ def _write_adapter(home: Home, random: Random) -> None:
 
 def _read_adapter(home: Home) -> None:
     from easyref_core import load_checkpoint, load_tokens, plan_encoder
-    from easyref_core.adapter.key_values import lora_weights, project_tokens
+    from easyref_core.adapter.key_values import (
+        identity_lora_weights,
+        lora_weights,
+        project_tokens,
+    )
 
     checkpoint = load_checkpoint(home.adapter)
     checkpoint.report()
     plan_encoder(checkpoint, home.mllm).build()
     lora_weights(checkpoint)
+    identity_lora_weights(checkpoint)
     tokens = load_tokens(home.tokens)
     if tokens.cond.shape[1:] == (checkpoint.num_tokens, checkpoint.token_width):
         project_tokens(checkpoint, tokens)

@@ -36,6 +36,7 @@ BODY_WEIGHT = BODY + "model.layers.0.mlp.up_proj.weight"
 FINAL_WEIGHT = "mllm_final_layer.layers.0.mlp.up_proj.weight"
 KEY = next(n for n in load_file(ADAPTER) if n.endswith("to_k_ip.weight"))
 LORA = next(n for n in load_file(ADAPTER) if n.endswith("attn2.processor.to_q_lora.up.weight"))
+SELF_ATTENTION = LORA.replace("attn2", "attn1").partition(".processor.")[0]
 NORM = "mllm_final_layer.norm.weight"
 
 
@@ -52,6 +53,21 @@ def with_tensors(change: Callable[[Tensors], Any], **metadata: str) -> Callable[
 
 def setting(name: str, tensor: torch.Tensor) -> Callable[[Home], None]:
     return with_tensors(lambda tensors: tensors.__setitem__(name, tensor))
+
+
+def identity_lora(**changes: torch.Tensor | None) -> Callable[[Home], None]:
+    """An identity LoRA in one layer; None leaves a weight out."""
+
+    def change(tensors: Tensors) -> None:
+        width = tensors[f"{SELF_ATTENTION}.processor.to_q_lora.up.weight"].shape[0]
+        for part in ("to_k", "to_v"):
+            for half, shape in (("down", (2, width)), ("up", (width, 2))):
+                weight = changes.get(f"{part}_{half}", torch.ones(shape))
+                if weight is not None:
+                    name = f"{SELF_ATTENTION}.processor.{part}_identity_lora.{half}.weight"
+                    tensors[name] = weight
+
+    return with_tensors(change)
 
 
 def converted(name: str, dtype: torch.dtype) -> Callable[[Home], None]:
@@ -246,6 +262,26 @@ CASES = (
         with_tensors(lambda t: t.__setitem__(LORA, torch.ones(t[LORA].shape[0] + 3, 4))),
         NODES,
         said="to_q_lora",
+    ),
+    Case("an identity LoRA", identity_lora(), LAYERS, USED),
+    Case("half an identity LoRA", identity_lora(to_v_up=None), LAYERS, said="to_v_identity_lora"),
+    Case(
+        "an identity LoRA of a wrong shape",
+        identity_lora(to_k_up=torch.ones(7, 2)),
+        LAYERS,
+        said="identity LoRA",
+    ),
+    Case(
+        "an identity LoRA for text",
+        setting(KEY.replace("to_k_ip", "to_k_identity_lora.up"), torch.ones(7, 2)),
+        LAYERS,
+        said="to_k_identity_lora",
+    ),
+    Case(
+        "NaN in an identity LoRA",
+        identity_lora(to_k_down=torch.full((2, 64), math.nan)),
+        LAYERS[:1],
+        said="not numbers",
     ),
     Case("keys of a wrong shape", setting(KEY, torch.ones(7, 96)), LAYERS, said="7, 96"),
     # Tensors that are no weights

@@ -14,7 +14,7 @@ from workshop.demo.workflow import EXAMPLE, WORKFLOWS
 
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 EXPECTED = {"character", "style", "controlnet", "two_people", "curves_and_layers", "tokens"}
-EXPECTED |= {"with_lora", "quick", "score", "subgraph", "try"}
+EXPECTED |= {"with_lora", "quick", "score", "stages", "subgraph", "try"}
 WITHOUT_MODELS = "easyref_try"
 LOADERS = {"CheckpointLoaderSimple", "EasyRefLoader", "ControlNetLoader", "LoraLoader"}
 TITLE_HEIGHT = 30

@@ -60,6 +60,13 @@ const ENGLISH = {
   fades: "Fades over {fade} %",
   noisy: "noisy",
   clean: "clean",
+  layers: "Factors of the MLLM's layers, from the first to the last",
+  text: "text",
+  picture: "pictures",
+  factors: "{factors}, attention {attention}",
+  unreadableList: "not numbers with commas between them",
+  first: "first layer",
+  last: "last layer",
 };
 
 const CHINESE = {
@@ -122,6 +129,13 @@ const CHINESE = {
   fades: "渐变长度 {fade} %",
   noisy: "噪声",
   clean: "清晰",
+  layers: "MLLM 各层的系数，从第一层到最后一层",
+  text: "文本",
+  picture: "图像",
+  factors: "{factors}，注意力 {attention}",
+  unreadableList: "不是用逗号分隔的数字",
+  first: "第一层",
+  last: "最后一层",
 };
 
 /** A function from text name to text, for a locale such as "en" or "zh-TW". */

@@ -2,6 +2,7 @@
 
 /** Around an element, in pixels. */
 export const MARGIN = 10;
+const PLOT_WIDTH = 270;
 
 /** Key of the element -> node id -> the latest element. */
 const latest = new Map();
@@ -29,6 +30,42 @@ export function addElement(node, name, element, { label, height, ...options }) {
   Object.defineProperty(shown, "width", { get: () => undefined, set: () => {} });
   chain(node, "onAdded", () => replaceForerunner(node, name, element));
   return shown;
+}
+
+/**
+ * Add a plot of a node's values, drawn again when they change.
+ *
+ * @param read() gives what is shown, as plain values; show(values) draws it.
+ * @param loaded() is called before a loaded node is drawn.
+ */
+export function addPlot(node, name, element, { label, height, read, show, loaded = () => {} }) {
+  let shown = "";
+  const refresh = () => {
+    const values = read();
+    const text = JSON.stringify(values);
+    if (text === shown) return;
+    shown = text;
+    show(values);
+  };
+  for (const widget of node.widgets) chain(widget, "callback", refresh);
+  addElement(node, name, element, {
+    label,
+    height: () => height,
+    getMaxHeight: () => height + 2 * MARGIN,
+    onDraw: refresh,
+  });
+  chain(node, "onConnectionsChange", refresh);
+  chain(node, "onConfigure", () => {
+    loaded();
+    refresh();
+  });
+  refresh();
+  node.setSize([Math.max(node.size[0], PLOT_WIDTH), node.computeSize()[1]]);
+}
+
+/** Whether one of a node's inputs is set by a link. */
+export function isLinked(node, names) {
+  return (node.inputs ?? []).some(({ link, name }) => link != null && names.includes(name));
 }
 
 /** Undo and loading create new nodes with old ids; Vue nodes then still show the old element. */

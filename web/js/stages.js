@@ -2,7 +2,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { texts } from "./gallery_texts.js";
-import { addElement, addStyle, chain, pageLocale } from "./node_element.js";
+import { addPlot, addStyle, chain, isLinked, pageLocale } from "./node_element.js";
 import { HEIGHT, StagesPlot } from "./stages_plot.js";
 
 const NODE = "EasyRefStages";
@@ -19,29 +19,14 @@ app.registerExtension({
     const presets = node.constructor.nodeData?.input?.required?.preset?.[1]?.windows;
     if (node.comfyClass !== NODE || !presets || typeof node.addDOMWidget !== "function") return;
     const plot = new StagesPlot(texts(pageLocale(app)));
-    let shown = "";
-    const refresh = () => {
-      const windows = windowsOf(node, widgets);
-      const state = JSON.stringify(windows);
-      if (state === shown) return;
-      shown = state;
-      plot.show(windows);
-    };
-    addElement(node, "easyref_stages", plot.element, {
-      label: plot.t("stages"),
-      height: () => HEIGHT,
-      getMaxHeight: () => HEIGHT + 20,
-      onDraw: refresh,
-    });
     followPresets(widgets, presets);
-    for (const widget of Object.values(widgets)) chain(widget, "callback", refresh);
-    chain(node, "onConnectionsChange", refresh);
-    chain(node, "onConfigure", () => {
-      showPreset(widgets, presets);
-      refresh();
+    addPlot(node, "easyref_stages", plot.element, {
+      label: plot.t("stages"),
+      height: HEIGHT,
+      read: () => windowsOf(node, widgets),
+      show: (windows) => plot.show(windows),
+      loaded: () => showPreset(widgets, presets),
     });
-    refresh();
-    node.setSize([Math.max(node.size[0], 270), node.computeSize()[1]]);
   },
 });
 
@@ -74,8 +59,4 @@ function windowsOf(node, widgets) {
     return { ...Object.fromEntries(values), fade };
   };
   return { tokens: of("tokens"), identity: of("identity") };
-}
-
-function isLinked(node, names) {
-  return (node.inputs ?? []).some(({ link, name }) => link != null && names.includes(name));
 }

@@ -42,6 +42,8 @@ OPTIONAL = (
     *("4_layer_pooling", "4_lap", "4_last"),
     *("5_identity", "5_single_stage"),
 )
+# Those of them whose weights a set's adapter gets beside the last stage's.
+_ADDED = ("4_layer_pooling", "4_lap", "5_identity")
 
 # Otherwise glibc returns large blocks to the system, which clears them again in each step.
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
@@ -74,17 +76,26 @@ def adapter_of(work: Path, stage: str) -> Path:
 def write_set(work: Path, to: Path) -> tuple[int, tuple[str, ...]]:
     """Write the model set; before the last stage is finished, the pretrained parts that are.
 
+    Its adapter also has the layer pooling and the identity LoRA that are trained on that stage's.
+
     Returns:
         Bytes of all safetensors files; the parts written, empty if the set is whole.
 
     Raises:
-        EasyRefError: a part is missing, none is finished, or it cannot be written there.
+        EasyRefError: a part is missing, none is finished, one was trained on another adapter, or
+            it cannot be written there.
     """
+    from easyref_core.training.merge import merge_adapters
+
     from .pretraining.assemble import assemble_parts, assemble_set
 
     adapter = adapter_of(work, "3_multi_reference")
     with writing(to):
         if adapter.exists():
+            added = [adapter_of(work, part) for part in _ADDED if is_done(work, part)]
+            if added:
+                merged = work / "merged" / "easyref.safetensors"
+                adapter = merge_adapters(adapter, added, merged, overwrite=True)
             return assemble_set(work, adapter, to), ()
         parts = tuple(part for part in PRETRAINED if is_done(work, part))
         return assemble_parts(work, parts, to), parts

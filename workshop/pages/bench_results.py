@@ -5,6 +5,7 @@
 README.md              of each table of `python -m workshop.demo bench` the main scores
 docs/benchmark.md      all scores of held-out groups, and what of the expected holds
 docs/bench_curves.png  scores against the number of references
+docs/bench_layers.png, docs/bench_stages.png  scores of each line, and of its control
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from easyref_core.evaluation.page.record import RunRecord, read_run
 from workshop.demo.bench.judge import IDENTITY
 from workshop.demo.bench.ordering import verdicts
 from workshop.demo.bench.tables import TABLES
-from workshop.pages.bench_tables import SHORT, details
+from workshop.pages.bench_plot import save_dots
+from workshop.pages.bench_tables import LINES, SHORT, TABLE_PLOTTED, details
 
 ROOT = Path(__file__).resolve().parents[2]
 README = """`make bench-demo` compares them on the small [demo models](docs/demo.md): the share of a
@@ -39,11 +41,19 @@ DETAILS = """On {groups} held-out groups (`--groups {each}`), written by
 LAYERS = """The MLLM's last layer against pools over all of its layers, in % of a held-out
 character's attributes ({groups} groups):
 
-{table}"""
+{table}
+![Identity and prompt by layers](docs/bench_layers.png)
+
+Filled: the group's own references; hollow: another group's.
+"""
 STAGES = """Reference tokens, identity (self-attention that also reads the references' latents), and
 both in stages of the sampling, in % ({groups} groups, 4 references):
 
-{table}"""
+{table}
+![Identity, prompt, nearest reference and seconds by stages](docs/bench_stages.png)
+
+Filled: the group's own references; hollow: another group's.
+"""
 MARKS = {"methods": "bench", "layers": "bench layers", "stages": "bench stages"}
 """Table -> what its place in documents is called."""
 COLUMNS = (IDENTITY, "scene", "clip_i", "clip_t", "dino_i")
@@ -111,6 +121,8 @@ def write_table(table: str, folder: Path) -> None:
     )
     replace(ROOT / "README.md", MARKS[table], text)
     replace(ROOT / "docs" / "benchmark.md", MARKS[table], details(table, run))
+    plot = ROOT / "docs" / f"bench_{table}.png"
+    save_dots(run, plot, LINES[table](run), TABLE_PLOTTED[table])
 
 
 def main(arguments: Sequence[str]) -> None:

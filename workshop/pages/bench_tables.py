@@ -11,6 +11,8 @@ from workshop.demo.bench import layer_findings, stage_findings
 from workshop.demo.bench.judge import IDENTITY, SCENE
 from workshop.demo.bench.tables import CONTROL_COUNT, TABLES
 
+from .bench_plot import ENCODING, STEP, Lines
+
 LAYER_COLUMNS = (IDENTITY, SCENE, "clip_i", "clip_t", "dino_i")
 STAGE_COLUMNS = (IDENTITY, SCENE, "clip_t", "dino_i", "dino_nearest", "dino_copied")
 _CONTROL, _NONE = "easyref-other", "none"
@@ -102,6 +104,27 @@ def short_stages(run: RunRecord) -> str:
     return _markdown(lines)
 
 
+def layer_lines(run: RunRecord) -> Lines:
+    """The lines of the table of layers, with their controls, for a plot."""
+    lines = {}
+    for count in (1, CONTROL_COUNT):
+        for aggregation, name in layer_findings.NAMES.items():
+            own = {"method": "easyref", "aggregation": aggregation, "references": count}
+            pair = _row(run, own), _row(run, {**own, "method": _CONTROL})
+            lines[f"{name}, {count}"] = pair
+    return {**lines, "no reference": (_row(run, {"method": _NONE}), None)}
+
+
+def stage_lines(run: RunRecord) -> Lines:
+    """The lines of the table of stages, with their controls, for a plot."""
+    own = {name: {"method": "easyref", **fields} for name, fields in stage_findings.ROWS.items()}
+    lines = {
+        name: (_row(run, fields), _row(run, {**fields, "method": _CONTROL}))
+        for name, fields in own.items()
+    }
+    return {**lines, "no reference": (_row(run, {"method": _NONE}), None)}
+
+
 def _score(run: RunRecord, wanted: dict[str, object], column: str, kind: str = "") -> str:
     """A mean times 100; empty where there is none."""
     found = _row(run, wanted, kind)
@@ -133,3 +156,10 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 SHORT: dict[str, Callable[[RunRecord], str]] = {"layers": short_layers, "stages": short_stages}
 """Table -> what README shows of it."""
+LINES: dict[str, Callable[[RunRecord], Lines]] = {"layers": layer_lines, "stages": stage_lines}
+"""Table -> what its plot shows."""
+TABLE_PLOTTED = {
+    "layers": (IDENTITY, "clip_t", ENCODING),
+    "stages": (IDENTITY, "clip_t", "dino_nearest", STEP),
+}
+"""Table -> the columns of its plot."""

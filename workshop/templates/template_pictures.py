@@ -115,6 +115,13 @@ SCENES = (
         inputs={"EasyRefLayerWeights": {"profile": "fine detail"}},
     ),
     Scene(
+        "easyref_stages",
+        "EasyRef: stages",
+        "first what the references mean, then what they look like",
+        _of("flower", 2),
+        "flower",
+    ),
+    Scene(
         "easyref_tokens",
         "EasyRef: saved tokens",
         "encode the references once, use them again and again",

@@ -13,10 +13,13 @@ import torch
 from comfyhost import (
     Pack,
     apply,
+    area,
+    combine,
     euler,
     guider,
     latents,
     predict,
+    random_text,
     random_tokens,
     sigmas,
     stock_lora,
@@ -25,6 +28,7 @@ from comfyhost import (
 )
 from dynamic_vram import Gpu
 from goldens import difference
+from identity_nodes import identity
 
 CFG = 5.0
 CLOSE = 5e-5
@@ -103,6 +107,34 @@ def test_work_split_over_two_gpus_gives_the_same_picture(
         # Latents of about 30 after three steps.
         assert difference(euler(guider(model, CFG, carrying), x, steps), expected) < 20 * CLOSE
         assert calls == {torch.device("cpu"): 3, torch.device("cpu", 0): 3}
+
+
+def test_identity_over_two_gpus_gives_the_same_picture(
+    pack: Pack, unet: Any, demo: Any, split: Callable[[Any], Any]
+) -> None:
+    """Each device that has conditional rows reads the references itself."""
+    steps, x = sigmas(unet, 901.0, 601.0, 301.0), latents(2, 16, 32) * 14
+    halves = ((0.5, 1.0, 0.0, 0.0), (0.5, 1.0, 0.5, 0.0))
+    areas = combine(*(area(random_text(n), half) for n, half in enumerate(halves, 1)))
+
+    def read(model: Any) -> Any:
+        given = {"mask": torch.ones(2, 8, 8), "reuse_steps": 2, "end_percent": 0.7}
+        return identity(pack, model, demo.vae, **given)
+
+    for positive, model in ((text(), split(read(unet))), (areas, read(split(unet)))):
+        expected = euler(guider(read(unet), CFG, positive), x, steps)
+        assert difference(expected, euler(guider(unet, CFG, positive), x, steps)) > 0.1
+        found = euler(guider(model, CFG, positive), x, steps)
+        assert difference(found, expected) < 20 * CLOSE
+
+
+def test_identity_with_hooks_reads_the_references_with_the_weights_of_the_hooks(
+    pack: Pack, unet: Any, demo: Any
+) -> None:
+    expected = predict(identity(pack, stock_lora(unet), demo.vae), CFG)
+    texts = {"positive": hooked(text()), "negative": hooked(text("negative"))}
+    assert difference(predict(identity(pack, unet, demo.vae), CFG, **texts), expected) < CLOSE
+    assert difference(predict(identity(pack, unet, demo.vae), CFG), expected) > 0.01
 
 
 def watch_devices(model: Any) -> Counter[torch.device]:

@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comfyhost import CLIP_MODEL, DINO_MODEL, GOLDEN, GOLDEN_MLLM, Pack, gathered, predict, text
+from comfyhost import (
+    CLIP_MODEL,
+    DINO_MODEL,
+    GOLDEN,
+    GOLDEN_MLLM,
+    Pack,
+    gathered,
+    predict,
+    put_adapter,
+    text,
+)
+from goldens import pooled_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -102,8 +113,10 @@ def anything(good: Mapping[str, Any]) -> st.SearchStrategy[Any]:
 
 
 @pytest.fixture
-def good(pack: Pack, easyref: Any, tokens: Any, unet: Any, demo: Any) -> dict[str, Any]:
-    """A right value of each type of link."""
+def good(pack: Pack, tokens: Any, unet: Any, demo: Any) -> dict[str, Any]:
+    """A right value of each type of link. The adapter can do every aggregation."""
+    name = put_adapter(pack, "every_aggregation.safetensors", pooled_adapter("dla", "lap"))
+    easyref = pack.run("EasyRefLoader", name, GOLDEN_MLLM, "auto")
     picture, mask = torch.rand(2, 12, 10, 3), torch.rand(1, 12, 10)
     return {
         "EASYREF": easyref,

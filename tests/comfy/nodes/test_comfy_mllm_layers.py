@@ -189,3 +189,13 @@ def test_pools_load_dynamically_onto_a_gpu(
     assert hasattr(pool.blocks[0].mlp.up_proj, "_v")
     (hidden, *_) = pooled.encoder._cache.hidden_states._items.values()
     assert hidden.states.device.type == "cpu"
+
+
+def test_the_page_gets_each_presets_factors(pack: Pack) -> None:
+    """For the bars on the node."""
+    preset = pack.nodes["EasyRefMllmLayers"].GET_NODE_INFO_V1()["input"]["required"]["preset"][1]
+    assert list(preset["bars"]) == preset["options"]
+    for name, bars in preset["bars"].items():
+        weights = layers(pack, name)[0]
+        assert (tuple(bars["text"]), tuple(bars["picture"])) == weights.factors(28)
+        assert tuple(bars["attention"]) == weights.attention

@@ -86,6 +86,19 @@ def test_a_curve_multiplies_the_weight(pack: Pack, unet: Any, vae: Any) -> None:
     assert rows == [2, 2] + [1, 2] * 3 or rows == [2, 2, 2] + [1, 2] * 2
 
 
+@pytest.mark.parametrize("fade", [0.0, 0.2])
+def test_a_stage_is_a_window(pack: Pack, unet: Any, vae: Any, fade: float) -> None:
+    stages = pack.nodes["EasyRefStages"].execute("custom", 0.0, 0.3, 1.0, 0.4, 0.8, 0.5, fade)
+    model = identity(pack, unet, vae, curve=stages[1])
+    rows = rows_of_a_run(model)
+    if fade == 0:
+        window = identity(pack, unet, vae, start_percent=0.4, end_percent=0.8, weight=0.5)
+        assert torch.equal(sample(model), sample(window))
+        assert rows == rows_of_a_run(window)
+    assert rows.count(2) == len(STEPS)
+    assert 0 < rows.count(1) < len(STEPS)
+
+
 def test_only_conditional_rows_change(pack: Pack, unet: Any, vae: Any) -> None:
     def outputs(model: Any) -> torch.Tensor:
         found: list[torch.Tensor] = []

@@ -11,13 +11,16 @@ from comfyhost import (
     GOLDEN_MLLM,
     TIMESTEP,
     Pack,
+    apply,
+    gathered,
+    golden,
     latents,
     predict,
     put_adapter,
     sigmas,
     text,
 )
-from goldens import adapter_tensors, difference
+from goldens import UNET, adapter_tensors, difference
 from identity_nodes import (
     Projections,
     attention64,
@@ -29,6 +32,7 @@ from identity_nodes import (
 
 CFG = 5.0
 EXACT = 2e-5
+GUIDED = 5e-4
 WEIGHT = 0.7
 
 Lora = dict[str, torch.Tensor]
@@ -175,3 +179,52 @@ def test_an_identity_lora_for_another_model_is_refused(
 ) -> None:
     with pack.refused("identity.safetensors", "SDXL base"):
         identity(pack, demo.model, demo.vae, easyref=trained[0])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_predictions_are_those_of_the_diffusers_side(
+    pack: Pack, unet: Any, demo: Any, trained: tuple[Any, dict[str, Lora]], lora: bool
+) -> None:
+    """Two references of different shapes under guidance, by code that shares only the formula."""
+    from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+
+    from easyref_core.adapter.checkpoint import load_checkpoint
+    from easyref_core.adapter.stages import Window
+    from easyref_core.sdxl_diffusers.adapter import attach_adapter, set_tokens
+    from easyref_core.sdxl_diffusers.identity import attach_identity
+    from easyref_core.sdxl_diffusers.identity_latents import IdentityLatents
+    from easyref_core.sdxl_diffusers.identity_run import IdentityRun
+
+    easyref = trained[0] if lora else None
+    images = gathered(pack, picture(1), picture(2, 64, 256))
+    steered = apply(pack, unet, easyref, None, weight=0.0) if lora else unet  # its own LoRA alone
+    model = identity(pack, steered, demo.vae, references=images, weight=WEIGHT, easyref=easyref)
+    found = predict(model, CFG)
+    (patch,) = model.get_wrappers("apply_model", "easyref_identity")
+    latents = tuple(unet.model.process_latent_in(x) for x in patch.references.get(128 * 128, 4))
+
+    other = UNet2DConditionModel.from_pretrained(UNET).eval()
+    attach_identity(other)
+    if lora:
+        attach_adapter(other, load_checkpoint(easyref.checkpoint.path))
+        set_tokens(other, None)
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    run = IdentityRun(
+        IdentityLatents(latents),
+        EulerDiscreteScheduler(**schedule).alphas_cumprod,  # SDXL's
+        Window(0.0, 1.0, WEIGHT),
+        conditional=lambda rows: [slice(rows // 2, rows)],
+    )
+    rows = ("negative_", "")
+    negative, positive = other(
+        golden("unet.latents").repeat(2, 1, 1, 1),
+        torch.tensor(TIMESTEP),
+        encoder_hidden_states=torch.cat([golden(f"unet.{row}text_states") for row in rows]),
+        added_cond_kwargs={
+            "text_embeds": torch.cat([golden(f"unet.{row}pooled_text") for row in rows]),
+            "time_ids": golden("unet.time_ids").repeat(2, 1),
+        },
+        cross_attention_kwargs={"identity": run},
+    ).sample.split(1)
+    assert difference(found, negative + CFG * (positive - negative)) < GUIDED
+    assert difference(found, predict(unet, CFG)) > 100 * GUIDED

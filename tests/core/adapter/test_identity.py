@@ -83,6 +83,22 @@ def test_a_reference_like_the_sample_changes_nothing(layer: tuple[torch.Tensor, 
     torch.testing.assert_close(found, own, rtol=0, atol=1e-12)
 
 
+def test_weight_one_everywhere_is_joint_attention_alone(layer: tuple[torch.Tensor, ...]) -> None:
+    """`own` has no part in it, so a backward pass leaves it out."""
+    _, query, key, value = layer
+    keys, values = references(1)
+    broken = torch.full_like(query, float("nan"))
+    for rows in (None, slice(0, 3)):
+        share = IdentityShare(keys, values, 1.0, rows)
+        found = add_identity(broken, query, key, value, [share], plain_attention)
+        wanted = plain_attention(
+            query,
+            torch.cat((key, keys.expand(3, -1, -1)), 1),
+            torch.cat((value, values.expand(3, -1, -1)), 1),
+        )
+        assert torch.equal(found, wanted)
+
+
 def test_only_its_rows_and_positions_change(layer: tuple[torch.Tensor, ...]) -> None:
     own = layer[0]
     before = [x.clone() for x in layer]

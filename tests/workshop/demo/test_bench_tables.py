@@ -24,6 +24,7 @@ from workshop.demo.bench.command import BenchOptions, bench_settings
 from workshop.demo.bench.drawn_groups import GroupOptions, write_groups
 from workshop.demo.bench.findings import Finding, falls_to_chance
 from workshop.demo.bench.tables import TABLES
+from workshop.pages import bench_results
 from workshop.pages.bench_tables import SHORT, details
 
 COLUMNS = ("identity", "scene", "clip_i", "clip_t", "dino_i", "dino_nearest", "dino_copied")
@@ -122,16 +123,17 @@ def test_stages_are_compared_with_a_wrong_group_each(stages: Path) -> None:
     ]
     assert set(made) == {
         (1.0, 0.0, ""),
+        (1.0, 0.5, ""),
         (1.0, 1.0, ""),
         (1.0, 1.0, "noise"),
         (1.0, 1.0, "steps"),
         (0.0, 1.0, ""),
     }
-    assert len(run.scope()) == 2 * len(made) + 1 == 11
+    assert len(run.scope()) == 2 * len(made) + 1 == 13
     lines = SHORT["stages"](run).splitlines()
     assert lines[2:4] == [
         "| tokens | 55 | 50 | 50.0 | 50 | 20 | 0.03 |",
-        "| tokens and identity | 65 | 50 | 50.0 | 50 | 20 | 0.03 |",
+        "| tokens, half identity | 60 | 50 | 50.0 | 50 | 20 | 0.03 |",
     ]
 
 
@@ -142,6 +144,27 @@ def test_what_stages_show_is_said_with_numbers(stages: Path) -> None:
     assert "- does not show at this size: stages at the same noise copy less" in said
     assert "| stages, same noise, of another group | 0.200" in said
     assert "| seconds an image | of encoding | a step |" in said
+
+
+def test_documents_get_the_tables_of_a_run_in_their_places(
+    layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "docs").mkdir()
+    documents = [tmp_path / "README.md", tmp_path / "docs" / "benchmark.md"]
+    for document in documents:
+        marks = (f"<!-- {end}bench layers -->\n" for end in ("", "end "))
+        document.write_text("before\n" + "".join(marks) + "after\n")
+    monkeypatch.setattr(bench_results, "ROOT", tmp_path)
+    bench_results.write_table("layers", layers)
+    first = [document.read_text() for document in documents]
+    assert all(text.startswith("before\n<!-- bench layers -->\n") for text in first)
+    assert all(text.endswith("<!-- end bench layers -->\nafter\n") for text in first)
+    assert "| one pool (LAP) | 75 |" in first[0]
+    assert "- shows: one pool above two on identity" in first[1]
+    plot = (tmp_path / "docs" / "bench_layers.png").read_bytes()
+    bench_results.write_table("layers", layers)
+    assert [document.read_text() for document in documents] == first
+    assert (tmp_path / "docs" / "bench_layers.png").read_bytes() == plot
 
 
 def test_an_effect_within_chance_and_its_opposite_are_told_apart() -> None:

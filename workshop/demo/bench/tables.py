@@ -2,7 +2,7 @@
 
 methods   EasyRef beside other methods, by the number of references
 layers    reference tokens from the MLLM's last layer, one pool over all layers (LAP), or one for
-          texts and one for pictures (DLA): adapters trained equally long from the same one
+          texts and one for pictures (DLA): adapters trained for as many steps from the same one
 stages    reference tokens alone, with identity, and both in stages of the sampling
 
 The last two have every line again with the references of another group, as a control.
@@ -29,7 +29,7 @@ RUNS = Path("runs/demo")
 ADAPTERS = {
     "last": RUNS / "4_last/easyref_ema.safetensors",
     "lap": RUNS / "4_lap/easyref_ema.safetensors",
-    "dla": RUNS / "4_dla/easyref_ema.safetensors",
+    "dla": RUNS / "4_layer_pooling/easyref_ema.safetensors",
 }
 _AGGREGATIONS = {"last": "easyref", "lap": "lap", "dla": "dla"}
 
@@ -138,7 +138,7 @@ TABLES: dict[str, Table] = {
     ),
     "layers": Table(
         out=Path("runs/bench_layers"),
-        groups=32,
+        groups=40,
         splits=("held_out",),
         counts=(1, 4),
         methods=("easyref", "easyref-other", "none"),

@@ -1,4 +1,4 @@
-"""The plot of EasyRef Stages and its presets, in ComfyUI's page."""
+"""The plots of EasyRef Stages and EasyRef MLLM Layers, in ComfyUI's page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from comfy_page import MODES, ComfyPage
 
 SET = """values => {
-    const node = app.graph.nodes.find((n) => n.type === "EasyRefStages");
+    const node = app.graph.nodes.find((n) => n.type.startsWith("EasyRef"));
     for (const [name, value] of Object.entries(values)) {
         const widget = node.widgets.find((w) => w.name === name);
         widget.value = value;
@@ -29,11 +29,14 @@ LINK = """() => {
     number.connect(0, node, node.findInputSlot("identity_end"));
 }"""
 
+HEIGHTS = """() => [...document.querySelectorAll(".easyref-layers svg")].map((svg) =>
+    [...svg.children].map((bar) => Number(bar.getAttribute("height"))))"""
+
 
 def plot(page: ComfyPage) -> str:
     """What a screen reader says of the plot."""
     page.next_frames()
-    return page.tab.locator(".easyref-stages").get_attribute("aria-label")
+    return page.tab.locator(".easyref-plot").get_attribute("aria-label")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -59,3 +62,19 @@ def test_the_plot_follows_presets_and_values(page: ComfyPage, mode: str, screens
     page.evaluate(LINK)
     page.wait_for(lambda: "identity: set by a link" in plot(page), lambda: plot(page))
     assert "tokens: 0 – 50 %" in plot(page)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_layer_of_the_mllm_has_a_bar(page: ComfyPage, screenshots: Path) -> None:
+    page.add_node("EasyRefMllmLayers")
+    page.wait_for(lambda: "text: 1, attention 1. pictures: 1, attention 1" in plot(page))
+    page.evaluate(SET, {"preset": "late", "picture_layers": "1, 0", "picture_weight": 0.5})
+    said = "text: 0.25 – 1.75, attention 1. pictures: 0.25 – 0 – "
+    page.wait_for(lambda: said in plot(page), lambda: plot(page))
+    heights = page.evaluate(HEIGHTS)
+    assert [len(row) for row in heights] == [28, 28]
+    assert heights[0] == sorted(heights[0])
+    assert (heights[0][-1], heights[1][-1]) == (1, 0)
+    page.screenshot(screenshots, "layers")
+    page.evaluate(SET, {"text_layers": "1; 2"})
+    page.wait_for(lambda: "text: not numbers" in plot(page), lambda: plot(page))
