@@ -102,7 +102,7 @@ def in_comfyui(pack: Pack, host: Any, row: Row, case: Case) -> torch.Tensor:
             start_percent=SETTINGS.identity_start,
             end_percent=1.0,
             reuse_steps=1,
-            easyref=easyref,
+            easyref=easyref if easyref.checkpoint.identity_lora else None,
         )
     if case.outline:
         hint = picture_levels(row.outline).movedim(0, -1)[None].float() / 255

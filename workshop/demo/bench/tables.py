@@ -149,7 +149,7 @@ TABLES: dict[str, Table] = {
     ),
     "stages": Table(
         out=Path("runs/bench_stages"),
-        groups=20,
+        groups=16,
         splits=("held_out",),
         counts=(4,),
         methods=("easyref", "easyref-other", "none"),
