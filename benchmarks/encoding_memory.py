@@ -15,7 +15,7 @@ import itertools
 import json
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -184,17 +184,18 @@ def peak_and_estimate(
     return memory.peak, estimate
 
 
-def measure() -> dict[str, dict[str, float]]:
+def measure(aggregations: Sequence[str] = ("easyref", "dla")) -> dict[str, dict[str, float]]:
     """Mode -> number and size of images -> peak in GB, and peak over estimate."""
     found: dict[str, dict[str, Any]] = {}
     modes = itertools.product(
-        ("easyref", *POOLS), (torch.bfloat16, torch.float32), (True, False), (False, True)
+        aggregations, (torch.bfloat16, torch.float32), (True, False), (False, True)
     )
     for aggregation, dtype, fused, inspect in modes:
         encoder = real_encoder(fused, dtype, aggregation)
         kind = "inspect" if inspect else "encode"
+        kind += "" if aggregation == "easyref" else f" ({aggregation})"
         name = str(dtype).removeprefix("torch.")
-        mode = f"{aggregation}, {kind}, {name}, {'fused' if fused else 'chunked'} attention"
+        mode = f"{kind}, {name}, {'fused' if fused else 'chunked'} attention"
         for count, size in GROUPS if aggregation == "easyref" else POOLED_GROUPS:
             peak, estimate = peak_and_estimate(encoder, fused, count, size, inspect)
             found.setdefault(mode, {})[f"{count} at {size}"] = {

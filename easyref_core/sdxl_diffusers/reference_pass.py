@@ -21,6 +21,8 @@ from ..adapter.identity import passes
 from .features import LayerFeatures, Recording
 from .layers import IDENTITY
 
+_ROWS = 4  # of a pass, where the call has fewer
+
 
 @dataclass(frozen=True, eq=False)
 class UNetCall:
@@ -124,7 +126,8 @@ def read_features(
     noised: Mapping[Source, Sequence[torch.Tensor]],
     wanted: frozenset[nn.Module],
 ) -> ReadFeatures:
-    """Read references; latents of one size share a pass, over all sources.
+    """Read references; latents of one size share a pass, over all sources, as far as it needs no
+    more memory than the call itself or than a few references.
 
     Args:
         noised: latents [C, h, w] of each source at its row's noise level.
@@ -133,7 +136,10 @@ def read_features(
     items = [(source, latent) for source, latents in noised.items() for latent in latents]
     layers: dict[nn.Module, list[LayerFeatures]] = {attn: [] for attn in wanted}
     place: dict[int, tuple[int, int]] = {}
-    for number, members in enumerate(passes([(x.shape[-1], x.shape[-2]) for _, x in items])):
+    most = max(_ROWS, len(call.sample))
+    alike = passes([(x.shape[-1], x.shape[-2]) for _, x in items])
+    chunks = [same[n : n + most] for same in alike for n in range(0, len(same), most)]
+    for number, members in enumerate(chunks):
         place |= {item: (number, row) for row, item in enumerate(members)}
         sample = torch.stack([items[item][1] for item in members]).to(call.sample)
         rows = torch.tensor([items[item][0].row for item in members], device=sample.device)

@@ -13,6 +13,7 @@ from ..encode.layer_pooling import chunk_length
 from ..errors import EasyRefError
 from ..out_of_memory import lack_of_memory
 from ..pictures.preprocessing import MERGE, PATCH
+from ..sdxl_diffusers.unet_layers import attentions, is_cross_attention, widths
 from ..untrusted import escaped
 from .base import Base
 from .config import PARTS, Settings
@@ -30,6 +31,10 @@ FACTORS = {
     "decoder": (37.27, 1.0),
     "layer pooling": (22.67, 1.0),
 }
+# The same for identity, per element of the inputs of all self-attention layers, for the sample and
+# again for each reference; then with gradient checkpointing, for each reference: these inputs, keys
+# and values. tests/core/training/test_training_identity.py counts them.
+_IDENTITY, _IDENTITY_KEPT = 3.1, 3.0
 _UNET_BLOCKS = 20  # the largest block stores a 20th of all
 _ADAM_BYTES = 4 + 4 + 4  # gradient and two moments, float32
 _CHAT = 100  # about as many prompt tokens beside those of the images
@@ -105,7 +110,26 @@ def _activations(model: TrainedModel, settings: Settings, references: int) -> fl
             total += unit * (checkpointed + plain / max(1, blocks))
         else:
             total += unit * plain
+    if own := settings.model.identity_references:
+        unit = levels * _self_attention_inputs(model, area)
+        recomputed = 1 / _UNET_BLOCKS if settings.optimiser.gradient_checkpointing else 1.0
+        total += unit * _IDENTITY * (1 + own) * recomputed
+        if settings.optimiser.gradient_checkpointing:
+            total += unit * _IDENTITY_KEPT * own
     return settings.optimiser.batch_size * total
+
+
+def _self_attention_inputs(model: TrainedModel, area: int) -> int:
+    """Elements of the inputs of all self-attention layers, for latents of `area` positions."""
+    deepest = len(model.unet.config.block_out_channels) - 1
+    elements = 0
+    for name, attn in attentions(model.unet).items():
+        side, _, rest = name.partition("_blocks.")
+        number = int(rest.partition(".")[0] or 0)
+        depth = {"down": number, "up": deepest - number}.get(side, deepest)
+        if not is_cross_attention(name):
+            elements += area // 4**depth * widths(attn)[0]
+    return elements
 
 
 def check_fits(needed: dict[str, int], device: torch.device) -> None:

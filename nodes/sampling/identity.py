@@ -6,10 +6,11 @@ the model.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -121,6 +122,8 @@ class IdentityPatch(Weighted):
         """ComfyUI's APPLY_MODEL wrapper. x [B, C, H, W] latents, t [B] sigmas."""
         options = dict(transformer_options or {})
         model = executor.class_obj
+        if STEPS not in options and not self.is_noop:
+            _warn_of_sampler()
         step: IdentityStep | None = options.get(STEPS, {}).get(self)
         rows = self._rows(x, c_crossattn, options) if step is not None else None
         acts_on = self._acts_on(rows, options) if rows is not None else []
@@ -184,6 +187,14 @@ class IdentityPatch(Weighted):
             features,
             step.run.lora(like),
         )
+
+
+@lru_cache(maxsize=1)
+def _warn_of_sampler() -> None:
+    logging.warning(
+        "EasyRef Identity: another node calls the model without ComfyUI's own sampling, so the "
+        "references cannot be read there and are left out."
+    )
 
 
 def _dtype(model: Any) -> torch.dtype:

@@ -213,9 +213,7 @@ def _predict_noise(
             continue
         run.steps += 1
         steps[run.patch] = IdentityStep(run, run.steps, scale, text)
-    if steps:
-        model_options = with_option(model_options, STEPS, steps)
-    return executor(x, timestep, model_options or {}, seed)
+    return executor(x, timestep, with_option(model_options, STEPS, steps), seed)
 
 
 def _runs(model_options: Mapping[str, Any] | None) -> Mapping[IdentityPatch, IdentityRun]:

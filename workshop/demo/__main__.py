@@ -166,7 +166,7 @@ def _add_bench(commands: Any) -> None:
     help_out = "of groups and run; default: runs/bench, runs/bench_layers, runs/bench_stages"
     add("--out", type=Path, metavar="FOLDER", help=help_out)
     add("--models", type=Path, metavar="FOLDER", help="of CLIP, DINO and IP-Adapter")
-    add("--groups", type=int, help="of each split and kind; default: 6, layers 32, stages 20")
+    add("--groups", type=int, help="of each split and kind; default: 6, layers 40, stages 16")
     add("--steps", type=int, default=20, help="of sampling; default: %(default)s")
     help_counts = "of references; default: 1 2 4 8 16, layers 1 4, stages 4"
     add("--counts", type=int, nargs="+", metavar="N", help=help_counts)

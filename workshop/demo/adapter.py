@@ -11,12 +11,15 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from easyref_core.adapter.checkpoint import AdapterCheckpoint, load_checkpoint
+from easyref_core.adapter.stages import Window
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.errors import EasyRefError
 from easyref_core.pictures.preprocessing import black_picture, preprocess
 from easyref_core.qwen2vl.prompt import PromptTokenizer
 from easyref_core.sdxl_diffusers.adapter import attach_adapter
+from easyref_core.sdxl_diffusers.identity import attach_identity
+from easyref_core.sdxl_diffusers.identity_latents import IdentityLatents
 from easyref_core.tokens.reference_tokens import ReferenceTokens, join_prompts
 from easyref_core.training.model import TrainedModel
 
@@ -75,17 +78,32 @@ class DemoAdapter:
 
 
 @dataclass(frozen=True)
+class AppliedIdentity:
+    """Latents of references, which self-attention attends to.
+
+    Attributes:
+        latents: one group per image.
+        window: weight by place in the sampling.
+    """
+
+    latents: Sequence[IdentityLatents]
+    window: Window
+
+
+@dataclass(frozen=True)
 class AppliedReferences:
     """An adapter with the reference tokens to sample with.
 
     Attributes:
         tokens: one row per image, or one for all.
         weight: of EasyRef's cross-attention; at 0 only the adapter's LoRA has an effect.
+        identity: with the adapter's identity LoRA, where it has one.
     """
 
     adapter: DemoAdapter
     tokens: ReferenceTokens
     weight: float = 1.0
+    identity: AppliedIdentity | None = None
 
 
 def load_adapter(path: Path, mllm: Path, unet: UNet2DConditionModel) -> DemoAdapter:
@@ -99,6 +117,7 @@ def load_adapter(path: Path, mllm: Path, unet: UNet2DConditionModel) -> DemoAdap
     """
     checkpoint = load_checkpoint(path)
     attach_adapter(unet, checkpoint)
+    attach_identity(unet)
     return DemoAdapter(
         checkpoint,
         unet.eval(),

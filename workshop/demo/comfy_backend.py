@@ -7,9 +7,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from easyref_core.adapter.checkpoint import load_checkpoint
+from easyref_core.demo_set import shipped_set
+
 from ..comfyui.comfy_server import ComfyServer
 from ..comfyui.find_comfyui import comfyui_version
 from .rows import DemoImages, DemoInputs, Row, RowImages, SamplingSettings
+from .stored_weights import ADAPTER
 from .workflow import (
     EXAMPLE,
     Graph,
@@ -18,6 +22,7 @@ from .workflow import (
     set_inputs,
     set_prompts,
     use_demo_models,
+    with_identity,
     with_pictures,
     with_references,
     without_easyref,
@@ -35,11 +40,15 @@ def make_images(comfyui: Path, inputs: DemoInputs) -> DemoImages:
         tempfile.TemporaryDirectory(prefix="easyref_demo_") as base,
         ComfyServer(comfyui, Path(base)) as server,
     ):
-        rows = tuple(_make_row(server, row, inputs.settings) for row in inputs.rows)
+        adapter = load_checkpoint(shipped_set() / ADAPTER)
+        has_identity = bool(adapter.identity_lora)
+        rows = tuple(_make_row(server, row, inputs.settings, has_identity) for row in inputs.rows)
     return DemoImages(rows, f"ComfyUI {comfyui_version(comfyui)}")
 
 
-def _make_row(server: ComfyServer, row: Row, settings: SamplingSettings) -> RowImages:
+def _make_row(
+    server: ComfyServer, row: Row, settings: SamplingSettings, has_identity: bool
+) -> RowImages:
     names = [f"{row.name}_{number}.png" for number in range(1, len(row.references) + 1)]
     for name, picture in zip(names, row.references, strict=True):
         server.upload(name, picture)
@@ -63,7 +72,12 @@ def _make_row(server: ComfyServer, row: Row, settings: SamplingSettings) -> RowI
         easyref=saved(single),
         controlled=saved(controlled),
         averaged=saved(set_inputs(single, "EasyRefEncode", aggregation="average")),
+        identity=saved(_with_identity(single, settings)) if has_identity else None,
     )
+
+
+def _with_identity(graph: Graph, settings: SamplingSettings) -> Graph:
+    return with_identity(graph, settings.identity_weight, settings.identity_start)
 
 
 def _prepared(workflow: str, references: list[str], row: Row, settings: SamplingSettings) -> Graph:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import diffusers
 import torch
 from PIL import Image
 
+from easyref_core.adapter.stages import Window
 from easyref_core.demo_set import shipped_set
 from easyref_core.pictures.preprocessing import picture_levels
 
-from .adapter import AppliedReferences, DemoAdapter
+from .adapter import AppliedIdentity, AppliedReferences, DemoAdapter
 from .models import DemoModels
 from .rows import DemoImages, DemoInputs, Row, RowImages, SamplingSettings
 
@@ -32,6 +35,11 @@ def _make_row(
     groups, prompts, seeds = [row.references], [row.prompt], [settings.seed]
     together = AppliedReferences(adapter, adapter.encode(groups, prompts))
     averaged = AppliedReferences(adapter, adapter.encode(groups, prompts, average=True))
+    identity = None
+    if adapter.checkpoint.identity_lora:
+        latents = models.identity_latents(groups, settings.side)
+        window = Window(start=settings.identity_start, weight=settings.identity_weight)
+        identity = replace(together, identity=AppliedIdentity(latents, window))
     outline = row.outline.convert("RGB").resize((settings.side,) * 2, Image.Resampling.BILINEAR)
 
     def sample(
@@ -48,4 +56,5 @@ def _make_row(
         easyref=sample(together),
         controlled=sample(together, picture_levels(outline)[None]),
         averaged=sample(averaged),
+        identity=sample(identity) if identity else None,
     )

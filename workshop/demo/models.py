@@ -7,31 +7,37 @@ not depend on the batch it is sampled in.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderTiny,
+    ControlNetModel,
+    DDIMScheduler,
+    DDPMScheduler,
+    UNet2DConditionModel,
+)
+from PIL import Image
 from safetensors import SafetensorError
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-from transformers.utils import logging
 
-from easyref_core.demo_set import SET_FILE, read_set_info, read_stored_weights
+from easyref_core.demo_set import SET_FILE, read_set_info
 from easyref_core.errors import EasyRefError
 from easyref_core.sdxl_diffusers.adapter import set_scale
+from easyref_core.sdxl_diffusers.identity_latents import IdentityLatents, encode_identity
+from easyref_core.sdxl_diffusers.identity_run import IdentityRun
 from easyref_core.tokens.reference_tokens import ReferenceTokens
 
-from .adapter import AppliedReferences, DemoAdapter, load_adapter
+from .adapter import AppliedIdentity, AppliedReferences, DemoAdapter, load_adapter
 from .pretraining.base import NOISE
 from .pretraining.controlnet import control_residuals
-from .pretraining.text_encoders import LoadedText, Tokenizers, load_tokenizers, write_tokenizers
 from .rows import SamplingSettings
+from .stored_text import load_text, text_with_weights
 from .stored_weights import load_stored
 
 _BATCH = 32  # images sampled at once
-_CLIPS: dict[str, Any] = {"clip_l": CLIPTextModel, "clip_g": CLIPTextModelWithProjection}
 
 
 class DemoModels:
@@ -72,7 +78,7 @@ class DemoModels:
         """
         self._unet.load_state_dict(unet)
         directory = self.directory / "text_encoders"
-        self._text = _loaded_text(self._text.tokenizers, directory, text)
+        self._text = text_with_weights(self._text.tokenizers, directory, text)
         self._text.to(self.device)
 
     @property
@@ -97,6 +103,18 @@ class DemoModels:
         path = path or self.directory / "easyref.safetensors"
         mllm = mllm or self.directory / "mllm"
         return load_adapter(path, mllm, self._load(UNet2DConditionModel, "unet"))
+
+    def identity_latents(
+        self, groups: Sequence[Sequence[Image.Image]], side: int
+    ) -> list[IdentityLatents]:
+        """Latents of groups of references, for images of `side` pixels."""
+        pipe = SimpleNamespace(
+            vae=self._vae,
+            default_sample_size=side // 8,
+            vae_scale_factor=8,
+            _execution_device=self.device,
+        )
+        return [encode_identity(pipe, group) for group in groups]
 
     def sample(
         self,
@@ -138,6 +156,8 @@ class DemoModels:
         given = {"seeds": len(seeds)} | ({} if outlines is None else {"outlines": len(outlines)})
         if references is not None and references.tokens.batch > 1:
             given["rows of tokens"] = references.tokens.batch
+        if references is not None and references.identity is not None:
+            given["groups of latents"] = len(references.identity.latents)
         for name, number in given.items():
             if number != count:
                 raise EasyRefError(f"There are {count} prompts but {number} {name}.")
@@ -145,9 +165,12 @@ class DemoModels:
         for start in range(0, count, _BATCH):
             part = slice(start, start + _BATCH)
             tokens = references and _guidance_rows(references.tokens, part, len(prompts[part]))
+            reading = references and _identity_run(references.identity, part)
             hint = None if outlines is None else outlines[part]
             batches.append(
-                self._denoise(prompts[part], seeds[part], settings, references, tokens, hint)
+                self._denoise(
+                    prompts[part], seeds[part], settings, references, tokens, hint, reading
+                )
             )
         return torch.cat(batches)
 
@@ -168,6 +191,7 @@ class DemoModels:
         references: AppliedReferences | None,
         tokens: torch.Tensor | None,
         outlines: torch.Tensor | None,
+        reading: IdentityRun | None,
     ) -> torch.Tensor:
         """One batch; of the doubled rows the negative ones come first."""
         count, side = len(prompts), settings.side
@@ -185,9 +209,12 @@ class DemoModels:
                 set_scale(unet, references.weight)
                 context = torch.cat((text, tokens.to(text)), dim=1)
             add = self._residuals(text, added, outlines, settings.control_strength)
+            options: dict[str, Any] = {"added_cond_kwargs": added}
+            if reading is not None:
+                options["cross_attention_kwargs"] = {"identity": reading}
             for step in scheduler.timesteps:
                 both = scheduler.scale_model_input(latents.repeat(2, 1, 1, 1), step)
-                predicted = unet(both, step, context, added_cond_kwargs=added, **add(both, step))
+                predicted = unet(both, step, context, **options, **add(both, step))
                 negative, conditional = predicted.sample.float().chunk(2)
                 guided = negative + settings.cfg * (conditional - negative)
                 latents = scheduler.step(guided, step, latents).prev_sample
@@ -236,24 +263,6 @@ class DemoModels:
             ) from error
 
 
-def load_text(directory: Path) -> LoadedText:
-    """The text encoders of a set, in float32, with tokenizers.
-
-    Args:
-        directory: `text_encoders` of the set.
-
-    Raises:
-        OSError, ValueError, RuntimeError, KeyError, SafetensorError: as `load_stored`.
-    """
-    logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory(prefix="easyref_words_") as scratch:
-        write_tokenizers(Path(scratch))
-        tokenizers = load_tokenizers(Path(scratch))
-    # Not from_pretrained of the folder: the stored word table may be cut down.
-    stored = {n: read_stored_weights(directory / n / "model.safetensors") for n in _CLIPS}
-    return _loaded_text(tokenizers, directory, stored)
-
-
 def has_quick_bfloat16(device: torch.device) -> bool:
     """Whether a device is faster in bfloat16 than in float32."""
     if device.type != "cpu":
@@ -275,24 +284,25 @@ def _read_info(directory: Path) -> dict[str, Any]:
     return info
 
 
-def _loaded_text(
-    tokenizers: Tokenizers, directory: Path, weights: Mapping[str, Mapping[str, torch.Tensor]]
-) -> LoadedText:
-    """Text encoders with the configurations in a set's `text_encoders`."""
-    encoders = []
-    for name, kind in _CLIPS.items():
-        config = CLIPTextConfig.from_pretrained(directory / name, local_files_only=True)
-        whole: Any = {"state_dict": dict(weights[name]), "torch_dtype": torch.float32}
-        encoders.append(kind.from_pretrained(None, config=config, **whole).eval())
-    return LoadedText(tokenizers, *encoders)
-
-
 def _guidance_rows(tokens: ReferenceTokens, part: slice, count: int) -> torch.Tensor:
     """[2 * count, N, W] tokens of a part of the batch, those of the negative rows first."""
     pair = (tokens.uncond, tokens.cond)
     if tokens.batch == 1:
         return torch.cat([half.expand(count, -1, -1) for half in pair])
     return torch.cat([half[part] for half in pair])
+
+
+def _identity_run(identity: AppliedIdentity | None, part: slice) -> IdentityRun | None:
+    """Of a part of the batch; the conditional rows are its second half."""
+    if identity is None:
+        return None
+    alphas = DDPMScheduler(**NOISE).alphas_cumprod
+    return IdentityRun(
+        identity.latents[part],
+        alphas,
+        identity.window,
+        conditional=lambda rows: [slice(rows // 2, rows)],
+    )
 
 
 def _noise(seeds: Sequence[int], side: int) -> torch.Tensor:

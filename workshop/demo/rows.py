@@ -2,11 +2,13 @@
 
 A program (`comfy_backend`, `diffusers_backend`) has one entry, `make_images`: it takes a
 `DemoInputs` and returns `DemoImages`, one `RowImages` for each `Row` in the same order. For a row
-it samples five images from the same noise, seed `settings.seed`, of `settings.side` pixels:
+it samples five or six images from the same noise, seed `settings.seed`, of `settings.side` pixels:
 
     prompt_only   the base model alone: no adapter, no LoRA, the row's prompt
     described     the same with a prompt that names what the references share, too
     easyref       references and prompt encoded together (aggregation "easyref")
+    identity      the same tokens, and EasyRef Identity with the same references, if the adapter has
+                  an identity LoRA
     controlled    the same tokens, and a ControlNet with the row's outline as it is
     averaged      each reference encoded alone, tokens averaged (aggregation "average")
 
@@ -31,6 +33,7 @@ class SamplingSettings:
 
     Attributes:
         negative: empty, as the small base model knows the words of scenes and characters only.
+        identity_weight, identity_start: of EasyRef Identity, which acts from there to the end.
         side: of the square images, in pixels.
     """
 
@@ -38,6 +41,8 @@ class SamplingSettings:
     seed: int = 1
     cfg: float = 3.0
     control_strength: float = 1.0
+    identity_weight: float = 1.0
+    identity_start: float = 0.14
     steps: int = 20
     side: int = 128
 
@@ -85,16 +90,18 @@ class RowImages:
     easyref: Image.Image
     controlled: Image.Image
     averaged: Image.Image
+    identity: Image.Image | None = None
 
     def named(self) -> dict[str, Image.Image]:
         """File name without extension -> image."""
-        return {
+        results = {
             "prompt_only": self.prompt_only,
             "described": self.described,
             "easyref": self.easyref,
             "easyref_controlnet": self.controlled,
             "average": self.averaged,
         }
+        return results if self.identity is None else results | {"identity": self.identity}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ _COMPARED = ("To compare with", "the same seed, without all of it")
 # Result, by the names of `RowImages.named` -> heading, the line below it.
 _RESULTS = {
     "easyref": ("EasyRef", "references encoded together"),
+    "identity": ("EasyRef + identity", "self-attention reads the references, too"),
     "easyref_controlnet": ("EasyRef + ControlNet", "composition from the outline"),
 }
 # Result -> the note below it; the outline is no result.
@@ -61,12 +62,13 @@ def draw_sheet(
         predictions: by row; the note below each image says how many attributes are correct.
     """
     row_height = _CAPTION + _TILE + _NOTE + _ROW_GAP
-    width = _column(len(_RESULTS) + 1) + 2 * _CELL + _SMALL_GAP + _MARGIN
+    shown = [name for name in _RESULTS if name in images.rows[0].named()]
+    width = _column(len(shown) + 1) + 2 * _CELL + _SMALL_GAP + _MARGIN
     top = _HEADER + _HEADINGS
     height = top + len(inputs.rows) * row_height + _FOOTER
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    _header(draw)
+    _header(draw, shown)
     for number, row in enumerate(inputs.rows):
         y = top + number * row_height
         _row(sheet, draw, y, row, images.rows[number], predictions[number])
@@ -86,11 +88,11 @@ def fact_words(row: Row) -> str:
     return ", ".join([f"{facts['colour']} {facts['shape']}", *pattern, eyes, facts["accessory"]])
 
 
-def _header(draw: ImageDraw.ImageDraw) -> None:
+def _header(draw: ImageDraw.ImageDraw, shown: Sequence[str]) -> None:
     draw.text((_MARGIN, 34), "EasyRef for ComfyUI", _INK, _font(38))
     line = "Each row: four references, one prompt that does not describe them, one seed."
     draw.text((_MARGIN, 84), line, _GREY, _font(18))
-    headings = (_REFERENCES, *_RESULTS.values(), _COMPARED)
+    headings = (_REFERENCES, *(_RESULTS[name] for name in shown), _COMPARED)
     for column, (label, note) in enumerate(headings):
         x, accent = _column(column), 0 < column < len(headings) - 1
         wide = 2 * _CELL + _SMALL_GAP if column == len(headings) - 1 else _TILE
@@ -118,14 +120,15 @@ def _row(
     top = y + _CAPTION
     _grid(sheet, (_MARGIN, top), row.references)
     results = images.named()
-    for column, name in enumerate(_RESULTS, 1):
+    shown = [name for name in _RESULTS if name in results]
+    for column, name in enumerate(shown, 1):
         x = _column(column)
         sheet.paste(_resized(results[name], _TILE), (x, top))
         note = summary(predictions[name])
         draw.text((x, top + _TILE + 20), note, _GREY, _font(15), anchor="ls")
     for number, (name, label) in enumerate(_CELLS.items()):
         down, right = divmod(number, 2)
-        x = _column(len(_RESULTS) + 1) + right * (_CELL + _SMALL_GAP)
+        x = _column(len(shown) + 1) + right * (_CELL + _SMALL_GAP)
         y = top + down * _CELL_HEIGHT
         note = label
         if name in predictions:

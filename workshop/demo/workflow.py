@@ -109,6 +109,32 @@ def set_prompts(graph: Graph, prompt: str, negative: str) -> Graph:
     return changed
 
 
+def with_identity(graph: Graph, weight: float, start: float) -> Graph:
+    """The same graph with an EasyRef Identity of its references, between EasyRef Apply and sampler.
+
+    Raises:
+        EasyRefError: there is not one node of each of these classes.
+    """
+    changed = copy.deepcopy(graph)
+    sampler, apply, references, decode = (
+        only_node(graph, name)
+        for name in ("KSampler", "EasyRefApply", "EasyRefReferences", "VAEDecode")
+    )
+    inputs = {
+        "model": graph[sampler]["inputs"]["model"],
+        "vae": graph[decode]["inputs"]["vae"],
+        "references": [references, 0],
+        "easyref": graph[apply]["inputs"]["easyref"],
+        "weight": weight,
+        "start_percent": start,
+        "end_percent": 1.0,
+        "reuse_steps": 1,
+    }
+    changed["identity"] = {"class_type": "EasyRefIdentity", "inputs": inputs}
+    changed[sampler]["inputs"]["model"] = ["identity", 0]
+    return changed
+
+
 def without_easyref(graph: Graph) -> Graph:
     """The same graph without EasyRef Apply nodes: the prompt alone."""
     return without_nodes(graph, "EasyRefApply", "model")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,9 +10,10 @@ import torch
 from comfyhost import Pack, apply, stock
 from goldens import difference
 
+from easyref_core.adapter.stages import Window
 from easyref_core.demo_set import TRAINED_SET
 from easyref_core.pictures.preprocessing import picture_levels
-from workshop.demo.adapter import AppliedReferences, DemoAdapter
+from workshop.demo.adapter import AppliedIdentity, AppliedReferences, DemoAdapter
 from workshop.demo.models import DemoModels
 from workshop.demo.references import read_rows
 from workshop.demo.rows import Row, SamplingSettings
@@ -28,6 +29,7 @@ class Case:
     easyref: bool
     outline: bool
     aggregation: str = "easyref"
+    identity: bool = False
 
 
 CASES = {
@@ -36,6 +38,7 @@ CASES = {
     "averaged": Case(True, False, "average"),
     "ControlNet": Case(False, True),
     "both": Case(True, True),
+    "identity": Case(True, False, identity=True),
 }
 
 
@@ -67,6 +70,10 @@ def in_diffusers(models: DemoModels, adapter: DemoAdapter, row: Row, case: Case)
         references = AppliedReferences(
             adapter, adapter.encode([row.references], [row.prompt], average)
         )
+    if case.identity:
+        latents = models.identity_latents([row.references], SETTINGS.side)
+        window = Window(start=SETTINGS.identity_start, weight=SETTINGS.identity_weight)
+        references = replace(references, identity=AppliedIdentity(latents, window))
     if case.outline:
         outlines = picture_levels(row.outline)[None]
     return models.sample_latents([row.prompt], [SETTINGS.seed], SETTINGS, references, outlines)
@@ -85,6 +92,18 @@ def in_comfyui(pack: Pack, host: Any, row: Row, case: Case) -> torch.Tensor:
             "EasyRefEncode", easyref, row.prompt, case.aggregation, 0, references=group
         )
         model = apply(pack, model, easyref, tokens)
+    if case.identity:
+        model = pack.run(
+            "EasyRefIdentity",
+            model,
+            vae,
+            references=group,
+            weight=SETTINGS.identity_weight,
+            start_percent=SETTINGS.identity_start,
+            end_percent=1.0,
+            reuse_steps=1,
+            easyref=easyref if easyref.checkpoint.identity_lora else None,
+        )
     if case.outline:
         hint = picture_levels(row.outline).movedim(0, -1)[None].float() / 255
         node = ControlNetApplyAdvanced()

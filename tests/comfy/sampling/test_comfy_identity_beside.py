@@ -283,3 +283,23 @@ def test_a_compiled_model_gives_the_same(pack: Pack, unet: Any, vae: Any) -> Non
         ),
     ):
         assert difference(predict(model, CFG), expected) < CLOSE
+
+
+def test_a_model_for_inpainting_reads_references_as_pictures_to_be_made(
+    pack: Pack, unet: Any, vae: Any
+) -> None:
+    """It reads a mask and a masked picture beside the latents."""
+    first = unet.model.diffusion_model.input_blocks[0][0]
+    noise = torch.Generator().manual_seed(9)
+    more = torch.randn((len(first.weight), 5, 3, 3), generator=noise) * 0.1
+    first.weight = torch.nn.Parameter(torch.cat([first.weight, more], 1), requires_grad=False)
+    unet.model.set_inpaint()
+    plain = predict(unet, CFG)
+    with calls_of(unet) as calls:
+        found = predict(identity(pack, unet, vae), CFG)
+    reading = calls.inputs[0]
+    blank = unet.model.blank_inpaint_image_like(torch.ones(1, 4, 16, 16))
+    assert reading.shape == (1, 9, 16, 16)
+    assert torch.equal(reading[:, 4:5], torch.ones(1, 1, 16, 16))
+    assert torch.equal(reading[:, 5:], blank)
+    assert difference(found, plain) > 0.01

@@ -276,6 +276,14 @@ def test_references_of_one_size_and_rows_alike_share_a_pass(
     other = torch.cat((text[:2], text[:1] * 0.5, text[:1]))
     call(unet, IdentityRun(references((16, 16)), ALPHAS), other)
     assert passes == [2, 4]
+    passes.clear()
+    many = references(*[(16, 16)] * 6)  # no more at once than a few, or than the call's rows
+    found = call(unet, IdentityRun(many, ALPHAS), text[:1])
+    assert passes == [4, 2, 1]
+    passes.clear()
+    rows = call(unet, IdentityRun(many, ALPHAS), text.repeat(2, 1, 1))
+    assert passes == [6, 8]
+    assert goldens.difference(rows[:1], found) <= TOLERANCE
 
 
 @torch.no_grad()

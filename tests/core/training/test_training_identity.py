@@ -187,6 +187,54 @@ def test_validation_pictures_are_drawn_with_identity(
     assert drawn[0] != drawn[1]
 
 
+class _Saved:
+    """Bytes of tensors saved for the backward pass, weights excluded."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        weights = {p.untyped_storage()._cdata for p in run.model.parameters()}
+        storages = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+            return tensor
+
+        batch = run.batches.make([run.samples[0], run.samples[1]])
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            _ = run.model(batch)
+        self.bytes = sum(s.nbytes() for key, s in storages.items() if key not in weights)
+
+
+class _Fused(torch.autograd.Function):
+    """Attention that saves what a GPU's fused kernel saves."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+
+def test_the_memory_of_identity_is_estimated(
+    identity: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend = "easyref_core.attention_kernels.attend"
+    monkeypatch.setattr(attend, lambda q, k, v, *_, **__: _Fused.apply(q, k, v))
+
+    def run(references: int, **changes: Any) -> TrainingRun:
+        parts = ["final_layers", *(["identity"] if references else [])]
+        stage = "identity" if references else "multi_reference"
+        named = {"stage": stage, "optimiser_parts": parts, "optimiser_batch_size": 2}
+        return TrainingRun(identity(model_identity_references=references, **named, **changes))
+
+    plain, one, two = (run(count) for count in (0, 1, 2))
+    wanted = _Saved(one).bytes - _Saved(plain).bytes
+    estimates = [r.estimate()["activations"] for r in (plain, one, two)]
+    assert estimates[1] - estimates[0] == pytest.approx(wanted, rel=0.25)
+    assert estimates[2] - estimates[1] == pytest.approx((estimates[1] - estimates[0]) / 2, rel=0.01)
+    saving = run(1, optimiser_gradient_checkpointing=True).estimate()["activations"]
+    assert saving < estimates[1]
+
+
 def test_a_dry_run_names_the_identity_lora(identity: Make) -> None:
     (line,) = [s for s in dry_run(identity()).splitlines() if s.startswith("identity ")]
     _, total, trained = line.split()

@@ -101,6 +101,16 @@ def test_deepspeed_with_sharded_weights_is_refused(
     assert processes.join_processes(settings(), cpu=True, validates=False) is found
 
 
+def test_identity_with_sharded_weights_is_refused(
+    settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = accelerator(DistributedType.FSDP)
+    monkeypatch.setattr(processes, "Accelerator", lambda **_: found)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(EasyRefError, match="identity_references calls the UNet another number"):
+        processes.join_processes(settings(model_identity_references=1), cpu=True, validates=False)
+
+
 def test_the_open_file_limit_is_raised_to_the_systems() -> None:
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -123,16 +123,17 @@ def test_stages_are_compared_with_a_wrong_group_each(stages: Path) -> None:
     ]
     assert set(made) == {
         (1.0, 0.0, ""),
+        (1.0, 0.5, ""),
         (1.0, 1.0, ""),
         (1.0, 1.0, "noise"),
         (1.0, 1.0, "steps"),
         (0.0, 1.0, ""),
     }
-    assert len(run.scope()) == 2 * len(made) + 1 == 11
+    assert len(run.scope()) == 2 * len(made) + 1 == 13
     lines = SHORT["stages"](run).splitlines()
     assert lines[2:4] == [
         "| tokens | 55 | 50 | 50.0 | 50 | 20 | 0.03 |",
-        "| tokens and identity | 65 | 50 | 50.0 | 50 | 20 | 0.03 |",
+        "| tokens, half identity | 60 | 50 | 50.0 | 50 | 20 | 0.03 |",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from workshop.demo.evaluation.classifier import (
 from workshop.demo.predictions import attribute_table, summary
 from workshop.demo.references import GROUPS, Group, draw_row, read_rows
 from workshop.demo.rows import DemoImages, DemoInputs, Row, RowImages, SamplingSettings
-from workshop.demo.sheet import fact_words
+from workshop.demo.sheet import draw_sheet, fact_words
 from workshop.demo.workflow import (
     DEMO_NODE,
     EXAMPLE,
@@ -35,6 +36,7 @@ from workshop.demo.workflow import (
     set_inputs,
     set_prompts,
     use_demo_models,
+    with_identity,
     with_references,
     without_easyref,
     without_nodes,
@@ -215,6 +217,32 @@ def test_the_sheet_and_its_images_are_written(tmp_path: Path) -> None:
     assert Image.open(sheet).width > 1000
     for row in rows:
         assert len(list((tmp_path / row.name).glob("*.png"))) == 10
+
+
+def test_the_sheet_has_a_column_for_identity_where_there_are_images_of_it() -> None:
+    rows = read_rows()[:2]
+    grey, green = Image.new("RGB", (64, 64), (128,) * 3), Image.new("RGB", (64, 64), (0, 255, 0))
+    without = RowImages(*[grey] * 5)
+    sheets = []
+    for images in (without, replace(without, identity=green)):
+        predicted = [dict.fromkeys(images.named(), star_by_day("star", "day"))] * 2
+        sheets.append(draw_sheet(DemoInputs(rows), DemoImages((images,) * 2, "a test"), predicted))
+    narrow, wide = sheets
+    assert wide.width > narrow.width + 200
+    greens = [bytes((0, 255, 0)) * 200 in sheet.tobytes() for sheet in sheets]
+    assert greens == [False, True]
+
+
+def test_identity_goes_between_easyref_apply_and_the_sampler() -> None:
+    graph = load_workflow("easyref_character")
+    apply, sampler = only_node(graph, "EasyRefApply"), only_node(graph, "KSampler")
+    changed = with_identity(graph, 0.5, 0.14)
+    node = changed[only_node(changed, "EasyRefIdentity")]["inputs"]
+    assert node["model"] == [apply, 0]
+    assert changed[sampler]["inputs"]["model"] == [only_node(changed, "EasyRefIdentity"), 0]
+    assert node["references"] == graph[only_node(graph, "EasyRefEncode")]["inputs"]["references"]
+    assert (node["weight"], node["start_percent"], node["end_percent"]) == (0.5, 0.14, 1.0)
+    assert "EasyRefIdentity" not in {n["class_type"] for n in graph.values()}
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
 
+from easyref_core.adapter.stages import Window
 from easyref_core.demo_set import STORED_IDS, TABLE
 from easyref_core.encode.group import Reference, plan_group
 from easyref_core.encode.passes import encode_references
 from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.errors import EasyRefError
-from workshop.demo.adapter import AppliedReferences, DemoAdapter
+from easyref_core.sdxl_diffusers.identity_latents import IdentityLatents
+from workshop.demo.adapter import AppliedIdentity, AppliedReferences, DemoAdapter
 from workshop.demo.models import DemoModels
 from workshop.demo.pretraining.words import used_ids
 from workshop.demo.rows import SamplingSettings
@@ -103,6 +106,27 @@ def test_an_image_does_not_depend_on_its_batch(
         images = models.sample(PROMPTS[row : row + 1], SEEDS[row : row + 1], QUICK, alone)
         assert largest_difference(images[0], together[row]) <= 1
     assert largest_difference(together[0], together[1]) > 10
+
+
+def test_identity_acts_on_each_image_by_its_own_references(
+    models: DemoModels, adapter: DemoAdapter, groups: list[list[Image.Image]]
+) -> None:
+    plain = AppliedReferences(adapter, adapter.encode(groups, PROMPTS))
+    latents = models.identity_latents(groups, QUICK.side)
+
+    def sampled(latents: Sequence[IdentityLatents], window: Window) -> torch.Tensor:
+        references = replace(plain, identity=AppliedIdentity(latents, window))
+        return models.sample(PROMPTS, SEEDS, QUICK, references)
+
+    without = models.sample(PROMPTS, SEEDS, QUICK, plain)
+    assert largest_difference(sampled(latents, Window(weight=0.0)), without) == 0
+    own = sampled(latents, Window())
+    assert all(largest_difference(own[row], without[row]) > 3 for row in range(3))
+    other = sampled([latents[0], latents[2], latents[2]], Window())
+    assert largest_difference(other[1], own[1]) > 3
+    assert largest_difference(other[::2], own[::2]) <= 1
+    with pytest.raises(EasyRefError, match="3 prompts but 2 groups of latents"):
+        sampled(latents[:2], Window())
 
 
 def test_tokens_of_one_group_are_used_for_all_rows(

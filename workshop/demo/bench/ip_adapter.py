@@ -19,11 +19,11 @@ from transformers import CLIPModel
 
 from easyref_core.demo_set import shipped_set
 
-from ..models import load_text
 from ..pretraining.base import NOISE, add_noise, encode_images, time_ids
 from ..pretraining.pictures import DrawnPictures
 from ..pretraining.steps import Schedule, run_steps
 from ..pretraining.text_encoders import LoadedText
+from ..stored_text import load_text
 from ..stored_weights import load_stored
 from ..tiny_weights import write_tensors
 from .clip import normalised, picture_embeds

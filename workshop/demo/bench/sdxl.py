@@ -13,8 +13,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from ..models import load_text
 from ..pretraining.base import NOISE
+from ..stored_text import load_text
 from ..stored_weights import load_stored
 from ..tiny_weights import write_json
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .findings import NONE, OTHER, OWN, Finding, difference, falls_to_chance
-from .judge import IDENTITY
+from .judge import IDENTITY, SCENE
 from .ordering import Verdict, read_scores
 
 ROWS: Mapping[str, Mapping[str, Any]] = {
     "tokens": {"weight": 1.0, "identity": 0.0, "stages": ""},
+    "tokens, half identity": {"weight": 1.0, "identity": 0.5, "stages": ""},
     "tokens and identity": {"weight": 1.0, "identity": 1.0, "stages": ""},
     "stages, same noise": {"weight": 1.0, "identity": 1.0, "stages": "noise"},
     "stages, same steps": {"weight": 1.0, "identity": 1.0, "stages": "steps"},
@@ -59,10 +60,11 @@ def found(scores: Path) -> list[str]:
         EasyRefError: the file cannot be read.
     """
     rows = read_scores(scores)
-    tokens, both, noise, steps, identity = map(line, ROWS)
+    tokens, half, both, noise, steps, identity = map(line, ROWS)
     questions = {
         IDENTITY: [
             ("identity beside tokens adds identity", both, tokens, "DINO-I .748, .679"),
+            ("identity of half weight beside tokens adds identity", half, tokens, ""),
             ("tokens beside identity add identity", both, identity, ""),
             (
                 "stages at the same noise above stages at the same steps on identity",
@@ -73,8 +75,10 @@ def found(scores: Path) -> list[str]:
         ],
         _PROMPT: [
             ("identity beside tokens costs prompt", tokens, both, "CLIP-T .299, .301"),
+            ("identity of half weight beside tokens costs prompt", tokens, half, ""),
             ("stages at the same noise above at the same steps on prompt", noise, steps, ""),
         ],
+        SCENE: [("identity beside tokens costs the scene", tokens, both, "")],
         _COPIED: [("identity alone copies more than tokens alone", identity, tokens, "")],
         _NEAREST: [("identity alone nearer to a reference than tokens", identity, tokens, "")],
     }

@@ -138,7 +138,7 @@ TABLES: dict[str, Table] = {
     ),
     "layers": Table(
         out=Path("runs/bench_layers"),
-        groups=32,
+        groups=40,
         splits=("held_out",),
         counts=(1, 4),
         methods=("easyref", "easyref-other", "none"),
@@ -149,7 +149,7 @@ TABLES: dict[str, Table] = {
     ),
     "stages": Table(
         out=Path("runs/bench_stages"),
-        groups=20,
+        groups=16,
         splits=("held_out",),
         counts=(4,),
         methods=("easyref", "easyref-other", "none"),

@@ -66,6 +66,15 @@ def test_identity_alone_is_what_a_pipeline_computes(
     assert difference(images([result])[0], wanted) <= 1
 
 
+def test_identity_works_in_sixteen_bits(
+    settings: GenerationSettings, make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    trial = make_trial("easyref", identity=1.0, stages="steps")
+    found = load(replace(settings, dtype="bfloat16"), trial)
+    generate(found, tmp_path, trial)
+    found.close()
+
+
 def test_each_group_of_a_batch_attends_to_its_own_references(
     method: EasyRefMethod, make_trial: MakeTrial, tmp_path: Path
 ) -> None:
