@@ -15,7 +15,7 @@ from .pictures import DrawnPictures
 from .steps import Schedule, run_steps
 
 _CROP = 64
-_LATENT_NOISE = 0.06  # about what sampling leaves; trains a decoder that is robust to it
+LATENT_NOISE = 0.06  # about what sampling leaves; trains a decoder that is robust to it
 _MOMENTS = 0.02
 _EDGE_WEIGHT = 4.0  # additional loss weight of details near the figure's edges
 _DETAIL_WEIGHTS = (4.0, 8.0)  # of absolute and squared errors
@@ -78,7 +78,7 @@ def _decoded(
 ) -> torch.Tensor:
     """Decode latents with a little noise, [B, 3, H, W] float32."""
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    return vae.decode(latents + _LATENT_NOISE * noise).sample.float()
+    return vae.decode(latents + LATENT_NOISE * noise).sample.float()
 
 
 def _trained(
