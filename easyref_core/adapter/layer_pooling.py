@@ -198,7 +198,9 @@ def _layers(file: WeightFile, path: str) -> tuple[int, ...] | None:
     text = file.metadata.get(LAYERS_KEY)
     if text is None:
         return None
-    parts = [part.strip() for part in text[: 8 * MAX_LAYERS].split(",")]
+    # Longer than any list of layers can be: not even split.
+    parts = text.split(",") if len(text) < 8 * MAX_LAYERS else ["-1"]
+    parts = [part.strip() for part in parts]
     numbers = [int(p) if p.isascii() and p.isdecimal() and len(p) < 5 else -1 for p in parts]
     if (
         any(b <= a for a, b in zip([-1, *numbers], numbers, strict=False))

@@ -69,7 +69,7 @@ def test_each_layer_of_the_mllm_has_a_bar(page: ComfyPage, screenshots: Path) ->
     page.add_node("EasyRefMllmLayers")
     page.wait_for(lambda: "text: 1, attention 1. pictures: 1, attention 1" in plot(page))
     page.evaluate(SET, {"preset": "late", "picture_layers": "1, 0", "picture_weight": 0.5})
-    said = "text: 0.25 – 1.75, attention 1. pictures: 0.25 – 0 – "
+    said = "text: 0.25 – 1.75, attention 1. pictures: 0.25 – 0.51 – 0, attention 0.5"
     page.wait_for(lambda: said in plot(page), lambda: plot(page))
     heights = page.evaluate(HEIGHTS)
     assert [len(row) for row in heights] == [28, 28]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from corpus import EITHER, REFUSED, USED, Case, Way
-from goldens import ADAPTER, BODY, Tensors, adapter_tensors, write
+from goldens import ADAPTER, BODY, Tensors, adapter_tensors, pooled_adapter, write
 from homes import Home, pipe, replaced, sparse
 from safetensors.torch import load_file
 
@@ -27,8 +27,13 @@ ALL = (
 )
 ENCODED = (ALL[0], *ALL[2:])
 BOTH = (ALL[0], ALL[-1])
+SHOWN = (ALL[1], ALL[-1])
 NODES = (ALL[-1],)
 LAYERS = (Way("python_layers", name="Python"), ALL[-1])
+POOLED = (  # the ways that read layer pooling
+    Way("command_encode", ("--aggregation", "dla"), name="easyref encode"),
+    Way("comfy_entry_points.graph", more={"tokens__aggregation": "dla"}, name="nodes"),
+)
 
 TOKENS = "mllm_final_layer.reference_tokens"
 PROJECTOR = "image_proj_model.proj.0.weight"
@@ -36,7 +41,7 @@ BODY_WEIGHT = BODY + "model.layers.0.mlp.up_proj.weight"
 FINAL_WEIGHT = "mllm_final_layer.layers.0.mlp.up_proj.weight"
 KEY = next(n for n in load_file(ADAPTER) if n.endswith("to_k_ip.weight"))
 LORA = next(n for n in load_file(ADAPTER) if n.endswith("attn2.processor.to_q_lora.up.weight"))
-SELF_ATTENTION = LORA.replace("attn2", "attn1").partition(".processor.")[0]
+POOLS = "mllm_layer_pooling."
 NORM = "mllm_final_layer.norm.weight"
 
 
@@ -53,21 +58,6 @@ def with_tensors(change: Callable[[Tensors], Any], **metadata: str) -> Callable[
 
 def setting(name: str, tensor: torch.Tensor) -> Callable[[Home], None]:
     return with_tensors(lambda tensors: tensors.__setitem__(name, tensor))
-
-
-def identity_lora(**changes: torch.Tensor | None) -> Callable[[Home], None]:
-    """An identity LoRA in one layer; None leaves a weight out."""
-
-    def change(tensors: Tensors) -> None:
-        width = tensors[f"{SELF_ATTENTION}.processor.to_q_lora.up.weight"].shape[0]
-        for part in ("to_k", "to_v"):
-            for half, shape in (("down", (2, width)), ("up", (width, 2))):
-                weight = changes.get(f"{part}_{half}", torch.ones(shape))
-                if weight is not None:
-                    name = f"{SELF_ATTENTION}.processor.{part}_identity_lora.{half}.weight"
-                    tensors[name] = weight
-
-    return with_tensors(change)
 
 
 def converted(name: str, dtype: torch.dtype) -> Callable[[Home], None]:
@@ -190,6 +180,34 @@ def link(target: str) -> Callable[[Home], None]:
     return lambda home: replaced(home.adapter).symlink_to(target)
 
 
+def pooled(
+    change: Callable[[Tensors], Any], shape: str = "blocks", **metadata: str
+) -> Callable[[Home], None]:
+    """The golden adapter with new layer pooling, which gives its own tokens, and then a change."""
+
+    def make(home: Home) -> None:
+        tensors = pooled_adapter("dla", shape=shape, seed=None)
+        change(tensors)
+        write(replaced(home.adapter), tensors, **metadata)
+
+    return make
+
+
+def filled(name: str, value: float) -> Callable[[Tensors], None]:
+    return lambda tensors: tensors[POOLS + name].fill_(value)
+
+
+def reshaped(name: str, *shape: int) -> Callable[[Tensors], None]:
+    return lambda tensors: tensors.__setitem__(POOLS + name, torch.zeros(shape))
+
+
+def many_blocks(tensors: Tensors) -> None:
+    first = POOLS + "text.blocks.0."
+    for name in [name for name in tensors if name.startswith(first)]:
+        for number in range(2, 900):
+            tensors[name.replace("blocks.0.", f"blocks.{number}.")] = tensors[name].clone()
+
+
 def many_tensors(home: Home) -> None:
     entry = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     header = "{" + ",".join(f'"t{n}":{entry}' for n in range(300_000)) + "}"
@@ -198,6 +216,13 @@ def many_tensors(home: Home) -> None:
 
 def _same(tensors: Tensors) -> None:
     pass
+
+
+def _converted_pools(dtype: torch.dtype) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        tensors.update({n: t.to(dtype) for n, t in tensors.items() if n.startswith(POOLS)})
+
+    return change
 
 
 def _truncated(home: Home) -> None:
@@ -263,27 +288,62 @@ CASES = (
         NODES,
         said="to_q_lora",
     ),
-    Case("an identity LoRA", identity_lora(), LAYERS, USED),
-    Case("half an identity LoRA", identity_lora(to_v_up=None), LAYERS, said="to_v_identity_lora"),
-    Case(
-        "an identity LoRA of a wrong shape",
-        identity_lora(to_k_up=torch.ones(7, 2)),
-        LAYERS,
-        said="identity LoRA",
-    ),
-    Case(
-        "an identity LoRA for text",
-        setting(KEY.replace("to_k_ip", "to_k_identity_lora.up"), torch.ones(7, 2)),
-        LAYERS,
-        said="to_k_identity_lora",
-    ),
-    Case(
-        "NaN in an identity LoRA",
-        identity_lora(to_k_down=torch.full((2, 64), math.nan)),
-        LAYERS[:1],
-        said="not numbers",
-    ),
     Case("keys of a wrong shape", setting(KEY, torch.ones(7, 96)), LAYERS, said="7, 96"),
+    # Layer pooling
+    *(
+        Case(f"new layer pooling ({shape})", pooled(_same, shape), POOLED, USED, closest=1e-3)
+        for shape in ("blocks", "scores")
+    ),
+    *(
+        Case(
+            f"{value} in layer pooling's {name} ({shape})",
+            pooled(filled(name, value), shape),
+            POOLED,
+            said="not numbers|NaN",
+        )
+        for shape, name in (
+            ("blocks", "image.weighted_sum.weight"),
+            ("blocks", "text.blocks.1.mlp.down_proj.weight"),
+            ("scores", "image.gate.weight"),
+        )
+        for value in (math.nan, math.inf)
+    ),
+    *(
+        Case(
+            f"layer pooling's {name} of shape {list(shape)}", pooled(reshaped(name, *shape)), SHOWN
+        )
+        for name, shape in (
+            ("text.weighted_sum.weight", (9,)),
+            ("text.weighted_sum.weight", ()),
+            ("text.weighted_sum.weight", (0,)),
+            ("image.blocks.0.self_attn.q_proj.weight", (0, 64)),
+            ("image.blocks.0.self_attn.q_proj.weight", (100, 64)),
+            ("image.blocks.0.mlp.gate_proj.weight", (20_000, 64)),
+            ("image.blocks.999999999.mlp.gate_proj.weight", (64, 64)),
+            ("image.blocks.²٣.mlp.gate_proj.weight", (64, 64)),
+            ("\x1b[31m\n.weighted_sum.weight", (4,)),
+        )
+    ),
+    Case("900 blocks of layer pooling", pooled(many_blocks), SHOWN, said="blocks", needs=200),
+    Case(
+        "half of layer pooling",
+        pooled(lambda t: [t.pop(n) for n in list(t) if n.startswith(POOLS + "text.")]),
+        SHOWN,
+        said="lacks",
+    ),
+    *(
+        Case(
+            f"layer pooling as {dtype}",
+            pooled(_converted_pools(dtype)),
+            POOLED,
+            said="layer_pooling",
+        )
+        for dtype in (torch.int64, torch.bool, torch.complex64)
+    ),
+    *(
+        Case(f"layer pooling of the layers {text[:20]!r}", pooled(_same, mllm_layers=text), BOTH)
+        for text in ("", "9" * 5000, "0," * 100_000, "0,1,2,²", "3,2,1,0", "\x1b[31m\n", "0,1,2,9")
+    ),
     # Tensors that are no weights
     *(
         Case(f"{part} as {dtype}", converted(name, dtype), ways, said=re.escape(name))

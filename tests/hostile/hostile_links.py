@@ -39,6 +39,10 @@ CASES = (
         for value in ("nan", "text", "list", "object", "nan tensor")
     ),
     *(
+        linked("whole", "tokens__mllm_layers", value)
+        for value in ("nan", "text", "list", "object", "tensor")
+    ),
+    *(
         linked("pictures", f"references__{name}", value)
         for name in ("previous", "gallery")
         for value in ("nan", "list", "object", "tensor")

@@ -65,8 +65,11 @@ function bar(index, height) {
 
 function wordsOf({ factors, attention, problem }, t) {
   if (problem) return t(problem);
-  const ends = [...new Set([factors[0], Math.min(...factors), Math.max(...factors), factors.at(-1)])];
-  return t("factors", { factors: ends.map(round).join(" – "), attention: round(attention) });
+  const turns = [Math.min(...factors), Math.max(...factors)].map((value) => factors.indexOf(value));
+  const places = [0, ...turns, factors.length - 1].sort((a, b) => a - b);
+  const ends = places.map((place) => round(factors[place]));
+  const course = ends.filter((value, index) => value !== ends[index - 1]);
+  return t("factors", { factors: course.join(" – "), attention: round(attention) });
 }
 
 const round = (value) => String(Number(value.toFixed(2)));

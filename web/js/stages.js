@@ -36,7 +36,7 @@ function followPresets(widgets, presets) {
   for (const name of Object.keys(Object.values(presets)[0])) {
     chain(widgets[name], "callback", () => {
       const preset = presets[widgets.preset.value];
-      if (preset && widgets[name].value !== preset[name]) widgets.preset.value = CUSTOM;
+      if (preset && widgets[name].value !== preset[name]) setValue(widgets.preset, CUSTOM);
     });
   }
 }
@@ -44,8 +44,14 @@ function followPresets(widgets, presets) {
 function showPreset(widgets, presets) {
   const boundaries = presets[widgets.preset.value] ?? {};
   for (const [name, value] of Object.entries(boundaries)) {
-    if (widgets[name].value !== value) widgets[name].value = value;
+    if (widgets[name].value !== value) setValue(widgets[name], value);
   }
+}
+
+/** Set a widget as the user does: older Vue nodes show only values that are called back. */
+function setValue(widget, value) {
+  widget.value = value;
+  widget.callback?.(value);
 }
 
 /** Stage -> its window, null where a link sets part of it. */

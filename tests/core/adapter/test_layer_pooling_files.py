@@ -76,11 +76,40 @@ def test_hidden_states_that_are_read_come_from_the_metadata(saved: Callable) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0,1", "0,1,2,x", "3,2,1,0", "0,1,1,3", "-1,0,1,3", "0,1,2,99999", "\x1b[31m"]
+    "text",
+    [
+        "",
+        "0,1",
+        "0,1,2,x",
+        pytest.param("0,1,2,3" + " " * 8000 + ",x", id="long"),
+        "3,2,1,0",
+        "0,1,1,3",
+        "-1,0,1,3",
+        "0,1,2,99999",
+        "\x1b[31m",
+    ],
 )
 def test_metadata_that_does_not_fit_is_refused(saved: Callable, pooled: Tensors, text: str) -> None:
     with goldens.refused("pooled.safetensors"):
         plan_encoder(saved(pooled, **{LAYERS_KEY: text}))
+
+
+def test_pools_in_scaled_fp8_are_multiplied_out(saved: Callable) -> None:
+    encoder = goldens.random_encoder()
+    add_layer_pools(encoder, "dla")
+    goldens.randomise(encoder.mllm_layer_pooling)
+    tensors = goldens.random_adapter(encoder)
+    scaled = dict(tensors)
+    for name, weight in tensors.items():
+        if name.startswith(POOLING) and weight.ndim == 2:
+            factor = weight.abs().max() / 448
+            scaled[name] = (weight / factor).to(torch.float8_e4m3fn)
+            scaled[name.removesuffix("weight") + "scale_weight"] = factor
+    state = plan_encoder(saved(scaled)).build().state_dict()
+    for name in (IMAGE + Q, IMAGE + "weighted_sum.weight"):
+        assert (
+            0 <= goldens.difference(state[name], tensors[name]) < 0.07 * tensors[name].abs().max()
+        )
 
 
 def test_pools_of_a_larger_mllm_are_refused(saved: Callable) -> None:
