@@ -13,9 +13,22 @@ from easyref_core.adapter.checkpoint import load_checkpoint
 from easyref_core.demo_set import TRAINED_SET
 from easyref_core.errors import EasyRefError
 from easyref_core.training.merge import merge_adapters
+from easyref_core.weight_file import open_weight_file
 
-BASE = TRAINED_SET / "easyref.safetensors"
+SHIPPED = TRAINED_SET / "easyref.safetensors"
+NEW = ("mllm_layer_pooling.", "_identity_lora.")  # parts that the shipped adapter may have
 Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _base(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The shipped adapter as it was trained: in float16, without parts trained later."""
+    global BASE
+    BASE = tmp_path_factory.mktemp("base") / "easyref.safetensors"
+    file = open_weight_file(SHIPPED)
+    names = {n: n for n in file.tensors if not any(part in n for part in NEW)}
+    weights = {name: weight.half() for name, weight in file.read(names).items()}
+    save_file(weights, BASE, {"format": "pt", "image_size": file.metadata["image_size"]})
 
 
 @pytest.fixture
