@@ -91,13 +91,6 @@ class Weight:
         """
         return 1.0
 
-    def acts_at(self, model_sampling: Any, sigma: float) -> bool:
-        """Whether anything is added at a noise level, where its value is known to the host: exactly
-        where `at_sigmas` is not 0."""
-        if self.is_zero:
-            return False
-        return bool(self.at_sigmas(model_sampling, torch.tensor([sigma], dtype=torch.float32)))
-
     def at_positions(
         self, grid: LayerGrid, batch: BatchSlice, like: torch.Tensor
     ) -> PositionWeights:
@@ -254,11 +247,6 @@ def largest_batch(weights: Sequence[Weight]) -> int:
 def is_zero(weights: Sequence[Weight]) -> bool:
     """Whether nothing is added anywhere, at any step."""
     return any(weight.is_zero for weight in weights)
-
-
-def act_at(weights: Sequence[Weight], model_sampling: Any, sigma: float) -> bool:
-    """Whether weights that multiply add anything at a noise level, see `Weight.acts_at`."""
-    return all(weight.acts_at(model_sampling, sigma) for weight in weights)
 
 
 @lru_cache(maxsize=32)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from comfyhost import Pack
-from safetensors.torch import load_file
 
 Scale = float | torch.Tensor
 
@@ -55,7 +54,8 @@ class Spy:
         layers = pack.part("nodes.host.unet_layers").cross_attention_layers(unet)
         self._layers = {layer.block: name for name, layer in layers.items()}
         self._unet = unet.model.diffusion_model
-        weights = load_file(easyref.checkpoint.path)
+        file = easyref.checkpoint.file
+        weights = file.read({name: name for name in file.tensors})
         self._weights = {n: t.float() for n, t in weights.items() if n.startswith("unet.")}
         self._context: torch.Tensor | None = None
         self.records: list[LayerRecord] = []

@@ -44,6 +44,7 @@ NODES = [
     "EasyRefSaveTokens",
     "EasyRefScore",
     "EasyRefSetConditioning",
+    "EasyRefStages",
     "EasyRefWeightCurve",
 ]
 LARGEST_IMAGE_SIZE = 168  # more takes long and is tested elsewhere

@@ -139,17 +139,18 @@ def test_stages_that_hand_over_keep_their_weight_in_every_schedule(
     assert difference(sum(found), torch.full((len(places),), 0.8)) < 1e-5
     expected = torch.tensor([tokens.at(place) for place in places])
     assert difference(found[0], expected) < 5e-3
-    for stage, outside in ((tokens, 0.3 + fade / 2), (identity, 0.3 - fade / 2)):
-        for place in places:
-            if (place > outside) == (stage is tokens) and abs(place - outside) > 1e-3:
-                assert not stage.acts_at(sampling, float(sampling.percent_to_sigma(place)))
+    for factors, outside, after in (
+        (found[0], 0.3 + fade / 2, True),
+        (found[1], 0.3 - fade / 2, False),
+    ):
+        for place, factor in zip(places, factors.tolist(), strict=True):
+            if (place > outside) == after and abs(place - outside) > 1e-3:
+                assert factor == 0
 
 
-def test_a_window_that_acts_nowhere_is_skipped(window: Any, unet: Any) -> None:
-    sampling = unet.get_model_object("model_sampling")
+def test_a_window_that_acts_nowhere_is_skipped(window: Any) -> None:
     for empty in (window(0.3, 0.3), window(0.1, 0.9, 0.0), window(0.3, 0.3, 1.0, 0.2)):
         assert empty.is_zero
-        assert not empty.acts_at(sampling, float(sampling.percent_to_sigma(0.3)))
     assert not window(0.3, 0.31).is_zero
 
 
@@ -198,8 +199,6 @@ def test_a_stage_is_the_apply_nodes_own_window_times_its_weight(
     for timestep in (801.0, 661.0, 619.0, 301.0):
         found, expected = (predict(model, CFG, timestep=timestep) for model in (staged, plain))
         assert difference(found, expected) < 1e-6
-    sampling = unet.get_model_object("model_sampling")
-    assert not first.acts_at(sampling, float(sampling.percent_to_sigma(0.37)))
 
 
 def test_a_step_with_stages_never_waits_for_the_device(

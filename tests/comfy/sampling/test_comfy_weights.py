@@ -109,33 +109,3 @@ def test_a_new_weight_that_is_zero_costs_nothing(
     tokens = random_tokens(pack, fresh_easyref, seed=1)
     model = apply(pack, unet, fresh_easyref, tokens, lora_strength=0.0, curve=Off())
     assert difference(predict(model, CFG, latents(2)), predict(unet, CFG, latents(2))) == 0.0
-
-
-@pytest.mark.parametrize("kind", ["ModelSamplingDiscrete", "ModelSamplingContinuousEDM"])
-def test_the_host_knows_where_a_weight_acts_as_the_device_does(
-    pack: Pack, weights: Any, kind: str
-) -> None:
-    """At boundaries too, which are no 32-bit numbers in some schedules."""
-    import comfy.model_sampling as kinds
-
-    sampling = getattr(kinds, kind)()
-    places = (0.0, 0.1, 0.3, 0.36, 0.5, 0.8, 1.0)
-    sigmas = torch.tensor([float(sampling.percent_to_sigma(place)) for place in places])
-    around = torch.cat([sigmas, sigmas.nextafter(sigmas + 1), sigmas.nextafter(sigmas - 1)])
-    tried = [
-        weights.SamplingRange(0.3, 0.8),
-        weights.SamplingRange(0.1, 0.36),
-        weights.Curve(((0.3, 0.0), (0.5, 1.0), (0.8, 0.0))),
-        high_noise_only(weights, float(sigmas[3])),
-    ]
-    for weight in tried:
-        on_device = weight.at_sigmas(sampling, around) != 0
-        on_host = [weight.acts_at(sampling, float(sigma)) for sigma in around]
-        assert on_host == on_device.tolist()
-        assert 0 < sum(on_host) < len(on_host)
-    always, never = weights.Constant(-0.5), weights.Constant(0.0)
-    assert always.acts_at(sampling, 5.0)
-    assert not never.acts_at(sampling, 5.0)
-    inside = float(sigmas[4])
-    assert weights.act_at([*tried[:1], always], sampling, inside)
-    assert not weights.act_at([*tried[:1], never], sampling, inside)

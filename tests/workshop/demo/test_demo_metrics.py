@@ -92,6 +92,8 @@ def good() -> Results:
         "crowded 1": scores(0.4),
         "crowded average": scores(0.6),
         "style": style,
+        "named": scores(0.97),
+        "named style": dict(style),
     }
 
 
@@ -102,7 +104,7 @@ def titles(rows: list[Row]) -> list[str]:
 def test_good_scores_meet_all_bars(good: Results) -> None:
     rows = rows_of(good)
     assert missed(rows) == []
-    assert sum(row.met is True for row in rows) == 17
+    assert sum(row.met is True for row in rows) == 24
     assert len(set(titles(rows))) == len(rows)
 
 
@@ -113,6 +115,13 @@ def test_good_scores_meet_all_bars(good: Results) -> None:
         ("easyref", ("colour",), 0.94, "identity: colour"),
         ("easyref", ("accessory",), 0.94, "identity: accessory"),
         ("easyref", ("shape",), 0.74, "identity: shape"),
+        ("named", ("pattern", "eyes"), 0.75, "prompt only: all that it names"),
+        ("named", ("colour",), 0.94, "prompt only: colour"),
+        ("named", ("accessory",), 0.94, "prompt only: accessory"),
+        ("named", ("shape",), 0.74, "prompt only: shape"),
+        ("named", SCENE, 0.96, "prompt only: place and time"),
+        ("named style", LOOK, 0.75, "prompt only, style: pattern and palette"),
+        ("named style", (SHAPE,), 0.75, "prompt only, style: shape"),
         ("plain", ATTRIBUTES, 0.3, "identity, no references"),
         ("plain", SCENE, 0.9, "place and time: with less without"),
         ("crowded 1", ATTRIBUTES, 0.6, "crowded: 4 less 1"),
