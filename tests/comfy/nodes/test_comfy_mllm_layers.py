@@ -96,15 +96,13 @@ def test_other_weights_of_layers_run_no_layer_of_the_body_again(
     assert inspected.shape[0] == 4
 
 
-def test_the_node_shows_its_factors_as_numbers_and_text(pack: Pack) -> None:
-    result = layers(pack, "early", picture_layers="0, 2", text_weight=0.5)
-    (bars,) = result.ui["mllm_layers"]
-    assert (len(bars["text"]), len(bars["picture"])) == (28, 28)
-    assert (bars["text"][0], bars["text"][-1]) == (1.75, 0.25)
-    assert (bars["picture"][0], bars["picture"][-1]) == (0.0, 0.5)
-    assert bars["attention"] == [0.5, 1.0]
-    assert result.ui["text"] == (result[1],)
-    first, second = result[1].splitlines()
+def test_the_node_says_its_factors(pack: Pack) -> None:
+    weights, text = layers(pack, "early", picture_layers="0, 2", text_weight=0.5)
+    of_text, of_pictures = weights.factors(28)
+    assert (of_text[0], of_text[-1]) == (1.75, 0.25)
+    assert (of_pictures[0], of_pictures[-1]) == (0.0, 0.5)
+    assert weights.attention == (0.5, 1.0)
+    first, second = text.splitlines()
     assert first.startswith("text: 1.75, ")
     assert first.endswith("0.25; attention 0.5")
     assert second.startswith("pictures: 0, ")
