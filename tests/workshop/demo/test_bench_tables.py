@@ -132,15 +132,15 @@ def test_stages_are_compared_with_a_wrong_group_each(stages: Path) -> None:
     assert len(run.scope()) == 2 * len(made) + 1 == 13
     lines = SHORT["stages"](run).splitlines()
     assert lines[2:4] == [
-        "| tokens | 55 | 50 | 50.0 | 50 | 20 | 0.03 |",
-        "| tokens, half identity | 60 | 50 | 50.0 | 50 | 20 | 0.03 |",
+        "| tokens | 65 | 50 | 50.0 | 50 | 20 | 0.03 |",
+        "| tokens, half identity | 70 | 50 | 50.0 | 50 | 20 | 0.03 |",
     ]
 
 
 def test_what_stages_show_is_said_with_numbers(stages: Path) -> None:
     said = details("stages", read_run(stages))
     assert "- shows: identity beside tokens adds identity (+10.0 points" in said
-    assert "- holds: tokens: own group > another group on identity (+35.0 points" in said
+    assert "- holds: tokens: own group > another group on identity (+45.0 points" in said
     assert "- does not show at this size: stages at the same noise copy less" in said
     assert "| stages, same noise, of another group | 0.200" in said
     assert "| seconds an image | of encoding | a step |" in said
