@@ -234,8 +234,10 @@ def numbers_held(root: Any) -> int:
 
 
 def test_a_loaded_adapter_holds_no_weights(pack: Pack) -> None:
-    """ComfyUI keeps what nodes give, so it must cost nothing; the patcher holds what is big. Only the
-    scales of weights in fp8 are there from the start."""
+    """ComfyUI keeps what nodes give, so it must cost nothing; the patcher holds what is big.
+
+    Only the scales of weights in fp8 are there from the start.
+    """
     easyref = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
     demo = pack.nodes["EasyRefDemoModels"].execute().result[3]
     scales = sum(scale.numel() for scale in demo.checkpoint.file.scales.values())
