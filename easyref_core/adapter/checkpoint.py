@@ -180,17 +180,9 @@ class AdapterCheckpoint:
 
         Of one row of every weight. Tokens do not depend on the LoRA, so `identity` leaves it out.
         """
-        return self._lora_fingerprint(self.lora)
-
-    @cached_property
-    def identity_lora_fingerprint(self) -> str:
-        """`lora_identity` of the identity LoRA, on which tokens do not depend either."""
-        return self._lora_fingerprint(self.identity_lora)
-
-    def _lora_fingerprint(self, lora: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
         entries = [
             (f"{layer}.{part}.{half}", name, 1)
-            for layer, parts in sorted(lora.items())
+            for layer, parts in sorted(self.lora.items())
             for part, halves in sorted(parts.items())
             for half, name in sorted(halves.items())
         ]

@@ -231,8 +231,7 @@ def test_an_identity_lora_is_recognised(whole: Tensors, tmp_path: Path) -> None:
     assert not found.ignored
     report = found.report()
     assert (report["identity_lora_layers"], report["identity_lora_rank"]) == (1, 3)
-    assert (plain.identity_lora_rank, plain.identity_lora_fingerprint) == (0, "")
-    assert len(found.identity_lora_fingerprint) == 16
+    assert plain.identity_lora_rank == 0
     (weights,) = identity_lora_weights(found).values()
     assert torch.equal(weights.key_down, tensors[NAME.format("k", "down")])
     assert torch.equal(weights.value_up, tensors[NAME.format("v", "up")])
@@ -240,7 +239,6 @@ def test_an_identity_lora_is_recognised(whole: Tensors, tmp_path: Path) -> None:
     tensors[NAME.format("v", "up")] += 1
     other = load_checkpoint(goldens.write(tmp_path / "other.safetensors", tensors))
     assert other.identity == found.identity
-    assert other.identity_lora_fingerprint != found.identity_lora_fingerprint
 
 
 def test_an_identity_lora_adds_to_keys_and_values() -> None:
