@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +12,15 @@ if TYPE_CHECKING:
     from easyref_core.adapter.checkpoint import AdapterCheckpoint
     from easyref_core.encode.encoder import EasyRefEncoder
     from easyref_core.qwen2vl.prompt import PromptTokenizer
+
+
+@pytest.fixture(autouse=True)
+def _no_run_goes_on() -> Iterator[None]:
+    """After a test, accelerate forgets the precision and the processes of its run."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -21,12 +21,10 @@ pytest.importorskip("accelerate")
 
 
 @pytest.fixture(autouse=True)
-def _one_run() -> Iterator[None]:
-    """Reset accelerate's global state; and one thread, which is faster here."""
+def _one_thread() -> Iterator[None]:
+    """One thread, which is faster here."""
     import torch
-    from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
