@@ -8,11 +8,10 @@ from comfy_api.latest import io
 
 from ..easyref_core.adapter.key_values import check_model_layers, check_tokens
 from ..easyref_core.adapter.layer_weights import LayerWeights
-from ..easyref_core.errors import EasyRefError
 from ..easyref_core.tokens.reference_tokens import ReferenceTokens
 from .checked import checked
 from .host.unet_layers import cross_attention_layers, group_of, model_name
-from .inputs import collect_weights, share_input, weight_input
+from .inputs import share_input, weight_input, weights_in_range
 from .link_types import (
     EasyRef,
     EasyRefCurve,
@@ -25,7 +24,7 @@ from .link_types import (
 )
 from .newer_core import ADVANCED, found_by
 from .sampling.patch import ReferencePatch
-from .sampling.weights import SamplingRange, Weight
+from .sampling.weights import Weight
 
 
 @checked
@@ -123,11 +122,7 @@ class EasyRefApply(io.ComfyNode):
         regions: Regions | None = None,
         normalise: bool = False,
     ) -> io.NodeOutput:
-        if start_percent > end_percent:
-            raise EasyRefError(
-                f"start_percent ({start_percent}) is after end_percent ({end_percent}), so the "
-                "references would never act. Swap them, or set weight to 0."
-            )
+        weights = weights_in_range(weight, start_percent, end_percent, mask, layer_weights, curve)
         checkpoint = easyref.checkpoint
         if tokens is not None:
             check_tokens(checkpoint, tokens)
@@ -139,10 +134,6 @@ class EasyRefApply(io.ComfyNode):
         kind = model_name(model)
         check_model_layers(checkpoint, {n: layer.widths for n, layer in layers.items()}, kind)
         blocks = {layer: layers[layer].block for layer in checkpoint.cross_attention}
-        weights = (
-            *collect_weights(weight, mask, layer_weights, curve),
-            SamplingRange(start_percent, end_percent),
-        )
         groups = {group_of(block) for block in blocks.values()}
         for used in (weights, *(region.weights for region in regions or ())):
             for one in used:

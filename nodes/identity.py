@@ -16,7 +16,7 @@ from ..easyref_core.untrusted import escaped
 from .checked import checked
 from .host.reference_latents import ReferenceLatents
 from .host.unet_layers import SelfAttentionLayer, group_of, model_name, self_attention_layers
-from .inputs import collect_weights, gather, images_input, share_input, weight_input
+from .inputs import gather, images_input, share_input, weight_input, weights_in_range
 from .link_types import (
     EasyRef,
     EasyRefCurve,
@@ -27,7 +27,7 @@ from .link_types import (
 )
 from .newer_core import ADVANCED, found_by
 from .sampling.identity import IdentityPatch
-from .sampling.weights import SamplingRange, Weight
+from .sampling.weights import Weight
 
 MAX_REUSE = 100
 
@@ -125,11 +125,7 @@ class EasyRefIdentity(io.ComfyNode):
         layer_weights: LayerWeights | None = None,
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        if start_percent > end_percent:
-            raise EasyRefError(
-                f"start_percent ({start_percent}) is after end_percent ({end_percent}), so the "
-                "references would never act. Swap them, or set weight to 0."
-            )
+        weights = weights_in_range(weight, start_percent, end_percent, mask, layer_weights, curve)
         group = tuple(one for one in gather(images, references) if one.weight > 0)
         if not group:
             raise EasyRefError(
@@ -142,10 +138,6 @@ class EasyRefIdentity(io.ComfyNode):
             raise EasyRefError(
                 f"{kind} has no self-attention layers that EasyRef knows. Connect an SDXL model."
             )
-        weights = (
-            *collect_weights(weight, mask, layer_weights, curve),
-            SamplingRange(start_percent, end_percent),
-        )
         for one in weights:
             one.check_layers({group_of(layer.block) for layer in layers.values()}, kind)
         lora = _identity_lora(easyref, layers, kind) if easyref is not None else {}

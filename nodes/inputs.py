@@ -9,13 +9,14 @@ import torch
 from comfy_api.latest import io
 
 from ..easyref_core.adapter.layer_weights import LayerWeights
+from ..easyref_core.adapter.stages import check_order
 from ..easyref_core.encode.group import Reference
 from ..easyref_core.errors import EasyRefError
 from ..easyref_core.pictures.tensors import picture_list, tensor_to_picture
 from .link_types import EasyRefMllmLayersLink, References
 from .newer_core import ADVANCED
 from .sampling.masks import Mask
-from .sampling.weights import ByLayer, Constant, Weight
+from .sampling.weights import ByLayer, Constant, SamplingRange, Weight
 
 MAX_SOCKETS = 100  # the most that ComfyUI allows
 _PROMPT = "Given to the MLLM with the pictures; usually the positive prompt's text. May be empty."
@@ -82,6 +83,24 @@ def collect_weights(
         curve,
     )
     return tuple(weight for weight in found if weight is not None)
+
+
+def weights_in_range(
+    weight: float,
+    start_percent: float,
+    end_percent: float,
+    mask: torch.Tensor | None = None,
+    layer_weights: LayerWeights | None = None,
+    curve: Weight | None = None,
+) -> tuple[Weight, ...]:
+    """A node's weights, within a part of the sampling.
+
+    Raises:
+        EasyRefError: the part starts after its end, or the mask cannot be used.
+    """
+    check_order("start_percent", start_percent, "end_percent", end_percent)
+    found = collect_weights(weight, mask, layer_weights, curve)
+    return (*found, SamplingRange(start_percent, end_percent))
 
 
 def accepted(check: Callable[[], object]) -> bool | str:

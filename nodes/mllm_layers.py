@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..easyref_core.encode.mllm_layers import PRESETS, MllmLayerWeights, parse_factors
+from ..easyref_core.encode.mllm_layers import MAX_FACTOR, PRESETS, MllmLayerWeights, parse_factors
 from .checked import checked
 from .link_types import EasyRefMllmLayersLink
 from .newer_core import found_by
@@ -51,7 +51,7 @@ class EasyRefMllmLayers(io.ComfyNode):
                     "text_weight",
                     default=1.0,
                     min=0.0,
-                    max=10.0,
+                    max=MAX_FACTOR,
                     step=0.05,
                     tooltip="Multiplies the attention that reference tokens pay to the text; it "
                     "multiplies the preset.",
@@ -60,7 +60,7 @@ class EasyRefMllmLayers(io.ComfyNode):
                     "picture_weight",
                     default=1.0,
                     min=0.0,
-                    max=10.0,
+                    max=MAX_FACTOR,
                     step=0.05,
                     tooltip="Multiplies the attention that reference tokens pay to all pictures; "
                     "it multiplies the preset.",

@@ -52,8 +52,8 @@ class EasyRefRegion(io.ComfyNode):
                 EasyRefCurve.Input(
                     "curve",
                     optional=True,
-                    tooltip="From EasyRef Weight Curve: multiplies this region's weight over the "
-                    "sampling.",
+                    tooltip="From EasyRef Weight Curve or EasyRef Stages: multiplies this region's "
+                    "weight over the sampling.",
                 ),
                 EasyRefRegions.Input(
                     "previous",

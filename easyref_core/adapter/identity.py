@@ -15,15 +15,15 @@ attention of consistent self-attention (StoryDiffusion, arXiv 2405.01434).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+from .attention import Attend
 
-SIZE_MULTIPLE = 64
+_SIZE_MULTIPLE = 64
 """Sides of a reference in pixels are multiples of this: 8 for the VAE, 8 for the UNet."""
 
 
@@ -105,7 +105,7 @@ def add_identity(
             asked = asked.index_select(1, share.positions)
             before = before.index_select(1, share.positions)
         joint = attend(asked, _beside(key[rows], share.key), _beside(value[rows], share.value))
-        everywhere = joint.shape == own.shape and len(shares) == 1
+        everywhere = share.positions is None and joint.shape == own.shape and len(shares) == 1
         if everywhere and isinstance(share.weight, (int, float)) and share.weight == 1:
             return joint  # no gradient through `own`, which has no part in it
         added = ((joint - before) * share.weight).to(own.dtype)
@@ -128,7 +128,7 @@ def _beside(own: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
 
 def reference_size(width: int, height: int, area: int) -> tuple[int, int]:
     """Width and height to which a reference is resized, in pixels: about the sample's area, its own
-    aspect ratio, in multiples of `SIZE_MULTIPLE`; nothing is cut off.
+    aspect ratio, in multiples of `_SIZE_MULTIPLE`; nothing is cut off.
 
     Args:
         width, height: of the picture, 1 or more.
@@ -136,7 +136,7 @@ def reference_size(width: int, height: int, area: int) -> tuple[int, int]:
     """
 
     def side(along: int, across: int) -> int:
-        return max(1, round((area * along / across) ** 0.5 / SIZE_MULTIPLE)) * SIZE_MULTIPLE
+        return max(1, round((area * along / across) ** 0.5 / _SIZE_MULTIPLE)) * _SIZE_MULTIPLE
 
     return side(width, height), side(height, width)
 

@@ -172,12 +172,18 @@ def pooling_of(
     return pools, layers
 
 
-def resolved_layers(layers: Sequence[int] | None, body_layers: int, name: str) -> tuple[int, ...]:
+def resolved_layers(
+    layers: Sequence[int] | None,
+    body_layers: int,
+    name: str,
+    remedy: str = "Choose the MLLM that the adapter was trained with.",
+) -> tuple[int, ...]:
     """The hidden states that are read, all where none are named.
 
     Args:
         body_layers: decoder layers of the body, so that its last hidden state has this number.
         name: of the adapter or setting, for messages.
+        remedy: a sentence, for messages.
 
     Raises:
         EasyRefError: they are not rising, or do not end with the body's last.
@@ -189,7 +195,7 @@ def resolved_layers(layers: Sequence[int] | None, body_layers: int, name: str) -
         raise EasyRefError(
             f"{name} reads the hidden states {', '.join(map(str, layers[:40])) or 'none'} of the "
             f"MLLM. They must rise and end with {body_layers}, the last one before the final "
-            "layers. Choose the MLLM that the adapter was trained with."
+            f"layers. {remedy}"
         )
     return layers
 
@@ -202,10 +208,7 @@ def _layers(file: WeightFile, path: str) -> tuple[int, ...] | None:
     parts = text.split(",") if len(text) < 8 * MAX_LAYERS else ["-1"]
     parts = [part.strip() for part in parts]
     numbers = [int(p) if p.isascii() and p.isdecimal() and len(p) < 5 else -1 for p in parts]
-    if (
-        any(b <= a for a, b in zip([-1, *numbers], numbers, strict=False))
-        or numbers[-1] > MAX_LAYERS
-    ):
+    if not _rising(numbers) or numbers[-1] > MAX_LAYERS:
         raise EasyRefError(
             f"{path} says that its layer pooling reads the hidden states {shown(text)}; rising "
             f"whole numbers up to {MAX_LAYERS} with commas between them are needed. {_AGAIN}"

@@ -3,7 +3,8 @@
 "Squeezing Capacity from Multimodal LLMs" (arXiv 2605.26111) samples with the MLLM's features alone
 while t >= 0.95, with both while t >= 0.85, and with the VAE's alone below, t = 1 being pure noise.
 Its model is FLUX.1-dev, whose t does not mean on SDXL what it means there, so two presets carry the
-thresholds over: to the same signal-to-noise ratio, and to the same share of the steps.
+thresholds over: to the same signal-to-noise ratio, and to the same share of the steps. The third,
+`late`, keeps the tokens to the end: EasyRef's tokens carry details of the character, too.
 
 A place in the sampling is counted as ComfyUI counts percent: 0 is before the first step, 1 after
 the last; a step of SDXL at timestep t is at 1 - t / 999.
@@ -182,4 +183,8 @@ def _preset(place_of: Callable[[float], float]) -> Stages:
     return Stages(Window(end=tokens_until), Window(start=identity_from))
 
 
-PRESETS: Mapping[str, Stages] = {"noise": _preset(_at_same_noise), "steps": _preset(_at_same_step)}
+PRESETS: Mapping[str, Stages] = {
+    "late": Stages(Window(), Window(start=0.5)),
+    "noise": _preset(_at_same_noise),
+    "steps": _preset(_at_same_step),
+}

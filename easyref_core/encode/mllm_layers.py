@@ -32,15 +32,16 @@ class MllmLayerWeights:
     """How much each of the MLLM's layers counts, for text and for image tokens.
 
     A list of factors lies evenly over the hidden states that the adapter reads, the first factor on
-    the first and the last on the last; between them factors change linearly. So a list as long as
-    the adapter's is taken as it is, and one of any other length fits too.
+    the first and the last on the last (of one hidden state, the first); between them factors change
+    linearly. So a list as long as the adapter's is taken as it is, and any other length fits too.
 
     Attributes:
         preset: one of `PRESETS`; the factors multiply it.
         text, picture: multiply the learned weight of each hidden state.
         text_weight, picture_weight: multiply the attention (before normalisation) that the
-            reference tokens pay to text and to pictures in the very last layer. A factor on all
-            layers alike does nothing there: that layer normalises what it reads.
+            reference tokens pay to text and to pictures in the very last layer. With one final
+            layer a factor above 0 on all layers alike does next to nothing there: that layer
+            normalises what it reads.
 
     Raises:
         EasyRefError: an unknown preset; no factor, too many, or one that is no number from 0 to 10.

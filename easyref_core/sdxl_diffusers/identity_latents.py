@@ -56,8 +56,10 @@ def encode_identity(
     width = whole_number(usual if width is None else width, "width", 1, _MAX_SIDE)
     height = whole_number(usual if height is None else height, "height", 1, _MAX_SIDE)
     seed = whole_number(seed, "seed", 0, 2**64 - 1)
-    if isinstance(pictures, Image.Image) or not len(pictures):
-        raise EasyRefError("The pictures are none, or one; a list of one or more is needed.")
+    if not isinstance(pictures, Sequence) or not pictures:
+        raise EasyRefError(
+            f"The pictures are {kind_of(pictures)}, or none; a list of one or more is needed."
+        )
     for picture in pictures:
         if not isinstance(picture, Image.Image):
             raise EasyRefError(

@@ -81,7 +81,8 @@ class IdentityRun:
         layer_weights: LayerWeights | None = None,
         conditional: Callable[[int], Sequence[slice]] = all_rows,
     ) -> None:
-        groups = (references,) if isinstance(references, IdentityLatents) else tuple(references)
+        several = isinstance(references, Sequence)
+        groups = tuple(references) if several else (references,)
         if not groups or not all(isinstance(group, IdentityLatents) for group in groups):
             kinds = ", ".join(dict.fromkeys(map(kind_of, groups))) or "none"
             raise EasyRefError(
@@ -127,13 +128,13 @@ class IdentityRun:
             EasyRefError: latents or rows that do not fit the call.
         """
         rows = self._rows(len(call.sample))
-        weights = self._weights(call, rows)
+        timestep = float(call.timestep) if call.timestep.numel() == 1 else None
+        weights = self._weights(call, rows, timestep)
         factors = self.layers(unet)
         if not any(weights) or not factors:
             self._read = None
             return None
         self._latents.check(call.sample)
-        timestep = float(call.timestep) if call.timestep.numel() == 1 else None
         read, before = self._read, self._timestep
         known = read is not None and read.states is call.states and None not in (timestep, before)
         later = known and timestep < before
@@ -163,15 +164,18 @@ class IdentityRun:
             rows += [_Row(part.start + n, n // (length // groups)) for n in range(length)]
         return rows
 
-    def _weights(self, call: UNetCall, rows: Sequence[_Row]) -> list[float]:
-        """Of each row."""
-        times = call.timestep.reshape(-1)
+    def _weights(self, call: UNetCall, rows: Sequence[_Row], timestep: float | None) -> list[float]:
+        """Of each row.
+
+        Args:
+            timestep: of all rows, None where each has its own.
+        """
         if self._window.start <= 0 and self._window.end >= 1:
-            weights = [self._window.weight] * len(rows)  # asks a GPU for nothing
-        elif len(times) == 1:
-            weights = [self._at(float(times))] * len(rows)
+            weights = [self._window.weight] * len(rows)  # at every noise level
+        elif timestep is not None:
+            weights = [self._at(timestep)] * len(rows)
         else:
-            listed = times.tolist()
+            listed = call.timestep.tolist()
             weights = [self._at(listed[row.number]) for row in rows]
         return [
             weight if self._groups[row.group].latents else 0.0

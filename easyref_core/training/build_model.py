@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..adapter.checkpoint import BODY, FINAL, PROJECTOR, AdapterCheckpoint, load_checkpoint
-from ..adapter.layer_pooling import POOLING, POOLS
+from ..adapter.layer_pooling import POOLING, POOLS, resolved_layers
 from ..encode.check_plan import check_weights, check_whole_mllm
 from ..encode.encoder import EasyRefEncoder
 from ..encode.layer_pooling import add_layer_pools
@@ -113,6 +113,12 @@ def _pool_layers(encoder: EasyRefEncoder, settings: ModelSettings, parts: Sequen
             "model.pooling say what the adapter has."
         )
     layers = settings.mllm_layers
+    resolved_layers(
+        layers,
+        len(encoder.multimodal_llm.model.layers),
+        "model.mllm_layers",
+        "Make model.mllm_layers end with it, or leave it out for all.",
+    )
     if pools is not None and tuple(layers or _all_layers(encoder)) != tuple(pools.sizes.layers):
         raise EasyRefError(
             f"model.adapter {settings.adapter} pools the hidden states "

@@ -6,13 +6,12 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from ..adapter.layer_pooling import POOLS
 from ..errors import EasyRefError
 from ..untrusted import is_regular, shown
 
 if TYPE_CHECKING:
     from .config import ModelSettings, Settings
-
-POOLED = ("dla", "lap")  # aggregations that pool the hidden states of all layers
 
 
 def check_settings(settings: Settings) -> None:
@@ -72,9 +71,10 @@ def check_settings(settings: Settings) -> None:
 def _check_pooling(model: ModelSettings, parts: tuple[str, ...]) -> None:
     """
     Raises:
-        EasyRefError: settings of layer pooling without an aggregation that pools.
+        EasyRefError: settings of layer pooling without an aggregation that pools, or that without
+            pools.
     """
-    if model.aggregation not in POOLED:
+    if model.aggregation not in POOLS:
         for name, is_set in (
             ("the part layer_pooling is trained", "layer_pooling" in parts),
             ("model.pooling is set", model.pooling != "blocks"),
@@ -90,6 +90,12 @@ def _check_pooling(model: ModelSettings, parts: tuple[str, ...]) -> None:
         raise EasyRefError(
             f"model.mllm_layers is {shown([*layers])}; numbers of hidden states are needed, each "
             "once and in ascending order, or null for all."
+        )
+    pools = model.aggregation in POOLS
+    if pools and model.adapter is None and "layer_pooling" not in parts:
+        raise EasyRefError(
+            f"model.aggregation is {model.aggregation}, but a new adapter has no layer pooling. "
+            "Add layer_pooling to optimiser.parts, or name an adapter that has it as model.adapter."
         )
 
 

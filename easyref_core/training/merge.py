@@ -17,9 +17,11 @@ from ..errors import EasyRefError
 from ..files import check_output
 from ..untrusted import escaped, shown
 from .disk import save_weights
+from .model import part_of
 from .outputs import is_adapter
 
 _REMEDY = "Merge adapters whose new parts alone were trained from that adapter."
+_NEW_PARTS = ("layer_pooling", "identity")  # which leave what was there as it is
 
 
 def merge_adapters(
@@ -82,7 +84,14 @@ def _added(checkpoint: AdapterCheckpoint, base: AdapterCheckpoint) -> dict[str, 
         for name, source in shared.items():
             if not _equal(get(names[name]), get_base(source)):
                 raise EasyRefError(f"{refused}: its {escaped(name)} differs. {_REMEDY}")
-        return {name: get(source) for name, source in names.items() if name not in shared}
+        new = {name: source for name, source in names.items() if name not in shared}
+        others = sorted(name for name in new if part_of(name) not in _NEW_PARTS)
+        if others:
+            raise EasyRefError(
+                f"{refused}: it adds {escaped(others[0])}, without which the other parts were "
+                f"trained. {_REMEDY}"
+            )
+        return {name: get(source) for name, source in new.items()}
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:

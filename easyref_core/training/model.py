@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..adapter.checkpoint import BODY, FINAL, PROJECTOR, AdapterCheckpoint
-from ..adapter.layer_pooling import LAYERS_KEY, POOLING, POOLS
+from ..adapter.layer_pooling import POOLING, POOLS
 from ..adapter.weights import official_weights
 from ..encode.encoder import EasyRefEncoder
 from ..encode.layer_pooling import Pooling
@@ -149,7 +149,7 @@ class TrainedModel(TrainableModule):
     def metadata(self) -> dict[str, str]:
         """Of the checkpoints: which hidden states the layer pools read, where there are any."""
         pools = self.encoder.mllm_layer_pooling
-        return {} if pools is None else {LAYERS_KEY: ",".join(map(str, pools.sizes.layers))}
+        return {} if pools is None else pools.sizes.metadata
 
     def checkpoint_name(self, name: str) -> str:
         """A parameter's name in the official checkpoint."""

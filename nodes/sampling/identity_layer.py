@@ -187,7 +187,7 @@ class IdentityAttention:
             rows = call.rows
             if not q.shape[0] == k.shape[0] == rows.total or out.shape != q.shape:
                 warn_of_rows(q.shape[0], rows.total, len(rows.areas))
-            elif call.weighted.by_position and q.shape[1] != k.shape[1]:
+            elif call.weighted.by_position and not _are_whole(q.shape[1], options):
                 _warn_of_positions()
             else:
                 shares += call.shares(layer, layer_size(options, q.shape[1], rows.size), q)
@@ -195,6 +195,12 @@ class IdentityAttention:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> IdentityAttention:
         return self
+
+
+def _are_whole(positions: int, options: Mapping[str, Any]) -> bool:
+    """Whether a layer's queries are all of its positions; keys may be more or fewer."""
+    shape = options.get("activations_shape")
+    return shape is None or shape[-2] * shape[-1] == positions
 
 
 @lru_cache(maxsize=1)

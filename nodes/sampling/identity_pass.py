@@ -81,9 +81,15 @@ def reference_features(
     for group in _passes(model, references):
         recorder = _Recorder(blocks)
         _read(model, group, sigma, text, {**_plain(options), **recorder.options(len(group))})
-        for block, states in recorder.states.items():
+        for block in list(recorder.states):
+            states = recorder.states.pop(block)
             found[block].append(states.flatten(0, 1)[None])  # [R, T, C] -> [1, R * T, C]
-    return {b: s[0] if len(s) == 1 else torch.cat(s, dim=1) for b, s in found.items() if s}
+    # One layer after the other, so that its parts are given back before the next one is joined.
+    return {block: _joined(found.pop(block)) for block in list(found) if found[block]}
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _passes(model: Any, references: Sequence[NoisyReference]) -> Iterator[list[NoisyReference]]:

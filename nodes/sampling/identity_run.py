@@ -23,6 +23,8 @@ from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
 from ...easyref_core.adapter.identity import IdentityLora, reference_noise, relative_error
 from ..host.progress import show_text
 from ..host.reference_latents import CELL
+from .batch_rows import BatchSlice
+from .conditionings import RUN, Run
 from .identity_pass import Features, NoisyReference, ReferenceText, reference_features
 from .run import IDENTITY_KEY, watch_runs, with_option
 
@@ -107,8 +109,8 @@ class IdentityRun:
             return None
         errors = torch.stack([error.float().cpu() for error in self.errors])
         return (
-            f"{self.passes} reference passes for {self.steps} steps; relative error of reused "
-            f"features {float(errors.mean()):.1%}, at most {float(errors.max()):.1%}"
+            f"{self.passes} reference passes for {self.steps} calls of the model; relative error "
+            f"of reused features {float(errors.mean()):.1%}, at most {float(errors.max()):.1%}"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> IdentityRun:
@@ -152,7 +154,8 @@ def _outer_sample(
         WrappersMP.APPLY_MODEL, IDENTITY_KEY, guider.model_options, is_model_options=True
     )
     acting = [patch for patch in dict.fromkeys(patches) if not patch.is_noop]
-    runs = {patch: _start(patch, guider.model_patcher.model, noise) for patch in acting}
+    _check_batch(acting, guider.model_options, noise.shape[0])
+    runs = {patch: _start(patch, guider.model_patcher, noise) for patch in acting}
     # The guider's options are this run's own copy; the patcher's are never touched.
     guider.model_options = with_option(guider.model_options, RUNS, runs)
     result = executor(noise, *args, **kwargs)
@@ -164,12 +167,28 @@ def _outer_sample(
     return result
 
 
-def _start(patch: IdentityPatch, model: Any, noise: torch.Tensor) -> IdentityRun:
+def _check_batch(
+    patches: Sequence[IdentityPatch], model_options: Mapping[str, Any], count: int
+) -> None:
+    """Refuse masks of another number than the run's latents, before anything is computed."""
+    run: Run = model_options.get("transformer_options", {}).get(RUN, Run())
+    known = run.origins is not None and len(run.origins) == count
+    batch = BatchSlice(count, origins=run.origins if known else None)
+    for patch in patches:
+        for weight in patch.weights:
+            weight.check_batch(batch)
+
+
+def _start(patch: IdentityPatch, model: ModelPatcher, noise: torch.Tensor) -> IdentityRun:
     """Encode the references, before ComfyUI loads the model of the run."""
+    # As the model will read latents; a node may have chosen another format, which is not set yet.
+    latent_format = model.get_model_object("latent_format")
     area = math.prod(noise.shape[-2:]) * CELL**2
-    latents = patch.references.get(area, model.latent_format.latent_channels)
+    latents = patch.references.get(area, latent_format.latent_channels)
     references = [
-        NoisyReference(model.process_latent_in(latent), reference_noise(latent.shape, 0, number))
+        NoisyReference(
+            latent_format.process_in(latent[None])[0], reference_noise(latent.shape, 0, number)
+        )
         for number, latent in enumerate(latents)
     ]
     return IdentityRun(patch, references)
@@ -183,16 +202,20 @@ def _prepare_sampling(
     model_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """PREPARE_SAMPLING: ComfyUI loads so much of the model that a batch of this shape fits; it is
-    given a larger one, by what features and the layers' longer keys and values take."""
+    """PREPARE_SAMPLING: ComfyUI loads so much of the model that latents of this shape fit; it is
+    given wider ones, by what features and the layers' longer keys and values take."""
     base = model.model
+    batch, *rest, width = noise_shape
+    handler = (model_options or {}).get("context_handler")
+    if handler is not None and handler.dim == 0:  # a model call has the frames of a window
+        batch = min(batch, handler.context_length)
     needed = sum(
-        run.patch.working_bytes(base, noise_shape) for run in _runs(model_options).values()
+        run.patch.working_bytes(base, [batch, *rest, width])
+        for run in _runs(model_options).values()
     )
     if needed:
-        batch, *rest = noise_shape
-        latents = needed / base.memory_required([1, *rest])
-        noise_shape = [batch + math.ceil(latents), *rest]
+        column = base.memory_required([batch, *rest, 1])
+        noise_shape = [*noise_shape[:-1], width + math.ceil(needed / column)]
     return executor(model, noise_shape, conds, model_options=model_options, **kwargs)
 
 

@@ -29,6 +29,14 @@ LINK = """() => {
     number.connect(0, node, node.findInputSlot("identity_end"));
 }"""
 
+LINK_PRESET = """() => {
+    const node = app.graph.nodes.find((n) => n.type === "EasyRefStages");
+    const chosen = LiteGraph.createNode("PrimitiveNode");
+    app.graph.add(chosen);
+    chosen.connect(0, node, node.findInputSlot("preset"));
+    node.widgets.find((widget) => widget.name === "tokens_end").value = 0.4;
+}"""
+
 HEIGHTS = """() => [...document.querySelectorAll(".easyref-layers svg")].map((svg) =>
     [...svg.children].map((bar) => Number(bar.getAttribute("height"))))"""
 
@@ -42,7 +50,7 @@ def plot(page: ComfyPage) -> str:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_plot_follows_presets_and_values(page: ComfyPage, mode: str, screenshots: Path) -> None:
     page.add_node("EasyRefStages")
-    page.wait_for(lambda: "tokens: 0 – 36 %, weight 1. identity: 14 – 100 %" in plot(page))
+    page.wait_for(lambda: "tokens: 0 – 100 %, weight 1. identity: 50 – 100 %" in plot(page))
     page.evaluate(SET, {"preset": "noise"})
     page.wait_for(lambda: "tokens: 0 – 18 %" in plot(page), lambda: plot(page))
     values = page.evaluate(VALUES)
@@ -62,6 +70,15 @@ def test_the_plot_follows_presets_and_values(page: ComfyPage, mode: str, screens
     page.evaluate(LINK)
     page.wait_for(lambda: "identity: set by a link" in plot(page), lambda: plot(page))
     assert "tokens: 0 – 50 %" in plot(page)
+
+
+def test_a_preset_that_a_link_sets_leaves_loaded_boundaries_alone(page: ComfyPage) -> None:
+    page.add_node("EasyRefStages")
+    page.wait_for(lambda: "tokens: 0 – 100 %" in plot(page), lambda: plot(page))
+    page.evaluate(LINK_PRESET)
+    page.load(page.workflow())
+    page.wait_for(lambda: "tokens: set by a link" in plot(page), lambda: plot(page))
+    assert page.evaluate(VALUES)["tokens_end"] == 0.4
 
 
 @pytest.mark.parametrize("mode", MODES)

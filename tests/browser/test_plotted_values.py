@@ -33,7 +33,7 @@ console.log(JSON.stringify(texts.map((text) => {
 })));
 """
 LISTS = ("", " ", "1", "1, 0", "0.5,2 , 1", ", ".join(map(str, range(9))), "10, 0, 3, 7, 1, 2, 5")
-NO_LISTS = ("a", "1,,2", "1;2", "1,", "-1", "1, nan")
+NO_LISTS = ("a", "1,,2", "1;2", "1,", "-1", "1, nan", "1, 11", "1, Infinity")
 WINDOWS = (
     Window(),
     Window(0.14, 0.36),

@@ -51,5 +51,5 @@ def test_the_error_of_reused_features_is_shown_at_the_node(server: ComfyServer) 
                 shown += [text] * (name == IDENTITY)
     server.wait(queued)
     (text,) = shown
-    assert text.startswith(f"2 reference passes for {STEPS} steps; relative error")
+    assert text.startswith(f"2 reference passes for {STEPS} calls of the model; relative error")
     assert f"EasyRef Identity: {text}" in server.log

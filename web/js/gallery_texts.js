@@ -64,7 +64,7 @@ const ENGLISH = {
   text: "text",
   picture: "pictures",
   factors: "{factors}, attention {attention}",
-  unreadableList: "not numbers with commas between them",
+  unreadableList: "not numbers from 0 to 10 with commas between them",
   first: "first layer",
   last: "last layer",
 };
@@ -133,7 +133,7 @@ const CHINESE = {
   text: "文本",
   picture: "图像",
   factors: "{factors}，注意力 {attention}",
-  unreadableList: "不是用逗号分隔的数字",
+  unreadableList: "不是用逗号分隔的 0 到 10 的数字",
   first: "第一层",
   last: "最后一层",
 };

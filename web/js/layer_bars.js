@@ -1,10 +1,10 @@
 // The bars of EasyRef MLLM Layers: one for each hidden state of the MLLM, for text and for pictures.
 // Shows what it is given and has no state of its own.
 
-import { make } from "./page.js";
+import { make, makeSvg } from "./page.js";
+import { makeBand, round } from "./plot_band.js";
 
 const NAMES = ["text", "picture"];
-const SVG = "http://www.w3.org/2000/svg";
 const GAP = 0.2; // between bars, as a part of a bar's place
 
 export const HEIGHT = 104; // as in web/css/plots.css
@@ -38,15 +38,8 @@ export class LayerBars {
 class Row {
   constructor(name, label) {
     this.words = make("span", { class: "easyref-span" });
-    this.svg = document.createElementNS(SVG, "svg");
-    this.svg.setAttribute("preserveAspectRatio", "none");
-    this.element = make(
-      "div",
-      { class: "easyref-band", "data-row": name },
-      make("span", { class: "easyref-name" }, label),
-      this.words,
-      this.svg,
-    );
+    this.svg = makeSvg("svg", { preserveAspectRatio: "none" });
+    this.element = makeBand({ "data-row": name }, label, this.words, this.svg);
   }
 
   show(factors, highest, words) {
@@ -57,10 +50,7 @@ class Row {
 }
 
 function bar(index, height) {
-  const rect = document.createElementNS(SVG, "rect");
-  const places = { x: index + GAP / 2, y: 1 - height, width: 1 - GAP, height };
-  for (const [name, value] of Object.entries(places)) rect.setAttribute(name, value);
-  return rect;
+  return makeSvg("rect", { x: index + GAP / 2, y: 1 - height, width: 1 - GAP, height });
 }
 
 function wordsOf({ factors, attention, problem }, t) {
@@ -71,5 +61,3 @@ function wordsOf({ factors, attention, problem }, t) {
   const course = ends.filter((value, index) => value !== ends[index - 1]);
   return t("factors", { factors: course.join(" – "), attention: round(attention) });
 }
-
-const round = (value) => String(Number(value.toFixed(2)));

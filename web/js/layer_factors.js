@@ -1,11 +1,15 @@
 // Factors of the MLLM's layers, as in easyref_core/encode/mllm_layers.py.
 
+const MAX_FACTOR = 10;
+const MAX_LAYERS = 1000;
+
 /** A list of numbers such as "1, 0.5, 0", [1] for an empty text, null if it cannot be read. */
 export function parseFactors(text) {
   if (!text.trim()) return [1];
   const parts = text.split(",").map((part) => part.trim());
   const numbers = parts.map(Number);
-  return parts.every((part, index) => part && numbers[index] >= 0) ? numbers : null;
+  const read = parts.every((part, index) => part && numbers[index] >= 0 && numbers[index] <= MAX_FACTOR);
+  return read && parts.length <= MAX_LAYERS ? numbers : null;
 }
 
 /** Points spread evenly over `count` places, with straight lines between them. */

@@ -4,12 +4,14 @@ import { app } from "../../../scripts/app.js";
 import { texts } from "./gallery_texts.js";
 import { HEIGHT, LayerBars } from "./layer_bars.js";
 import { parseFactors, spread } from "./layer_factors.js";
-import { addPlot, isLinked, pageLocale } from "./node_element.js";
+import { addPlot, addStyle, isLinked, pageLocale } from "./node_element.js";
 
 const NODE = "EasyRefMllmLayers";
 
 app.registerExtension({
   name: "EasyRef.MllmLayers",
+
+  init: () => addStyle("plots"),
 
   nodeCreated(node) {
     const presets = node.constructor.nodeData?.input?.required?.preset?.[1]?.bars;

@@ -1,5 +1,7 @@
 // Elements on nodes: shown below the widgets, on the classic canvas and in Nodes 2.0.
 
+import { make } from "./page.js";
+
 /** Around an element, in pixels. */
 export const MARGIN = 10;
 const PLOT_WIDTH = 270;
@@ -99,10 +101,9 @@ export function pageLocale(app) {
   return app.extensionManager?.setting?.get("Comfy.Locale") ?? navigator.language;
 }
 
-/** Load a style sheet of this pack, from web/css. */
+/** Load a style sheet of this pack, from web/css, once. */
 export function addStyle(name) {
-  const style = document.createElement("link");
-  style.rel = "stylesheet";
-  style.href = new URL(`../css/${name}.css`, import.meta.url).href;
-  document.head.append(style);
+  const { href } = new URL(`../css/${name}.css`, import.meta.url);
+  if (document.querySelector(`link[href="${href}"]`)) return;
+  document.head.append(make("link", { rel: "stylesheet", href }));
 }

@@ -21,15 +21,18 @@ const SHAPES = {
   picture: "M2 3h12v10H2zM2 11l3.5-3.5 3 3 2-2L14 12M10.5 6h.01",
 };
 
+/** Create an SVG element with attributes. */
+export function makeSvg(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
 /** An SVG icon in the text colour. */
 export function icon(name) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const attributes = { viewBox: "0 0 16 16", class: "easyref-icon", "aria-hidden": "true" };
-  for (const [key, value] of Object.entries(attributes)) svg.setAttribute(key, value);
-  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-  path.setAttribute("d", SHAPES[name]);
-  svg.append(path);
-  return svg;
+  return makeSvg("svg", attributes, makeSvg("path", { d: SHAPES[name] }));
 }
 
 /** Show a modal dialog that does not pass keys to the graph. Resolves with the value given to

@@ -25,7 +25,7 @@ app.registerExtension({
       height: HEIGHT,
       read: () => windowsOf(node, widgets),
       show: (windows) => plot.show(windows),
-      loaded: () => showPreset(widgets, presets),
+      loaded: () => isLinked(node, ["preset"]) || showPreset(widgets, presets),
     });
   },
 });

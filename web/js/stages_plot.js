@@ -1,12 +1,12 @@
 // The plot of EasyRef Stages: two bands over the sampling, from noisy to clean. Shows what it is
 // given and has no state of its own.
 
-import { make } from "./page.js";
+import { make, makeSvg } from "./page.js";
+import { makeBand, round } from "./plot_band.js";
 import { outline, weightAt } from "./windows.js";
 
 const NAMES = ["tokens", "identity"];
 const MARKS = [0, 25, 50, 75, 100]; // percent
-const SVG = "http://www.w3.org/2000/svg";
 
 export const HEIGHT = 92; // as in web/css/plots.css
 
@@ -41,19 +41,10 @@ export class StagesPlot {
 /** A stage's name, its window in words and its band. */
 class Band {
   constructor(name, label) {
+    this.shape = makeSvg("polygon");
     this.words = make("span", { class: "easyref-span" });
-    this.shape = document.createElementNS(SVG, "polygon");
-    const svg = document.createElementNS(SVG, "svg");
-    svg.setAttribute("viewBox", "0 0 1 1");
-    svg.setAttribute("preserveAspectRatio", "none");
-    svg.append(this.shape);
-    this.element = make(
-      "div",
-      { class: "easyref-band", "data-stage": name },
-      make("span", { class: "easyref-name" }, label),
-      this.words,
-      svg,
-    );
+    const svg = makeSvg("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none" }, this.shape);
+    this.element = makeBand({ "data-stage": name }, label, this.words, svg);
   }
 
   show(window, highest, words) {
@@ -78,4 +69,3 @@ function axisMark(mark, t) {
 }
 
 const percent = (place) => round(100 * place);
-const round = (value) => String(Number(Number(value).toFixed(2)));

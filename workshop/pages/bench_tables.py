@@ -8,8 +8,9 @@ from easyref_core.evaluation.page.document import markdown_table
 from easyref_core.evaluation.page.record import RunRecord, SummaryRecord
 from easyref_core.evaluation.page.score_table import seconds_text
 from workshop.demo.bench import layer_findings, stage_findings
+from workshop.demo.bench.findings import CONTROL_COUNT
 from workshop.demo.bench.judge import IDENTITY, SCENE
-from workshop.demo.bench.tables import CONTROL_COUNT, TABLES
+from workshop.demo.bench.tables import TABLES
 
 from .bench_plot import ENCODING, STEP, Lines
 

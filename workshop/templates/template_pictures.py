@@ -117,7 +117,7 @@ SCENES = (
     Scene(
         "easyref_stages",
         "EasyRef: stages",
-        "first what the references mean, then what they look like",
+        "what the references mean; then what they look like, too",
         _of("flower", 2),
         "flower",
     ),

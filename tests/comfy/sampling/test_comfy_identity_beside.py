@@ -262,6 +262,38 @@ def test_merged_positions_attend_and_a_mask_among_them_is_left_out(
     assert sum("Token Merging" in message for message in caplog.messages) == 1
 
 
+def test_a_mask_lies_where_it_is_if_another_node_shortens_the_keys(
+    pack: Pack, unet: Any, vae: Any
+) -> None:
+    def shorter_keys(model: Any) -> Any:
+        model = model.clone()
+        model.set_model_attn1_patch(lambda q, k, v, options: (q, k[:, ::2], v[:, ::2]))
+        return model
+
+    model = shorter_keys(identity(pack, unet, vae, mask=torch.ones(1, 8, 8)))
+    unmasked = predict(shorter_keys(identity(pack, unet, vae)), CFG)
+    assert difference(predict(model, CFG), unmasked) < CLOSE
+    assert difference(unmasked, predict(shorter_keys(unet), CFG)) > 0.01
+
+
+def test_references_are_scaled_as_a_node_tells_the_model_to(
+    pack: Pack, unet: Any, vae: Any
+) -> None:
+    node = "comfy_extras.nodes_model_advanced.ModelSamplingContinuousEDM"
+    other = stock(node, unet, "edm_playground_v2.5", 120.0, 0.002)
+    steps = torch.tensor([10.0, 1.0])
+    with calls_of(unet) as calls:
+        for _ in range(2):  # the second time the model is loaded
+            result = euler(guider(identity(pack, other, vae), CFG), latents() * 10, steps)
+    assert result.isfinite().all()
+    sampling = other.get_model_object("model_sampling")
+    latent = other.get_model_object("latent_format").process_in(vae.encode(picture(1)))
+    noise = torch.randn((4, 16, 16), generator=torch.Generator().manual_seed(0))
+    noisy = sampling.noise_scaling(steps[:1], noise, latent)
+    for read in calls.inputs[::2]:  # pictures have 8 bits
+        assert difference(read, sampling.calculate_input(steps[:1], noisy)) < 1e-2
+
+
 def test_a_layer_whose_rows_are_rearranged_is_left_out_with_a_warning(
     pack: Pack, unet: Any, vae: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,17 @@ from typing import Any
 import dynamic_vram
 import pytest
 import torch
-from comfyhost import Pack, euler, golden_unet, guider, latents, predict, sigmas
+from comfyhost import (
+    Pack,
+    euler,
+    gathered,
+    golden_unet,
+    guider,
+    latents,
+    predict,
+    sigmas,
+    stock,
+)
 from device_waits import waits
 from dynamic_vram import Gpu
 from goldens import difference
@@ -76,7 +87,7 @@ def test_the_relative_error_of_reused_features_is_shown(
         whole = sum(float(one[first + 1].double().square().sum()) for one in read)
         errors.append((off / whole) ** 0.5)
     text = (
-        "3 reference passes for 5 steps; relative error of reused features "
+        "3 reference passes for 5 calls of the model; relative error of reused features "
         f"{sum(errors) / 2:.1%}, at most {max(errors):.1%}"
     )
     assert shown == [(text, "12:3")]
@@ -134,6 +145,50 @@ def test_comfyui_is_asked_for_the_memory_that_features_take(
     once = needed()
     assert held < once < 3 * held
     assert needed(reuse_steps=2) == once + held, "old features are compared with new ones"
+
+
+def test_memory_is_asked_for_as_many_latents_as_a_context_window_has(
+    pack: Pack, unet: Any, demo: Any
+) -> None:
+    runs = pack.part("nodes.sampling.identity_run")
+    node = "comfy_extras.nodes_context_windows.ContextWindowsManualNode"
+    model = identity(pack, unet, demo.vae, images=picture(1))
+    windows = stock(node, model, 4, 1, "standard_static", 1, False, "flat", 0, False)
+    (patch,) = model.get_wrappers("apply_model", "easyref_identity")
+    needed = patch.working_bytes(unet.model, [4, 4, 16, 16])
+    shapes: list[list[int]] = []
+
+    def prepared(given: Any, shape: list[int], conds: Any, **more: Any) -> None:
+        shapes.append([min(4, shape[0]), *shape[1:]])  # as ComfyUI's windows do after it
+
+    run = runs.IdentityRun(patch, ())
+    options = runs.with_option(windows.model_options, runs.RUNS, {patch: run})
+    runs._prepare_sampling(prepared, windows, [64, 4, 16, 16], {}, options)
+    required = unet.model.memory_required
+    assert required(shapes[0]) - required([4, 4, 16, 16]) >= needed
+
+
+def test_references_of_several_passes_are_joined_one_layer_at_a_time(
+    pack: Pack, unet: Any, demo: Any
+) -> None:
+    """Otherwise the features need twice the memory that is asked for."""
+    reading = pack.part("nodes.sampling.identity_pass")
+    kept: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    joined = reading._joined
+
+    def watched(parts: list[torch.Tensor]) -> torch.Tensor:
+        kept.extend(weakref.ref(part) for part in parts)
+        alive.append(sum(part() is not None for part in kept))
+        return joined(parts)
+
+    images = gathered(pack, picture(1), picture(2, 64, 256))
+    model = identity(pack, unet, demo.vae, references=images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_joined", watched)
+        predict(model, CFG)
+    assert len(alive) > 2
+    assert max(alive) == 2
 
 
 def test_features_are_given_back_outside_the_window(pack: Pack, unet: Any, demo: Any) -> None:

@@ -101,8 +101,10 @@ def test_masks_of_a_batch_act_on_their_own_latents(pack: Pack, unet: Any, demo: 
     assert difference(both[:1], everywhere[:1]) < 1e-4
     assert difference(both[1:], plain[1:]) < 1e-4
     assert difference(everywhere, plain) > 0.01
-    with pack.refused("mask has a batch of 2", "3 latents"):
-        predict(identity(pack, unet, demo.vae, mask=masks), CFG, latents(3))
+    with pack.refused("mask has a batch of 2", "3 latents"), calls_of(unet) as calls:
+        late = identity(pack, unet, demo.vae, mask=masks, start_percent=0.9)
+        predict(late, CFG, latents(3))
+    assert calls.rows == [], "refused before the first step, in which it does not act"
 
 
 def test_references_are_noised_to_the_samples_level_and_read_with_its_prompt(

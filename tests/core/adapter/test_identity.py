@@ -114,6 +114,16 @@ def test_only_its_rows_and_positions_change(layer: tuple[torch.Tensor, ...]) -> 
     assert all(torch.equal(x, y) for x, y in zip(before, layer, strict=True))
 
 
+def test_positions_in_another_order_change_their_own(layer: tuple[torch.Tensor, ...]) -> None:
+    keys, values = references(1)
+    order = torch.arange(OWN).flip(0)
+    found, wanted = (
+        add_identity(*layer, [IdentityShare(keys, values, 1.0, None, where)], plain_attention)
+        for where in (order, None)
+    )
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
 def test_weight_for_each_row_and_position(layer: tuple[torch.Tensor, ...]) -> None:
     own = layer[0]
     keys, values = references(1)

@@ -461,11 +461,12 @@ def test_calls_that_do_not_fit_are_refused(
     ("settings", "said"),
     [
         ({"references": []}, ("references are none", "encode_identity")),
+        ({"references": None}, ("references are nothing", "encode_identity")),
         ({"references": [torch.zeros(4, 8, 8)]}, ("are a Tensor", "encode_identity")),
         ({"reuse_steps": 0}, ("reuse_steps is 0",)),
         ({"reuse_steps": 1.5}, ("reuse_steps is 1.5",)),
     ],
-    ids=["none", "tensors", "zero", "fraction"],
+    ids=["none", "nothing", "tensors", "zero", "fraction"],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], said: tuple[str, ...]) -> None:
     with goldens.refused(*said):

@@ -398,12 +398,14 @@ def test_a_half_precision_vae_encodes_in_float32(pipe: Any, vae: Any) -> None:
     [
         ([], {}, ("a list of one or more",)),
         (Image.new("RGB", (8, 8)), {}, ("a list of one or more",)),
+        (None, {}, ("a list of one or more",)),
+        ((picture for picture in []), {}, ("are a generator", "a list of one or more")),
         (["ann.jpg"], {}, ("open_picture",)),
         ([Image.new("RGB", (8, 8))], {"width": 0}, ("width is 0",)),
         ([Image.new("RGB", (8, 8))], {"height": float("nan")}, ("height is nan",)),
         ([Image.new("RGB", (8, 8))], {"seed": -1}, ("seed is -1",)),
     ],
-    ids=["none", "one", "a name", "width", "height", "seed"],
+    ids=["none", "one", "nothing", "generator", "a name", "width", "height", "seed"],
 )
 def test_what_is_no_group_of_pictures_is_refused(
     pipe: Any, given: Any, settings: dict[str, Any], said: tuple[str, ...]

@@ -79,6 +79,16 @@ def test_an_adapter_trained_from_another_is_refused(variant: Write, tmp_path: Pa
     assert not (tmp_path / "merged.safetensors").exists()
 
 
+def test_parts_that_others_were_trained_without_are_refused(variant: Write, tmp_path: Path) -> None:
+    weights = load_file(BASE)
+    alone = tmp_path / "alone.safetensors"
+    without_mllm = {n: w for n, w in weights.items() if not n.startswith("multimodal_llm.model.")}
+    assert without_mllm.keys() < weights.keys()
+    save_file(without_mllm, alone, {"image_size": "112"})
+    with pytest.raises(EasyRefError, match=r"it adds multimodal_llm\.model\."):
+        merge_adapters(alone, [variant("whole.safetensors", {})], tmp_path / "merged.safetensors")
+
+
 def test_two_trainings_of_one_part_are_not_merged(variant: Write, tmp_path: Path) -> None:
     pair = [variant(f"{v}.safetensors", _identity_lora(1, v)) for v in (0.5, 1.5)]
     with pytest.raises(EasyRefError, match="hold different weights of unet"):

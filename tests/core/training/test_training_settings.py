@@ -91,6 +91,7 @@ def test_overrides_replace_values_of_the_recipe(recipe: Recipe) -> None:
         ('"\x1b[2J"=1', r"There is no setting"),
         ("data.root=" + "[" * 60_000, "data.root is not YAML that can be used: it is nested"),
         ("model.aggregation=dna", "Did you mean dla"),
+        ("model.aggregation=dla", "a new adapter has no layer pooling. Add layer_pooling"),
         ("model.pooling=scores", "model.aggregation is easyref, but model.pooling is set"),
         ("model.mllm_layers=[1]", "model.aggregation is easyref, but model.mllm_layers is set"),
         ("optimiser.parts=[layer_pooling]", "but the part layer_pooling is trained: only dla and"),

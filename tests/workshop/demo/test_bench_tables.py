@@ -22,7 +22,7 @@ from easyref_core.evaluation.statistics import Estimate
 from easyref_core.evaluation.trials import Trial, Variant
 from workshop.demo.bench.command import BenchOptions, bench_settings
 from workshop.demo.bench.drawn_groups import GroupOptions, write_groups
-from workshop.demo.bench.findings import Finding, falls_to_chance
+from workshop.demo.bench.findings import ChanceVerdict, Finding
 from workshop.demo.bench.tables import TABLES
 from workshop.pages import bench_results
 from workshop.pages.bench_tables import SHORT, details
@@ -95,9 +95,12 @@ def test_each_adapter_is_read_by_its_own_aggregation(layers: Path) -> None:
 
 
 def test_what_layers_show_is_said_with_numbers(layers: Path) -> None:
-    expected = TABLES["layers"].expected(layers / "scores.csv", ())
+    table = TABLES["layers"]
+    expected = table.expected(layers / "scores.csv", table.methods)
+    assert len(expected) == 6
     assert all(verdict.holds for verdict in expected)
-    said = TABLES["layers"].found(layers / "scores.csv")
+    assert table.expected(layers / "scores.csv", ("easyref", "none")) == [], "no controls were run"
+    said = table.found(layers / "scores.csv")
     assert "shows: one pool above two on identity (+10.0 points" in said[2]
     assert said[2].endswith("in the paper: DINO-I .752, .748")
     assert said[3].startswith("does not show at this size: two pools above one on the prompt (+0.0")
@@ -125,11 +128,12 @@ def test_stages_are_compared_with_a_wrong_group_each(stages: Path) -> None:
         (1.0, 0.0, ""),
         (1.0, 0.5, ""),
         (1.0, 1.0, ""),
+        (1.0, 1.0, "late"),
         (1.0, 1.0, "noise"),
         (1.0, 1.0, "steps"),
         (0.0, 1.0, ""),
     }
-    assert len(run.scope()) == 2 * len(made) + 1 == 13
+    assert len(run.scope()) == 2 * len(made) + 1 == 15
     lines = SHORT["stages"](run).splitlines()
     assert lines[2:4] == [
         "| tokens | 65 | 50 | 50.0 | 50 | 20 | 0.03 |",
@@ -176,10 +180,10 @@ def test_an_effect_within_chance_and_its_opposite_are_told_apart() -> None:
 
 
 def test_a_control_may_lie_above_chance_within_its_interval_only() -> None:
-    assert falls_to_chance("tokens", Estimate(0.02, -0.03, 0.05, 9)).holds
-    assert not falls_to_chance("tokens", Estimate(0.04, 0.01, 0.08, 9)).holds
-    assert falls_to_chance("tokens", Estimate(-0.1, -0.2, -0.05, 9)).holds
-    assert not falls_to_chance("tokens", None).holds
+    assert ChanceVerdict("tokens", Estimate(0.02, -0.03, 0.05, 9)).holds
+    assert not ChanceVerdict("tokens", Estimate(0.04, 0.01, 0.08, 9)).holds
+    assert ChanceVerdict("tokens", Estimate(-0.1, -0.2, -0.05, 9)).holds
+    assert not ChanceVerdict("tokens", None).holds
 
 
 def test_adapters_that_are_missing_or_unknown_are_named(tmp_path: Path) -> None:
@@ -190,6 +194,9 @@ def test_adapters_that_are_missing_or_unknown_are_named(tmp_path: Path) -> None:
         settings(f"last={tmp_path / 'nothing'}")
     with pytest.raises(EasyRefError, match=r"'first'\. Write NAME=FILE for each of last, lap, dla"):
         settings("first=a.safetensors")
+    of_stages = BenchOptions(tmp_path, table="stages", adapters=("lap=a.safetensors",))
+    with pytest.raises(EasyRefError, match=r"'lap'\. Write NAME=FILE for each of dla"):
+        bench_settings(of_stages)
 
 
 def test_all_lines_but_controls_are_made_at_each_number_of_references() -> None:

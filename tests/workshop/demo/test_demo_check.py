@@ -190,8 +190,8 @@ def test_the_evaluated_characters_were_never_looked_at_before(
     assert main(["check", "--set", str(models), "--device", "cpu"]) == 2
     (options,) = drawn
     evaluated = identities(options, options.first_held_out, options.held_out_groups)
-    known = identities(DatasetOptions(), 0, 800)  # used for the recipes, and for earlier tables
-    assert (len(evaluated), len(known)) == (160, 320)
+    known = identities(DatasetOptions(), 0, 1200)  # used for the recipes, and for earlier tables
+    assert (len(evaluated), len(known)) == (160, 480)
     assert evaluated.isdisjoint(known)
 
 

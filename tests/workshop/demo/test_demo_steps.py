@@ -13,7 +13,7 @@ import torch
 
 from easyref_core.errors import EasyRefError
 from easyref_core.training.state_file import read_state, write_state
-from workshop.demo.pretraining.steps import Schedule, run_steps
+from workshop.demo.pretraining.steps import Restart, Schedule, run_steps
 from workshop.demo.train import RECIPES
 
 CPU = torch.device("cpu")
@@ -83,13 +83,16 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert schedule.rate(999) < 0.03
 
 
-def test_a_restart_lets_the_learning_rate_fall_twice() -> None:
-    once, twice = Schedule(600, 1, 1.0, warmup=100), Schedule(1000, 1, 1.0, 100, restart=600)
+def test_after_a_restart_the_learning_rate_falls_again() -> None:
+    restarts = (Restart(600, 1.0), Restart(1000, 0.5))
+    once, twice = Schedule(600, 1, 1.0, 100), Schedule(1200, 1, 1.0, 100, restarts=restarts)
     # The first fall is that of a run that ends there.
     assert [twice.rate(step) for step in range(600)] == [once.rate(step) for step in range(600)]
     assert twice.rate(600) == pytest.approx(1.0)
     assert twice.rate(800) == pytest.approx(0.51)
     assert twice.rate(999) < 0.03
+    assert twice.rate(1000) == pytest.approx(0.5)
+    assert twice.rate(1199) < 0.02
 
 
 _TWO_PROCESSES = """

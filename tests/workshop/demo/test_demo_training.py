@@ -55,7 +55,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             content["data"] |= {"groups": 5, "held_out_groups": 5, "pictures": 5}
             content["base_pictures"] = 6
             for part in ("vae", "mllm", "base", "controlnet", "judge", "decoder"):
-                content[part] |= {"steps": 2, "batch": 4, "warmup": 1, "restart": 0}
+                content[part] |= {"steps": 2, "batch": 4, "warmup": 1, "restarts": []}
         else:
             content["optimiser"] |= {"steps": 2, "batch_size": 2, "warmup_steps": 1}
         (folder / source.name).write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -152,14 +152,19 @@ def test_a_folder_that_was_not_drawn_is_left_alone(recipes: Path, tmp_path: Path
         (("vae", "steps"), 0, "vae.steps is 0; it must be above 0"),
         (("mllm", "learning_rate"), -1.0, "mllm.learning_rate is -1.0"),
         (("base", "ema"), 1.0, "base.ema is 1.0; it must be less than 1"),
-        (("base", "restart"), 2, "base.restart is 2; it must be 0, or between the warm-up's 1"),
+        (
+            ("base", "restarts"),
+            [{"step": 1, "learning_rate": 1.0}],
+            "base.restarts has step 1; it must be after step 1",
+        ),
+        (("base", "restarts"), [{"step": 2, "learning_rate": 1.0}], "before the end, 2"),
         (("data", "pictures"), 4, "data.pictures is 4; it must be 5 or more"),
         (("data", "side"), 64, "data.side is 64; it must be 128"),
         (("base_pictures",), 0, "base_pictures is 0"),
     ],
 )
 def test_a_recipe_out_of_range_is_refused_before_anything_is_made(
-    recipes: Path, tmp_path: Path, place: tuple[str, ...], value: float, message: str
+    recipes: Path, tmp_path: Path, place: tuple[str, ...], value: Any, message: str
 ) -> None:
     content = yaml.safe_load((recipes / "pretraining.yaml").read_text(encoding="utf-8"))
     (content[place[0]] if len(place) == 2 else content)[place[-1]] = value

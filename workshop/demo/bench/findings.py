@@ -4,62 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from easyref_core.evaluation.statistics import Estimate, by_group, paired_difference
+from easyref_core.evaluation.statistics import Estimate
 
-from .judge import IDENTITY
-from .ordering import Row, Verdict
-
-Line = Mapping[str, Any]
-"""Columns of scores.csv -> the values that choose a line of the table."""
+from .ordering import Line, Row, Verdict, difference
 
 OWN, OTHER, NONE = {"method": "easyref"}, {"method": "easyref-other"}, {"method": "none"}
+CONTROL_COUNT = 4
+"""References of the controls."""
 
 
-def difference(
-    rows: Sequence[Row], first: Line, second: Line, column: str = IDENTITY
-) -> Estimate | None:
-    """Mean of the first line's scores minus the second's, group by group; None where one has none.
-
-    A line may hold several settings; a group's scores are then averaged.
-    """
-    means = []
-    for line in (first, second):
-        own = [row for row in rows if row.get(column) and _matches(row, line)]
-        means.append(by_group([r["group"] for r in own], [float(r[column]) for r in own]))
-    return paired_difference(*means)
-
-
-def _matches(row: Row, line: Line) -> bool:
-    return all(
-        row[name] == value if isinstance(value, str) else float(row[name]) == value
-        for name, value in line.items()
-    )
-
-
-def falls_to_chance(name: str, found: Estimate | None) -> Verdict:
-    """Whether images made of another group's references look like a group no more than those made
-    without any.
+def controls(
+    rows: Sequence[Row], methods: Sequence[str], lines: Mapping[str, tuple[Line, Line]]
+) -> list[Verdict]:
+    """Whether each line's images follow their own group, and not another one's; none if no controls
+    were run.
 
     Args:
-        found: their identity, minus that of images without references.
+        lines: name -> a line, and the same with the references of another group.
     """
-    # Not clearly above: the upper half of the interval may lie there by chance.
-    above = found is not None and found.low > 0
-    claim = f"{name} of another group: identity no higher than without references"
-    return ChanceVerdict(claim, found, above=above)
+    if not {one["method"] for one in (OWN, OTHER, NONE)} <= set(methods):
+        return []
+    found: list[Verdict] = []
+    for name, (own, other) in lines.items():
+        claim = f"{name}: own group > another group on identity"
+        found.append(Verdict(claim, difference(rows, own, other), strict=True))
+        claim = f"{name} of another group: identity no higher than without references"
+        found.append(ChanceVerdict(claim, difference(rows, other, NONE)))
+    return found
 
 
 @dataclass(frozen=True)
 class ChanceVerdict(Verdict):
-    """A difference that must not lie clearly above 0."""
-
-    above: bool = False
+    """A difference that must not lie clearly above 0: the upper half of its interval may lie there
+    by chance."""
 
     @property
     def holds(self) -> bool:
-        return self.found is not None and not self.above
+        return self.found is not None and self.found.low <= 0
 
 
 @dataclass(frozen=True)

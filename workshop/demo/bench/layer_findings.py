@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .findings import NONE, OTHER, OWN, Finding, difference, falls_to_chance
+from . import findings
+from .findings import CONTROL_COUNT, OTHER, OWN, Finding
 from .judge import IDENTITY
-from .ordering import Verdict, read_scores
+from .ordering import Verdict, difference, read_scores
 
 NAMES = {"easyref": "last layer", "lap": "one pool (LAP)", "dla": "two pools (DLA)"}
 """Aggregation -> its name in tables."""
@@ -24,14 +25,14 @@ def controls(scores: Path, methods: Sequence[str]) -> list[Verdict]:
     Raises:
         EasyRefError: the file cannot be read.
     """
-    rows = read_scores(scores)
-    found = []
-    for aggregation, name in NAMES.items():
-        own, other = ({**m, "aggregation": aggregation, "references": 4} for m in (OWN, OTHER))
-        claim = f"{name}: own group > another group on identity"
-        found.append(Verdict(claim, difference(rows, own, other), strict=True))
-        found.append(falls_to_chance(name, difference(rows, other, NONE)))
-    return found
+    lines = {
+        name: tuple(
+            {**method, "aggregation": aggregation, "references": CONTROL_COUNT}
+            for method in (OWN, OTHER)
+        )
+        for aggregation, name in NAMES.items()
+    }
+    return findings.controls(read_scores(scores), methods, lines)
 
 
 def found(scores: Path) -> list[str]:
@@ -50,7 +51,7 @@ def found(scores: Path) -> list[str]:
         ("two pools above one on the prompt", dla, lap, _PROMPT, "CLIP-T .301, .288"),
         ("two pools above the last layer on the prompt", dla, last, _PROMPT, "CLIP-T .301, .289"),
     )
-    findings = [
+    answers = [
         Finding(claim, difference(rows, first, second, column), paper)
         for claim, first, second, column, paper in questions
     ]
@@ -58,7 +59,7 @@ def found(scores: Path) -> list[str]:
         for count, said in ((1, "of one reference"), (4, "of four")):
             pair = ({**one, "references": count} for one in (line, last))
             claim = f"{name} above the last layer on identity, {said}"
-            findings.append(Finding(claim, difference(rows, *pair)))
+            answers.append(Finding(claim, difference(rows, *pair)))
         claim = f"{name} above the last layer on identity, crowded references"
-        findings.append(Finding(claim, difference(crowded, line, last)))
-    return [finding.sentence for finding in findings]
+        answers.append(Finding(claim, difference(crowded, line, last)))
+    return [finding.sentence for finding in answers]

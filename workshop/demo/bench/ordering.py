@@ -6,6 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from easyref_core.errors import EasyRefError
 from easyref_core.evaluation.statistics import Estimate, by_group, paired_difference
@@ -13,6 +14,8 @@ from easyref_core.evaluation.statistics import Estimate, by_group, paired_differ
 from .judge import IDENTITY
 
 Row = Mapping[str, str]
+Line = Mapping[str, Any]
+"""Columns of scores.csv -> the values that choose a line of the table."""
 
 
 @dataclass(frozen=True)
@@ -70,26 +73,43 @@ def verdicts(scores: Path, methods: Sequence[str]) -> list[Verdict]:
         if {"easyref", other} <= set(methods):
             chosen = [row for row in rows if int(row["references"]) >= least]
             claim = f"EasyRef >= {other} on held-out identity"
-            found.append(Verdict(claim, _difference(chosen, "easyref", other)))
+            found.append(Verdict(claim, _between(chosen, "easyref", other)))
     if {"easyref", "lora", "lora-other"} <= set(methods):
         counts = {row["references"] for row in rows if row["method"].startswith("lora")}
         same = [row for row in rows if row["references"] in counts]
         claim = "a LoRA of the group > a LoRA of another group"
-        found.append(Verdict(claim, _difference(same, "lora", "lora-other"), strict=True))
+        found.append(Verdict(claim, _between(same, "lora", "lora-other"), strict=True))
         claim = "EasyRef > a LoRA of another group"
-        found.append(Verdict(claim, _difference(same, "easyref", "lora-other"), strict=True))
+        found.append(Verdict(claim, _between(same, "easyref", "lora-other"), strict=True))
     if {"easyref", "none"} <= set(methods):
         claim = "EasyRef > no reference"
-        found.append(Verdict(claim, _difference(rows, "easyref", "none"), strict=True))
+        found.append(Verdict(claim, _between(rows, "easyref", "none"), strict=True))
     return found
 
 
-def _difference(rows: Sequence[Row], first: str, second: str) -> Estimate | None:
+def _between(rows: Sequence[Row], first: str, second: str) -> Estimate | None:
+    return difference(rows, {"method": first}, {"method": second})
+
+
+def difference(
+    rows: Sequence[Row], first: Line, second: Line, column: str = IDENTITY
+) -> Estimate | None:
+    """Mean of the first line's scores minus the second's, group by group; None where one has none.
+
+    A line may hold several settings; a group's scores are then averaged.
+    """
     means = []
-    for method in (first, second):
-        own = [row for row in rows if row["method"] == method]
-        means.append(by_group([r["group"] for r in own], [float(r[IDENTITY]) for r in own]))
+    for line in (first, second):
+        own = [row for row in rows if row.get(column) and _matches(row, line)]
+        means.append(by_group([r["group"] for r in own], [float(r[column]) for r in own]))
     return paired_difference(*means)
+
+
+def _matches(row: Row, line: Line) -> bool:
+    return all(
+        row[name] == value if isinstance(value, str) else float(row[name]) == value
+        for name, value in line.items()
+    )
 
 
 def read_scores(path: Path) -> list[Row]:

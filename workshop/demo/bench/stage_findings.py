@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .findings import NONE, OTHER, OWN, Finding, difference, falls_to_chance
+from . import findings
+from .findings import OTHER, OWN, Finding
 from .judge import IDENTITY, SCENE
-from .ordering import Verdict, read_scores
+from .ordering import Verdict, difference, read_scores
 
 ROWS: Mapping[str, Mapping[str, Any]] = {
     "tokens": {"weight": 1.0, "identity": 0.0, "stages": ""},
     "tokens, half identity": {"weight": 1.0, "identity": 0.5, "stages": ""},
     "tokens and identity": {"weight": 1.0, "identity": 1.0, "stages": ""},
+    "tokens, late identity": {"weight": 1.0, "identity": 1.0, "stages": "late"},
     "stages, same noise": {"weight": 1.0, "identity": 1.0, "stages": "noise"},
     "stages, same steps": {"weight": 1.0, "identity": 1.0, "stages": "steps"},
     "identity": {"weight": 0.0, "identity": 1.0, "stages": ""},
@@ -43,14 +45,8 @@ def controls(scores: Path, methods: Sequence[str]) -> list[Verdict]:
     Raises:
         EasyRefError: the file cannot be read.
     """
-    rows = read_scores(scores)
-    found = []
-    for name in ROWS:
-        own, other = line(name), line(name, OTHER)
-        claim = f"{name}: own group > another group on identity"
-        found.append(Verdict(claim, difference(rows, own, other), strict=True))
-        found.append(falls_to_chance(name, difference(rows, other, NONE)))
-    return found
+    lines = {name: (line(name), line(name, OTHER)) for name in ROWS}
+    return findings.controls(read_scores(scores), methods, lines)
 
 
 def found(scores: Path) -> list[str]:
@@ -60,11 +56,12 @@ def found(scores: Path) -> list[str]:
         EasyRefError: the file cannot be read.
     """
     rows = read_scores(scores)
-    tokens, half, both, noise, steps, identity = map(line, ROWS)
+    tokens, half, both, late, noise, steps, identity = map(line, ROWS)
     questions = {
         IDENTITY: [
             ("identity beside tokens adds identity", both, tokens, "DINO-I .748, .679"),
             ("identity of half weight beside tokens adds identity", half, tokens, ""),
+            ("late identity beside tokens adds identity", late, tokens, ""),
             ("tokens beside identity add identity", both, identity, ""),
             (
                 "stages at the same noise above stages at the same steps on identity",
@@ -74,8 +71,14 @@ def found(scores: Path) -> list[str]:
             ),
         ],
         _PROMPT: [
-            ("identity beside tokens costs prompt", tokens, both, "CLIP-T .299, .301"),
+            (
+                "identity beside tokens costs prompt",
+                tokens,
+                both,
+                "CLIP-T .299 without the VAE, .301 with it",
+            ),
             ("identity of half weight beside tokens costs prompt", tokens, half, ""),
+            ("late identity beside tokens costs prompt", tokens, late, ""),
             ("stages at the same noise above at the same steps on prompt", noise, steps, ""),
         ],
         SCENE: [("identity beside tokens costs the scene", tokens, both, "")],
@@ -85,10 +88,10 @@ def found(scores: Path) -> list[str]:
     for name, staged in (("noise", noise), ("steps", steps)):
         stages = f"stages at the same {name}"
         claim = f"{stages} above both always on identity"
-        questions[IDENTITY].append((claim, staged, both, "DINO-I .748, .691"))
+        questions[IDENTITY].append((claim, staged, both, "DINO-I .748 in stages, .691 at tau 0, 0"))
         questions[IDENTITY].append((f"{stages} above tokens alone on identity", staged, tokens, ""))
         claim = f"{stages} below both always on prompt"
-        questions[_PROMPT].append((claim, both, staged, "CLIP-T .301, .304"))
+        questions[_PROMPT].append((claim, both, staged, "CLIP-T .301 in stages, .304 at tau 0, 0"))
         claim = f"{stages} copy less than both always"
         questions[_COPIED].append((claim, both, staged, "copies less than other methods"))
     return [

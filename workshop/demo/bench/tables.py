@@ -5,12 +5,12 @@ layers    reference tokens from the MLLM's last layer, one pool over all layers 
           texts and one for pictures (DLA): adapters trained for as many steps from the same one
 stages    reference tokens alone, with identity, and both in stages of the sampling
 
-The last two have every line again with the references of another group, as a control.
+The last two have every line of four references again with those of another group, as a control.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,15 @@ from easyref_core.errors import EasyRefError
 from easyref_core.evaluation.trials import Variant
 
 from . import layer_findings, ordering, stage_findings
+from .findings import CONTROL_COUNT
 from .options import BenchOptions
 
-LORA_COUNT = 4  # a LoRA is trained on so many references only
-CONTROL_COUNT = 4  # references of the controls
-RUNS = Path("runs/demo")
-ADAPTERS = {
-    "last": RUNS / "4_last/easyref_ema.safetensors",
-    "lap": RUNS / "4_lap/easyref_ema.safetensors",
-    "dla": RUNS / "4_layer_pooling/easyref_ema.safetensors",
+_LORA_COUNT = 4  # a LoRA is trained on so many references only
+_RUNS = Path("runs/demo")
+_FILES = {
+    "last": _RUNS / "4_last/easyref_ema.safetensors",
+    "lap": _RUNS / "4_lap/easyref_ema.safetensors",
+    "dla": _RUNS / "4_layer_pooling/easyref_ema.safetensors",
 }
 _AGGREGATIONS = {"last": "easyref", "lap": "lap", "dla": "dla"}
 
@@ -67,23 +67,17 @@ def _methods_kept(options: BenchOptions, variant: Variant) -> bool:
     """
     if variant.method in ("average", "concatenate"):
         return variant.references > 1
-    return not variant.method.startswith("lora") or variant.references == LORA_COUNT
+    return not variant.method.startswith("lora") or variant.references == _LORA_COUNT
 
 
-def adapters_of(options: BenchOptions) -> dict[str, Path]:
+def _adapters_of(options: BenchOptions) -> dict[str, Path]:
     """Aggregation -> adapter that is read with it.
 
     Raises:
         EasyRefError: a name that is not known, or a file that is missing.
     """
-    given = dict(text.partition("=")[::2] for text in options.adapters)
-    unknown = [name for name, file in given.items() if name not in _AGGREGATIONS or not file]
-    if unknown:
-        raise EasyRefError(
-            f"--adapters cannot be used as {unknown[0]!r}. Write NAME=FILE for each of "
-            f"{', '.join(_AGGREGATIONS)}."
-        )
-    files = {name: Path(given.get(name, path)) for name, path in ADAPTERS.items()}
+    given = _given(options, _AGGREGATIONS)
+    files = {name: Path(given.get(name, path)) for name, path in _FILES.items()}
     for name, file in files.items():
         if not file.is_file():
             raise EasyRefError(
@@ -93,20 +87,32 @@ def adapters_of(options: BenchOptions) -> dict[str, Path]:
     return {_AGGREGATIONS[name]: file.resolve() for name, file in files.items()}
 
 
+def _given(options: BenchOptions, known: Collection[str]) -> dict[str, str]:
+    """Name -> file of `--adapters`."""
+    given = dict(text.partition("=")[::2] for text in options.adapters)
+    unknown = [name for name, file in given.items() if name not in known or not file]
+    if unknown:
+        raise EasyRefError(
+            f"--adapters cannot be used as {unknown[0]!r}. Write NAME=FILE for each of "
+            f"{', '.join(known)}."
+        )
+    return given
+
+
 def _layer_settings(options: BenchOptions) -> dict[str, Any]:
-    files = adapters_of(options)
+    files = _adapters_of(options)
     return {"vary": {"adapter": [str(f) for f in files.values()], "aggregation": list(files)}}
 
 
 def _layer_kept(options: BenchOptions, variant: Variant) -> bool:
     if variant.method == "none":
         return True
-    own = str(adapters_of(options)[variant.aggregation]) == variant.adapter
+    own = str(_adapters_of(options)[variant.aggregation]) == variant.adapter
     return own and (variant.method == "easyref" or variant.references == CONTROL_COUNT)
 
 
 def _stage_settings(options: BenchOptions) -> dict[str, Any]:
-    file = dict(text.partition("=")[::2] for text in options.adapters).get("dla")
+    file = _given(options, ("dla",)).get("dla")
     adapter = Path(file) if file else shipped_set() / "easyref.safetensors"
     has_pools = "dla" in load_checkpoint(adapter).aggregations
     rows = stage_findings.ROWS.values()

@@ -164,7 +164,10 @@ def add_noise(
     latents: torch.Tensor, alphas_cumprod: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(noisy latents, the noise, timesteps [B])"""
-    timesteps = torch.randint(len(alphas_cumprod), (len(latents),), generator=generator)
+    count, steps = len(latents), len(alphas_cumprod)
+    # Spread evenly, as a batch's loss depends much on which noise levels it happens to get.
+    places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    timesteps = (places * steps).long().clamp(max=steps - 1)
     noise = torch.randn(latents.shape, generator=generator)
     level = alphas_cumprod[timesteps][:, None, None, None]
     return level.sqrt() * latents + (1 - level).sqrt() * noise, noise, timesteps

@@ -47,11 +47,15 @@ def load_pretraining(path: str | Path) -> Pretraining:
     try:
         recipe = parse_settings(Pretraining, read_recipe(path))
         for part, schedule in recipe.schedules().items():
-            if schedule.restart and not schedule.warmup < schedule.restart < schedule.steps:
-                raise EasyRefError(
-                    f"{part}.restart is {schedule.restart}; it must be 0, or between the warm-up's "
-                    f"{schedule.warmup} steps and {schedule.steps}."
-                )
+            before = schedule.warmup
+            for restart in schedule.restarts:
+                if not before < restart.step < schedule.steps:
+                    raise EasyRefError(
+                        f"{part}.restarts has step {restart.step}; it must be after step "
+                        f"{before}, from where the rate falls, and before the end, "
+                        f"{schedule.steps}."
+                    )
+                before = restart.step
         if recipe.data.pictures < 5:
             raise EasyRefError(
                 f"data.pictures is {recipe.data.pictures}; it must be 5 or more: a target and 4 "

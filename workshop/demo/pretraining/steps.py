@@ -9,12 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
@@ -41,6 +40,14 @@ _SAVE_EVERY = 500
 
 
 @dataclass(frozen=True, config=STRICT)
+class Restart:
+    """From `step`, counted from 0, the learning rate falls again, from a height of its own."""
+
+    step: Count
+    learning_rate: Positive
+
+
+@dataclass(frozen=True, config=STRICT)
 class Schedule:
     """Optimiser settings of a part.
 
@@ -48,7 +55,7 @@ class Schedule:
         steps: optimiser steps.
         batch: samples per step.
         learning_rate: after `warmup` steps; from there it falls as a cosine to a fiftieth.
-        restart: at this step, counted from 0, the rate returns to its maximum; 0 for never.
+        restarts: in the order of their steps.
         ema: decay of the averaged weights that are kept in the end.
         beta: AdamW's second decay; lower ones follow changing data faster.
     """
@@ -60,16 +67,18 @@ class Schedule:
     ema: Decay = 0.998
     beta: Decay = 0.99
     seed: Int = 0
-    restart: Annotated[Int, Field(ge=0)] = 0
+    restarts: tuple[Restart, ...] = ()
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        start, end = self.warmup, self.restart or self.steps
-        if step >= end:
-            start, end = end, self.steps
-        return self.learning_rate * cosine((step - start) / (end - start))
+        start, top = self.warmup, self.learning_rate
+        for restart in self.restarts:
+            if step < restart.step:
+                return top * cosine((step - start) / (restart.step - start))
+            start, top = restart.step, restart.learning_rate
+        return top * cosine((step - start) / (self.steps - start))
 
     def decay(self, step: int) -> float:
         """The EMA decay of a step, counted from 0: lower at first, to forget the start."""
