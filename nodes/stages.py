@@ -14,7 +14,7 @@ from .newer_core import found_by
 from .sampling.stage_window import StageWindow
 
 CUSTOM = "custom"
-_DEFAULT = "late"
+_DEFAULT = "always"
 
 
 @checked
@@ -33,9 +33,10 @@ class EasyRefStages(io.ComfyNode):
                     "preset",
                     options=[CUSTOM, *PRESETS],
                     default=_DEFAULT,
-                    tooltip="Where the parts start and end. late: tokens always, identity in the "
-                    "second half. noise and steps: as published, for the same noise or the same "
-                    "share of the steps. custom: as set below.",
+                    tooltip="Where the parts start and end. always: both all the time. late: "
+                    "tokens all the time, identity in the second half. noise and steps: as "
+                    "published, for the same noise or the same share of the steps. custom: as set "
+                    "below.",
                     extra_dict={"windows": {n: _boundaries(s) for n, s in PRESETS.items()}},
                 ),
                 share_input(

@@ -3,8 +3,9 @@
 "Squeezing Capacity from Multimodal LLMs" (arXiv 2605.26111) samples with the MLLM's features alone
 while t >= 0.95, with both while t >= 0.85, and with the VAE's alone below, t = 1 being pure noise.
 Its model is FLUX.1-dev, whose t does not mean on SDXL what it means there, so two presets carry the
-thresholds over: to the same signal-to-noise ratio, and to the same share of the steps. The third,
-`late`, keeps the tokens to the end: EasyRef's tokens carry details of the character, too.
+thresholds over: to the same signal-to-noise ratio, and to the same share of the steps. Two more
+keep the tokens to the end, as EasyRef's carry details of the character too: `always`, and `late`
+with identity in the second half, at half of its cost.
 
 A place in the sampling is counted as ComfyUI counts percent: 0 is before the first step, 1 after
 the last; a step of SDXL at timestep t is at 1 - t / 999.
@@ -184,6 +185,7 @@ def _preset(place_of: Callable[[float], float]) -> Stages:
 
 
 PRESETS: Mapping[str, Stages] = {
+    "always": Stages(Window(), Window()),
     "late": Stages(Window(), Window(start=0.5)),
     "noise": _preset(_at_same_noise),
     "steps": _preset(_at_same_step),

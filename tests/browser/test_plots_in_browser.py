@@ -50,7 +50,7 @@ def plot(page: ComfyPage) -> str:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_plot_follows_presets_and_values(page: ComfyPage, mode: str, screenshots: Path) -> None:
     page.add_node("EasyRefStages")
-    page.wait_for(lambda: "tokens: 0 – 100 %, weight 1. identity: 50 – 100 %" in plot(page))
+    page.wait_for(lambda: "tokens: 0 – 100 %, weight 1. identity: 0 – 100 %" in plot(page))
     page.evaluate(SET, {"preset": "noise"})
     page.wait_for(lambda: "tokens: 0 – 18 %" in plot(page), lambda: plot(page))
     values = page.evaluate(VALUES)

@@ -288,7 +288,7 @@ def test_references_are_scaled_as_a_node_tells_the_model_to(
     assert result.isfinite().all()
     sampling = other.get_model_object("model_sampling")
     latent = other.get_model_object("latent_format").process_in(vae.encode(picture(1)))
-    noise = torch.randn((4, 16, 16), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(0))
     noisy = sampling.noise_scaling(steps[:1], noise, latent)
     for read in calls.inputs[::2]:  # pictures have 8 bits
         assert difference(read, sampling.calculate_input(steps[:1], noisy)) < 1e-2

@@ -112,7 +112,9 @@ def test_stages_are_read_from_text() -> None:
 
 @pytest.mark.parametrize("written", ["early", "0-1", "0-1/0.5", "0-a/0-1", "0-1/0-1/0-1", "/", "-"])
 def test_text_that_is_no_stages_is_refused(written: str) -> None:
-    with goldens.refused(f"stages: {shown(written)}", "late, noise, steps", "0-0.36/0.14-1"):
+    with goldens.refused(
+        f"stages: {shown(written)}", "always, late, noise, steps", "0-0.36/0.14-1"
+    ):
         parse_stages(written)
 
 

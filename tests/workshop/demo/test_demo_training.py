@@ -256,6 +256,23 @@ def test_a_missing_part_stops_the_assembly(work: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "set").exists()
 
 
+def test_fewer_pictures_are_of_all_kinds(work: Path, tmp_path: Path) -> None:
+    """Kinds of groups take turns in the list, so every n-th picture can be of one kind alone."""
+    records = json.loads((work / "data" / "captions.json").read_text(encoding="utf-8"))
+    facts = json.loads((work / "data" / "facts.json").read_text(encoding="utf-8"))
+    kinds = [tuple(sorted(facts[record["target"]])) for record in records]
+    assert len(set(kinds)) == 2, "a character, or a style"
+    styled = next(record for record, kind in zip(records, kinds, strict=True) if kind != kinds[0])
+    plain = records[0]
+    (tmp_path / "training").symlink_to(work / "data" / "training", target_is_directory=True)
+    (tmp_path / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    turns = json.dumps([styled, *[plain] * 4] * 40)
+    (tmp_path / "captions.json").write_text(turns, encoding="utf-8")
+    chosen = [name == styled["target"] for name in read_pictures(tmp_path, 40).names]
+    assert 0 < sum(chosen) < 40
+    assert chosen == [name == styled["target"] for name in read_pictures(tmp_path, 40).names]
+
+
 def test_cached_latents_of_other_images_or_another_autoencoder_are_refused(
     work: Path, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def found(scores: Path) -> list[str]:
             ("identity beside tokens adds identity", both, tokens, "DINO-I .748, .679"),
             ("identity of half weight beside tokens adds identity", half, tokens, ""),
             ("late identity beside tokens adds identity", late, tokens, ""),
+            ("identity always above late identity on identity", both, late, ""),
             ("tokens beside identity add identity", both, identity, ""),
             (
                 "stages at the same noise above stages at the same steps on identity",

@@ -1,10 +1,10 @@
 """Trains a model set's VAE decoder further, for pictures that are sampled.
 
-    python -m workshop.demo.pretraining.sharpen SET DATA FOLDER [--steps 2500]
+    python -m workshop.demo.pretraining.sharpen SET DATA FOLDER [--steps 2000]
 
 A decoder that is trained on errors of pixels alone paints the mean of what a latent may show: soft
-outlines, and colours that leak. Here a small discriminator, trained beside it, has to tell crops of
-its images from drawn ones. Half of the latents are as sampling leaves them: noised a little, and
+outlines, and colours that leak. Here a small discriminator, trained beside it, has to tell its
+images from drawn ones. Half of the latents are as sampling leaves them: noised a little, and
 predicted by the set's UNet. The encoder is frozen, so all that was trained on its latents stays
 valid.
 
@@ -38,7 +38,7 @@ from .pictures import DrawnPictures, read_outlines, read_pictures
 from .vae import LATENT_NOISE, detail_loss, reconstruction_loss
 
 _PICTURES = 1200
-_BATCH, _CROP = 4, 6  # crops of so many latent pixels
+_BATCH = 2
 _TIMESTEPS = (20, 260)  # of the latents that the UNet predicts
 _RATE, _DISCRIMINATOR_RATE = 4e-4, 4e-4
 _ADVERSARIAL, _FEATURES = 0.05, 0.1  # weights of the discriminator's losses
@@ -90,7 +90,7 @@ def sampled_latents(
 
 
 def sharpen(models: Path, data: Path, folder: Path, steps: int, seed: int = 0) -> AutoencoderTiny:
-    """Train and write the autoencoder; about ten minutes on a CPU core.
+    """Train and write the autoencoder; about twenty minutes on a CPU core.
 
     Raises:
         EasyRefError: fewer than one step.
@@ -136,7 +136,7 @@ def _train(
     for step in range(steps):
         falling = 0.02 + 0.49 * (1 + math.cos(math.pi * step / steps))
         optimiser.param_groups[0]["lr"] = _RATE * min(1.0, (step + 1) / _WARMUP) * falling
-        latents, pixels, edges = _crops(pictures, outlines, sources, generator)
+        latents, pixels, edges = _batch(pictures, outlines, sources, generator)
         with torch.autocast("cpu", torch.bfloat16):
             decoded = vae.decode(latents).sample
         decoded = decoded.float()
@@ -168,26 +168,21 @@ def _train(
     vae.eval()
 
 
-def _crops(
+def _batch(
     pictures: DrawnPictures,
     outlines: torch.Tensor,
     sources: torch.Tensor,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(latents with a little noise [B, 4, 6, 6], images and edges [B, 3 or 1, 48, 48] in -1..1)"""
-    numbers = torch.randint(len(pictures), (_BATCH,), generator=generator).tolist()
-    kinds = torch.randint(2, (_BATCH,), generator=generator).tolist()
-    most = sources.shape[-1] - _CROP + 1
-    corners = torch.randint(most, (_BATCH, 2), generator=generator).tolist()
-    latents, pixels, edges = [], [], []
-    for kind, number, (y, x) in zip(kinds, numbers, corners, strict=True):
-        latents.append(sources[kind, number, :, y : y + _CROP, x : x + _CROP])
-        down, across = (slice(8 * at, 8 * (at + _CROP)) for at in (y, x))
-        pixels.append(pictures.pixels[number, :, down, across])
-        edges.append(outlines[number, :1, down, across])
-    noise = torch.randn((_BATCH, *latents[0].shape), generator=generator)
-    images = (torch.stack(levels).float() / 127.5 - 1 for levels in (pixels, edges))
-    batches = (torch.stack(latents) + LATENT_NOISE * noise, *images)
+    """(latents with a little noise [B, 4, h, w], images and edges [B, 3 or 1, H, W] in -1..1)
+
+    Whole images, so that borders are only where sampled images have them.
+    """
+    numbers = torch.randint(len(pictures), (_BATCH,), generator=generator)
+    latents = sources[torch.randint(2, (_BATCH,), generator=generator), numbers]
+    noise = torch.randn(latents.shape, generator=generator)
+    images = (levels[numbers].float() / 127.5 - 1 for levels in (pictures.pixels, outlines[:, :1]))
+    batches = (latents + LATENT_NOISE * noise, *images)
     return tuple(b.contiguous(memory_format=torch.channels_last) for b in batches)  # type: ignore[return-value]
 
 
@@ -199,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("set", type=Path, metavar="SET")
     parser.add_argument("data", type=Path, metavar="DATA", help="drawn data set")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="for the new autoencoder")
-    parser.add_argument("--steps", type=int, default=2500, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=2000, help="default: %(default)s")
     options = parser.parse_args(arguments)
     try:
         sharpen(options.set, options.data, options.folder, options.steps)
