@@ -128,7 +128,7 @@ def _beside(own: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
 
 def reference_size(width: int, height: int, area: int) -> tuple[int, int]:
     """Width and height to which a reference is resized, in pixels: about the sample's area, its own
-    aspect ratio, in multiples of `_SIZE_MULTIPLE`; nothing is cut off.
+    aspect ratio, in multiples of 64 pixels; nothing is cut off.
 
     Args:
         width, height: of the picture, 1 or more.

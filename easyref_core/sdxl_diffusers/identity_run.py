@@ -175,7 +175,7 @@ class IdentityRun:
         elif timestep is not None:
             weights = [self._at(timestep)] * len(rows)
         else:
-            listed = call.timestep.tolist()
+            listed = call.timestep.reshape(-1).tolist()
             weights = [self._at(listed[row.number]) for row in rows]
         return [
             weight if self._groups[row.group].latents else 0.0
