@@ -113,13 +113,13 @@ def _pool_layers(encoder: EasyRefEncoder, settings: ModelSettings, parts: Sequen
             "model.pooling say what the adapter has."
         )
     layers = settings.mllm_layers
-    resolved_layers(
+    wanted = resolved_layers(
         layers,
         len(encoder.multimodal_llm.model.layers),
         "model.mllm_layers",
         "Make model.mllm_layers end with it, or leave it out for all.",
     )
-    if pools is not None and tuple(layers or _all_layers(encoder)) != tuple(pools.sizes.layers):
+    if pools is not None and wanted != pools.sizes.layers:
         raise EasyRefError(
             f"model.adapter {settings.adapter} pools the hidden states "
             f"{', '.join(map(str, pools.sizes.layers))}; the recipe says "
@@ -132,10 +132,6 @@ def _pool_layers(encoder: EasyRefEncoder, settings: ModelSettings, parts: Sequen
             "Train it with the part layer_pooling, or name an adapter that has it."
         )
     add_layer_pools(encoder, settings.aggregation, settings.pooling, layers)
-
-
-def _all_layers(encoder: EasyRefEncoder) -> Sequence[int]:
-    return range(len(encoder.multimodal_llm.model.layers) + 1)
 
 
 def _check_sizes(settings: ModelSettings, checkpoint: AdapterCheckpoint) -> None:

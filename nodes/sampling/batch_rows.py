@@ -34,7 +34,7 @@ class BatchSlice:
         total: latents of the run's batch.
         indices: of this call's latents in it, None for all of them in order.
         origins: where the run's latents were in the batch that they were taken from, if it is
-            known; see `batch_index`.
+            known; see `batch_index`. They count where there is one for each latent.
     """
 
     total: int
@@ -66,7 +66,8 @@ class BatchSlice:
 
     def _follows_origins(self, count: int) -> bool:
         """Whether there is one for each place in the batch that the latents were taken from."""
-        return self.origins is not None and max(self.origins) < count
+        origins = self.origins
+        return origins is not None and len(origins) == self.total and max(origins) < count
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def divide_rows(
     batch = BatchSlice(count)
     if indices is not None and len(indices) == count:
         batch = BatchSlice(max(total or 0, max(indices) + 1), tuple(indices))
-    if noted is not None and noted.origins is not None and len(noted.origins) == batch.total:
+    if noted is not None:
         batch = replace(batch, origins=noted.origins)
     return CallRows(rows, tiles, batch, tuple(areas) * tiles, size, noted.latent if noted else size)
 

@@ -172,8 +172,7 @@ def _check_batch(
 ) -> None:
     """Refuse masks of another number than the run's latents, before anything is computed."""
     run: Run = model_options.get("transformer_options", {}).get(RUN, Run())
-    known = run.origins is not None and len(run.origins) == count
-    batch = BatchSlice(count, origins=run.origins if known else None)
+    batch = BatchSlice(count, origins=run.origins)
     for patch in patches:
         for weight in patch.weights:
             weight.check_batch(batch)

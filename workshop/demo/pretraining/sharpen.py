@@ -90,7 +90,7 @@ def sampled_latents(
 
 
 def sharpen(models: Path, data: Path, folder: Path, steps: int, seed: int = 0) -> AutoencoderTiny:
-    """Train and write the autoencoder; about twenty minutes on a CPU core.
+    """Train and write the autoencoder; about a quarter of an hour on a CPU core.
 
     Raises:
         EasyRefError: fewer than one step.
