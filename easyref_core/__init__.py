@@ -44,11 +44,12 @@ from typing import TYPE_CHECKING, Any
 # ruff: noqa: F401 (names for type checkers)
 if TYPE_CHECKING:
     from .adapter.checkpoint import AdapterCheckpoint, load_checkpoint
+    from .encode.cache import EncodingCache
     from .encode.group import GroupPlan, Reference, plan_group
     from .encode.heat_maps import draw_heat_maps
     from .encode.inspection import Inspection, inspect_references
     from .encode.mllm_layers import MllmLayerWeights
-    from .encode.passes import EncodingCache, encode_references
+    from .encode.passes import encode_references
     from .encode.plan_encoder import EncoderPlan, plan_encoder
     from .errors import EasyRefError
     from .pictures.loading import open_picture
@@ -73,7 +74,8 @@ _MODULES = {
     "encode.heat_maps": "draw_heat_maps",
     "encode.inspection": "Inspection inspect_references",
     "encode.mllm_layers": "MllmLayerWeights",
-    "encode.passes": "EncodingCache encode_references",
+    "encode.cache": "EncodingCache",
+    "encode.passes": "encode_references",
     "encode.plan_encoder": "EncoderPlan plan_encoder",
     "errors": "EasyRefError",
     "pictures.loading": "open_picture",

@@ -29,6 +29,7 @@ from easyref_core.encode.passes import encode_references
 from easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from easyref_core.errors import EasyRefError
 from easyref_core.qwen2vl.config import MllmConfig, VisionConfig
+from easyref_core.qwen2vl.decoder import rope
 from easyref_core.qwen2vl.prompt import PromptTokenizer
 from easyref_core.tokens.reference_tokens import ReferenceTokens
 
@@ -191,6 +192,15 @@ def random_encoder(
     with torch.no_grad():
         encoder.mllm_final_layer.reference_tokens.mul_(config.hidden_size**0.5)
     return encoder
+
+
+def body_states(encoder: EasyRefEncoder, embeds: torch.Tensor) -> torch.Tensor:
+    """Hidden states after the body's norm ("penultimate"): [B, L, hidden], like `embeds`."""
+    model = encoder.multimodal_llm.model
+    position = rope(encoder.config, embeds.shape[1], embeds.device, embeds.dtype)
+    for layer in model.layers:
+        embeds = layer(embeds, position)
+    return model.norm(embeds)
 
 
 def random_adapter(encoder: EasyRefEncoder, rank: int = 0, seed: int = 0) -> Tensors:

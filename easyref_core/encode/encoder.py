@@ -20,10 +20,11 @@ from ..adapter.layer_pooling import PoolingSizes
 from ..pictures.preprocessing import Patches
 from ..qwen2vl.body import MllmBody
 from ..qwen2vl.config import MllmConfig
-from ..qwen2vl.decoder import Rope, rope
+from ..qwen2vl.decoder import LayerCache, Rope, rope
 from ..qwen2vl.prompt import TokenizedPrompt
+from .chat_state import ChatState
 from .final_layers import FinalLayers, Projector
-from .layer_pooling import HiddenStates, LayerPools, Pooling, join_poolings
+from .layer_pooling import LayerPools, Pooling, join_poolings
 
 OnStep = Callable[[], None]
 
@@ -95,141 +96,129 @@ class EasyRefEncoder(nn.Module):
         return [features[number] for number in range(len(pictures))]
 
     def embed(
-        self, chat: TokenizedPrompt, features: Sequence[torch.Tensor], device: torch.device
-    ) -> torch.Tensor:
-        """The language model's input [1, L, hidden]: word embeddings and image features."""
-        ids = chat.ids.to(device)
-        return self.multimodal_llm.embed(ids, chat.image_spans, features, self.compute_dtype)
-
-    def body_states(self, embeds: torch.Tensor, on_step: OnStep = _no_step) -> torch.Tensor:
-        """Hidden states after the body's norm ("penultimate"): [B, L, hidden], like `embeds`."""
-        model = self.multimodal_llm.model
-        position = rope(self.config, embeds.shape[1], embeds.device, embeds.dtype)
-        return model.norm(self._run(model.layers, embeds, position, on_step))
-
-    def hidden_states(
         self,
-        embeds: torch.Tensor,
-        insert_before: int | None = None,
-        on_step: OnStep = _no_step,
-    ) -> HiddenStates:
-        """The hidden states that the adapter's layer pooling reads, for `reference_states`.
+        chat: TokenizedPrompt,
+        features: Sequence[torch.Tensor],
+        device: torch.device,
+        start: int = 0,
+    ) -> torch.Tensor:
+        """The language model's input [1, L, hidden]: word embeddings and image features.
 
-        They depend neither on the pools nor on weights of layers. Arguments as there.
+        Args:
+            start: of the chat's tokens from there, and the pictures behind it; it lies in none.
         """
-        length, layers = embeds.shape[1], self.mllm_layer_pooling.sizes.layers
-        states = torch.empty((len(layers), length, embeds.shape[2]), dtype=embeds.dtype)
-
-        def keep(number: int, x: torch.Tensor) -> None:
-            if number in layers:
-                normed = self.multimodal_llm.model.norm(x[:, :length])
-                states[layers.index(number)] = normed[0].cpu()
-
-        x = self._run_body(embeds, insert_before, on_step, keep)
-        tokens = self.multimodal_llm.model.norm(x[:, length:]).cpu()
-        return HiddenStates(states, tokens if tokens.shape[1] else None)
+        spans = [(first - start, end - start) for first, end in chat.image_spans if first >= start]
+        ids = chat.ids[start:].to(device)
+        return self.multimodal_llm.embed(ids, spans, features, self.compute_dtype)
 
     def reference_states(
         self,
-        embeds: torch.Tensor | HiddenStates,
+        embeds: torch.Tensor,
         insert_before: int | None = None,
         column_bias: torch.Tensor | None = None,
         on_step: OnStep = _no_step,
         pooling: Pooling | None = None,
+        chat: ChatState | None = None,
     ) -> torch.Tensor:
         """Hidden states [1, N, hidden] of the reference tokens after the final norm.
 
         Args:
-            embeds: the language model's input [1, L, hidden], or what `hidden_states` gave for it
-                and the same `insert_before`, so that no layer of the body runs again.
+            embeds: the language model's input [1, L, hidden]: what follows the known beginning of
+                the chat. L may be 0.
             insert_before: the tokens enter before this many last layers (paper, Table 4); None for
                 where they were trained. As attention is causal, nothing before them changes.
-            column_bias: [L] added to the tokens' attention logits in the very last layer.
+            column_bias: added to the tokens' attention logits in the very last layer, for every
+                position of the whole chat.
             on_step: called after each layer.
             pooling: pools hidden states of many layers, which the final layers read in place of
                 the body's last; None for that one.
+            chat: its beginning, where it is known, and the place for what is computed here.
         """
-        x, position, bias = self._last_layer_inputs(
-            embeds, insert_before, column_bias, on_step, pooling
+        x, position, bias, cache = self._last_layer_inputs(
+            embeds, insert_before, column_bias, on_step, pooling, chat
         )
         final = self.mllm_final_layer
-        x = final.layers[-1](x, position, queries=self.num_tokens, bias=bias)
+        x = final.layers[-1](x, position, self.num_tokens, bias, cache)
         on_step()
         return final.norm(x)
 
     def reference_attention(
         self,
-        embeds: torch.Tensor | HiddenStates,
+        embeds: torch.Tensor,
         insert_before: int | None = None,
         column_bias: torch.Tensor | None = None,
         on_step: OnStep = _no_step,
         pooling: Pooling | None = None,
+        chat: ChatState | None = None,
     ) -> torch.Tensor:
-        """Attention probabilities of the reference tokens in the very last layer: [N, L + N]
-        float32, the mean of all heads; each row adds up to 1. See `reference_states`."""
-        x, position, bias = self._last_layer_inputs(
-            embeds, insert_before, column_bias, on_step, pooling
+        """Attention probabilities of the reference tokens in the very last layer, over the whole
+        chat and themselves: [N, L + N] float32, the mean of all heads; each row adds up to 1. See
+        `reference_states`."""
+        x, position, bias, cache = self._last_layer_inputs(
+            embeds, insert_before, column_bias, on_step, pooling, chat
         )
         last = self.mllm_final_layer.layers[-1]
-        probabilities = last.attention(x, position, queries=self.num_tokens, bias=bias)
+        probabilities = last.attention(x, position, self.num_tokens, bias, cache)
         on_step()
         return probabilities[0]
 
-    def _run_body(
-        self,
-        embeds: torch.Tensor,
-        insert_before: int | None,
-        on_step: OnStep,
-        seen: Callable[[int, torch.Tensor], None] = lambda number, x: None,
-    ) -> torch.Tensor:
-        """States before the body's norm: [1, L, hidden], or [1, L + N, hidden] with the reference
-        tokens where they enter inside the body.
-
-        Args:
-            seen: given the number of each hidden state (0: the input), and the states.
-        """
-        layers, x = self.multimodal_llm.model.layers, embeds
-        length = embeds.shape[1] + self.num_tokens
-        position = rope(self.config, length, embeds.device, embeds.dtype)
-        for number, layer in enumerate(layers):
-            seen(number, x)
-            if number == self._entry(insert_before):
-                x = self._with_tokens(x)
-            x = self._run([layer], x, position, on_step)
-        seen(len(layers), x)
-        return x
-
     def _last_layer_inputs(
         self,
-        embeds: torch.Tensor | HiddenStates,
+        embeds: torch.Tensor,
         insert_before: int | None,
         column_bias: torch.Tensor | None,
         on_step: OnStep,
         pooling: Pooling | None,
-    ) -> tuple[torch.Tensor, Rope, torch.Tensor | None]:
-        """Hidden states [1, L + N, hidden] before the very last layer, positions, bias [L + N]."""
-        if pooling is None:
-            x = self.multimodal_llm.model.norm(self._run_body(embeds, insert_before, on_step))
-        else:
-            hidden = embeds
-            if not isinstance(hidden, HiddenStates):
-                hidden = self.hidden_states(embeds, insert_before, on_step)
-                pooling = replace(pooling, device=pooling.device or embeds.device)
-            x = self.mllm_layer_pooling.pool(hidden.states, pooling)[None]
-            if hidden.tokens is not None:
-                x = torch.cat((x, hidden.tokens.to(x)), dim=1)
-        final, body_layers = self.mllm_final_layer, len(self.multimodal_llm.model.layers)
-        entry = self._entry(insert_before)
-        length = x.shape[1] if entry < body_layers else x.shape[1] + self.num_tokens
-        position = rope(self.config, length, x.device, x.dtype)
-        for number, layer in enumerate(final.layers, body_layers):
+        chat: ChatState | None,
+    ) -> tuple[torch.Tensor, Rope, torch.Tensor | None, LayerCache | None]:
+        """Before the very last layer: hidden states [1, R, hidden] of the rows that run in it, the
+        reference tokens last; their positions; bias [L + N]; the layer's cache."""
+        body, final = self.multimodal_llm.model, self.mllm_final_layer
+        layers, entry, new = (
+            [*body.layers, *final.layers],
+            self._entry(insert_before),
+            embeds.shape[1],
+        )
+        caches: Sequence[LayerCache | None] = [None] * len(layers)
+        new, start, final_start = embeds.shape[1], 0, 0
+        if chat is not None:
+            start, final_start, caches = chat.length, chat.final_length, [*chat.body, *chat.final]
+        length = start + new + self.num_tokens
+        cos, sin = rope(self.config, length, embeds.device, embeds.dtype)
+        position = cos[start:], sin[start:]
+        x, hidden = embeds, []
+        for number, layer in enumerate(layers):
+            if pooling is not None and number in self.mllm_layer_pooling.sizes.layers:
+                hidden.append(body.norm(x[:, :new])[0].cpu())
+            if number == len(body.layers):
+                x, position = body.norm(x), (cos[final_start:], sin[final_start:])
+                if pooling is not None:
+                    rows = self._pooled(torch.stack(hidden), pooling, chat, x)
+                    x = torch.cat((rows, x[:, new:]), dim=1)
             if number == entry:
                 x = self._with_tokens(x)
-            if number < body_layers + len(final.layers) - 1:
-                x = self._run([layer], x, position, on_step)
+            if number == len(layers) - 1:
+                break
+            if x.shape[1]:  # else all of the chat is known
+                x = layer(x, position, cache=caches[number])
+            on_step()
         if column_bias is not None:
             column_bias = nn.functional.pad(column_bias, (0, self.num_tokens))
-        return x, position, column_bias
+        return x, position, column_bias, caches[-1]
+
+    def _pooled(
+        self, hidden: torch.Tensor, pooling: Pooling, chat: ChatState | None, like: torch.Tensor
+    ) -> torch.Tensor:
+        """Hidden states [M, L, hidden] of a run, and known ones that no final layer has read yet:
+        pooled, [1, T, hidden]."""
+        start = 0
+        if chat is not None:
+            start, hidden = chat.final_length, chat.unfinished(hidden)
+        if not hidden.shape[1]:
+            return like[:, :0]
+        spans = [(first - start, end - start) for first, end in pooling.image_spans if end > start]
+        pooling = replace(pooling, image_spans=spans, device=like.device)
+        return self.mllm_layer_pooling.pool(hidden, pooling)[None]
 
     def _entry(self, insert_before: int | None) -> int:
         """The number of the decoder layer before which the reference tokens enter."""

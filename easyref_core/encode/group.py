@@ -108,6 +108,21 @@ class PlannedImage:
         return preprocess(self.reference.picture, self.image_size)
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a chat, from the end of the one before it.
+
+    Attributes:
+        key: cache key of the chat up to its end.
+        end: position after its last token.
+        picture: whether it ends with a picture; the last one, with the prompt, does not.
+    """
+
+    key: bytes
+    end: int
+    picture: bool
+
+
 @dataclass(frozen=True, eq=False)
 class MllmPass:
     """One pass of the MLLM.
@@ -121,6 +136,18 @@ class MllmPass:
     chat: TokenizedPrompt
     images: tuple[PlannedImage, ...]
     weights: tuple[float, ...]
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """The chat up to the end of each picture, and the rest."""
+        ends = [end for _, end in self.chat.image_spans]
+        key, first, found = b"", 0, []
+        for end, image in zip((*ends, len(self.chat)), (*self.images, None), strict=True):
+            digest = hashlib.sha256(key + self.chat.ids[first:end].numpy().tobytes())
+            digest.update(image.key if image is not None else b"")
+            key, first = digest.digest(), end
+            found.append(Segment(key, end, image is not None))
+        return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,18 +182,17 @@ class GroupPlan:
         return sum(len(p.images) + self.encoder.config.num_layers for p in self._all_passes)
 
     @property
-    def unconditional_key(self) -> bytes:
-        """Cache key of the unconditional tokens."""
-        settings = f"{self.insert_before} {[*map(float, self.unconditional.weights)]}"
-        if self.pooled:
-            settings += f"{self.aggregation} {self.mllm_layers}"
-        return settings.encode() + b"".join(image.key for image in self.unconditional.images)
+    def pooling_key(self) -> bytes:
+        """Cache key of how hidden states are pooled; empty where they are not."""
+        layers = self.mllm_layers
+        factors = layers and (layers.preset, layers.text, layers.picture)
+        return f"{self.aggregation} {factors}".encode() if self.pooled else b""
 
-    def hidden_states_key(self, mllm_pass: MllmPass) -> bytes:
-        """Cache key of the hidden states of a pass: pictures, token ids, place of the tokens."""
-        ids = mllm_pass.chat.ids.numpy().tobytes()
-        pictures = b"".join(image.key for image in mllm_pass.images)
-        return hashlib.sha256(f"{self.insert_before} ".encode() + ids + pictures).digest()
+    def tokens_key(self, mllm_pass: MllmPass) -> bytes:
+        """Cache key of the reference tokens of a pass."""
+        attention = self.mllm_layers and self.mllm_layers.attention
+        settings = f"{self.insert_before} {[*map(float, mllm_pass.weights)]} {attention} "
+        return settings.encode() + self.pooling_key + mllm_pass.segments[-1].key
 
     def working_bytes(self, dtype: torch.dtype, fused: bool) -> int:
         """The most memory that encoding takes beside the weights; see `memory.working_bytes`.

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import EasyRefError
+from .cache import EncodingCache
 from .encoder import EasyRefEncoder
 from .group import BASELINES, GroupPlan
-from .passes import EncoderRun, EncodingCache, Progress, no_progress
+from .passes import EncoderRun, Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,9 @@ def inspect_references(
     (mllm_pass,) = plan.passes
     chat, images = mllm_pass.chat, mllm_pass.images
     total = len(images) + encoder.config.num_layers
-    cache = cache or EncodingCache()
+    cache = cache or EncodingCache(prefixes=0)
     run = EncoderRun(encoder, plan, torch.device(device), cache, progress, total)
     attention = run.attention(mllm_pass)
-    if not torch.isfinite(attention).all():
-        raise EasyRefError(
-            "The MLLM's attention holds values that are not numbers. Choose bf16 or fp32 as the "
-            "loader's precision."
-        )
     columns = attention.double().mean(dim=0)  # [L + N]
     pictures = []
     for image, (first, end) in zip(images, chat.image_spans, strict=True):

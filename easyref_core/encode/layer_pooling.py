@@ -65,23 +65,6 @@ def join_poolings(poolings: Sequence[Pooling], lengths: Sequence[int]) -> Poolin
     return replace(poolings[0], image_spans=spans)
 
 
-@dataclass(frozen=True, eq=False)
-class HiddenStates:
-    """What the body's layers give for one chat.
-
-    Attributes:
-        states: [M, L, hidden] on the CPU, after the body's norm; the last is the body's own output.
-        tokens: [1, N, hidden], likewise, where the reference tokens entered inside the body.
-    """
-
-    states: torch.Tensor
-    tokens: torch.Tensor | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return self.states.nbytes + (0 if self.tokens is None else self.tokens.nbytes)
-
-
 class _Vector(nn.Module):
     """A learned vector, in a module of its own so that a host can move it."""
 

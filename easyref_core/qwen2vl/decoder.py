@@ -6,6 +6,7 @@ alone, no token ids and no grids, so Qwen2-VL's multimodal rotary positions neve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from ..attention_kernels import attend_of
 from .config import MllmConfig
 
 Rope = tuple[torch.Tensor, torch.Tensor]
+
+MASK_BYTES = 16 * 2**20
+"""Largest mask of one chunk of rows that continue a chat."""
 
 
 def rope(config: MllmConfig, length: int, device: torch.device, dtype: torch.dtype) -> Rope:
@@ -33,6 +37,32 @@ def _rotate(x: torch.Tensor, position: Rope) -> torch.Tensor:
     return x * position[0] + torch.cat((-second, first), dim=-1) * position[1]
 
 
+class LayerCache:
+    """Keys and values of one layer for the beginning of a chat, so that only its other rows run.
+
+    Args:
+        past: [2, kv_heads, P, head_dim] of each part of the beginning, in order, on any device;
+            keys with their rotary positions.
+
+    Attributes:
+        length: P of all parts.
+        rows: those of the rows that ran, [2, kv_heads, L, head_dim] on the CPU.
+    """
+
+    def __init__(self, past: Sequence[torch.Tensor] = ()) -> None:
+        self._past = past
+        self.length = sum(part.shape[2] for part in past)
+        self.rows: torch.Tensor | None = None
+
+    def extend(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep keys and values [1, kv_heads, L, head_dim], and put the earlier ones before them."""
+        new = torch.cat((keys, values))
+        self.rows = new.cpu()
+        if self._past:
+            new = torch.cat((*(part.to(new) for part in self._past), new), dim=2)
+        return new[:1], new[1:]
+
+
 class SelfAttention(nn.Module):
     """Causal attention with fewer key/value heads than query heads."""
 
@@ -48,36 +78,58 @@ class SelfAttention(nn.Module):
         self.o_proj = operations.Linear(config.num_heads * head, width, bias=False, **factory)
 
     def forward(
-        self, x: torch.Tensor, position: Rope, queries: int, bias: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        position: Rope,
+        queries: int,
+        bias: torch.Tensor | None,
+        cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """x [B, L, D] -> [B, queries, D], the last `queries` rows only."""
-        length = x.shape[1]
-        q, k = self._queries_and_keys(x, position, queries)
-        v = self._heads(self.v_proj(x)).repeat_interleave(self.groups, dim=1)
+        q, k, v = self._project(x, position, queries, cache)
+        length = k.shape[2]
         if queries == length and bias is None:
             out = self.attend(q, k, v, causal=True)
         else:
-            out = self.attend(q, k, v, _mask(queries, length, bias, x.device, x.dtype))
+            rows = max(1, MASK_BYTES // (length * q.itemsize))
+            chunks = []
+            for chunk in q.split(rows, dim=2):  # each sees what is before it, and itself
+                queries -= chunk.shape[2]
+                seen = length - queries
+                part = None if bias is None else bias[:seen]
+                mask = _mask(chunk.shape[2], seen, part, x.device, x.dtype)
+                chunks.append(self.attend(chunk, k[:, :, :seen], v[:, :, :seen], mask))
+            out = torch.cat(chunks, dim=2) if len(chunks) > 1 else chunks[0]
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def probabilities(
-        self, x: torch.Tensor, position: Rope, queries: int, bias: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        position: Rope,
+        queries: int,
+        bias: torch.Tensor | None,
+        cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """Attention probabilities of the last `queries` rows of x [B, L, D]: [B, queries, L]
-        float32, the mean of all heads. Each row adds up to 1."""
-        q, k = (t.float() for t in self._queries_and_keys(x, position, queries))
-        mask = _mask(queries, x.shape[1], bias, x.device, torch.float32)
-        return (q @ k.mT * self.head_dim**-0.5 + mask).softmax(dim=-1).mean(dim=1)
+        float32, the mean of all heads. Each row adds up to 1. With a cache, L counts its rows."""
+        q, k, _ = self._project(x, position, queries, cache)
+        mask = _mask(queries, k.shape[2], bias, x.device, torch.float32)
+        scores = q.float() @ k.float().mT * self.head_dim**-0.5
+        return (scores + mask).softmax(dim=-1).mean(dim=1)
 
-    def _queries_and_keys(
-        self, x: torch.Tensor, position: Rope, queries: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """With rotary positions: [B, heads, queries, head_dim], [B, heads, L, head_dim]."""
+    def _project(
+        self, x: torch.Tensor, position: Rope, queries: int, cache: LayerCache | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries with rotary positions [B, heads, queries, head_dim], keys likewise and values
+        [B, heads, L, head_dim], those of the cache before the rows'."""
         start = x.shape[1] - queries
         q = self._heads(self.q_proj(x[:, start:]))
-        k = self._heads(self.k_proj(x))
         q = _rotate(q, (position[0][start:], position[1][start:]))
-        return q, _rotate(k, position).repeat_interleave(self.groups, dim=1)
+        k = _rotate(self._heads(self.k_proj(x)), position)
+        v = self._heads(self.v_proj(x))
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        return q, *(t.repeat_interleave(self.groups, dim=1) for t in (k, v))
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         """[B, L, heads * head_dim] -> [B, heads, L, head_dim]"""
@@ -127,25 +179,33 @@ class DecoderLayer(nn.Module):
         position: Rope,
         queries: int | None = None,
         bias: torch.Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """x [B, L, D] -> [B, queries, D].
 
         Args:
-            position: cosines and sines of at least L positions.
+            position: cosines and sines of the rows' positions, and maybe more after them.
             queries: compute only so many last rows (all by default); each still attends to every
                 row before it.
-            bias: [L], added to the attention logits of each computed row.
+            bias: added to the attention logits of each computed row; [L], rows of the cache
+                included.
+            cache: of the rows before x, if x continues a chat (B is 1 then).
         """
         length = x.shape[1]
         queries = length if queries is None else queries
         position = (position[0][:length], position[1][:length])
         x = x[:, length - queries :] + self.self_attn(
-            self.input_layernorm(x), position, queries, bias
+            self.input_layernorm(x), position, queries, bias, cache
         )
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def attention(
-        self, x: torch.Tensor, position: Rope, queries: int, bias: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        position: Rope,
+        queries: int,
+        bias: torch.Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """`SelfAttention.probabilities` for the input x of `forward`, at L positions."""
-        return self.self_attn.probabilities(self.input_layernorm(x), position, queries, bias)
+        return self.self_attn.probabilities(self.input_layernorm(x), position, queries, bias, cache)

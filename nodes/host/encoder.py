@@ -15,11 +15,12 @@ import torch
 from comfy.cli_args import args
 
 from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
+from ...easyref_core.encode.cache import EncodingCache
 from ...easyref_core.encode.encoder import EasyRefEncoder
 from ...easyref_core.encode.group import GroupPlan, Reference, plan_group
 from ...easyref_core.encode.inspection import Inspection, inspect_references
 from ...easyref_core.encode.mllm_layers import MllmLayerWeights
-from ...easyref_core.encode.passes import EncodingCache, encode_references
+from ...easyref_core.encode.passes import encode_references
 from ...easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from ...easyref_core.errors import EasyRefError
 from ...easyref_core.qwen2vl.prompt import PromptTokenizer

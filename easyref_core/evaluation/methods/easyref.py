@@ -15,9 +15,10 @@ import torch
 from ...adapter.checkpoint import load_checkpoint
 from ...adapter.key_values import check_model_layers
 from ...adapter.stages import Stages, Window, parse_stages
+from ...encode.cache import EncodingCache
 from ...encode.check_group import check_pooling
 from ...encode.group import GroupPlan, Reference, chosen_size, plan_group
-from ...encode.passes import EncodingCache, encode_references
+from ...encode.passes import encode_references
 from ...encode.plan_encoder import plan_encoder
 from ...errors import EasyRefError
 from ...files import write_atomically, writing

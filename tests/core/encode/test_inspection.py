@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from test_weights_and_insertion import FOUR, columns, embed_case, rms, rotated
 
+from easyref_core.encode.cache import EncodingCache
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import Reference
 from easyref_core.encode.heat_maps import (
@@ -23,7 +24,6 @@ from easyref_core.encode.heat_maps import (
     overlay,
 )
 from easyref_core.encode.inspection import Inspection, PictureShare, inspect_references, report
-from easyref_core.encode.passes import EncodingCache
 from easyref_core.qwen2vl.prompt import INSTRUCTION, PromptTokenizer
 
 
@@ -82,7 +82,7 @@ def test_attention_is_a_plain_softmax(
 ) -> None:
     embeds, plan = embed_case(encoder, tokenizer)
     odds = columns(plan, weights)
-    wanted = by_hand(encoder, encoder.body_states(embeds), odds)
+    wanted = by_hand(encoder, goldens.body_states(encoder, embeds), odds)
     found = encoder.reference_attention(embeds, column_bias=odds.log())
     assert found.dtype == torch.float32
     assert goldens.difference(found, wanted) < 1e-5
@@ -122,7 +122,7 @@ def test_each_share_is_taken_from_its_own_columns(
     inspect: Callable[..., Inspection], encoder: EasyRefEncoder, tokenizer: PromptTokenizer
 ) -> None:
     embeds, plan = embed_case(encoder, tokenizer)
-    mean = by_hand(encoder, encoder.body_states(embeds)).mean(dim=0)
+    mean = by_hand(encoder, goldens.body_states(encoder, embeds)).mean(dim=0)
     found = inspect()
     for picture, (first, end) in zip(found.pictures, plan.image_spans, strict=True):
         assert goldens.difference(picture.heat.flatten(), mean[first:end]) < 1e-6

@@ -11,6 +11,7 @@ from goldens import TINY
 from torch import nn
 
 from easyref_core.adapter.layer_pooling import SHAPES, PoolSizes, new_sizes
+from easyref_core.encode.chat_state import ChatState
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.layer_pooling import LayerPooling, Pooling, add_layer_pools
 from easyref_core.errors import EasyRefError
@@ -118,6 +119,14 @@ def chat(length: int = 14, seed: int = 0) -> torch.Tensor:
     return torch.randn(1, length, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
+def hidden_states(encoder: EasyRefEncoder) -> torch.Tensor:
+    """Of `chat()`: [M, L, D]."""
+    state = ChatState(encoder.config, len(encoder.mllm_final_layer.layers))
+    (aggregation,) = encoder.mllm_layer_pooling.sizes.aggregations
+    encoder.reference_states(chat(), pooling=Pooling(aggregation, SPANS), chat=state)
+    return state.part(0, chat().shape[1]).hidden
+
+
 @pytest.mark.parametrize("before", [None, 1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -176,7 +185,7 @@ def test_gradients_are_the_same_when_chunks_are_computed_again(
 def test_each_pool_reads_its_own_kind_of_token() -> None:
     encoder = pooled_encoder("dla", seed=1)
     pools, pooling = encoder.mllm_layer_pooling, Pooling("dla", SPANS)
-    states = encoder.hidden_states(chat()).states
+    states = hidden_states(encoder)
     before = pools.pool(states, pooling)
     goldens.randomise(pools["image"], 9)
     moved = (pools.pool(states, pooling) - before).abs().amax(-1) > 0
@@ -186,35 +195,26 @@ def test_each_pool_reads_its_own_kind_of_token() -> None:
 
 def test_chunks_of_any_length_pool_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = pooled_encoder("dla", seed=1)
-    states = encoder.hidden_states(chat()).states
+    states = hidden_states(encoder)
     whole = encoder.mllm_layer_pooling.pool(states, Pooling("dla", SPANS))
     monkeypatch.setattr("easyref_core.encode.layer_pooling.CHUNK_BYTES", 1)
     found = encoder.mllm_layer_pooling.pool(states, Pooling("dla", SPANS))
     assert goldens.difference(found, whole) <= 1e-5
 
 
-def test_hidden_states_serve_again_without_the_body() -> None:
-    encoder = pooled_encoder("dla", seed=1)
-    for before in (None, 3):
-        hidden, pooling = encoder.hidden_states(chat(), before), Pooling("dla", SPANS)
-        assert (hidden.tokens is None) == (before is None)
-        again = encoder.reference_states(hidden, before, pooling=pooling)
-        assert torch.equal(again, encoder.reference_states(chat(), before, pooling=pooling))
-
-
 def test_the_first_hidden_state_is_the_input_and_the_last_the_bodys_own() -> None:
     encoder = pooled_encoder("dla")
-    states = encoder.hidden_states(chat()).states
+    states = hidden_states(encoder)
     assert states.shape == (TINY.num_layers, 14, WIDTH)
     assert torch.equal(states[0], encoder.multimodal_llm.model.norm(chat())[0])
-    assert torch.equal(states[-1], encoder.body_states(chat())[0])
+    assert torch.equal(states[-1], goldens.body_states(encoder, chat())[0])
 
 
 def test_chosen_hidden_states_are_the_ones_that_are_read() -> None:
     encoder = goldens.random_encoder().requires_grad_(False)
     add_layer_pools(encoder, "lap", layers=(1, 3))
-    every = pooled_encoder("lap").hidden_states(chat()).states
-    assert torch.equal(encoder.hidden_states(chat()).states, every[[1, 3]])
+    every = hidden_states(pooled_encoder("lap"))
+    assert torch.equal(hidden_states(encoder), every[[1, 3]])
 
 
 @pytest.mark.parametrize("layers", [(), (0, 2), (3, 1), (1, 1, 3), (0, 1, 2, 3, 4), (-1, 3)])

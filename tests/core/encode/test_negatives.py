@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from test_weights_and_insertion import FOUR
 
+from easyref_core.encode.cache import EncodingCache
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import BASELINES, Reference
-from easyref_core.encode.passes import EncodingCache
 from easyref_core.pictures.preprocessing import black_picture
 from easyref_core.qwen2vl.prompt import PromptTokenizer
 from easyref_core.tokens.reference_tokens import ReferenceTokens

@@ -128,7 +128,7 @@ def test_reference_rows_equal_a_whole_final_layer(
 ) -> None:
     """Computing the last rows alone changes nothing."""
     embeds, _ = embed_case(encoder, tokenizer, case)
-    states, final = encoder.body_states(embeds), encoder.mllm_final_layer
+    states, final = goldens.body_states(encoder, embeds), encoder.mllm_final_layer
     found = encoder.reference_states(embeds)
     assert goldens.difference(found, by_hand(encoder, states).float()) <= 2e-5
     x = torch.cat((states, final.reference_tokens[None]), dim=1)
@@ -152,7 +152,7 @@ def test_weight_multiplies_the_odds_of_attention(
     encode: Callable, encoder: EasyRefEncoder, tokenizer: PromptTokenizer, weights: Any
 ) -> None:
     embeds, plan = embed_case(encoder, tokenizer)
-    rows = by_hand(encoder, encoder.body_states(embeds), columns(plan, weights))
+    rows = by_hand(encoder, goldens.body_states(encoder, embeds), columns(plan, weights))
     wanted = encoder.project(rows.float())
     found = encode(weights)
     assert goldens.difference(found.cond, wanted) <= 5e-5
@@ -214,7 +214,7 @@ def test_states_before_the_tokens_are_unaffected(
     hook = norm.register_forward_hook(lambda _, __, out: caught.append(out))
     try:
         encoder.reference_states(embeds, insert_before=before)
-        alone = encoder.body_states(embeds)
+        alone = goldens.body_states(encoder, embeds)
     finally:
         hook.remove()
     assert caught[0].shape[1] == embeds.shape[1] + encoder.num_tokens

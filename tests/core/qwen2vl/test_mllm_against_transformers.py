@@ -119,7 +119,7 @@ def compare(encoder: EasyRefEncoder, directory: Path, image_size: int) -> dict[s
 
     body = list(language.layers)[:-1]
     states = their_decoder(language, body, embeds)
-    found["penultimate"] = goldens.difference(encoder.body_states(embeds), states)
+    found["penultimate"] = goldens.difference(goldens.body_states(encoder, embeds), states)
 
     last = copy.deepcopy(language)
     last.layers[-1].load_state_dict(encoder.mllm_final_layer.layers[0].state_dict())
