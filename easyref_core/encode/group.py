@@ -77,6 +77,13 @@ class Reference:
         if picture.mode != "RGB":
             object.__setattr__(self, "picture", to_rgb(picture, name))
 
+    @cached_property
+    def key(self) -> bytes:
+        """Tells its pixels from all others."""
+        digest = hashlib.sha256(f"{self.picture.size} ".encode())
+        digest.update(self.picture.tobytes())
+        return digest.digest()
+
 
 @dataclass(frozen=True, eq=False)
 class PlannedImage:
@@ -96,13 +103,10 @@ class PlannedImage:
     def num_tokens(self) -> int:
         return self.rows * self.columns
 
-    @cached_property
+    @property
     def key(self) -> bytes:
         """Cache key of its image features: pixels and size."""
-        picture = self.reference.picture
-        digest = hashlib.sha256(f"{picture.mode} {picture.size} {self.image_size}".encode())
-        digest.update(picture.tobytes())
-        return digest.digest()
+        return f"{self.image_size} ".encode() + self.reference.key
 
     def patches(self) -> Patches:
         return preprocess(self.reference.picture, self.image_size)
@@ -193,6 +197,14 @@ class GroupPlan:
         attention = self.mllm_layers and self.mllm_layers.attention
         settings = f"{self.insert_before} {[*map(float, mllm_pass.weights)]} {attention} "
         return settings.encode() + self.pooling_key + mllm_pass.segments[-1].key
+
+    @property
+    def key(self) -> bytes:
+        """Tells the tokens of this plan from those of any other."""
+        weights = [float(reference.weight) for reference in self.references]
+        settings = f"{self.encoder.identity} {self.aggregation} {weights} {self.prompt}"
+        passes = b"".join(self.tokens_key(mllm_pass) for mllm_pass in self._all_passes)
+        return hashlib.sha256(settings.encode() + passes).digest()
 
     def working_bytes(self, dtype: torch.dtype, fused: bool) -> int:
         """The most memory that encoding takes beside the weights; see `memory.working_bytes`.

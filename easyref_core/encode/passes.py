@@ -143,18 +143,40 @@ def encode_references(
     Raises:
         EasyRefError: the adapter's file has changed; the MLLM gave values that are not numbers.
     """
-    checkpoint = plan.encoder.checkpoint
     # Of the file as it was planned: a changed one is refused now, not after encoding.
     identity = plan.encoder.identity
     cache = cache or EncodingCache(prefixes=0)
     run = EncoderRun(encoder, plan, torch.device(device), cache, progress, plan.steps)
-    cond = _aggregated([run.tokens(mllm_pass) for mllm_pass in plan.passes], plan)
-    uncond = run.tokens(plan.unconditional)
+    cond = [run.tokens(mllm_pass) for mllm_pass in plan.passes]
+    return _reference_tokens(plan, identity, cond, run.tokens(plan.unconditional))
+
+
+def known_tokens(plan: GroupPlan, cache: EncodingCache) -> ReferenceTokens | None:
+    """What `encode_references` would give, if all of it is in the cache, as after a change of what
+    comes behind encoding; else None.
+
+    Raises:
+        EasyRefError: the adapter's file has changed.
+    """
+    identity = plan.encoder.identity
+    *cond, uncond = (
+        cache.tokens.get(plan.tokens_key(mllm_pass))
+        for mllm_pass in (*plan.passes, plan.unconditional)
+    )
+    if uncond is None or any(tokens is None for tokens in cond):
+        return None
+    return _reference_tokens(plan, identity, cond, uncond)
+
+
+def _reference_tokens(
+    plan: GroupPlan, identity: str, passes: list[torch.Tensor], uncond: torch.Tensor
+) -> ReferenceTokens:
+    cond = _aggregated(passes, plan)
     return ReferenceTokens(
         cond=cond,
         uncond=uncond.repeat(1, cond.shape[1] // uncond.shape[1], 1),
         adapter=identity,
-        adapter_name=checkpoint.name,
+        adapter_name=plan.encoder.checkpoint.name,
         prompt=plan.prompt,
         num_references=len(plan.references),
         aggregation=plan.aggregation,
@@ -164,7 +186,7 @@ def encode_references(
 def _aggregated(tokens: list[torch.Tensor], plan: GroupPlan) -> torch.Tensor:
     """Tokens [1, N, W] of each pass to the group's. A baseline weighs whole pictures."""
     if plan.aggregation not in BASELINES:
-        return tokens[0]
+        return tokens[0].clone()  # the cache's own stay as they are
     weights = [reference.weight for reference in plan.references]
     if plan.aggregation == "concatenate":
         return torch.cat([t for t, w in zip(tokens, weights, strict=True) if w > 0], dim=1)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -15,16 +18,17 @@ import torch
 from comfy.cli_args import args
 
 from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
-from ...easyref_core.encode.cache import EncodingCache
+from ...easyref_core.encode.cache import EncodingCache, LruCache
 from ...easyref_core.encode.encoder import EasyRefEncoder
 from ...easyref_core.encode.group import GroupPlan, Reference, plan_group
 from ...easyref_core.encode.inspection import Inspection, inspect_references
 from ...easyref_core.encode.mllm_layers import MllmLayerWeights
-from ...easyref_core.encode.passes import encode_references
+from ...easyref_core.encode.passes import encode_references, known_tokens
 from ...easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from ...easyref_core.errors import EasyRefError
 from ...easyref_core.qwen2vl.prompt import PromptTokenizer
 from ...easyref_core.tokens.reference_tokens import ReferenceTokens
+from ...easyref_core.untrusted import shown
 from .attention import MllmOperations, mllm_is_fused
 from .folders import bundled_tokenizer
 from .out_of_memory import lack_of_memory
@@ -45,6 +49,43 @@ _FLAGS = {  # ComfyUI's options for the dtype of text encoders
 }
 
 
+_CACHE_SETTING = "EASYREF_CACHE_MB"
+_ENCODERS = 8  # whose tokens are kept
+
+_tokens: OrderedDict[Hashable, LruCache[torch.Tensor]] = OrderedDict()
+
+
+def prefix_bytes() -> int | None:
+    """What the user lets encoders keep of earlier groups; None for the default.
+
+    Raises:
+        EasyRefError: no whole number.
+    """
+    setting = os.environ.get(_CACHE_SETTING, "").strip()
+    if not setting:
+        return None
+    if not (setting.isascii() and setting.isdigit()):
+        raise EasyRefError(
+            f"The environment variable {_CACHE_SETTING} is {shown(setting)}; a whole number of "
+            "megabytes is needed, or 0 to keep nothing of earlier groups."
+        )
+    return int(setting) * 2**20
+
+
+def _tokens_of(plan: EncoderPlan, precision: str) -> LruCache[torch.Tensor]:
+    """The tokens that encoders with these weights have made, in whichever EasyRef Loader. They are
+    small, so they stay when the encoders go."""
+    files = {(file.path, file.stamp) for file, _ in plan.sources.values()}
+    device = mm.text_encoder_device()
+    key = (frozenset(files), plan.identity, _dtypes(precision, device), str(device))
+    if key not in _tokens:
+        _tokens[key] = EncodingCache().tokens
+    _tokens.move_to_end(key)
+    if len(_tokens) > _ENCODERS:
+        _tokens.popitem(last=False)
+    return _tokens[key]
+
+
 class HostedEncoder:
     """Builds the encoder on first use and runs it under ComfyUI's memory management.
 
@@ -62,10 +103,12 @@ class HostedEncoder:
         self._directory = mllm_directory
         self._precision = precision
         self._lock = threading.Lock()
-        self._cache = EncodingCache()
+        self._cache = EncodingCache(prefixes=prefix_bytes())
         self._tokenizer: PromptTokenizer | None = None
         self._encoder_plan: EncoderPlan | None = None  # of the patcher's encoder
         self._patcher: comfy.model_patcher.ModelPatcher | None = None
+        self._made: WeakValueDictionary[bytes, ReferenceTokens] = WeakValueDictionary()
+        self._newest: ReferenceTokens | None = None  # alive when only what comes behind it changes
 
     @property
     def patcher(self) -> comfy.model_patcher.ModelPatcher | None:
@@ -96,9 +139,23 @@ class HostedEncoder:
             EasyRefError: see `plan_encoder`, `plan_group` and `encode_references`; not enough
                 memory, and then everything is unloaded.
         """
-        settings = {"aggregation": aggregation, "image_size": image_size, "negatives": negatives}
-        settings["mllm_layers"] = mllm_layers
-        return self._run(encode_references, references, prompt, **settings)
+
+        def work(plan: GroupPlan) -> ReferenceTokens:
+            # Where they still exist, the same ones: then their keys and values do too.
+            tokens = self._made.get(plan.key) or known_tokens(plan, self._cache)
+            tokens = tokens or self._with_weights(encode_references, plan)
+            self._made[plan.key] = self._newest = tokens
+            return tokens
+
+        return self._run(
+            work,
+            references,
+            prompt,
+            aggregation=aggregation,
+            image_size=image_size,
+            negatives=negatives,
+            mllm_layers=mllm_layers,
+        )
 
     def inspect(
         self,
@@ -109,47 +166,61 @@ class HostedEncoder:
         mllm_layers: MllmLayerWeights | None = None,
     ) -> Inspection:
         """The reference tokens' attention to a group's pictures; otherwise as `encode`."""
-        settings = {"aggregation": aggregation, "image_size": image_size}
-        settings["mllm_layers"] = mllm_layers
-        return self._run(inspect_references, references, prompt, **settings)
+        return self._run(
+            lambda plan: self._with_weights(inspect_references, plan),
+            references,
+            prompt,
+            aggregation=aggregation,
+            image_size=image_size,
+            mllm_layers=mllm_layers,
+        )
+
+    def forget(self) -> None:
+        """Drop what is kept of earlier groups."""
+        self._cache.clear()
+        self._made.clear()
+        self._newest = None
 
     def _run(
         self,
-        work: Callable[..., Result],
+        work: Callable[[GroupPlan], Result],
         references: Sequence[Reference],
         prompt: str,
         **settings: Any,
     ) -> Result:
-        """Run one job at a time; if memory runs out, free all of it and report that.
+        """Run one job at a time; if memory runs out, once more with all of it free.
 
         Args:
-            work: `encode_references` or `inspect_references`.
             settings: those of `plan_group`.
+
+        Raises:
+            EasyRefError: memory ran out again.
         """
         with self._lock:
-            try:
-                plan = self._plan_group(references, prompt, **settings)
-                return work(
-                    self._load(plan),
-                    plan,
-                    device=self._patcher.load_device,
-                    progress=progress_bar(),
-                    cache=self._cache,
-                )
-            except Exception as error:
-                reason = lack_of_memory(error)
-                if reason is None:
-                    raise
-            # Outside the except block, where the traceback no longer holds the tensors.
+            for _ in range(2):
+                try:
+                    return work(self._plan_group(references, prompt, **settings))
+                except Exception as error:
+                    reason = lack_of_memory(error)
+                    if reason is None:
+                        raise
+                # Outside the except block, where the traceback no longer holds the tensors.
+                self.forget()
+                mm.unload_all_models()
+                mm.soft_empty_cache()
             self._patcher = None
-            mm.unload_all_models()
-            mm.soft_empty_cache()
             count = len(references) + len(settings.get("negatives", ()))
             raise EasyRefError(
                 f"Not enough memory to encode {count} references with the MLLM "
                 f"({reason}). Everything was unloaded; the graph can be queued "
                 "again. Use fewer references, a smaller image_size, or bf16 in EasyRef Loader."
             )
+
+    def _with_weights(self, passes: Callable[..., Result], plan: GroupPlan) -> Result:
+        """`encode_references` or `inspect_references`, with the encoder on its device."""
+        encoder = self._load(plan)
+        run = {"device": self._patcher.load_device, "progress": progress_bar()}
+        return passes(encoder, plan, **run, cache=self._cache)
 
     def _plan_group(
         self, references: Sequence[Reference], prompt: str, **settings: Any
@@ -159,6 +230,7 @@ class HostedEncoder:
             self._tokenizer = PromptTokenizer.from_directory(self._directory or bundled_tokenizer())
         if self._patcher is None:
             self._encoder_plan = self.plan()
+            self._cache.tokens = _tokens_of(self._encoder_plan, self._precision)
         return plan_group(self._encoder_plan, self._tokenizer, references, prompt, **settings)
 
     def _load(self, plan: GroupPlan) -> EasyRefEncoder:

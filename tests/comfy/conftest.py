@@ -60,12 +60,14 @@ def pack(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 @pytest.fixture(autouse=True)
 def _as_in_a_run(pack: Pack) -> Iterator[None]:
-    """Every test runs in inference mode, as ComfyUI runs nodes, and clears interrupts.
+    """Every test runs in inference mode, as ComfyUI runs nodes, clears interrupts, and starts as a
+    new server, which has encoded nothing.
 
     One thread, because models this small only wait for each other's threads on a busy computer.
     """
     import comfy.model_management as mm
 
+    pack.part("nodes.host.encoder")._tokens.clear()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.inference_mode():

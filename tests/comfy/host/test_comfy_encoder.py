@@ -61,6 +61,7 @@ def test_the_encoder_is_unloaded_and_loaded_again(
     assert any(loaded.model is patcher for loaded in mm.current_loaded_models)
     mm.unload_all_models()
     assert not any(loaded.model is patcher for loaded in mm.current_loaded_models)
+    fresh_easyref.encoder.forget()
     again = encode()
     assert fresh_easyref.encoder.patcher is patcher, "it was read from the disk again"
     assert torch.equal(again.cond, first.cond)
@@ -79,6 +80,7 @@ def test_a_partly_loaded_encoder_gives_the_same_tokens(
     encode()
     patcher = fresh_easyref.encoder.patcher
     patcher.detach()
+    fresh_easyref.encoder.forget()
 
     def load_part(models: list[Any], **kwargs: Any) -> None:
         (model,) = models
@@ -266,6 +268,80 @@ def test_progress_counts_every_picture_and_layer_up_to_the_end(
     assert set(shown) <= set(progress)
 
 
+def test_what_was_encoded_before_needs_no_weights(
+    fresh_easyref: Any, encode: Callable[..., Any]
+) -> None:
+    """As in EasyRef Quick, when only its weight changes: keys and values are kept as well."""
+    import comfy.model_management as mm
+
+    first = encode()
+    mm.unload_all_models()
+    assert encode() is first
+    other = encode(prompt="something else")
+    again = encode()
+    assert again is first
+    del first, again
+    mm.unload_all_models()
+    gc.collect()
+    assert off(encode()) < TOKENS  # another value, of the tokens that are kept
+    assert mm.current_loaded_models == []
+    assert encode(prompt="something else") is other
+
+
+def test_the_black_picture_is_encoded_once_for_all_loaders(
+    pack: Pack, fresh_easyref: Any, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode()
+    passes = pack.part("easyref_core.encode.passes")
+    seen, begin = [], passes.EncodingCache.begin
+    monkeypatch.setattr(
+        passes.EncodingCache,
+        "begin",
+        lambda *given: seen.append(given[-1]) or begin(*given),
+    )
+    second = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
+    found = encode(second, prompt=user_prompt(CASE) + ".")
+    assert [len(mllm_pass.images) for mllm_pass in seen] == [4]
+    assert difference(found.uncond, golden("full.uncond_black.tokens")) < TOKENS
+    encode(pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "bf16"))
+    assert [len(mllm_pass.images) for mllm_pass in seen] == [4, 4, 1]
+
+
+def test_what_is_kept_goes_with_the_loaders_value(pack: Pack, encode: Callable[..., Any]) -> None:
+    easyref = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
+    encode(easyref)
+    cache = easyref.encoder._cache
+    kept = weakref.ref(next(iter(cache._pictures._items.values())))
+    del easyref, cache
+    gc.collect()
+    assert kept() is None
+
+
+@pytest.mark.parametrize(("setting", "kept"), [("0", 0), ("1", 2**20), ("", None), (" 64 ", 2**26)])
+def test_how_much_is_kept_can_be_set(
+    pack: Pack,
+    encode: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    kept: int | None,
+) -> None:
+    monkeypatch.setenv("EASYREF_CACHE_MB", setting)
+    easyref = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
+    encode(easyref)
+    pictures = easyref.encoder._cache._pictures
+    assert (pictures.nbytes > 0) == (kept != 0)
+    assert kept is None or pictures.budget == kept
+
+
+@pytest.mark.parametrize("setting", ["-1", "1.5", "a lot", "²"])
+def test_a_setting_that_is_no_number_is_refused(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv("EASYREF_CACHE_MB", setting)
+    with pack.refused("EASYREF_CACHE_MB", repr(setting), "whole number of megabytes"):
+        pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
+
+
 def test_a_changed_prompt_does_not_encode_the_pictures_again(
     fresh_easyref: Any, encode: Callable[..., Any]
 ) -> None:
@@ -313,6 +389,7 @@ def test_out_of_memory_frees_everything_and_the_next_run_works(
     hosted = pack.part("nodes.host.encoder")
     monkeypatch.setattr(hosted, "encode_references", run_out)
     monkeypatch.setattr(mm, "is_oom", lambda result: "error 2" in str(result), raising=False)
+    fresh_easyref.encoder.forget()
     with pack.refused("Not enough memory", "4 references", "Use fewer references"):
         encode()
     monkeypatch.undo()
@@ -323,6 +400,35 @@ def test_out_of_memory_frees_everything_and_the_next_run_works(
     assert encoder() is None
     assert kept[0]() is None
     assert off(encode()) < TOKENS
+
+
+def test_out_of_memory_is_tried_once_more_with_everything_unloaded(
+    pack: Pack,
+    unet: Any,
+    fresh_easyref: Any,
+    encode: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import comfy.model_management as mm
+
+    encode(prompt="something else")
+    mm.load_models_gpu([unet])
+    encoder, patcher = fresh_easyref.encoder, fresh_easyref.encoder.patcher
+    hosted, calls = pack.part("nodes.host.encoder"), []
+    work = hosted.encode_references
+
+    def run_out_once(*args: Any, **kwargs: Any) -> Any:
+        calls.append((encoder._cache.nbytes, len(mm.current_loaded_models)))
+        if len(calls) == 1:
+            raise MemoryError
+        return work(*args, **kwargs)
+
+    monkeypatch.setattr(hosted, "encode_references", run_out_once)
+    assert off(encode()) < TOKENS
+    (before, both), (after, alone) = calls
+    assert before > after == 0
+    assert (both, alone) == (2, 1)
+    assert encoder.patcher is patcher, "the weights were read again"
 
 
 def test_another_error_is_not_reported_as_out_of_memory(

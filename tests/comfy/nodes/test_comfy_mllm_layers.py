@@ -91,7 +91,7 @@ def test_other_weights_of_layers_run_no_layer_of_the_body_again(
     even, early = (encode(pooled, mllm_layers=layers(pack, p)[0]) for p in ("even", "early"))
     inspected = encode(pooled, "EasyRefInspect", mllm_layers=layers(pack, "late")[0])
     assert not calls
-    assert torch.equal(even.cond, plain.cond)
+    assert difference(even.cond, plain.cond) <= 1e-5
     assert difference(early.cond, plain.cond) > 1e-3
     assert inspected.shape[0] == 4
 
@@ -126,6 +126,7 @@ def test_a_partly_loaded_encoder_pools_the_same(
     whole = encode(pooled)
     patcher = pooled.encoder.patcher
     patcher.detach()
+    pooled.encoder.forget()
 
     def load_part(models: list[Any], **kwargs: Any) -> None:
         (model,) = models
@@ -133,7 +134,7 @@ def test_a_partly_loaded_encoder_pools_the_same(
 
     monkeypatch.setattr(mm, "load_models_gpu", load_part)
     assert difference(encode(pooled, prompt="a boat").cond, whole.cond) > 0.01
-    assert torch.equal(encode(pooled).cond, whole.cond)
+    assert difference(encode(pooled).cond, whole.cond) <= 1e-5
     assert patcher.model.model_lowvram
 
 
@@ -185,8 +186,8 @@ def test_pools_load_dynamically_onto_a_gpu(
     assert (patcher.is_dynamic(), patcher.load_device) == (True, META)
     pool = patcher.model.mllm_layer_pooling["text"]
     assert hasattr(pool.blocks[0].mlp.up_proj, "_v")
-    (hidden, *_) = pooled.encoder._cache.hidden_states._items.values()
-    assert hidden.states.device.type == "cpu"
+    kept = pooled.encoder._cache._pictures._items.values()
+    assert {tensor.device.type for tensor in kept} == {"cpu"}
 
 
 def test_the_page_gets_each_presets_factors(pack: Pack) -> None:
