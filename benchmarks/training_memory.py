@@ -123,12 +123,13 @@ def vision_bytes(checkpointing: bool) -> tuple[int, int]:
     tower = VisionTower(config, nn, device=META, dtype=HALF)
     saved = _SavedTensors(tower)
     angles = torch.empty(PATCHES, config.embed_dim // config.num_heads, device=META)
+    given = ((angles, angles), [PATCHES])
     patches = torch.empty(1, PATCHES, config.patch_dim, device=META, dtype=HALF)
 
     def run() -> torch.Tensor:
         x = tower.patch_embed(patches)
         for block in tower.blocks:
-            x = saved.checkpointed(block, x, angles) if checkpointing else block(x, angles)
+            x = saved.checkpointed(block, x, *given) if checkpointing else block(x, *given)
         return tower.merger(x)
 
     return saved.count(run), PATCHES * config.embed_dim * config.depth * _WIDTH

@@ -76,24 +76,17 @@ class EasyRefEncoder(nn.Module):
         if pooling is not None:
             self.mllm_layer_pooling = LayerPools(config, pooling, operations, **factory)
 
-    def encode_image(self, patches: Patches, device: torch.device) -> torch.Tensor:
-        """Image features [n, hidden] of one picture of n image tokens."""
-        pixels = patches.pixels[None].to(device, self.compute_dtype)
-        return self.multimodal_llm.visual(pixels, patches.rows, patches.columns)[0]
-
     def encode_images(
         self, pictures: Sequence[Patches], device: torch.device
     ) -> list[torch.Tensor]:
-        """Image features [n, hidden] of each picture; pictures of one grid share a pass."""
-        grids: dict[tuple[int, int], list[int]] = {}
-        for number, picture in enumerate(pictures):
-            grids.setdefault((picture.rows, picture.columns), []).append(number)
-        features: dict[int, torch.Tensor] = {}
-        for grid, numbers in grids.items():
-            pixels = torch.stack([pictures[n].pixels for n in numbers])
-            encoded = self.multimodal_llm.visual(pixels.to(device, self.compute_dtype), *grid)
-            features |= dict(zip(numbers, encoded, strict=True))
-        return [features[number] for number in range(len(pictures))]
+        """Image features [n, hidden] of each picture of n image tokens, in one call."""
+        order = sorted(range(len(pictures)), key=lambda n: pictures[n].pixels.shape[0])
+        grids = [(pictures[n].rows, pictures[n].columns) for n in order]
+        pixels = torch.cat([pictures[n].pixels for n in order]).to(device, self.compute_dtype)
+        features = self.multimodal_llm.visual(pixels, grids)
+        parts = features.split([pictures[n].num_tokens for n in order])
+        found = dict(zip(order, parts, strict=True))
+        return [found[number] for number in range(len(pictures))]
 
     def embed(
         self,

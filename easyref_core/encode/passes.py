@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..errors import EasyRefError
+from ..pictures.preprocessing import Patches
+from ..qwen2vl.memory import vision_calls
 from ..tokens.reference_tokens import ReferenceTokens
 from ..weight_file import all_finite, dtype_name
 from .cache import EncodingCache
@@ -42,8 +45,9 @@ class EncoderRun:
     done: int = 0
 
     def step(self, count: int = 1) -> None:
-        self.done += count
-        self.progress(self.done, self.total)
+        if count:
+            self.done += count
+            self.progress(self.done, self.total)
 
     def tokens(self, mllm_pass: MllmPass) -> torch.Tensor:
         """Reference tokens [1, N, W] of one pass, float32 on the CPU.
@@ -103,20 +107,42 @@ class EncoderRun:
 
     def _embeds(self, mllm_pass: MllmPass, start: int) -> torch.Tensor:
         """[1, L, hidden] of the tokens from `start`; pictures before it are not looked at."""
-        chat, features = mllm_pass.chat, []
-        for image, (first, _) in zip(mllm_pass.images, chat.image_spans, strict=True):
-            if first >= start:
-                features.append(self._image_features(image))
-            self.step()
+        chat = mllm_pass.chat
+        spans = zip(mllm_pass.images, chat.image_spans, strict=True)
+        images = [image for image, (first, _) in spans if first >= start]
+        self.step(len(mllm_pass.images) - len(images))
+        features = self._image_features(images, len(chat))
         return self.encoder.embed(chat, features, self.device, start)
 
-    def _image_features(self, image: PlannedImage) -> torch.Tensor:
-        """[tokens, hidden] on the device."""
-        features = self.cache.image_features.get(image.key)
-        if features is None:
-            features = self.encoder.encode_image(image.patches(), self.device)
-            self.cache.image_features.put(image.key, features.cpu())
-        return features.to(self.device)
+    def _image_features(self, images: Sequence[PlannedImage], length: int) -> list[torch.Tensor]:
+        """[tokens, hidden] of each image of a chat of so many tokens, on the device."""
+        kept = self.cache.image_features
+        found = {i.key: f for i in images if (f := kept.get(i.key)) is not None}
+        new = {image.key: image for image in images if image.key not in found}
+        self.step(len(images) - len(new))
+        left, calls, encoded = [*new.values()], [], {}
+        tokens = [image.num_tokens for image in left]
+        for count in vision_calls(self.encoder.config, tokens, length, self.encoder.compute_dtype):
+            calls.append(left[:count])
+            del left[:count]
+        # Pictures are prepared while others are encoded.
+        with ThreadPoolExecutor(1) as pool:
+            prepared = [pool.submit(_patches, call) for call in calls[:1]]
+            for number, call in enumerate(calls):
+                patches = prepared.pop().result()
+                prepared += [pool.submit(_patches, call) for call in calls[number + 1 :][:1]]
+                features = self.encoder.encode_images(patches, self.device)
+                encoded |= {i.key: f for i, f in zip(call, features, strict=True)}
+                for _ in call:
+                    self.step()
+        for key, features in encoded.items():
+            kept.put(key, features.to("cpu", copy=True))
+        found = {key: features.to(self.device) for key, features in found.items()} | encoded
+        return [found[image.key] for image in images]
+
+
+def _patches(images: Sequence[PlannedImage]) -> list[Patches]:
+    return [image.patches() for image in images]
 
 
 @torch.no_grad()

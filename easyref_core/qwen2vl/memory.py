@@ -28,8 +28,32 @@ def working_bytes(
     return max(features + largest, decoder_bytes(config, length, dtype, fused))
 
 
+def vision_calls(
+    config: MllmConfig, pictures: Sequence[int], length: int, dtype: torch.dtype
+) -> list[int]:
+    """How many pictures, in order, the vision tower reads in each call: as many as fit into the
+    memory that the decoder takes afterwards, and one at least.
+
+    Args:
+        pictures: image tokens of each.
+        length: tokens of the chat.
+    """
+    features = sum(pictures) * config.hidden_size * dtype.itemsize
+    room = decoder_bytes(config, length, dtype, fused=True) - features
+    calls: list[int] = []
+    together = 0
+    for tokens in pictures:
+        together += tokens
+        if calls and vision_bytes(config.vision, together, dtype, fused=True) <= room:
+            calls[-1] += 1
+        else:
+            calls.append(1)
+            together = tokens
+    return calls
+
+
 def vision_bytes(config: VisionConfig, tokens: int, dtype: torch.dtype, fused: bool) -> int:
-    """Peak memory of a block of the vision tower, for one picture of so many image tokens."""
+    """Peak memory of a block of the vision tower, for so many image tokens."""
     patches = tokens * config.spatial_merge_size**2
     # Patches, a block's input, its sum with attention, and the norm of either.
     base = (config.patch_dim + 3 * config.embed_dim) * dtype.itemsize

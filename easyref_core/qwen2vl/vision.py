@@ -7,6 +7,8 @@ attention if it has one (`attention_kernels.attend_of`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -16,9 +18,12 @@ from torch.utils.checkpoint import checkpoint
 from ..attention_kernels import attend_of
 from .config import VisionConfig
 
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines [P, head_dim] of patches' positions in their pictures, float32."""
+
 
 class VisionAttention(nn.Module):
-    """Full attention within a picture, with rotary positions over rows and columns."""
+    """Full attention within each picture, with rotary positions over rows and columns."""
 
     def __init__(self, config: VisionConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
@@ -27,23 +32,35 @@ class VisionAttention(nn.Module):
         self.qkv = operations.Linear(config.embed_dim, 3 * config.embed_dim, **factory)
         self.proj = operations.Linear(config.embed_dim, config.embed_dim, **factory)
 
-    def forward(self, x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-        """x [B, P, D], angles [P, head_dim] -> [B, P, D]"""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, P, head_dim]
-        out = self.attend(_rotate(q, angles), _rotate(k, angles), v)
-        return self.proj(out.transpose(1, 2).flatten(2))
+    def forward(self, x: torch.Tensor, rotation: Rotation, lengths: Sequence[int]) -> torch.Tensor:
+        """x [1, P, D] -> [1, P, D].
+
+        Args:
+            lengths: patches of each picture, P in all.
+        """
+        qkv = self.qkv(x)[0].unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(1, 2, 0, 3)[:, None]  # each [1, heads, P, head_dim]
+        q, k = _rotate(q, rotation), _rotate(k, rotation)
+        found, start = [], 0
+        for length, pictures in groupby(lengths):  # neighbours of one size are a batch
+            end = start + length * len([*pictures])
+            batch = (t[0, :, start:end].unflatten(1, (-1, length)) for t in (q, k, v))
+            out = self.attend(*(t.transpose(0, 1) for t in batch))  # [n, heads, length, head_dim]
+            found.append(out.transpose(1, 2).flatten(0, 1))
+            start = end
+        return self.proj(torch.cat(found).flatten(1)[None])
 
 
-def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+def _rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Rotary embedding in float32, as the original does in every precision."""
     # At most three float32 copies at a time: in large pictures they set the peak memory.
+    cos, sin = rotation
     wide = x.float()
     first, second = wide.chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
-    rotated = rotated * angles.sin()
+    rotated = rotated * sin
     del first, second
-    wide = wide * angles.cos()
+    wide = wide * cos
     return (wide + rotated).to(x.dtype)
 
 
@@ -68,8 +85,8 @@ class VisionBlock(nn.Module):
         self.attn = VisionAttention(config, operations, **factory)
         self.mlp = VisionMlp(config, operations, **factory)
 
-    def forward(self, x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x), angles)
+    def forward(self, x: torch.Tensor, rotation: Rotation, lengths: Sequence[int]) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x), rotation, lengths)
         return x + self.mlp(self.norm2(x))
 
 
@@ -103,7 +120,7 @@ class PatchMerger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Encodes each picture on its own, as the official code does; those of one grid as a batch."""
+    """Encodes pictures of any sizes in one call, each on its own, as the official code does."""
 
     def __init__(self, config: VisionConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
@@ -115,16 +132,23 @@ class VisionTower(nn.Module):
         self.merger = PatchMerger(config, operations, **factory)
         self.gradient_checkpointing = False
 
-    def forward(self, pixels: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """Patches [B, P, 1176] of one grid -> image features [B, P / 4, hidden_size]."""
-        x = self.patch_embed(pixels)
-        angles = self._angles(rows, columns).to(x.device)
+    def forward(self, pixels: torch.Tensor, grids: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Patches [P, 1176] of all pictures -> image features [P / 4, hidden_size].
+
+        Args:
+            grids: rows and columns of patches of each picture. Neighbours of one size attend in
+                one batch.
+        """
+        x = self.patch_embed(pixels[None])
+        angles = torch.cat([self._angles(*grid) for grid in grids]).to(x.device)
+        rotation = angles.cos(), angles.sin()
+        lengths = [rows * columns for rows, columns in grids]
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, angles, use_reentrant=False)
+                x = checkpoint(block, x, rotation, lengths, use_reentrant=False)
             else:
-                x = block(x, angles)
-        return self.merger(x)
+                x = block(x, rotation, lengths)
+        return self.merger(x)[0]
 
     def _angles(self, rows: int, columns: int) -> torch.Tensor:
         """Rotary angles [P, head_dim] in float32, patches in 2x2 block order."""

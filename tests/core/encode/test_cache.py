@@ -53,7 +53,7 @@ class Rows:
     def __init__(self, encoder: EasyRefEncoder) -> None:
         body = encoder.multimodal_llm
         self._handles = [
-            body.visual.register_forward_hook(self._saw_picture),
+            body.visual.register_forward_hook(self._saw_pictures),
             body.model.layers[0].register_forward_hook(self._ran),
             encoder.mllm_final_layer.layers[-1].register_forward_hook(self._ran_last),
         ]
@@ -62,8 +62,8 @@ class Rows:
     def reset(self) -> None:
         self.pictures = self.body = self.last = 0
 
-    def _saw_picture(self, *_: Any) -> None:
-        self.pictures += 1
+    def _saw_pictures(self, _: Any, given: tuple[Any, ...], out: torch.Tensor) -> None:
+        self.pictures += len(given[1])
 
     def _ran(self, _: Any, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
         self.body += given[0].shape[1]

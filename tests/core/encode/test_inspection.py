@@ -176,7 +176,7 @@ def test_image_features_cached_by_encoding_are_reused(
         image_size=goldens.IMAGE_SIZE,
         cache=cache,
     )
-    monkeypatch.setattr(type(encoder), "encode_image", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(type(encoder), "encode_images", lambda *_: pytest.fail("encoded again"))
     assert inspect(cache=cache).prompt == wanted.prompt
 
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from easyref_core.adapter.layer_pooling import SHAPES
 from easyref_core.qwen2vl.config import MllmConfig
-from easyref_core.qwen2vl.memory import working_bytes
+from easyref_core.qwen2vl.memory import vision_bytes, vision_calls, working_bytes
 
 pytestmark = pytest.mark.slow
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "encoding_memory.py"
@@ -105,3 +105,19 @@ def test_nothing_on_the_device_is_float64(
     benchmark.peak_and_estimate(benchmark.real_encoder(False, BF16), False, 2, 336, inspect)
     assert BF16 in found
     assert torch.float64 not in found
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize("count", [1, 2, 8, 64])
+def test_the_vision_tower_reads_as_many_pictures_at_once_as_the_decoder_has_memory_for(
+    count: int, dtype: torch.dtype
+) -> None:
+    config, pictures, length = MllmConfig(), [144] * count, 75 + 146 * count
+    calls = vision_calls(config, pictures, length, dtype)
+    assert sum(calls) == count
+    assert len(calls) <= 3 or count < 4
+    whole = working_bytes(config, pictures, length, dtype, fused=True)
+    features = sum(pictures) * config.hidden_size * dtype.itemsize
+    for pictures_of_call in calls:
+        needed = vision_bytes(config.vision, 144 * pictures_of_call, dtype, fused=True)
+        assert features + needed <= whole

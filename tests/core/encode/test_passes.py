@@ -50,29 +50,27 @@ def encode(encoder: EasyRefEncoder, tokenizer: PromptTokenizer) -> Callable[...,
 def embedded(encoder: EasyRefEncoder, tokenizer: PromptTokenizer, case: str) -> torch.Tensor:
     patches = [preprocess(p, goldens.IMAGE_SIZE) for p in goldens.pictures(case)]
     plan = tokenizer.tokenize([p.num_tokens for p in patches], goldens.user_prompt(case))
-    return encoder.embed(plan, [encoder.encode_image(p, CPU) for p in patches], CPU)
+    return encoder.embed(plan, encoder.encode_images(patches, CPU), CPU)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden_visual_tokens(encoder: EasyRefEncoder, case: str) -> None:
     with torch.no_grad():
-        seen = [
-            encoder.encode_image(preprocess(p, goldens.IMAGE_SIZE), CPU)
-            for p in goldens.pictures(case)
-        ]
+        patches = [preprocess(p, goldens.IMAGE_SIZE) for p in goldens.pictures(case)]
+        seen = encoder.encode_images(patches, CPU)
     wanted = goldens.expected()[f"full.{case}.visual_tokens"]
     assert goldens.difference(torch.cat(seen), wanted) <= 2e-5
 
 
 @torch.no_grad()
-def test_a_batch_of_pictures_equals_single_passes(encoder: EasyRefEncoder) -> None:
+def test_pictures_of_any_sizes_in_one_call_equal_single_calls(encoder: EasyRefEncoder) -> None:
     pictures = [p.resize(s) for p in goldens.pictures(FOUR) for s in ((96, 96), (150, 90))]
     patches = [preprocess(p, goldens.IMAGE_SIZE) for p in pictures]
     assert len({(p.rows, p.columns) for p in patches}) == 2
     together = encoder.encode_images(patches, CPU)
     assert len(together) == len(patches)
     for picture, tokens in zip(patches, together, strict=True):
-        assert goldens.difference(tokens, encoder.encode_image(picture, CPU)) <= 1e-5
+        assert goldens.difference(tokens, *encoder.encode_images([picture], CPU)) <= 1e-5
 
 
 @torch.no_grad()
@@ -227,7 +225,7 @@ def test_an_adapter_file_that_is_gone_is_refused_before_encoding(
     plan = plan_group(encoder_plan, tokenizer, goldens.references(FOUR), "", image_size=84)
     encoder = encoder_plan.build()
     path.rename(tmp_path / "b.safetensors")
-    monkeypatch.setattr(EasyRefEncoder, "encode_image", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(EasyRefEncoder, "encode_images", lambda *_: pytest.fail("encoded"))
     with goldens.refused("There is no weight file", path):
         encode_references(encoder, plan)
 
@@ -243,14 +241,14 @@ def test_cache_changes_nothing_and_saves_the_vision_tower(
     encode: Callable, encoder: EasyRefEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
-    see = type(encoder).encode_image
+    see = type(encoder).encode_images
 
-    def counted(self: EasyRefEncoder, patches: Any, device: Any) -> torch.Tensor:
-        seen.append((patches.rows, patches.columns))
-        return see(self, patches, device)
+    def counted(self: EasyRefEncoder, pictures: Any, device: Any) -> list[torch.Tensor]:
+        seen.extend((p.rows, p.columns) for p in pictures)
+        return see(self, pictures, device)
 
     plain, other = encode(), encode(prompt="a boat")
-    monkeypatch.setattr(type(encoder), "encode_image", counted)
+    monkeypatch.setattr(type(encoder), "encode_images", counted)
     cache = EncodingCache()
     for wanted, prompt, looks in ((plain, None, 5), (plain, None, 5), (other, "a boat", 5)):
         found = encode(cache=cache, **({"prompt": prompt} if prompt else {}))

@@ -33,7 +33,7 @@ def embed_case(
     """The language model's input for a golden case, and its chat."""
     patches = [preprocess(p, goldens.IMAGE_SIZE) for p in goldens.pictures(case)]
     plan = tokenizer.tokenize([p.num_tokens for p in patches], goldens.user_prompt(case))
-    return encoder.embed(plan, [encoder.encode_image(p, CPU) for p in patches], CPU), plan
+    return encoder.embed(plan, encoder.encode_images(patches, CPU), CPU), plan
 
 
 def rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -107,7 +107,7 @@ def compare(encoder: EasyRefEncoder, directory: Path, image_size: int) -> dict[s
     prompt = tokenizer.tokenize([p.num_tokens for p in patches], "a red cube")
     device = torch.device("cpu")
 
-    seen = [encoder.encode_image(p, device) for p in patches]
+    seen = encoder.encode_images(patches, device)
     grid = [[1, p.rows, p.columns] for p in patches]
     wanted = their_vision(visual, torch.cat([p.pixels for p in patches]), grid)
     found = {"visual": goldens.difference(torch.cat(seen), wanted)}

@@ -154,7 +154,8 @@ def naming_loss(
         for of_group in word_ids
     ]
     ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=_PADDING).to(device)
-    features = model.body.visual(patches.to(device), 8, 8)  # [images, 16, hidden]
+    grids = [(8, 8)] * len(patches)
+    features = model.body.visual(patches.to(device).flatten(0, 1), grids)  # [images * 16, hidden]
     spans = torch.cat([torch.arange(*span) for span in prompt.image_spans]).to(device)
     features = features.reshape(len(words), spans.numel(), -1)
     # Logits of the answer only: the prompt is many times longer.
