@@ -34,7 +34,10 @@ def add_references(
         scale: a number, or a tensor that broadcasts to [B, T, 1].
         attend: the host's attention of (query, key, value) in these shapes.
     """
-    return text + attend(query, key, value) * scale
+    added = attend(query, key, value)
+    if isinstance(scale, torch.Tensor):
+        return text + added * scale
+    return torch.add(text, added, alpha=scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,8 @@ class ReferenceShare:
     """Keys and values of reference tokens, for some rows and positions of a layer.
 
     Attributes:
-        key, value: [R, N, heads * head_dim], for the R rows.
+        key, value: [G, N, heads * head_dim], each for R / G neighbouring rows, as `attend` takes
+            them.
         scale: a number, or a tensor that broadcasts to [R, P, 1] for the P positions.
         rows: which of the B rows, None for all.
         positions: [P] which of the T positions, None for all.
@@ -71,15 +75,18 @@ def add_shares(
             continue
         if out is text:
             out = text.clone(memory_format=torch.contiguous_format)
-        rows = slice(None) if share.rows is None else share.rows
-        queries = query[rows]
+        queries, place = query, out
+        if share.rows is not None:
+            queries, place = query[share.rows], out[share.rows]
         if share.positions is not None:
             queries = queries.index_select(1, share.positions)
-        added = (attend(queries, share.key, share.value) * share.scale).to(out.dtype)
+        added = attend(queries, share.key, share.value) * share.scale
+        if added.dtype != out.dtype:
+            added = added.to(out.dtype)
         if share.positions is None:
-            out[rows] += added
+            place += added
         else:
-            out[rows].index_add_(1, share.positions, added)
+            place.index_add_(1, share.positions, added)
     return out
 
 

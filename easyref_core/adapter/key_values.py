@@ -26,7 +26,8 @@ class TokenKeyValues:
     the timestep.
 
     Attributes:
-        layers: layer -> (key, value), each [2 * B, N, C]: B groups of `cond`, then of `uncond`.
+        layers: layer -> (key, value), each [2 * B, N, C]: B groups of `uncond`, then of
+            `cond`, the usual order of a batch for CFG.
         batch: B.
     """
 
@@ -48,7 +49,7 @@ def project_tokens(
     Raises:
         EasyRefError: the adapter's file changed, or its weights are not numbers (named).
     """
-    both = torch.cat((tokens.cond, tokens.uncond)).to(device, torch.float32)  # [2B, N, W]
+    both = torch.cat((tokens.uncond, tokens.cond)).to(device, torch.float32)  # [2B, N, W]
     layers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     with checkpoint.file.open() as get:
         for layer, parts in checkpoint.cross_attention.items():

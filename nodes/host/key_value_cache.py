@@ -231,7 +231,7 @@ class _Layers(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
 
     def __getitem__(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         layer = self._model.layers[self._model.names[name]]
-        return self._copied(layer.key.data), self._copied(layer.value.data)
+        return self._copied(layer.key), self._copied(layer.value)
 
     def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_inference() and not torch.is_inference_mode_enabled():

@@ -50,6 +50,10 @@ class BatchSlice:
         """Whether so many masks or groups of tokens can be given to the latents."""
         return count in (1, self.total) or self._follows_origins(count)
 
+    def chooses(self, count: int) -> bool:
+        """Whether of so many, one for each latent, others are used than all in order."""
+        return self.indices is not None or self._follows_origins(count)
+
     def select(self, per_latent: torch.Tensor) -> torch.Tensor:
         """[n, ...] for each latent, of an n that it takes, -> [count, ...]; one for all is expanded
         without a copy."""

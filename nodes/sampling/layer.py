@@ -67,7 +67,7 @@ class LayerScales:
         result = []
         for effect, scale, positions in self._computed[key]:
             keys, values = (
-                effect.per_row(both).to(query.dtype) for both in effect.key_values.layers[layer]
+                _as(query.dtype, effect.of_rows(both)) for both in effect.key_values.layers[layer]
             )
             rows = None if effect.rows == slice(0, self.call.rows.total) else effect.rows
             result.append(ReferenceShare(keys, values, scale, rows, positions))
@@ -94,6 +94,10 @@ class LayerScales:
             (effect, scale / _at(total[effect.rows], positions), positions)
             for effect, scale, positions in scales
         ]
+
+
+def _as(dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _at(total: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:

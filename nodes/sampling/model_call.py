@@ -40,12 +40,18 @@ class EffectOnRows:
     scale: Scale
     key_values: TokenKeyValues
 
-    def per_row(self, both: torch.Tensor) -> torch.Tensor:
-        """Keys or values [2 * groups, N, C], conditional groups first -> [rows, N, C]."""
+    def of_rows(self, both: torch.Tensor) -> torch.Tensor:
+        """Keys or values [2 * groups, N, C], unconditional groups first -> [G, N, C], each for as
+        many neighbouring rows. The usual order of rows takes no copy."""
         groups = self.key_values.batch
-        halves = both[:groups], both[groups:]
-        rows = [self.batch.select(halves[unconditional]) for unconditional in self.unconditional]
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+        own = groups > 1  # of each latent
+        if self.unconditional == (True, False) and not (own and self.batch.chooses(groups)):
+            return both
+        halves = slice(groups, None), slice(groups)
+        found = [both[halves[unconditional]] for unconditional in self.unconditional]
+        if own:
+            found = [self.batch.select(half) for half in found]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def at_layer(
         self, group: str, size: Size, latent: Size, like: torch.Tensor
