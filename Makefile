@@ -18,7 +18,7 @@ FAST_TESTS := tests/texts $(filter-out tests/core/training tests/core/conftest.p
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-fast test-cores test-core test-diffusers fuzz security-table demo demo-check bench-demo gpu-check thumbnail lint format comfyui clean
+.PHONY: help test test-fast test-cores test-core test-diffusers fuzz security-table demo demo-check bench bench-demo gpu-check thumbnail lint format comfyui clean
 
 define HELP
   make demo             what small models make of shipped references: demo/out/sheet.png
@@ -34,6 +34,8 @@ define HELP
   make demo-check       measure the demo models; fails where a bar is missed
   make bench-demo       compare EasyRef with IP-Adapter, LoRA and others on the demo models: runs/bench;
                         fails where the expected ordering does not hold
+  make bench            what a change of a group costs, against bars, on one CPU core; ten minutes:
+                        runs/speed
   make gpu-check        exactness, memory and time at real size on a GPU; eight minutes
   make thumbnail        the pictures of the templates, each one run on the demo models
   make clean            remove the environments and what was built; neither ComfyUI nor runs/
@@ -93,6 +95,9 @@ demo-check: $(VENV)/.project
 
 bench-demo: $(VENV)/.project
 	@$(PY) -m workshop.demo bench
+
+bench: $(VENV)/.project
+	@$(PY) -m benchmarks.speed
 
 gpu-check: comfyui
 	@if [ -s $(NO_COMFYUI) ]; then cat $(NO_COMFYUI); exit 1; fi

@@ -25,7 +25,7 @@ Public names, each imported when it is first used:
     encode_references   turns a planned group into ReferenceTokens
     inspect_references  measures which references the tokens attend to (Inspection)
     draw_heat_maps      draws an Inspection over the pictures
-    EncodingCache       image features kept from one encoding to the next
+    EncodingCache       what is kept from one encoding to the next, within so many bytes
     save_tokens, load_tokens
     stack_tokens        one batch of several groups
     combine_tokens      one group of several (each WeightedTokens)

@@ -1,0 +1,10 @@
+"""What each trial costs, as ratios of one run, with bars.
+
+    python -m benchmarks.speed [--out FOLDER] [--small] [--device cuda]
+
+- encoding: what a change of a group costs, as a share of encoding it for the first time.
+- references: the seconds of 1 to 16 references, on a GPU to 112.
+
+On a CPU one thread computes, and its own time is counted, so a busy computer changes little. On a
+GPU the clock on the wall counts, with nothing else on the card.
+"""

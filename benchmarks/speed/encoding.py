@@ -1,0 +1,103 @@
+"""What a change of a group costs, as a share of encoding it for the first time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from easyref_core.encode.cache import EncodingCache
+from easyref_core.encode.encoder import EasyRefEncoder
+from easyref_core.encode.group import Reference
+from easyref_core.encode.passes import encode_references
+
+from .models import NUM_TOKENS, pictures, plan
+from .timing import Row, row, seconds
+
+PROMPT = "a watercolour of this person reading in a garden at dusk"
+OTHER = "a photograph of this person on a bridge in the rain, from afar"
+COUNTS = (1, 2, 4, 8, 16)
+COUNTS_ON_GPU = (*COUNTS, 32, 64, 112)
+_BARS = {
+    "prompt edit": 0.05,
+    "ninth reference appended": 0.15,
+    "weight of one reference changed": 0.05,
+    "the same again": 0.005,
+}
+
+
+def changes(encoder: EasyRefEncoder, device: torch.device, repeats: int) -> list[Row]:
+    """Rows of the table, for 8 references."""
+    cold: list[float] = []
+    times: dict[str, list[float]] = {name: [] for name in _BARS}
+    for number in range(repeats):
+        group = pictures(9, 10 * number)
+        heavy = [replace(group[0], weight=2.0), *group[1:8]]
+        cache = EncodingCache()
+        cold.append(_time(encoder, device, cache, group[:8], PROMPT))
+        given: dict[str, tuple[list[Reference], str]] = {
+            "prompt edit": (group[:8], OTHER),
+            "ninth reference appended": (group, OTHER),
+            "weight of one reference changed": (heavy, OTHER),
+            "the same again": (heavy, OTHER),
+        }
+        for name, (changed, prompt) in given.items():
+            times[name].append(_time(encoder, device, cache, changed, prompt))
+    limits = _limits(encoder)
+    return [row(name, times[name], cold, bar, limits[name]) for name, bar in _BARS.items()]
+
+
+def by_count(
+    encoder: EasyRefEncoder, device: torch.device, counts: tuple[int, ...]
+) -> dict[int, float]:
+    """Number of references -> seconds of encoding them for the first time."""
+    return {
+        count: _time(encoder, device, None, pictures(count, 100 + count), PROMPT)
+        for count in counts
+    }
+
+
+def _time(
+    encoder: EasyRefEncoder,
+    device: torch.device,
+    cache: EncodingCache | None,
+    group: list[Reference],
+    prompt: str,
+) -> float:
+    planned = plan(encoder, group, prompt)
+    encode: Callable[[], object] = lambda: encode_references(  # noqa: E731
+        encoder, planned, device=device, cache=cache
+    )
+    return seconds(encode, device)
+
+
+def _limits(encoder: EasyRefEncoder) -> dict[str, float]:
+    """Multiplications that no cache can save, as a share of the first encoding's."""
+    config, vision = encoder.config, encoder.config.vision
+    layer = sum(p.numel() for p in encoder.mllm_final_layer.layers[0].parameters())
+    block = sum(p.numel() for p in encoder.multimodal_llm.visual.blocks[0].parameters())
+    merger = sum(p.numel() for p in encoder.multimodal_llm.visual.merger.parameters())
+
+    def tokens(rows: int, keys: int, layers: int) -> float:
+        """Of so many rows in so many layers, which attend to so many keys on average."""
+        return layers * rows * (layer + 2 * keys * config.hidden_size)
+
+    def picture(count: int) -> float:
+        patches, merged = 576, 144
+        of_block = block + 2 * patches * vision.embed_dim
+        return count * (patches * vision.depth * of_block + merged * merger)
+
+    chat, black = (len(plan(encoder, pictures(n), PROMPT).passes[0].chat) for n in (8, 1))
+    tail = chat - plan(encoder, pictures(8), PROMPT).passes[0].segments[-2].end
+    body = config.num_layers - 1
+    last = tokens(NUM_TOKENS, chat, 1)
+    cold = picture(9) + last + tokens(NUM_TOKENS, black, 1)
+    cold += tokens(chat, chat // 2, body) + tokens(black, black // 2, body)
+    ninth = picture(1) + tokens(146 + tail, chat, body) + last
+    return {
+        "prompt edit": (tokens(tail, chat, body) + last) / cold,
+        "ninth reference appended": ninth / cold,
+        "weight of one reference changed": last / cold,
+        "the same again": 0.0,
+    }
