@@ -1,4 +1,4 @@
-"""The command `easyref`: inspect an adapter file, encode references, train and measure adapters."""
+"""The command `easyref`: inspect and convert adapters, encode references, train and measure."""
 
 from __future__ import annotations
 
@@ -58,6 +58,22 @@ def _parser() -> argparse.ArgumentParser:
     add("file", type=Path, metavar="FILE", help="adapter file")
     add("--json", action="store_true", help="print plain JSON")
 
+    convert = commands.add_parser(
+        "convert", help="write an adapter file in another dtype, with or without the MLLM"
+    )
+    convert.set_defaults(run=_convert)
+    add = convert.add_argument
+    add("file", type=Path, metavar="FILE", help="adapter file")
+    help_dtype = "default: as each weight is; fp8: matrices in one byte, with a scale a row"
+    add("--dtype", choices=("float32", "bfloat16", "float16", "fp8"), help=help_dtype)
+    which = convert.add_mutually_exclusive_group()
+    help_mllm = "Qwen2-VL directory whose weights are put into the file, where it has none"
+    which.add_argument("--mllm", type=Path, metavar="DIR", help=help_mllm)
+    help_without = "leave the MLLM out; EasyRef Loader then needs its directory"
+    which.add_argument("--without-mllm", action="store_true", help=help_without)
+    add("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
+    add("--overwrite", action="store_true", help="replace an adapter that is there")
+
     encode = commands.add_parser(
         "encode", help="encode reference images and a prompt into reference tokens"
     )
@@ -111,6 +127,22 @@ def _inspect(options: argparse.Namespace) -> int:
     width = max(map(len, report))
     for name, value in report.items():
         print(f"{name.replace('_', ' '):<{width}}  {_plain(value)}")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from .adapter.checkpoint import load_checkpoint
+    from .adapter.convert import convert_adapter
+    from .encode.plan_encoder import plan_encoder
+
+    checkpoint = load_checkpoint(options.file)
+    mllm = {} if options.without_mllm else None
+    if options.mllm is not None:
+        mllm = plan_encoder(checkpoint, options.mllm).sources
+    written = convert_adapter(
+        checkpoint, options.out, options.dtype, mllm=mllm, overwrite=options.overwrite
+    )
+    print(written)
     return 0
 
 

@@ -44,8 +44,8 @@ def changes(encoder: EasyRefEncoder, device: torch.device, repeats: int) -> list
         }
         for name, (changed, prompt) in given.items():
             times[name].append(_time(encoder, device, cache, changed, prompt))
-    limits = _limits(encoder)
-    return [row(name, times[name], cold, bar, limits[name]) for name, bar in _BARS.items()]
+    counted = _multiplications(encoder)
+    return [row(name, times[name], cold, bar, counted[name]) for name, bar in _BARS.items()]
 
 
 def by_count(
@@ -72,8 +72,8 @@ def _time(
     return seconds(encode, device)
 
 
-def _limits(encoder: EasyRefEncoder) -> dict[str, float]:
-    """Multiplications that no cache can save, as a share of the first encoding's."""
+def _multiplications(encoder: EasyRefEncoder) -> dict[str, float]:
+    """Those that no cache can save, as a share of the first encoding's."""
     config, vision = encoder.config, encoder.config.vision
     layer = sum(p.numel() for p in encoder.mllm_final_layer.layers[0].parameters())
     block = sum(p.numel() for p in encoder.multimodal_llm.visual.blocks[0].parameters())

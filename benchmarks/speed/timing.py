@@ -17,14 +17,14 @@ class Row:
     Attributes:
         share: what is held against the bar.
         spread: half of the distance between its lowest and highest value.
-        limit: below which it cannot be, by arithmetic; None where that is not known.
+        multiplications: the same share, counted: what no cache can save.
     """
 
     measure: str
     share: float
     spread: float
     bar: float
-    limit: float | None = None
+    multiplications: float
 
     @property
     def met(self) -> bool:
@@ -44,9 +44,9 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 
 
 def row(
-    measure: str, times: list[float], whole: list[float], bar: float, limit: float | None = None
+    measure: str, times: list[float], whole: list[float], bar: float, multiplications: float
 ) -> Row:
     """The share that `times` are of `whole`, run by run."""
     shares = [part / of for part, of in zip(times, whole, strict=True)]
     spread = (max(shares) - min(shares)) / 2
-    return Row(measure, statistics.median(shares), spread, bar, limit)
+    return Row(measure, statistics.median(shares), spread, bar, multiplications)

@@ -243,6 +243,15 @@ def load_checkpoint(path: str | Path) -> AdapterCheckpoint:
     return recognise(open_weight_file(path))
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether there is an adapter that can be loaded."""
+    try:
+        load_checkpoint(path)
+    except EasyRefError:
+        return False
+    return True
+
+
 def recognise(file: WeightFile) -> AdapterCheckpoint:
     """Sort a file's tensors into the parts of an EasyRef adapter. See `load_checkpoint`."""
     projector: dict[str, str] = {}

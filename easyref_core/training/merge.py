@@ -11,14 +11,13 @@ from pathlib import Path
 
 import torch
 
-from ..adapter.checkpoint import AdapterCheckpoint, load_checkpoint
+from ..adapter.checkpoint import AdapterCheckpoint, is_adapter, load_checkpoint
 from ..adapter.weights import official_weights
 from ..errors import EasyRefError
 from ..files import check_output
 from ..untrusted import escaped, shown
 from .disk import save_weights
 from .model import part_of
-from .outputs import is_adapter
 
 _REMEDY = "Merge adapters whose new parts alone were trained from that adapter."
 _NEW_PARTS = ("layer_pooling", "identity")  # which leave what was there as it is

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from ..adapter.checkpoint import load_checkpoint
+from ..adapter.checkpoint import is_adapter
 from ..errors import EasyRefError
 from ..files import check_output, is_within, new_name
 from ..untrusted import escaped, open_regular
@@ -45,14 +45,6 @@ def check_results(settings: Settings, overwrite: bool) -> None:
     for name in _RESULTS:
         check_output(folder / name, "an EasyRef adapter", is_adapter, models, overwrite)
     check_output(folder / LOSSES, "losses of a run", _has_losses, models, overwrite=True)
-
-
-def is_adapter(path: Path) -> bool:
-    try:
-        load_checkpoint(path)
-    except EasyRefError:
-        return False
-    return True
 
 
 def _has_losses(path: Path) -> bool:

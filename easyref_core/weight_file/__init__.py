@@ -8,6 +8,7 @@ from .dtypes import all_finite, dtype_name
 from .file import GetTensor, WeightFile, open_weight_file
 from .layout import weight_files
 from .stored import TensorInfo
+from .writing import write_safetensors
 
 __all__ = [
     "GetTensor",
@@ -17,4 +18,5 @@ __all__ = [
     "dtype_name",
     "open_weight_file",
     "weight_files",
+    "write_safetensors",
 ]

@@ -47,8 +47,11 @@ class WeightFile:
     is_safetensors: bool
 
     @contextmanager
-    def open(self) -> Iterator[GetTensor]:
+    def open(self, scaled: bool = True) -> Iterator[GetTensor]:
         """Yield a function that reads one tensor by name; scaled ones are float32 and whole again.
+
+        Args:
+            scaled: False gives them as they are in the file, without their scales.
 
         Raises:
             EasyRefError: the file is gone, has changed since its header was read, or changes
@@ -58,7 +61,7 @@ class WeightFile:
 
             def get(name: str, rows: int | None = None) -> torch.Tensor:
                 weight = stored(name, rows)
-                scale = self.scales.get(name)
+                scale = self.scales.get(name) if scaled else None
                 return weight if scale is None else apply_scale(weight, scale)
 
             yield get

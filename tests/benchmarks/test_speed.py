@@ -25,8 +25,8 @@ def test_it_measures_prints_and_draws(run: Path, capsys: pytest.CaptureFixture[s
     shares = {row["measure"]: row["share"] for row in found["rows"]}
     assert shares.keys() == encoding._BARS.keys()
     assert shares["the same again"] < shares["prompt edit"] < shares["ninth reference appended"] < 1
-    limits = [row["limit"] for row in found["rows"]]
-    assert 0 == limits[3] < limits[2] < limits[0] < limits[1] < 0.2
+    counted = [row["multiplications"] for row in found["rows"]]
+    assert 0 == counted[3] < counted[2] < counted[0] < counted[1] < 0.2
     assert found["seconds by references"].keys() == {"1", "2"}
     assert (run / "speed.png").read_bytes().startswith(b"\x89PNG")
     assert (run / "speed.md").read_text(encoding="utf-8") in capsys.readouterr().out
