@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 
+from workshop.comfyui.find_comfyui import find_comfyui
+
 from .encoding import COUNTS, COUNTS_ON_GPU, by_count, changes
 from .models import Sizes, random_encoder
 from .plot import draw
+from .sampling import sampling
 from .timing import Row
 
 
@@ -25,8 +28,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/speed"), help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
+    help_comfyui = "times EasyRef Apply, on a CPU; default: the ComfyUI that is found"
+    parser.add_argument("--comfyui", type=Path, metavar="FOLDER", help=help_comfyui)
     parser.add_argument("--small", action="store_true", help="try the logic, in seconds")
     options = parser.parse_args()
+    out = options.out.resolve()  # ComfyUI starts in its own folder
     device = torch.device(options.device)
     on_cpu = device.type == "cpu"
     if on_cpu:
@@ -36,6 +42,9 @@ def main() -> int:
     dtype = torch.float32 if on_cpu else torch.bfloat16
     encoder = random_encoder(sizes, device, dtype)
     rows = changes(encoder, device, options.repeats)
+    comfyui = options.comfyui or find_comfyui()
+    if comfyui is not None and on_cpu and not options.small:
+        rows += sampling(comfyui.resolve(), out / "comfyui", options.repeats)
     counts = by_count(encoder, device, COUNTS if on_cpu else COUNTS_ON_GPU)
     found = {
         "machine": _machine(device),
@@ -45,11 +54,11 @@ def main() -> int:
         "rows": [asdict(row) | {"met": row.met} for row in rows],
         "seconds by references": counts,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     table = as_table(found, rows)
-    (options.out / "speed.md").write_text(table, encoding="utf-8")
-    draw(rows, counts, options.out / "speed.png")
+    (out / "speed.md").write_text(table, encoding="utf-8")
+    draw(rows, counts, out / "speed.png")
     print(table)
     return 0 if all(row.met for row in rows) else 1
 
@@ -73,7 +82,8 @@ def as_table(found: dict[str, Any], rows: list[Row]) -> str:
     for row in rows:
         share = f"{row.share:.3f} ± {row.spread:.3f}"
         met = "yes" if row.met else "NO"
-        cells = (row.measure, share, f"{row.multiplications:.3f}", f"{row.bar:g}", met)
+        counted = "" if row.multiplications is None else f"{row.multiplications:.3f}"
+        cells = (row.measure, share, counted, f"{row.bar:g}", met)
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| references | seconds |", "| --- | --- |"]
     lines += [f"| {n} | {s:.2f} |" for n, s in found["seconds by references"].items()]

@@ -17,14 +17,15 @@ class Row:
     Attributes:
         share: what is held against the bar.
         spread: half of the distance between its lowest and highest value.
-        multiplications: the same share, counted: what no cache can save.
+        multiplications: the same share, counted: what no cache can save; None where the measure
+            has no such limit.
     """
 
     measure: str
     share: float
     spread: float
     bar: float
-    multiplications: float
+    multiplications: float | None = None
 
     @property
     def met(self) -> bool:
