@@ -96,7 +96,7 @@ class EncodingCache:
             return None
         budget = self._prefixes or REFERENCES * _SEGMENT * _bytes_per_token(encoder, plan)
         self._pictures.budget = max(self._pictures.budget, budget)
-        self._prompts.budget = self._pictures.budget // 16  # a prompt changes with each trial
+        self._prompts.budget = self._pictures.budget // 32  # about five prompts
         parts = []
         for segment in mllm_pass.segments:
             items = self._items(segment)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from comfyhost import ADAPTER_ONLY, GOLDEN, GOLDEN_MLLM, Pack, golden, put_adapter
 from goldens import IMAGE_SIZE, adapter_tensors, difference, pictures, user_prompt
+from PIL import Image
 
 CASE = "four_refs_prompt"
 TOKENS = 1e-4
@@ -305,6 +306,43 @@ def test_the_black_picture_is_encoded_once_for_all_loaders(
     assert difference(found.uncond, golden("full.uncond_black.tokens")) < TOKENS
     encode(pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "bf16"))
     assert [len(mllm_pass.images) for mllm_pass in seen] == [4, 4, 1]
+
+
+def test_many_prompts_keep_the_newest_tokens_and_no_more_memory(
+    pack: Pack, unet: Any, encode: Callable[..., Any], random_pictures: Callable[..., Any]
+) -> None:
+    """Two adapters take turns, prompts and references change; outputs are dropped, as ComfyUI does
+    with those of older prompts."""
+    loaders = [
+        pack.run("EasyRefLoader", name, GOLDEN_MLLM, "auto") for name in (GOLDEN, ADAPTER_ONLY)
+    ]
+    kept: list[int] = []
+    for number in range(24):
+        easyref = loaders[number % 2]
+        tokens = encode(
+            easyref, prompt=f"prompt {number}", references=random_pictures(number % 4, count=2)
+        )
+        easyref.key_values.get(tokens, torch.device("cpu"), torch.float32)
+        del tokens
+        gc.collect()
+        for one in loaders:
+            assert len(one.encoder._made) <= 1
+            assert len(one.key_values._cached) <= 1
+        cache = easyref.encoder._cache
+        kept.append(cache._pictures.nbytes + cache._prompts.nbytes + cache.image_features.nbytes)
+    assert max(kept[12:]) <= 1.02 * max(kept[8:12])
+
+
+@pytest.fixture
+def random_pictures(pack: Pack) -> Callable[..., Any]:
+    """Pictures of a seed."""
+    reference = pack.part("easyref_core.encode.group").Reference
+
+    def make(seed: int, count: int) -> Any:
+        colours = [(seed * 50, n * 80, 7) for n in range(count)]
+        return tuple(reference(Image.new("RGB", (60, 60), colour)) for colour in colours)
+
+    return make
 
 
 def test_what_is_kept_goes_with_the_loaders_value(pack: Pack, encode: Callable[..., Any]) -> None:
