@@ -330,7 +330,7 @@ def test_many_prompts_keep_the_newest_tokens_and_no_more_memory(
             assert len(one.key_values._cached) <= 1
         cache = easyref.encoder._cache
         kept.append(cache._pictures.nbytes + cache._prompts.nbytes + cache.image_features.nbytes)
-    assert max(kept[12:]) <= 1.02 * max(kept[8:12])
+    assert max(kept[12:]) <= 1.05 * max(kept[8:12])
 
 
 @pytest.fixture
