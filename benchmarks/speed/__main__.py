@@ -14,7 +14,7 @@ import torch
 
 from workshop.comfyui.find_comfyui import find_comfyui
 
-from .encoding import COUNTS, COUNTS_ON_GPU, by_count, changes
+from .encoding import COUNTS, COUNTS_ON_GPU, by_count, changes, pooled_changes
 from .models import Sizes, random_encoder
 from .plot import draw
 from .sampling import sampling
@@ -42,6 +42,7 @@ def main() -> int:
     dtype = torch.float32 if on_cpu else torch.bfloat16
     encoder = random_encoder(sizes, device, dtype)
     rows = changes(encoder, device, options.repeats)
+    rows += pooled_changes(encoder, device, options.repeats)
     comfyui = options.comfyui or find_comfyui()
     if comfyui is not None and on_cpu and not options.small:
         rows += sampling(comfyui.resolve(), out / "comfyui", options.repeats)

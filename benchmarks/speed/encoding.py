@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from easyref_core.encode.cache import EncodingCache
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import Reference
+from easyref_core.encode.mllm_layers import MllmLayerWeights
 from easyref_core.encode.passes import encode_references
 
 from .models import NUM_TOKENS, pictures, plan
@@ -25,6 +27,9 @@ _BARS = {
     "weight of one reference changed": 0.05,
     "the same again": 0.005,
 }
+
+# Another weight of a layer pools all tokens again, but runs no layer of the body.
+_POOLED_BARS = {"prompt edit": 0.05, "other weights of the MLLM's layers": 0.5}
 
 
 def changes(encoder: EasyRefEncoder, device: torch.device, repeats: int) -> list[Row]:
@@ -48,6 +53,22 @@ def changes(encoder: EasyRefEncoder, device: torch.device, repeats: int) -> list
     return [row(name, times[name], cold, bar, counted[name]) for name, bar in _BARS.items()]
 
 
+def pooled_changes(encoder: EasyRefEncoder, device: torch.device, repeats: int) -> list[Row]:
+    """Rows for aggregation `dla`, which also keeps the hidden states of all layers."""
+    cold: list[float] = []
+    times: dict[str, list[float]] = {name: [] for name in _POOLED_BARS}
+    for number in range(repeats):
+        group, cache = pictures(8, 300 + 10 * number), EncodingCache()
+        settings: dict[str, Any] = {"aggregation": "dla"}
+        cold.append(_time(encoder, device, cache, group, PROMPT, **settings))
+        edited = _time(encoder, device, cache, group, OTHER, **settings)
+        settings["mllm_layers"] = MllmLayerWeights("early")
+        early = _time(encoder, device, cache, group, OTHER, **settings)
+        for name, time in zip(_POOLED_BARS, (edited, early), strict=True):
+            times[name].append(time)
+    return [row(f"dla: {name}", times[name], cold, bar) for name, bar in _POOLED_BARS.items()]
+
+
 def by_count(
     encoder: EasyRefEncoder, device: torch.device, counts: tuple[int, ...]
 ) -> dict[int, float]:
@@ -64,8 +85,9 @@ def _time(
     cache: EncodingCache | None,
     group: list[Reference],
     prompt: str,
+    **settings: Any,
 ) -> float:
-    planned = plan(encoder, group, prompt)
+    planned = plan(encoder, group, prompt, **settings)
     encode: Callable[[], object] = lambda: encode_references(  # noqa: E731
         encoder, planned, device=device, cache=cache
     )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from easyref_core.adapter.layer_pooling import POOLS, PoolingSizes, new_sizes
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import GroupPlan, Reference, plan_group
 from easyref_core.encode.plan_encoder import EncoderPlan
@@ -60,9 +61,18 @@ class Sizes:
 
 @torch.no_grad()
 def random_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> EasyRefEncoder:
-    """Weights such that activations stay finite."""
+    """Weights such that activations stay finite; with the pools of `dla`."""
+    config = sizes.config()
+    shapes = new_sizes("blocks", config.hidden_size)
+    pools = tuple((name, shapes) for name in POOLS["dla"])
     encoder = EasyRefEncoder(
-        sizes.config(), NUM_TOKENS, TOKEN_WIDTH, compute_dtype=dtype, device=device, dtype=dtype
+        config,
+        NUM_TOKENS,
+        TOKEN_WIDTH,
+        pooling=PoolingSizes(pools, tuple(range(sizes.layers))),
+        compute_dtype=dtype,
+        device=device,
+        dtype=dtype,
     )
     torch.manual_seed(0)
     for weight in encoder.parameters():
@@ -79,9 +89,12 @@ def pictures(count: int, first: int = 0) -> list[Reference]:
     return [Reference(Image.new("RGB", (336, 336), colour)) for colour in colours]
 
 
-def plan(encoder: EasyRefEncoder, group: list[Reference], prompt: str) -> GroupPlan:
+def plan(
+    encoder: EasyRefEncoder, group: list[Reference], prompt: str, **settings: Any
+) -> GroupPlan:
+    """See `plan_group` for the settings."""
     checkpoint: Any = SimpleNamespace(
-        pools=(),
+        pools=encoder.mllm_layer_pooling.sizes.pools,
         mllm_layers=None,
         identity="random",
         name="random",
@@ -90,4 +103,4 @@ def plan(encoder: EasyRefEncoder, group: list[Reference], prompt: str) -> GroupP
         image_size=336,
     )
     made = EncoderPlan(checkpoint, encoder.config, None, {})
-    return plan_group(made, PromptTokenizer(_Words(), "words"), group, prompt)
+    return plan_group(made, PromptTokenizer(_Words(), "words"), group, prompt, **settings)

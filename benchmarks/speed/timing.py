@@ -45,7 +45,11 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 
 
 def row(
-    measure: str, times: list[float], whole: list[float], bar: float, multiplications: float
+    measure: str,
+    times: list[float],
+    whole: list[float],
+    bar: float,
+    multiplications: float | None = None,
 ) -> Row:
     """The share that `times` are of `whole`, run by run."""
     shares = [part / of for part, of in zip(times, whole, strict=True)]
