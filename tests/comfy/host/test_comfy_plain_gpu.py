@@ -31,7 +31,7 @@ def test_an_encoder_never_mixes_devices(
     with plain_gpu.waiting_allowed():
         pack.run("EasyRefEncode", easyref, prompt, "easyref", IMAGE_SIZE, references=group)
         with plain_gpu.watch() as seen:
-            pack.run("EasyRefInspect", easyref, prompt, IMAGE_SIZE, references=group)
+            pack.run("EasyRefInspect", easyref, prompt + ".", IMAGE_SIZE, references=group)
     encoder = easyref.encoder.patcher.model
     on_gpu = [name for name, weight in encoder.named_parameters() if weight.is_meta]
     assert bool(on_gpu) != full
