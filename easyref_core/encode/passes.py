@@ -125,18 +125,20 @@ class EncoderRun:
         for count in vision_calls(self.encoder.config, tokens, length, self.encoder.compute_dtype):
             calls.append(left[:count])
             del left[:count]
-        # Pictures are prepared while others are encoded.
-        with ThreadPoolExecutor(1) as pool:
-            prepared = [pool.submit(_patches, call) for call in calls[:1]]
-            for number, call in enumerate(calls):
-                patches = prepared.pop().result()
-                prepared += [pool.submit(_patches, call) for call in calls[number + 1 :][:1]]
-                features = self.encoder.encode_images(patches, self.device)
-                encoded |= {i.key: f for i, f in zip(call, features, strict=True)}
-                for _ in call:
-                    self.step()
-        for key, features in encoded.items():
-            kept.put(key, features.to("cpu", copy=True))
+        try:
+            # Pictures are prepared while others are encoded.
+            with ThreadPoolExecutor(1) as pool:
+                prepared = [pool.submit(_patches, call) for call in calls[:1]]
+                for number, call in enumerate(calls):
+                    patches = prepared.pop().result()
+                    prepared += [pool.submit(_patches, call) for call in calls[number + 1 :][:1]]
+                    features = self.encoder.encode_images(patches, self.device)
+                    encoded |= {i.key: f for i, f in zip(call, features, strict=True)}
+                    for _ in call:
+                        self.step()
+        finally:  # also of an interrupted run
+            for key, features in encoded.items():
+                kept.put(key, features.to("cpu", copy=True))
         found = {key: features.to(self.device) for key, features in found.items()} | encoded
         return [found[image.key] for image in images]
 
