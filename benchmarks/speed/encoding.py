@@ -29,7 +29,7 @@ _BARS = {
 }
 
 # Another weight of a layer pools all tokens again, but runs no layer of the body.
-_POOLED_BARS = {"prompt edit": 0.05, "other weights of the MLLM's layers": 0.5}
+_POOLED_BARS = {"prompt edit": 0.05, "other weights of the MLLM's layers": 0.1}
 
 
 def changes(encoder: EasyRefEncoder, device: torch.device, repeats: int) -> list[Row]:
