@@ -40,8 +40,16 @@ class LruCache(Generic[Item]):
         return self._items.get(key)
 
     def put(self, key: bytes, value: Item) -> None:
+        self.add(key, value)
+        self.trim()
+
+    def add(self, key: bytes, value: Item) -> None:
+        """`put` without dropping anything yet."""
         self._items[key] = value
         self._items.move_to_end(key)
+
+    def trim(self) -> None:
+        """Drop what was not used for longest, down to the budget."""
         excess = self.nbytes - self.budget
         while excess > 0:
             excess -= self._items.popitem(last=False)[1].nbytes
@@ -121,7 +129,10 @@ class EncodingCache:
                 if tensor is None:
                     items.get(kind + segment.key)  # it was used just now
                 else:
-                    items.put(kind + segment.key, tensor)
+                    items.add(kind + segment.key, tensor)
+        # Only now: otherwise the end of a long chat would push out its own beginning.
+        self._pictures.trim()
+        self._prompts.trim()
 
     def _items(self, segment: Segment) -> LruCache[torch.Tensor]:
         return self._pictures if segment.picture else self._prompts

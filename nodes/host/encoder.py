@@ -67,7 +67,7 @@ def prefix_bytes() -> int | None:
     if not (setting.isascii() and setting.isdigit()):
         raise EasyRefError(
             f"The environment variable {_CACHE_SETTING} is {shown(setting)}; a whole number of "
-            "megabytes is needed, or 0 to keep nothing of earlier groups."
+            "megabytes is needed, or 0 to keep no keys and values of earlier groups."
         )
     return int(setting) * 2**20
 
@@ -230,7 +230,10 @@ class HostedEncoder:
             self._tokenizer = PromptTokenizer.from_directory(self._directory or bundled_tokenizer())
         if self._patcher is None:
             self._encoder_plan = self.plan()
-            self._cache.tokens = _tokens_of(self._encoder_plan, self._precision)
+            tokens = _tokens_of(self._encoder_plan, self._precision)
+            if tokens is not self._cache.tokens:  # the first plan, or other weights than before
+                self.forget()
+                self._cache.tokens = tokens
         return plan_group(self._encoder_plan, self._tokenizer, references, prompt, **settings)
 
     def _load(self, plan: GroupPlan) -> EasyRefEncoder:
