@@ -246,7 +246,8 @@ class EasyRefMethod:
             self._encoder = None  # not two at once
             with concerns_all("the MLLM"):
                 encoder = self._plans[path].build(dtype=self._dtype, compute_dtype=self._dtype)
-            self._encoder = path, encoder, EncodingCache()
+            # Without prefixes, so that no image depends on those before it.
+            self._encoder = path, encoder, EncodingCache(prefixes=0)
         return self._encoder[1:]
 
 

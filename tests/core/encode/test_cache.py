@@ -290,19 +290,6 @@ def test_by_default_a_group_of_64_pictures_fits(tokenizer: PromptTokenizer) -> N
     assert 64 / 5 < cache._pictures.budget / of_three < 64 / 3
 
 
-def test_of_a_group_larger_than_the_bound_the_beginning_stays(
-    encode: Encode, rows: Rows, length: Any
-) -> None:
-    """Otherwise every second change would run all of it."""
-    encode(cache=(whole := EncodingCache()))
-    cache, found = EncodingCache(prefixes=whole._pictures.nbytes * 2 // 3), []
-    for number in range(6):
-        rows.reset()
-        encode(prompt=f"prompt {number}", cache=cache)
-        found.append(rows.body)
-    assert max(found[2:]) < length()
-
-
 def test_tensors_that_are_kept_share_no_memory_with_others(encode: Encode) -> None:
     """Otherwise what is dropped would stay in memory."""
     cache = EncodingCache()
