@@ -58,8 +58,10 @@ class EasyRefModel:
         return self.encoder.patcher
 
     def is_dynamic(self) -> bool:
-        """Whether this value takes no memory in ComfyUI's cache: weights stay in their files."""
-        return self.patcher is not None and is_dynamic(self.patcher)
+        """Whether ComfyUI frees no memory by dropping this value: weights stay in their files, and
+        nothing is kept of earlier groups."""
+        dynamic = self.patcher is not None and is_dynamic(self.patcher)
+        return dynamic and not self.encoder.kept_bytes
 
     @classmethod
     def of(

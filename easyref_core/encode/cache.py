@@ -14,6 +14,11 @@ from .group import GroupPlan, MllmPass, Segment
 REFERENCES = 64
 """Pictures of a usual size whose keys and values fit by default."""
 _SEGMENT = 146  # tokens of a picture of 336 pixels, and the two around it
+_PROMPTS = 16  # what follows the pictures gets this fraction: at real size about ten prompts
+# Image features of any group that fits the MLLM's context at real size (32,768 tokens of
+# width 1536 in float32): of a larger one, each picture would be dropped just before its next use.
+_IMAGE_FEATURES = 256 * 2**20
+_TOKENS = 64 * 2**20
 
 
 class _Sized(Protocol):
@@ -40,13 +45,15 @@ class LruCache(Generic[Item]):
         return self._items.get(key)
 
     def put(self, key: bytes, value: Item) -> None:
+        """Keep a value, unless it is larger than all that may be kept."""
         self.add(key, value)
         self.trim()
 
     def add(self, key: bytes, value: Item) -> None:
         """`put` without dropping anything yet."""
-        self._items[key] = value
-        self._items.move_to_end(key)
+        if value.nbytes <= self.budget:
+            self._items[key] = value
+            self._items.move_to_end(key)
 
     def trim(self) -> None:
         """Drop what was not used for longest, down to the budget."""
@@ -63,10 +70,7 @@ class EncodingCache:
     are on the CPU.
 
     Args:
-        image_features: bytes of the vision tower's results, whatever their order. The default
-            holds every group that fits the MLLM's context at real size (32,768 tokens of width 1536
-            in float32): of a larger group, each picture would be dropped just before it is used
-            again.
+        image_features: bytes of the vision tower's results, whatever their order.
         prefixes: bytes of what the layers gave for the beginnings of chats, see `ChatState`. None
             for 64 pictures of 336 pixels: at real size, in half precision, 0.3 GB, and 1.1 GB
             where layers are pooled.
@@ -75,15 +79,20 @@ class EncodingCache:
 
     def __init__(
         self,
-        image_features: int = 256 * 2**20,
+        image_features: int = _IMAGE_FEATURES,
         prefixes: int | None = None,
-        tokens: int = 64 * 2**20,
+        tokens: int = _TOKENS,
     ) -> None:
         self.image_features = LruCache[torch.Tensor](image_features)
         self.tokens = LruCache[torch.Tensor](tokens)
         self._prefixes = prefixes
         self._pictures = LruCache[torch.Tensor](0)
         self._prompts = LruCache[torch.Tensor](0)
+
+    @classmethod
+    def within(cls, budget: int) -> EncodingCache:
+        """One of which no part takes more bytes than that; 0 keeps nothing."""
+        return cls(min(_IMAGE_FEATURES, budget), budget, min(_TOKENS, budget))
 
     @property
     def nbytes(self) -> int:
@@ -102,32 +111,53 @@ class EncodingCache:
         """The state of a chat, as far as it is known; None where none is kept."""
         if self._prefixes == 0:
             return None
-        budget = self._prefixes or REFERENCES * _SEGMENT * _bytes_per_token(encoder, plan)
+        pools, layers = encoder.mllm_layer_pooling, len(encoder.mllm_final_layer.layers)
+        pooled = len(pools.sizes.layers) if plan.pooled and pools is not None else 0
+        per_token = _bytes_per_token(encoder, pooled)
+        # One picture more for the system text, and one for the black picture.
+        budget = self._prefixes or (REFERENCES + 2) * _SEGMENT * per_token
         self._pictures.budget = max(self._pictures.budget, budget)
-        self._prompts.budget = self._pictures.budget // 32  # about five prompts
-        parts = []
+        self._prompts.budget = self._pictures.budget // _PROMPTS
+        known = self._known(plan, mllm_pass)
+        new = self._new(mllm_pass, len(known), per_token)
+        try:
+            return ChatState(encoder.config, layers, known, new, pooled, encoder.compute_dtype)
+        except (MemoryError, RuntimeError):  # PyTorch's, where memory is short
+            return None
+
+    def _known(self, plan: GroupPlan, mllm_pass: MllmPass) -> list[ChatPart]:
+        found = []
         for segment in mllm_pass.segments:
             items = self._items(segment)
             body, hidden, final = (items.get(kind + segment.key) for kind in _kinds(plan))
             hidden = hidden if plan.pooled else None
             if body is None or (hidden if plan.pooled else final) is None:
                 break
-            parts.append(ChatPart(body, hidden, final))
-        return ChatState(encoder.config, len(encoder.mllm_final_layer.layers), parts)
+            found.append(ChatPart(body, hidden, final))
+        return found
+
+    def _new(self, mllm_pass: MllmPass, known: int, per_token: int) -> list[int]:
+        """Tokens of each segment behind the known ones, as far as they may be kept."""
+        segments = mllm_pass.segments
+        first = segments[known - 1].end if known else 0
+        found = []
+        for segment in segments[known:]:
+            tokens = segment.end if segment.picture else segment.end - first
+            if tokens * per_token > self._items(segment).budget:
+                break
+            found.append(segment.end - first)
+            first = segment.end
+        return found
 
     def keep(self, plan: GroupPlan, mllm_pass: MllmPass, chat: ChatState) -> None:
         """Keep what a run of the chat computed; what was not used for longest is dropped."""
-        first, found = 0, []
-        for segment in mllm_pass.segments:
-            found.append((segment, chat.part(first, segment.end)))
-            first = segment.end
         # The beginning last, as nothing after it is of use without it.
-        for segment, part in reversed(found):
+        for segment, part in reversed([*zip(mllm_pass.segments, chat.parts, strict=False)]):
             items = self._items(segment)
             new = (part.body, part.hidden, part.final)
             for kind, tensor in zip(_kinds(plan), new, strict=True):
                 if tensor is None:
-                    items.get(kind + segment.key)  # it was used just now
+                    items.get(kind + segment.key)  # kept for other plans, and used just now
                 else:
                     items.add(kind + segment.key, tensor)
         # Only now: otherwise the end of a long chat would push out its own beginning.
@@ -143,9 +173,8 @@ def _kinds(plan: GroupPlan) -> tuple[bytes, bytes, bytes]:
     return b"body ", b"hidden ", b"final " + plan.pooling_key
 
 
-def _bytes_per_token(encoder: EasyRefEncoder, plan: GroupPlan) -> int:
-    config, pools = encoder.config, encoder.mllm_layer_pooling
+def _bytes_per_token(encoder: EasyRefEncoder, pooled: int) -> int:
+    """Of a `ChatPart`, with the hidden states of so many layers."""
+    config = encoder.config
     numbers = config.num_layers * 2 * config.num_kv_heads * config.head_dim
-    if plan.pooled and pools is not None:
-        numbers += len(pools.sizes.layers) * config.hidden_size
-    return numbers * encoder.compute_dtype.itemsize
+    return (numbers + pooled * config.hidden_size) * encoder.compute_dtype.itemsize

@@ -8,8 +8,9 @@ depend on the prompt after them, nor on pictures added behind.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
+from typing import Any
 
 import torch
 
@@ -27,9 +28,13 @@ class ChatPart:
         final: as `body`, in the final layers.
     """
 
-    body: torch.Tensor | None
+    body: torch.Tensor
     hidden: torch.Tensor | None
     final: torch.Tensor | None
+
+    @property
+    def length(self) -> int:
+        return self.body.shape[3]
 
 
 class ChatState:
@@ -38,51 +43,57 @@ class ChatState:
     Args:
         config: sizes of the MLLM.
         final_layers: how many of its layers are the final ones.
-        parts: of the beginning, in order, each with `body`, and without `final` only with `hidden`:
-            the final layers run again from the first one that lacks it.
+        known: of the beginning, in order, each without `final` only with `hidden`: the final
+            layers run again from the first one that lacks it.
+        new: tokens of the parts behind them that are to be kept; what follows is not.
+        pooled: M, how many layers are pooled.
+        dtype: of what is kept.
 
     Attributes:
         body, final: the caches of the layers.
         length: tokens that the body does not run again.
         final_length: tokens that the final layers do not run again.
+        parts: the known ones and the new ones, filled by a run.
+        unfinished: hidden states [M, T, hidden] of known parts that the final layers run again.
     """
 
     def __init__(
-        self, config: MllmConfig, final_layers: int, parts: Sequence[ChatPart] = ()
+        self,
+        config: MllmConfig,
+        final_layers: int,
+        known: Sequence[ChatPart] = (),
+        new: Sequence[int] = (),
+        pooled: int = 0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        bodies = [part.body for part in parts]
-        finals = [part.final for part in takewhile(lambda part: part.final is not None, parts)]
+        def rows(layers: int, length: int) -> torch.Tensor:
+            shape = layers, 2, config.num_kv_heads, length, config.head_dim
+            return torch.empty(shape, dtype=dtype)
+
+        def hidden(length: int) -> torch.Tensor | None:
+            return torch.empty(pooled, length, config.hidden_size, dtype=dtype) if pooled else None
+
         body_layers = config.num_layers - final_layers
-        self.body = [LayerCache([b[layer] for b in bodies]) for layer in range(body_layers)]
-        self.final = [LayerCache([f[layer] for f in finals]) for layer in range(final_layers)]
-        self.length = self.body[0].length
-        self.final_length = self.final[0].length
-        self._unfinished = [part.hidden for part in parts[len(finals) :]]
-        self._hidden: torch.Tensor | None = None
+        finished = [*takewhile(lambda part: part.final is not None, known)]
+        self._added = [ChatPart(rows(body_layers, n), hidden(n), None) for n in new]
+        again = [*known[len(finished) :], *self._added]
+        again = [replace(part, final=rows(final_layers, part.length)) for part in again]
+        self.parts = [*finished, *again]
+        self.length = sum(part.length for part in known)
+        self.final_length = sum(part.length for part in finished)
+        self.unfinished = [part.hidden for part in known[len(finished) :]]
 
-    def unfinished(self, hidden: torch.Tensor) -> torch.Tensor:
-        """All hidden states [M, T, hidden] that the final layers have not read yet.
+        def caches(layers: int, past: list[Any], filled: list[Any]) -> list[LayerCache]:
+            return [LayerCache([p[n] for p in past], [f[n] for f in filled]) for n in range(layers)]
 
-        Args:
-            hidden: those of the run, which are kept.
-        """
-        self._hidden = hidden
-        return torch.cat((*self._unfinished, hidden), dim=1) if self._unfinished else hidden
+        past, filled = [part.body for part in known], [part.body for part in self._added]
+        self.body = caches(body_layers, past, filled)
+        past, filled = [part.final for part in finished], [part.final for part in again]
+        self.final = caches(final_layers, past, filled)
 
-    def part(self, first: int, end: int) -> ChatPart:
-        """The tokens from `first` to `end`, after a run; None for what was known before it."""
-        body = hidden = None
-        if first >= self.length:
-            rows = slice(first - self.length, end - self.length)
-            body = _stacked(self.body, rows)
-            hidden = None if self._hidden is None else self._hidden[:, rows].clone()
-        final = None
-        if first >= self.final_length:
-            rows = slice(first - self.final_length, end - self.final_length)
-            final = _stacked(self.final, rows)
-        return ChatPart(body, hidden, final)
-
-
-def _stacked(caches: Sequence[LayerCache], rows: slice) -> torch.Tensor:
-    """[layers, 2, kv_heads, T, head_dim], in memory of its own."""
-    return torch.stack([cache.rows[:, :, rows] for cache in caches])
+    def keep_hidden(self, hidden: torch.Tensor) -> None:
+        """Fill the new parts with the hidden states [M, L, hidden] of a run."""
+        first = 0
+        for part in self._added:
+            part.hidden.copy_(hidden[:, first : first + part.length])
+            first += part.length

@@ -163,30 +163,30 @@ class EasyRefEncoder(nn.Module):
         on_step: OnStep,
         pooling: Pooling | None,
         chat: ChatState | None,
-    ) -> tuple[torch.Tensor, Rope, torch.Tensor | None, LayerCache | None]:
+    ) -> tuple[torch.Tensor, Rope, torch.Tensor | None, LayerCache]:
         """Before the very last layer: hidden states [1, R, hidden] of the rows that run in it, the
         reference tokens last; their positions; bias [L + N]; the layer's cache."""
         body, final = self.multimodal_llm.model, self.mllm_final_layer
-        layers, entry, new = (
-            [*body.layers, *final.layers],
-            self._entry(insert_before),
-            embeds.shape[1],
-        )
-        caches: Sequence[LayerCache | None] = [None] * len(layers)
-        new, start, final_start = embeds.shape[1], 0, 0
-        if chat is not None:
-            start, final_start, caches = chat.length, chat.final_length, [*chat.body, *chat.final]
+        layers, entry = [*body.layers, *final.layers], self._entry(insert_before)
+        chat = chat or ChatState(self.config, len(final.layers))
+        start, final_start, caches = chat.length, chat.final_length, [*chat.body, *chat.final]
+        new = embeds.shape[1]
         length = start + new + self.num_tokens
         cos, sin = rope(self.config, length, embeds.device, embeds.dtype)
         position = cos[start:], sin[start:]
-        x, hidden = embeds, []
+        x = embeds
+        if pooling is not None:
+            pooled = self.mllm_layer_pooling.sizes.layers
+            unread = length - self.num_tokens - final_start
+            # On the CPU: the states of all layers are many.
+            hidden = torch.empty(len(pooled), unread, x.shape[2], dtype=x.dtype)
         for number, layer in enumerate(layers):
-            if pooling is not None and number in self.mllm_layer_pooling.sizes.layers:
-                hidden.append(body.norm(x[:, :new])[0].cpu())
+            if pooling is not None and number in pooled:
+                hidden[pooled.index(number), unread - new :] = body.norm(x[:, :new])[0].cpu()
             if number == len(body.layers):
                 x, position = body.norm(x), (cos[final_start:], sin[final_start:])
                 if pooling is not None:
-                    rows = self._pooled(torch.stack(hidden), pooling, chat, x)
+                    rows = self._pooled(hidden, pooling, chat, x)
                     x = torch.cat((rows, x[:, new:]), dim=1)
             if number == entry:
                 x = self._with_tokens(x)
@@ -200,15 +200,18 @@ class EasyRefEncoder(nn.Module):
         return x, position, column_bias, caches[-1]
 
     def _pooled(
-        self, hidden: torch.Tensor, pooling: Pooling, chat: ChatState | None, like: torch.Tensor
+        self, hidden: torch.Tensor, pooling: Pooling, chat: ChatState, like: torch.Tensor
     ) -> torch.Tensor:
-        """Hidden states [M, L, hidden] of a run, and known ones that no final layer has read yet:
-        pooled, [1, T, hidden]."""
-        start = 0
-        if chat is not None:
-            start, hidden = chat.final_length, chat.unfinished(hidden)
+        """All hidden states [M, T, hidden] that no final layer has read yet, those of the run in
+        the end: pooled, [1, T, hidden]."""
         if not hidden.shape[1]:
             return like[:, :0]
+        known = 0
+        for part in chat.unfinished:
+            hidden[:, known : known + part.shape[1]] = part
+            known += part.shape[1]
+        chat.keep_hidden(hidden[:, known:])
+        start = chat.final_length
         spans = [(first - start, end - start) for first, end in pooling.image_spans if end > start]
         pooling = replace(pooling, image_spans=spans, device=like.device)
         return self.mllm_layer_pooling.pool(hidden, pooling)[None]

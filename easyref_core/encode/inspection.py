@@ -66,11 +66,12 @@ def inspect_references(
     device: torch.device | str = "cpu",
     progress: Progress = no_progress,
     cache: EncodingCache | None = None,
+    fused: bool = True,
 ) -> Inspection:
     """Encode a planned group, and measure how the reference tokens share their attention.
 
     Args:
-        encoder, device, progress, cache: see `encode_references`.
+        encoder, device, progress, cache, fused: see `encode_references`.
 
     Raises:
         EasyRefError: the plan is a baseline's; the MLLM gave values that are not numbers.
@@ -84,7 +85,7 @@ def inspect_references(
     chat, images = mllm_pass.chat, mllm_pass.images
     total = len(images) + encoder.config.num_layers
     cache = cache or EncodingCache(prefixes=0)
-    run = EncoderRun(encoder, plan, torch.device(device), cache, progress, total)
+    run = EncoderRun(encoder, plan, torch.device(device), cache, fused, progress, total)
     attention = run.attention(mllm_pass)
     columns = attention.double().mean(dim=0)  # [L + N]
     pictures = []

@@ -33,6 +33,7 @@ class EncoderRun:
     """One run of the encoder over a planned group.
 
     Attributes:
+        fused: see `encode_references`.
         total, done: progress steps.
     """
 
@@ -40,6 +41,7 @@ class EncoderRun:
     plan: GroupPlan
     device: torch.device
     cache: EncodingCache
+    fused: bool
     progress: Progress
     total: int
     done: int = 0
@@ -121,8 +123,8 @@ class EncoderRun:
         new = {image.key: image for image in images if image.key not in found}
         self.step(len(images) - len(new))
         left, calls, encoded = [*new.values()], [], {}
-        tokens = [image.num_tokens for image in left]
-        for count in vision_calls(self.encoder.config, tokens, length, self.encoder.compute_dtype):
+        sizes = [image.num_tokens for image in left], length, self.encoder.compute_dtype
+        for count in vision_calls(self.encoder.config, *sizes, self.fused):
             calls.append(left[:count])
             del left[:count]
         try:
@@ -155,6 +157,7 @@ def encode_references(
     device: torch.device | str = "cpu",
     progress: Progress = no_progress,
     cache: EncodingCache | None = None,
+    fused: bool = True,
 ) -> ReferenceTokens:
     """Encode a planned group into reference tokens.
 
@@ -163,6 +166,7 @@ def encode_references(
         progress: called with (steps done, steps in all) after each picture and each layer; may
             raise to stop.
         cache: of this encoder.
+        fused: attention never writes its scores to memory, so several pictures can be read at once.
 
     Returns:
         Tokens [1, N, W], or [1, N * pictures, W] for `concatenate` (whose unconditional tokens
@@ -174,7 +178,7 @@ def encode_references(
     # Of the file as it was planned: a changed one is refused now, not after encoding.
     identity = plan.encoder.identity
     cache = cache or EncodingCache(prefixes=0)
-    run = EncoderRun(encoder, plan, torch.device(device), cache, progress, plan.steps)
+    run = EncoderRun(encoder, plan, torch.device(device), cache, fused, progress, plan.steps)
     cond = [run.tokens(mllm_pass) for mllm_pass in plan.passes]
     return _reference_tokens(plan, identity, cond, run.tokens(plan.unconditional))
 

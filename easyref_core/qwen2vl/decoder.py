@@ -41,26 +41,31 @@ class LayerCache:
     """Keys and values of one layer for the beginning of a chat, so that only its other rows run.
 
     Args:
-        past: [2, kv_heads, P, head_dim] of each part of the beginning, in order, on any device;
-            keys with their rotary positions.
+        past: [2, kv_heads, P, head_dim] of each part of the beginning, in order, on the CPU; keys
+            with their rotary positions.
+        new: likewise, to be filled with those of the first rows that run.
 
     Attributes:
         length: P of all parts.
-        rows: those of the rows that ran, [2, kv_heads, L, head_dim] on the CPU.
     """
 
-    def __init__(self, past: Sequence[torch.Tensor] = ()) -> None:
-        self._past = past
+    def __init__(self, past: Sequence[torch.Tensor] = (), new: Sequence[torch.Tensor] = ()) -> None:
+        self._past, self._new = past, new
         self.length = sum(part.shape[2] for part in past)
-        self.rows: torch.Tensor | None = None
 
     def extend(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keep keys and values [1, kv_heads, L, head_dim], and put the earlier ones before them."""
-        new = torch.cat((keys, values))
-        self.rows = new.cpu()
+        if not self._past and not self._new:
+            return keys, values
+        rows = torch.cat((keys, values))
+        lengths = [part.shape[2] for part in self._new]
+        if lengths:
+            kept = rows[:, :, : sum(lengths)].cpu()  # together, as each copy is a wait
+            for part, found in zip(self._new, kept.split(lengths, dim=2), strict=True):
+                part.copy_(found)
         if self._past:
-            new = torch.cat((*(part.to(new) for part in self._past), new), dim=2)
-        return new[:1], new[1:]
+            rows = torch.cat((torch.cat([*self._past], dim=2).to(rows), rows), dim=2)
+        return rows[:1], rows[1:]
 
 
 class SelfAttention(nn.Module):

@@ -9,6 +9,8 @@ import torch
 from ..attention_kernels import SCORE_BYTES
 from .config import MllmConfig, VisionConfig
 
+_PICTURES = 8  # in one call; a run can only be interrupted between calls
+
 
 def working_bytes(
     config: MllmConfig, pictures: Sequence[int], length: int, dtype: torch.dtype, fused: bool
@@ -29,22 +31,26 @@ def working_bytes(
 
 
 def vision_calls(
-    config: MllmConfig, pictures: Sequence[int], length: int, dtype: torch.dtype
+    config: MllmConfig, pictures: Sequence[int], length: int, dtype: torch.dtype, fused: bool
 ) -> list[int]:
     """How many pictures, in order, the vision tower reads in each call: as many as fit into the
-    memory that the decoder takes afterwards, and one at least.
+    memory that the decoder takes afterwards, up to eight, and one at least.
 
     Args:
         pictures: image tokens of each.
         length: tokens of the chat.
+        fused: see `working_bytes`. Otherwise one a call, as scores take the most memory.
     """
+    if not fused:
+        return [1] * len(pictures)
     features = sum(pictures) * config.hidden_size * dtype.itemsize
     room = decoder_bytes(config, length, dtype, fused=True) - features
     calls: list[int] = []
     together = 0
     for tokens in pictures:
         together += tokens
-        if calls and vision_bytes(config.vision, together, dtype, fused=True) <= room:
+        fits = vision_bytes(config.vision, together, dtype, fused=True) <= room
+        if calls and calls[-1] < _PICTURES and fits:
             calls[-1] += 1
         else:
             calls.append(1)

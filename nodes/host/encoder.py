@@ -55,21 +55,21 @@ _ENCODERS = 8  # whose tokens are kept
 _tokens: OrderedDict[Hashable, LruCache[torch.Tensor]] = OrderedDict()
 
 
-def prefix_bytes() -> int | None:
-    """What the user lets encoders keep of earlier groups; None for the default.
+def new_cache() -> EncodingCache:
+    """For what encoders keep of earlier groups, as much as the user lets them.
 
     Raises:
-        EasyRefError: no whole number.
+        EasyRefError: the setting is no whole number.
     """
     setting = os.environ.get(_CACHE_SETTING, "").strip()
     if not setting:
-        return None
+        return EncodingCache()
     if not (setting.isascii() and setting.isdigit()):
         raise EasyRefError(
             f"The environment variable {_CACHE_SETTING} is {shown(setting)}; a whole number of "
-            "megabytes is needed, or 0 to keep no keys and values of earlier groups."
+            "megabytes is needed, or 0 to keep nothing of earlier groups."
         )
-    return int(setting) * 2**20
+    return EncodingCache.within(int(setting) * 2**20)
 
 
 def _tokens_of(plan: EncoderPlan, precision: str) -> LruCache[torch.Tensor]:
@@ -79,7 +79,7 @@ def _tokens_of(plan: EncoderPlan, precision: str) -> LruCache[torch.Tensor]:
     device = mm.text_encoder_device()
     key = (frozenset(files), plan.identity, _dtypes(precision, device), str(device))
     if key not in _tokens:
-        _tokens[key] = EncodingCache().tokens
+        _tokens[key] = new_cache().tokens
     _tokens.move_to_end(key)
     if len(_tokens) > _ENCODERS:
         _tokens.popitem(last=False)
@@ -103,7 +103,7 @@ class HostedEncoder:
         self._directory = mllm_directory
         self._precision = precision
         self._lock = threading.Lock()
-        self._cache = EncodingCache(prefixes=prefix_bytes())
+        self._cache = new_cache()
         self._tokenizer: PromptTokenizer | None = None
         self._encoder_plan: EncoderPlan | None = None  # of the patcher's encoder
         self._patcher: comfy.model_patcher.ModelPatcher | None = None
@@ -175,6 +175,11 @@ class HostedEncoder:
             mllm_layers=mllm_layers,
         )
 
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept in memory of earlier groups."""
+        return self._cache.nbytes
+
     def forget(self) -> None:
         """Drop what is kept of earlier groups."""
         self._cache.clear()
@@ -219,7 +224,8 @@ class HostedEncoder:
     def _with_weights(self, passes: Callable[..., Result], plan: GroupPlan) -> Result:
         """`encode_references` or `inspect_references`, with the encoder on its device."""
         encoder = self._load(plan)
-        run = {"device": self._patcher.load_device, "progress": progress_bar()}
+        device = self._patcher.load_device
+        run = {"device": device, "progress": progress_bar(), "fused": _is_fused(encoder, device)}
         return passes(encoder, plan, **run, cache=self._cache)
 
     def _plan_group(
@@ -322,9 +328,7 @@ def _leave_biases(encoder: EasyRefEncoder) -> None:
 def _working_bytes(encoder: EasyRefEncoder, plan: GroupPlan, device: torch.device) -> int:
     """Memory for encoding a group in addition to the weights: activations, and the largest weight
     that is converted when used."""
-    config, compute = encoder.config, encoder.compute_dtype
-    vision_head = config.vision.embed_dim // config.vision.num_heads
-    fused = mllm_is_fused(device, compute, (vision_head, config.head_dim))
+    compute = encoder.compute_dtype
     converted = (
         weight.numel() * compute.itemsize
         for module in encoder.modules()
@@ -333,4 +337,11 @@ def _working_bytes(encoder: EasyRefEncoder, plan: GroupPlan, device: torch.devic
         if weight.dtype != compute
         and not (isinstance(module, torch.nn.Embedding) and weight.itemsize == 2)
     )
-    return max(converted, default=0) + plan.working_bytes(compute, fused)
+    return max(converted, default=0) + plan.working_bytes(compute, _is_fused(encoder, device))
+
+
+def _is_fused(encoder: EasyRefEncoder, device: torch.device) -> bool:
+    """Whether attention needs no memory for its scores."""
+    config = encoder.config
+    vision_head = config.vision.embed_dim // config.vision.num_heads
+    return mllm_is_fused(device, encoder.compute_dtype, (vision_head, config.head_dim))

@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import UNET, expected, write
+from goldens import UNET, difference, expected, write
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "easyref_custom_node"
 GOLDEN = "golden.safetensors"
+CASE = "four_refs_prompt"  # the golden group
 GOLDEN_MLLM = "golden"
 ADAPTER_ONLY = "adapter_only.safetensors"
 CLIP_MODEL, DINO_MODEL = "small_clip", "openly/small_dino"  # in models/easyref_score
@@ -115,6 +116,14 @@ def load_pack(base: Path) -> Pack:
 def golden(name: str) -> torch.Tensor:
     """A golden tensor, fresh, so that no test can change another's."""
     return expected()[name].clone()
+
+
+def off_golden(tokens: Any) -> float:
+    """How far tokens are from those of the golden group."""
+    return max(
+        difference(tokens.cond, golden(f"full.{CASE}.tokens")),
+        difference(tokens.uncond, golden("full.uncond_black.tokens")),
+    )
 
 
 def golden_unet(pack: Pack) -> Any:

@@ -5,7 +5,7 @@ python -m workshop.demo data     # draw a data set
 python -m workshop.demo train    # train all models from scratch
 python -m workshop.demo check    # evaluate a trained set
 python -m workshop.demo bench    # compare EasyRef with other methods, as easyref bench does
-python -m workshop.demo bench --table layers   # and ways to read the MLLM; --table stages
+python -m workshop.demo bench --table layers   # and ways to read the MLLM; or stages, training
 """
 
 from __future__ import annotations
@@ -161,17 +161,18 @@ def _add_bench(commands: Any) -> None:
         "0: what is expected holds, 1: it does not, 2: an error",
     )
     add = bench.add_argument
-    help_table = "methods (default), layers (of the MLLM), stages (of the sampling)"
-    add("--table", choices=("methods", "layers", "stages"), default="methods", help=help_table)
-    help_out = "of groups and run; default: runs/bench, runs/bench_layers, runs/bench_stages"
+    tables = ("methods", "layers", "stages", "training")
+    help_table = "methods (default), layers (of the MLLM), stages (of the sampling), training"
+    add("--table", choices=tables, default="methods", help=help_table)
+    help_out = "of groups and run; default: runs/bench, runs/bench_layers and so on"
     add("--out", type=Path, metavar="FOLDER", help=help_out)
     add("--models", type=Path, metavar="FOLDER", help="of CLIP, DINO and IP-Adapter")
-    add("--groups", type=int, help="of each split and kind; default: 6, layers 40, stages 16")
+    add("--groups", type=int, help="of each split and kind; default: 6, layers 40, others 16")
     add("--steps", type=int, default=20, help="of sampling; default: %(default)s")
-    help_counts = "of references; default: 1 2 4 8 16, layers 1 4, stages 4"
+    help_counts = "of references; default: 1 2 4 8 16, layers 1 4, others 4"
     add("--counts", type=int, nargs="+", metavar="N", help=help_counts)
     add("--methods", nargs="+", metavar="NAME", help="default: all")
-    help_adapters = "trained as last, lap and dla, for layers; dla for stages"
+    help_adapters = "last, lap and dla for layers, dla for stages, one and two for training"
     add("--adapters", nargs="+", metavar="NAME=FILE", help=help_adapters)
     add("--lora-steps", type=int, metavar="N", help="of each group's LoRA")
     add("--overwrite", action="store_true", help="begin anew")

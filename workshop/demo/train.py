@@ -204,10 +204,13 @@ def _data(recipe: Pretraining, work: Path, device: torch.device) -> None:
 
 
 def _vae(recipe: Pretraining, work: Path, device: torch.device) -> None:
-    from .pretraining.pictures import read_pictures
+    from .pretraining.pictures import read_outlines, read_pictures
     from .pretraining.vae import train_vae
 
-    train_vae(read_pictures(_needed(work, "data")), recipe.vae, work / "vae", device)
+    data = _needed(work, "data")
+    pictures = read_pictures(data)
+    given = pictures, read_outlines(data, pictures), recipe.vae, recipe.vae_details_from
+    train_vae(*given, work / "vae", device)
 
 
 def _mllm(recipe: Pretraining, work: Path, device: torch.device) -> None:

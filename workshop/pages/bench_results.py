@@ -54,7 +54,12 @@ both in stages of the sampling, in % ({groups} groups, 4 references):
 
 Filled: the group's own references; hollow: another group's.
 """
-MARKS = {"methods": "bench", "layers": "bench layers", "stages": "bench stages"}
+MARKS = {
+    "methods": "bench",
+    "layers": "bench layers",
+    "stages": "bench stages",
+    "training": "bench training",
+}
 """Table -> what its place in documents is called."""
 COLUMNS = (IDENTITY, "scene", "clip_i", "clip_t", "dino_i")
 PLOTTED = (IDENTITY, "clip_i", "dino_i")
@@ -113,14 +118,16 @@ def write_methods(folder: Path) -> None:
 
 
 def write_table(table: str, folder: Path) -> None:
-    """The table of layers or of stages."""
+    """Any other table; that of training has neither a short form nor a plot."""
     run = read_run(folder)
+    replace(ROOT / "docs" / "benchmark.md", MARKS[table], details(table, run))
+    if table == "training":
+        return
     groups = max(row.groups for row in run.scope())
     text = {"layers": LAYERS, "stages": STAGES}[table].format(
         table=SHORT[table](run), groups=groups
     )
     replace(ROOT / "README.md", MARKS[table], text)
-    replace(ROOT / "docs" / "benchmark.md", MARKS[table], details(table, run))
     plot = ROOT / "docs" / f"bench_{table}.png"
     save_dots(run, plot, LINES[table](run), TABLE_PLOTTED[table])
 

@@ -1,13 +1,14 @@
-"""The demo's tables of layers and of stages as Markdown, from their runs."""
+"""The demo's tables of layers, stages and training as Markdown, from their runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from easyref_core.evaluation.page.document import markdown_table
 from easyref_core.evaluation.page.record import RunRecord, SummaryRecord
 from easyref_core.evaluation.page.score_table import seconds_text
-from workshop.demo.bench import layer_findings, stage_findings
+from workshop.demo.bench import layer_findings, stage_findings, training_findings
 from workshop.demo.bench.findings import CONTROL_COUNT
 from workshop.demo.bench.judge import IDENTITY, SCENE
 from workshop.demo.bench.tables import TABLES
@@ -24,7 +25,7 @@ DETAILS = """{groups} held-out groups, half of them crowded (`--groups {each}`),
 
 
 def details(table: str, run: RunRecord) -> str:
-    """All scores of a run of `layers` or `stages`, and what they show."""
+    """All scores of a run of any table but `methods`, and what they show."""
     scores = run.folder / "scores.csv"
     found = TABLES[table].expected(scores, TABLES[table].methods)
     said = [*(verdict.sentence for verdict in found), *TABLES[table].found(scores)]
@@ -35,7 +36,8 @@ def details(table: str, run: RunRecord) -> str:
         )
         tables = f"{all_groups}\nThe crowded ones alone:\n\n{crowded}"
     else:
-        tables = markdown_table(run, STAGE_COLUMNS, name=stage_name)
+        names = {"stages": stage_name, "training": partial(training_name, run)}
+        tables = markdown_table(run, STAGE_COLUMNS, name=names[table])
     most = max(row.groups for row in run.scope())
     return DETAILS.format(
         groups=most,
@@ -71,6 +73,16 @@ def _stage(row: SummaryRecord) -> str:
         for name, line in stage_findings.ROWS.items()
         if all(row.variant[field] == line[field] for field in fields)
     )
+
+
+def training_name(run: RunRecord, row: SummaryRecord) -> str:
+    """A line's name in the table of training."""
+    if row.method == _NONE:
+        return "no reference"
+    adapters = [r.variant["adapter"] for r in run.scope() if r.method == row.method]
+    fields = row.variant["adapter"], [*dict.fromkeys(adapters)], row.variant["identity"]
+    name = training_findings.name_of(*fields)
+    return f"{name}, of another group" if row.method == _CONTROL else name
 
 
 def short_layers(run: RunRecord) -> str:

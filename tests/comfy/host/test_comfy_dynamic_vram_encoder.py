@@ -111,7 +111,7 @@ def test_one_byte_weights_leave_biases_as_they_are(
     assert query._v_bias.dtype == torch.float16
 
 
-def test_the_running_prompt_keeps_its_encoder_and_the_cache_knows_that_it_costs_nothing(
+def test_the_running_prompt_keeps_its_encoder_and_the_cache_knows_when_it_costs_nothing(
     pack: Pack, gpu: Gpu, half_file: str, encode: Callable[..., Any]
 ) -> None:
     from comfy.model_patcher import PromptModelTracker, is_model_patcher_output
@@ -125,6 +125,8 @@ def test_the_running_prompt_keeps_its_encoder_and_the_cache_knows_that_it_costs_
     encode(easyref)
     tracker.add([[easyref]])
     assert list(tracker.models.values()) == [easyref.encoder.patcher]
+    assert not all_outputs_dynamic([[easyref]])  # what it keeps of the group
+    easyref.encoder.forget()
     assert all_outputs_dynamic([[easyref]])
     assert is_model_patcher_output(easyref)
     tracker.end()

@@ -10,38 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from comfyhost import ADAPTER_ONLY, GOLDEN, GOLDEN_MLLM, Pack, golden, put_adapter
-from goldens import IMAGE_SIZE, adapter_tensors, difference, pictures, user_prompt
-from PIL import Image
+from comfyhost import ADAPTER_ONLY, CASE, GOLDEN, GOLDEN_MLLM, Pack, golden, off_golden, put_adapter
+from goldens import IMAGE_SIZE, adapter_tensors, difference, user_prompt
 
-CASE = "four_refs_prompt"
 TOKENS = 1e-4
-
-
-@pytest.fixture
-def encode(pack: Pack, fresh_easyref: Any) -> Callable[..., Any]:
-    """Encodes the golden group; the settings of the node may be changed."""
-    group = pack.part("easyref_core.encode.group").Reference
-    references = tuple(group(p) for p in pictures(CASE))
-
-    def run(easyref: Any = fresh_easyref, **settings: Any) -> Any:
-        given = {
-            "prompt": user_prompt(CASE),
-            "aggregation": "easyref",
-            "image_size": IMAGE_SIZE,
-            "references": references,
-        }
-        return pack.run("EasyRefEncode", easyref, **(given | settings))
-
-    return run
-
-
-def off(tokens: Any) -> float:
-    """How far from the golden tokens."""
-    return max(
-        difference(tokens.cond, golden(f"full.{CASE}.tokens")),
-        difference(tokens.uncond, golden("full.uncond_black.tokens")),
-    )
 
 
 def test_nothing_is_loaded_before_the_first_encoding(
@@ -91,7 +63,7 @@ def test_a_partly_loaded_encoder_gives_the_same_tokens(
     tokens = encode(prompt=user_prompt(CASE))
     assert patcher.model.model_lowvram
     assert patcher.loaded_size() < patcher.size
-    assert off(tokens) < TOKENS
+    assert off_golden(tokens) < TOKENS
 
 
 def test_every_layer_of_the_encoder_can_stay_on_another_device(
@@ -129,8 +101,8 @@ def test_each_precision_is_stored_and_computed_in(
     assert {p.dtype for p in encoder.parameters()} == {storage}
     assert encoder.compute_dtype == storage
     assert tokens.cond.dtype == torch.float32
-    assert off(tokens) < close
-    assert (off(tokens) > 1e-4) == (precision != "fp32")
+    assert off_golden(tokens) < close
+    assert (off_golden(tokens) > 1e-4) == (precision != "fp32")
 
 
 def test_a_half_precision_file_stays_small_and_is_converted_when_used(
@@ -194,10 +166,10 @@ def test_auto_follows_comfyuis_dtype_of_text_encoders(
     for name, weight in encoder.state_dict().items():
         small = weight.ndim == 1 or name.endswith("reference_tokens")
         assert weight.dtype == (torch.float32 if narrow and small else storage), name
-    assert narrow or off(tokens) < 0.3
+    assert narrow or off_golden(tokens) < 0.3
 
     chosen = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "fp32")
-    assert off(encode(chosen)) < TOKENS, "what the graph says comes first"
+    assert off_golden(encode(chosen)) < TOKENS, "what the graph says comes first"
 
 
 def test_auto_converts_weights_to_comfyuis_dtype_of_text_encoders(
@@ -250,7 +222,7 @@ def test_an_interrupt_while_encoding_stops_soon_and_the_next_run_is_clean(
         "the step after the button was pressed is the last"
     )
     monkeypatch.undo()
-    assert off(encode()) < TOKENS
+    assert off_golden(encode()) < TOKENS
 
 
 def test_progress_counts_every_picture_and_layer_up_to_the_end(
@@ -267,131 +239,6 @@ def test_progress_counts_every_picture_and_layer_up_to_the_end(
     assert progress == [(done, total) for done in range(1, total + 1)]
     assert (shown[0], shown[-1]) == (progress[0], progress[-1])
     assert set(shown) <= set(progress)
-
-
-def test_what_was_encoded_before_needs_no_weights(
-    fresh_easyref: Any, encode: Callable[..., Any]
-) -> None:
-    """As in EasyRef Quick, when only its weight changes: keys and values are kept as well."""
-    import comfy.model_management as mm
-
-    first = encode()
-    mm.unload_all_models()
-    assert encode() is first
-    other = encode(prompt="something else")
-    again = encode()
-    assert again is first
-    del first, again
-    mm.unload_all_models()
-    gc.collect()
-    assert off(encode()) < TOKENS  # another value, of the tokens that are kept
-    assert mm.current_loaded_models == []
-    assert encode(prompt="something else") is other
-
-
-def test_the_black_picture_is_encoded_once_for_all_loaders(
-    pack: Pack, fresh_easyref: Any, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encode()
-    passes = pack.part("easyref_core.encode.passes")
-    seen, begin = [], passes.EncodingCache.begin
-    monkeypatch.setattr(
-        passes.EncodingCache,
-        "begin",
-        lambda *given: seen.append(given[-1]) or begin(*given),
-    )
-    second = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
-    found = encode(second, prompt=user_prompt(CASE) + ".")
-    assert [len(mllm_pass.images) for mllm_pass in seen] == [4]
-    assert difference(found.uncond, golden("full.uncond_black.tokens")) < TOKENS
-    encode(pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "bf16"))
-    assert [len(mllm_pass.images) for mllm_pass in seen] == [4, 4, 1]
-
-
-def test_many_prompts_keep_the_newest_tokens_and_no_more_memory(
-    pack: Pack, unet: Any, encode: Callable[..., Any], random_pictures: Callable[..., Any]
-) -> None:
-    """Two adapters take turns, prompts and references change; outputs are dropped, as ComfyUI does
-    with those of older prompts."""
-    loaders = [
-        pack.run("EasyRefLoader", name, GOLDEN_MLLM, "auto") for name in (GOLDEN, ADAPTER_ONLY)
-    ]
-    kept: list[int] = []
-    for number in range(24):
-        easyref = loaders[number % 2]
-        tokens = encode(
-            easyref, prompt=f"prompt {number}", references=random_pictures(number % 4, count=2)
-        )
-        easyref.key_values.get(tokens, torch.device("cpu"), torch.float32)
-        del tokens
-        for one in loaders:
-            assert len(one.encoder._made) <= 1
-            assert len(one.key_values._cached) <= 1
-        cache = easyref.encoder._cache
-        kept.append(cache._pictures.nbytes + cache._prompts.nbytes + cache.image_features.nbytes)
-    assert max(kept[12:]) <= 1.05 * max(kept[8:12])
-
-
-@pytest.fixture
-def random_pictures(pack: Pack) -> Callable[..., Any]:
-    """Pictures of a seed."""
-    reference = pack.part("easyref_core.encode.group").Reference
-
-    def make(seed: int, count: int) -> Any:
-        colours = [(seed * 50, n * 80, 7) for n in range(count)]
-        return tuple(reference(Image.new("RGB", (60, 60), colour)) for colour in colours)
-
-    return make
-
-
-def test_what_is_kept_goes_with_the_loaders_value(pack: Pack, encode: Callable[..., Any]) -> None:
-    easyref = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
-    encode(easyref)
-    cache = easyref.encoder._cache
-    kept = weakref.ref(next(iter(cache._pictures._items.values())))
-    del easyref, cache
-    gc.collect()
-    assert kept() is None
-
-
-@pytest.mark.parametrize(("setting", "kept"), [("0", 0), ("1", 2**20), ("", None), (" 64 ", 2**26)])
-def test_how_much_is_kept_can_be_set(
-    pack: Pack,
-    encode: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-    setting: str,
-    kept: int | None,
-) -> None:
-    monkeypatch.setenv("EASYREF_CACHE_MB", setting)
-    easyref = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
-    encode(easyref)
-    pictures = easyref.encoder._cache._pictures
-    assert (pictures.nbytes > 0) == (kept != 0)
-    assert kept is None or pictures.budget == kept
-
-
-@pytest.mark.parametrize("setting", ["-1", "1.5", "a lot", "²"])
-def test_a_setting_that_is_no_number_is_refused(
-    pack: Pack, monkeypatch: pytest.MonkeyPatch, setting: str
-) -> None:
-    monkeypatch.setenv("EASYREF_CACHE_MB", setting)
-    with pack.refused("EASYREF_CACHE_MB", repr(setting), "whole number of megabytes"):
-        pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
-
-
-def test_a_changed_prompt_does_not_encode_the_pictures_again(
-    fresh_easyref: Any, encode: Callable[..., Any]
-) -> None:
-    encode(prompt="something else")
-    looks: list[Any] = []
-    visual = fresh_easyref.encoder.patcher.model.multimodal_llm.visual
-    handle = visual.register_forward_hook(lambda *args: looks.append(args))
-    tokens = encode()
-    assert not looks
-    encode(image_size=2 * IMAGE_SIZE)
-    assert looks
-    handle.remove()
-    assert off(tokens) < TOKENS
 
 
 @pytest.mark.parametrize(
@@ -436,7 +283,7 @@ def test_out_of_memory_frees_everything_and_the_next_run_works(
     assert mm.current_loaded_models == []
     assert encoder() is None
     assert kept[0]() is None
-    assert off(encode()) < TOKENS
+    assert off_golden(encode()) < TOKENS
 
 
 def test_out_of_memory_is_tried_once_more_with_everything_unloaded(
@@ -461,7 +308,7 @@ def test_out_of_memory_is_tried_once_more_with_everything_unloaded(
         return work(*args, **kwargs)
 
     monkeypatch.setattr(hosted, "encode_references", run_out_once)
-    assert off(encode()) < TOKENS
+    assert off_golden(encode()) < TOKENS
     (before, both), (after, alone) = calls
     assert before > after == 0
     assert (both, alone) == (2, 1)
@@ -483,7 +330,7 @@ def test_two_adapters_are_two_encoders(pack: Pack, encode: Callable[..., Any]) -
     full = pack.run("EasyRefLoader", "golden.safetensors", GOLDEN_MLLM, "auto")
     body = pack.run("EasyRefLoader", ADAPTER_ONLY, GOLDEN_MLLM, "auto")
     for _ in range(2):
-        assert off(encode(full)) < TOKENS
+        assert off_golden(encode(full)) < TOKENS
         assert difference(encode(body).cond, golden(f"adapter_only.{CASE}.tokens")) < TOKENS
 
 

@@ -121,10 +121,12 @@ def chat(length: int = 14, seed: int = 0) -> torch.Tensor:
 
 def hidden_states(encoder: EasyRefEncoder) -> torch.Tensor:
     """Of `chat()`: [M, L, D]."""
-    state = ChatState(encoder.config, len(encoder.mllm_final_layer.layers))
-    (aggregation,) = encoder.mllm_layer_pooling.sizes.aggregations
+    sizes, length = encoder.mllm_layer_pooling.sizes, chat().shape[1]
+    layers = len(encoder.mllm_final_layer.layers)
+    state = ChatState(encoder.config, layers, new=[length], pooled=len(sizes.layers))
+    (aggregation,) = sizes.aggregations
     encoder.reference_states(chat(), pooling=Pooling(aggregation, SPANS), chat=state)
-    return state.part(0, chat().shape[1]).hidden
+    return state.parts[0].hidden
 
 
 @pytest.mark.parametrize("before", [None, 1, 2, 3])

@@ -1,4 +1,4 @@
-"""The demo's tables of layers and of stages: what they generate, and what is said of the scores."""
+"""The demo's tables but that of methods: what they generate, and what is said of the scores."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from workshop.demo.bench.tables import TABLES
 from workshop.pages import bench_results
 from workshop.pages.bench_tables import SHORT, details
 
+PARTS = ("tokens", "tokens and identity")
 COLUMNS = ("identity", "scene", "clip_i", "clip_t", "dino_i", "dino_nearest", "dino_copied")
 
 
 class MadeUpScores:
-    """Identity is 0.2 for a wrong group and for none, else 0.6, more with pools and with identity;
-    of crowded groups 0.1 less. All other scores are 0.5.
+    """Identity is 0.2 for a wrong group and for none, else 0.6, more with pools and with identity,
+    0.05 less where both were trained at once; of crowded groups 0.1 less. All other scores are 0.5.
     """
 
     columns = tuple(Column(name, name.upper(), "share") for name in COLUMNS)
@@ -51,15 +52,17 @@ def _identity(trial: Trial) -> float:
     if variant.method != "easyref":
         return 0.2
     pools = {"easyref": 0.0, "lap": 0.2, "dla": 0.1}[variant.aggregation]
+    pools -= 0.05 * (Path(variant.adapter).stem == "one")
     return 0.6 + pools + 0.1 * variant.identity - 0.1 * (trial.kind == "crowded")
 
 
 def made_up(table: str, folder: Path) -> Path:
     """A table's run without models; returns its folder."""
-    files = {name: folder / f"{name}.safetensors" for name in ("last", "lap", "dla")}
+    names = {"layers": ("last", "lap", "dla"), "training": ("two", "one")}.get(table, ())
+    files = {name: folder / f"{name}.safetensors" for name in names}
     for file in files.values():
         file.touch()
-    given = tuple(f"{name}={file}" for name, file in files.items()) if table == "layers" else ()
+    given = tuple(f"{name}={file}" for name, file in files.items())
     options = BenchOptions(folder, table=table, adapters=given)
     chosen = GroupOptions(1, references=4, side=32, splits=TABLES[table].splits)
     write_groups(folder / "groups", chosen)
@@ -79,6 +82,11 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_up("stages", tmp_path_factory.mktemp("stages"))
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_up("training", tmp_path_factory.mktemp("training"))
 
 
 def test_each_adapter_is_read_by_its_own_aggregation(layers: Path) -> None:
@@ -148,6 +156,18 @@ def test_what_stages_show_is_said_with_numbers(stages: Path) -> None:
     assert "- does not show at this size: stages at the same noise copy less" in said
     assert "| stages, same noise, of another group | 0.200" in said
     assert "| seconds an image | of encoding | a step |" in said
+
+
+def test_both_ways_of_training_are_compared_with_and_without_identity(training: Path) -> None:
+    said = details("training", read_run(training))
+    lines = [line.split(" | ")[0] for line in said.splitlines() if line.startswith("| ")]
+    names = [f"{way}, {part}" for way in ("two stages", "one stage") for part in PARTS]
+    assert lines[2:-1] == [
+        f"| {name}{control}" for control in ("", ", of another group") for name in names
+    ]
+    assert "- holds: one stage, tokens: own group > another group on identity (+40.0" in said
+    assert "- shows: two stages above one on identity, tokens (+5.0 points" in said
+    assert "- does not show at this size: two stages above one on the prompt, tokens (+0.0" in said
 
 
 def test_documents_get_the_tables_of_a_run_in_their_places(

@@ -53,7 +53,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         content = yaml.safe_load(source.read_text(encoding="utf-8"))
         if source.stem == "pretraining":
             content["data"] |= {"groups": 5, "held_out_groups": 5, "pictures": 5}
-            content["base_pictures"] = 6
+            content |= {"base_pictures": 6, "vae_details_from": 1}
             for part in ("vae", "mllm", "base", "controlnet", "judge", "decoder"):
                 content[part] |= {"steps": 2, "batch": 4, "warmup": 1, "restarts": []}
         else:
@@ -161,6 +161,7 @@ def test_a_folder_that_was_not_drawn_is_left_alone(recipes: Path, tmp_path: Path
         (("data", "pictures"), 4, "data.pictures is 4; it must be 5 or more"),
         (("data", "side"), 64, "data.side is 64; it must be 128"),
         (("base_pictures",), 0, "base_pictures is 0"),
+        (("vae_details_from",), 0, "vae_details_from is 0"),
     ],
 )
 def test_a_recipe_out_of_range_is_refused_before_anything_is_made(

@@ -4,8 +4,10 @@ methods   EasyRef beside other methods, by the number of references
 layers    reference tokens from the MLLM's last layer, one pool over all layers (LAP), or one for
           texts and one for pictures (DLA): adapters trained for as many steps from the same one
 stages    reference tokens alone, with identity, and both in stages of the sampling
+training  layer pools and identity trained one after the other, or at once
 
-The last two have every line of four references again with those of another group, as a control.
+All but the first have every line of four references again with those of another group, as a
+control.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from easyref_core.demo_set import shipped_set
 from easyref_core.errors import EasyRefError
 from easyref_core.evaluation.trials import Variant
 
-from . import layer_findings, ordering, stage_findings
+from . import layer_findings, ordering, stage_findings, training_findings
 from .findings import CONTROL_COUNT
 from .options import BenchOptions
 
@@ -30,6 +32,10 @@ _FILES = {
     "last": _RUNS / "4_last/easyref_ema.safetensors",
     "lap": _RUNS / "4_lap/easyref_ema.safetensors",
     "dla": _RUNS / "4_layer_pooling/easyref_ema.safetensors",
+}
+_TRAINED = {
+    "two": _RUNS / "merged/easyref.safetensors",
+    "one": _RUNS / "5_single_stage/easyref_ema.safetensors",
 }
 _AGGREGATIONS = {"last": "easyref", "lap": "lap", "dla": "dla"}
 
@@ -70,21 +76,24 @@ def _methods_kept(options: BenchOptions, variant: Variant) -> bool:
     return not variant.method.startswith("lora") or variant.references == _LORA_COUNT
 
 
-def _adapters_of(options: BenchOptions) -> dict[str, Path]:
-    """Aggregation -> adapter that is read with it.
+def _adapters_of(options: BenchOptions, known: Mapping[str, Path] = _FILES) -> dict[str, Path]:
+    """Name -> adapter.
+
+    Args:
+        known: name -> the file where none is given.
 
     Raises:
         EasyRefError: a name that is not known, or a file that is missing.
     """
-    given = _given(options, _AGGREGATIONS)
-    files = {name: Path(given.get(name, path)) for name, path in _FILES.items()}
+    given = _given(options, known)
+    files = {name: Path(given.get(name, path)).resolve() for name, path in known.items()}
     for name, file in files.items():
         if not file.is_file():
             raise EasyRefError(
                 f"{file} is missing. Name the adapter that was trained as {name!r}: --adapters "
                 f"{name}=FILE."
             )
-    return {_AGGREGATIONS[name]: file.resolve() for name, file in files.items()}
+    return files
 
 
 def _given(options: BenchOptions, known: Collection[str]) -> dict[str, str]:
@@ -100,14 +109,15 @@ def _given(options: BenchOptions, known: Collection[str]) -> dict[str, str]:
 
 
 def _layer_settings(options: BenchOptions) -> dict[str, Any]:
-    files = _adapters_of(options)
+    files = {_AGGREGATIONS[name]: file for name, file in _adapters_of(options).items()}
     return {"vary": {"adapter": [str(f) for f in files.values()], "aggregation": list(files)}}
 
 
 def _layer_kept(options: BenchOptions, variant: Variant) -> bool:
     if variant.method == "none":
         return True
-    own = str(_adapters_of(options)[variant.aggregation]) == variant.adapter
+    (name,) = (name for name, kind in _AGGREGATIONS.items() if kind == variant.aggregation)
+    own = str(_adapters_of(options)[name]) == variant.adapter
     return own and (variant.method == "easyref" or variant.references == CONTROL_COUNT)
 
 
@@ -129,6 +139,11 @@ def _stage_kept(options: BenchOptions, variant: Variant) -> bool:
     return variant.method == "none" or any(
         all(getattr(variant, name) == value for name, value in row.items()) for row in rows
     )
+
+
+def _training_settings(options: BenchOptions) -> dict[str, Any]:
+    files = [str(file) for file in _adapters_of(options, _TRAINED).values()]
+    return {"aggregation": "dla", "vary": {"adapter": files, "identity": [0.0, 1.0]}}
 
 
 TABLES: dict[str, Table] = {
@@ -163,5 +178,16 @@ TABLES: dict[str, Table] = {
         keep=_stage_kept,
         expected=stage_findings.controls,
         found=stage_findings.found,
+    ),
+    "training": Table(
+        out=Path("runs/bench_training"),
+        groups=16,
+        splits=("held_out",),
+        counts=(4,),
+        methods=("easyref", "easyref-other", "none"),
+        settings=_training_settings,
+        keep=lambda options, variant: True,
+        expected=training_findings.controls,
+        found=training_findings.found,
     ),
 }

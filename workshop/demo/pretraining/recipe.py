@@ -20,6 +20,7 @@ class Pretraining:
     """All parts that come before EasyRef's own stages.
 
     Attributes:
+        vae_details_from: step of the autoencoder's training from which details have more weight.
         base_pictures: number of drawn pictures that the base model and the ControlNet learn from.
     """
 
@@ -31,6 +32,7 @@ class Pretraining:
     judge: Schedule
     decoder: Schedule
     base_pictures: Count
+    vae_details_from: Count
 
     def schedules(self) -> dict[str, Schedule]:
         """Part -> its schedule."""

@@ -23,18 +23,35 @@ _BLUR = 7  # pixels; what this blur removes is a detail
 
 
 def train_vae(
-    pictures: DrawnPictures, schedule: Schedule, folder: Path, device: torch.device
+    pictures: DrawnPictures,
+    outlines: torch.Tensor,
+    schedule: Schedule,
+    details_from: int,
+    folder: Path,
+    device: torch.device,
 ) -> AutoencoderTiny:
-    """Train the autoencoder and write it in the diffusers layout to `folder`/model."""
+    """Train the autoencoder and write it in the diffusers layout to `folder`/model.
+
+    Small dots are learned last, as they hardly matter in a plain loss: from the step `details_from`
+    on details have more weight.
+
+    Args:
+        outlines: edges of the images' figures, patterns included, [N, 3, S, S] uint8.
+    """
     vae = AutoencoderTiny.from_config(VAE_CONFIG)
     # With PyTorch's own initialisation the signal vanishes in so many blocks without norms.
     vae.load_state_dict(vae_weights(schedule.seed))
     vae.to(device, memory_format=torch.channels_last)
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
-        (pixels,) = _crops((pictures.pixels,), schedule.batch, generator, device)
+        # Edges are the same in all three channels.
+        sources = (pictures.pixels, outlines[:, :1])
+        pixels, edges = _crops(sources, schedule.batch, generator, device)
         latents = vae.encode(pixels).latents
-        difference = reconstruction_loss(_decoded(vae, latents, generator), pixels)
+        decoded = _decoded(vae, latents, generator)
+        difference = reconstruction_loss(decoded, pixels)
+        if step >= details_from:
+            difference = difference + detail_loss(decoded, pixels, edges)
         return difference + _MOMENTS * _kl_loss(latents.float())
 
     return _trained(vae, loss, schedule, folder, device)
@@ -51,18 +68,16 @@ def train_decoder(
     """Continue to train the decoder; writes the autoencoder in the diffusers layout to
     `folder`/model.
 
-    The encoder is frozen, so models trained on its latents stay valid. A decoder learns small dots
-    last, as they hardly matter in a plain loss: here details have more weight.
+    The encoder is frozen, so models trained on its latents stay valid. Details have more weight.
 
     Args:
-        outlines: edges of the images' figures, patterns included, [N, 3, S, S] uint8.
+        outlines: see `train_vae`.
     """
     vae.to(device, memory_format=torch.channels_last)
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
-        # Edges are the same in all three channels.
         sources = (pictures.pixels, outlines[:, :1])
         pixels, edges = _crops(sources, schedule.batch, generator, device)
         with torch.no_grad():
