@@ -63,26 +63,20 @@ def reference_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    heads: int,
     precision: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Cross-attention to reference tokens: by PyTorch's kernels where ComfyUI allows them, else by
-    its path for short sequences.
+    """Cross-attention to reference tokens, [B, heads, T, head_dim]: by PyTorch's kernels where
+    ComfyUI allows them, else by its path for short sequences.
 
     Args:
-        query: [B, T, heads * head_dim].
-        key, value: [G, N, heads * head_dim], each for B / G neighbouring rows.
         precision: the block's `attn_precision`.
     """
-    shape, groups = query.shape, key.shape[0]
-    if shape[0] != groups:  # queries do not see each other, so rows with the same keys are one
-        folded = query.reshape(groups, -1, shape[2])
-        return reference_attention(folded, key, value, heads, precision).reshape(shape)
     if precision is None and _pytorch_allowed(query.device):
-        split = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-        return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(query, key, value)
     attend = host.optimized_attention_for_device(query.device, mask=False, small_input=True)
-    return attend(query, key, value, heads, attn_precision=precision, low_precision_attention=False)
+    reshapes = {"skip_reshape": True, "skip_output_reshape": True}
+    exact = {"attn_precision": precision, "low_precision_attention": False}
+    return attend(query, key, value, query.shape[1], **reshapes, **exact)
 
 
 def _fused_choice(device: torch.device, dtype: torch.dtype) -> Attention | None:

@@ -21,7 +21,8 @@ from .model_call import EffectOnRows, ModelCall, Scale
 Slot = Callable[..., torch.Tensor]
 
 Addend = tuple[EffectOnRows, Scale, torch.Tensor | None]
-"""An effect with its scale at the layer's positions [P], None for all of them."""
+"""An effect with its scale, a number or [rows, P, 1, 1], at the layer's positions [P], None for all
+of them."""
 
 
 def add_to_layers(options: dict[str, Any], blocks: Mapping[str, BlockKey], call: ModelCall) -> None:
@@ -44,14 +45,14 @@ def add_to_layers(options: dict[str, Any], blocks: Mapping[str, BlockKey], call:
 
 
 class LayerScales:
-    """Scale and positions of each effect, shared by the layers of one group and size.
+    """Scale and positions of each effect, shared by the layers of one size with the same weights.
 
     Belongs to one model call, which runs its layers one after the other.
     """
 
     def __init__(self, call: ModelCall) -> None:
         self.call = call
-        self._computed: dict[tuple[str, Size, torch.dtype], list[Addend]] = {}
+        self._computed: dict[tuple[tuple[float, ...], Size, torch.dtype], list[Addend]] = {}
 
     def shares(
         self, layer: str, group: str, size: Size, query: torch.Tensor
@@ -61,9 +62,13 @@ class LayerScales:
         Args:
             query: [rows, height * width, C]
         """
-        key = (group, size, query.dtype)
+        factors = tuple(effect.effect.at_layers(group) for effect in self.call.effects)
+        key = (factors, size, query.dtype)
         if key not in self._computed:
-            self._computed[key] = self._compute(group, size, query)
+            self._computed[key] = [
+                (effect, scale[..., None] if isinstance(scale, torch.Tensor) else scale, positions)
+                for effect, scale, positions in self._compute(group, size, query)
+            ]
         result = []
         for effect, scale, positions in self._computed[key]:
             keys, values = (
@@ -74,6 +79,7 @@ class LayerScales:
         return result
 
     def _compute(self, group: str, size: Size, query: torch.Tensor) -> list[Addend]:
+        """With scales [rows, P, 1]."""
         scales = [
             (effect, *scale)
             for effect in self.call.effects
@@ -144,7 +150,8 @@ class ReferenceAttention:
             text,
             q,
             self._scales.shares(self._layer, self._group, size, q),
-            lambda q, k, v: reference_attention(q, k, v, heads, precision),
+            heads,
+            lambda q, k, v: reference_attention(q, k, v, precision),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReferenceAttention:

@@ -36,10 +36,6 @@ def heads_apart(*lengths: int, dtype: torch.dtype = torch.float32) -> list[torch
     return [torch.randn(2, HEADS, n, 8, generator=noise).to(dtype) for n in lengths]
 
 
-def together(x: torch.Tensor) -> torch.Tensor:
-    return x.transpose(1, 2).flatten(2)
-
-
 @pytest.mark.parametrize("precision", [None, torch.float32])
 @pytest.mark.parametrize("pytorch", [True, False])
 def test_references_are_attended_by_the_path_for_small_inputs(
@@ -52,8 +48,8 @@ def test_references_are_attended_by_the_path_for_small_inputs(
 
     monkeypatch.setattr(mm, "pytorch_attention_enabled", lambda: pytorch)
     q, k, v = heads_apart(50, 6, 6)
-    result = own.reference_attention(together(q), together(k), together(v), HEADS, precision)
-    expected = together(F.scaled_dot_product_attention(q, k, v))
+    result = own.reference_attention(q, k, v, precision)
+    expected = F.scaled_dot_product_attention(q, k, v)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -64,7 +60,7 @@ def test_references_never_go_to_quantised_attention(
     for name in ("optimized_attention", "optimized_attention_masked", "attention_sage"):
         monkeypatch.setattr(host, name, quantised)
     q, k, v = heads_apart(50, 6, 6)
-    own.reference_attention(together(q), together(k), together(v), HEADS)
+    own.reference_attention(q, k, v)
 
 
 def test_a_steered_model_attends_to_references_by_that_path(
@@ -75,7 +71,7 @@ def test_a_steered_model_attends_to_references_by_that_path(
     attend = layer.reference_attention
 
     def noted(q: Any, k: Any, *args: Any) -> torch.Tensor:
-        calls.append(k.shape[1])
+        calls.append(k.shape[2])
         return attend(q, k, *args)
 
     monkeypatch.setattr(layer, "reference_attention", noted)

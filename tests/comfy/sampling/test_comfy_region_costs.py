@@ -31,7 +31,7 @@ def attended(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int
     attend, result = layer.reference_attention, []
 
     def noted(q: Any, k: Any, *args: Any) -> Any:
-        result.append((q.shape[0] * q.shape[1], k.shape[1]))
+        result.append((q.shape[0] * q.shape[2], k.shape[2]))
         return attend(q, k, *args)
 
     monkeypatch.setattr(layer, "reference_attention", noted)
@@ -95,17 +95,15 @@ def test_sixteen_small_regions_cost_as_much_as_one_apply_node(
 def test_sixteen_small_regions_take_less_time_than_sixteen_apply_nodes(pack: Pack) -> None:
     """Measured in one layer of SDXL's width, since a tiny model spends its time elsewhere."""
     core = pack.part("easyref_core.adapter.attention")
+    attend = torch.nn.functional.scaled_dot_product_attention
     heads, positions, width = 10, 1024, 640
     noise = torch.Generator().manual_seed(1)
     query = torch.randn(1, positions, width, generator=noise)
     keys = torch.randn(16, 2, 1, 64, width, generator=noise)
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return core.sdpa(q, k, v, heads)
-
     def shares(small: bool) -> list[Any]:
         places = torch.arange(positions).chunk(16)
-        whole = torch.zeros(16, 1, positions, 1)
+        whole = torch.zeros(16, 1, positions, 1, 1)
         for own, place in zip(whole, places, strict=True):
             own[:, place] = 1
         return [
@@ -120,7 +118,7 @@ def test_sixteen_small_regions_take_less_time_than_sixteen_apply_nodes(pack: Pac
         given, taken = shares(small), []
         for _ in range(3):
             start = time.process_time()
-            results[small] = core.add_shares(query, query, given, attend)
+            results[small] = core.add_shares(query, query, given, heads, attend)
             taken.append(time.process_time() - start)
         seconds[small] = min(taken)
     assert difference(results[True], results[False]) < 1e-5
