@@ -28,11 +28,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def start_comfyui(folder: Path, work: Path, device: str) -> dict[str, Any]:
-    """Import ComfyUI and the pack; returns the node classes by id."""
+def start_comfyui(folder: Path, work: Path, device: str, *options: str) -> dict[str, Any]:
+    """Import ComfyUI and the pack; returns the node classes by id.
+
+    Args:
+        options: more of ComfyUI's.
+    """
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     sys.argv = ["main.py", "--base-directory", str(work)] + (["--cpu"] if device == "cpu" else [])
+    sys.argv += options
     import comfy.options
 
     comfy.options.enable_args_parsing()
