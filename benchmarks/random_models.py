@@ -5,8 +5,6 @@ Used in a process that has imported ComfyUI (see `gpu_check.worker` and `real_si
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -93,20 +91,6 @@ def write_adapter(path: Path, device: torch.device | str = "cpu") -> None:
     """Write a random adapter of released size with its MLLM inside, in bfloat16 (5.5 GB)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(dict(random_weights(real_shapes(), torch.bfloat16, device)), path)
-
-
-def write_empty_adapter(path: Path) -> None:
-    """The same with nothing but zeros, as a sparse file: it has its size, but takes no room."""
-    header, end = {}, 0
-    for name, shape in real_shapes().items():
-        start, end = end, end + math.prod(shape) * torch.bfloat16.itemsize
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
 
 
 def random_sdxl(dtype: torch.dtype = torch.bfloat16) -> Any:

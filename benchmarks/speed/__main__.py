@@ -8,17 +8,21 @@ import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from workshop.comfyui.find_comfyui import find_comfyui
 
-from .encoding import COUNTS, COUNTS_ON_GPU, by_count, changes, pooled_changes
+from .encoding import COUNTS, DEVIATION, by_count, changes, pooled_changes, straight_line
+from .growth import growth
+from .inspecting import inspecting
 from .models import Sizes, random_encoder
 from .plot import draw
+from .processes import IS_LINUX
 from .sampling import sampling
-from .timing import Row
+from .sampling_memory import sampling_memory
+from .table import as_table
+from .timing import Amount
 
 
 def main() -> int:
@@ -28,8 +32,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/speed"), help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
-    help_comfyui = "times EasyRef Apply, on a CPU; default: the ComfyUI that is found"
+    help_comfyui = "measures sampling, on a CPU; default: the ComfyUI that is found"
     parser.add_argument("--comfyui", type=Path, metavar="FOLDER", help=help_comfyui)
+    help_ipadapter = "a checkout of cubiq/ComfyUI_IPAdapter_plus, to be measured beside"
+    parser.add_argument("--ipadapter", type=Path, metavar="FOLDER", help=help_ipadapter)
     parser.add_argument("--small", action="store_true", help="try the logic, in seconds")
     options = parser.parse_args()
     out = options.out.resolve()  # ComfyUI starts in its own folder
@@ -37,58 +43,52 @@ def main() -> int:
     on_cpu = device.type == "cpu"
     if on_cpu:
         torch.set_num_threads(1)
-    # A quarter of the layers on a CPU: shares stay the same, and it takes minutes.
+    # Fewer layers on a CPU: shares stay about the same, and it takes minutes.
     sizes = Sizes(7, 8, options.small) if on_cpu else Sizes(28, 32, options.small)
+    fewer = Sizes(3, 2, options.small) if on_cpu else sizes
     dtype = torch.float32 if on_cpu else torch.bfloat16
     encoder = random_encoder(sizes, device, dtype)
     rows = changes(encoder, device, options.repeats)
     rows += pooled_changes(encoder, device, options.repeats)
+    if fewer != sizes:
+        encoder = random_encoder(fewer, device, dtype)
+    counts = by_count(encoder, device, COUNTS, options.repeats)
+    del encoder
+    deviation = straight_line(counts)[2]
+    amounts = [Amount("by references: off a straight line", deviation, "", DEVIATION)]
+    if IS_LINUX and on_cpu:
+        amounts += inspecting(out, options.repeats)
     comfyui = options.comfyui or find_comfyui()
     if comfyui is not None and on_cpu and not options.small:
-        rows += sampling(comfyui.resolve(), out / "comfyui", options.repeats)
-    counts = by_count(encoder, device, COUNTS if on_cpu else COUNTS_ON_GPU)
+        comfyui, work = comfyui.resolve(), out / "comfyui"
+        amounts += sampling_memory(comfyui, work)
+        if IS_LINUX:
+            amounts += growth(comfyui, work)
+        peer = None if options.ipadapter is None else options.ipadapter.resolve()
+        rows += sampling(comfyui, work, options.repeats, peer)
     found = {
         "machine": _machine(device),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "layers": [sizes.layers, sizes.depth],
+        "layers by references": [fewer.layers, fewer.depth],
         "dtype": str(dtype).removeprefix("torch."),
         "rows": [asdict(row) | {"met": row.met} for row in rows],
-        "seconds by references": counts,
+        "amounts": [asdict(one) | {"met": one.met} for one in amounts],
+        "by references": counts,
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    table = as_table(found, rows)
+    table = as_table(found, rows, amounts)
     (out / "speed.md").write_text(table, encoding="utf-8")
-    draw(rows, counts, out / "speed.png")
+    draw(rows, amounts, counts, out / "speed.png")
     print(table)
-    return 0 if all(row.met for row in rows) else 1
+    return 0 if all(one.met for one in (*rows, *amounts)) else 1
 
 
 def _machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"one thread of a {platform.machine()} CPU"
-
-
-def as_table(found: dict[str, Any], rows: list[Row]) -> str:
-    """Markdown."""
-    decoder, vision = found["layers"]
-    lines = [
-        f"{found['machine']}, {found['dtype']}, torch {found['versions']['torch']}, "
-        f"{decoder} decoder layers, {vision} vision blocks",
-        "",
-        "| change after 8 references | share of that | of its multiplications | bar | met |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        share = f"{row.share:.3f} ± {row.spread:.3f}"
-        met = "yes" if row.met else "NO"
-        counted = "" if row.multiplications is None else f"{row.multiplications:.3f}"
-        cells = (row.measure, share, counted, f"{row.bar:g}", met)
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| references | seconds |", "| --- | --- |"]
-    lines += [f"| {n} | {s:.2f} |" for n, s in found["seconds by references"].items()]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from .processes import in_process, peak_bytes
+from .processes import ROOT, in_process, peak_bytes
 from .timing import Amount, amount
 
 SECONDS, MEGABYTES = 1.0, 200.0
@@ -28,12 +28,12 @@ def inspecting(folder: Path, repeats: int) -> list[Amount]:
         folder: where the file may lie for the time; it takes no room on a disk that knows sparse
             files.
     """
-    from .. import random_models
+    sys.path.append(str(ROOT / "tests"))
+    from goldens import real_shapes, sparse_file
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        adapter = Path(work) / "adapter.safetensors"
-        random_models.write_empty_adapter(adapter)
+        adapter = sparse_file(Path(work) / "adapter.safetensors", real_shapes())
         size = adapter.stat().st_size / 1e9
         alone = [in_process("inspecting") for _ in range(repeats)]
         inspected = [in_process("inspecting", str(adapter)) for _ in range(repeats)]

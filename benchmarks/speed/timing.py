@@ -77,7 +77,7 @@ def row(
     measure: str,
     times: list[float],
     whole: list[float],
-    bar: float,
+    bar: float | None,
     multiplications: float | None = None,
 ) -> Row:
     """The share that `times` are of `whole`, run by run."""
