@@ -52,8 +52,8 @@ def _measure(comfyui: Path, work: Path) -> dict[str, dict[str, float]]:
     import dynamic_vram
     from goldens import real_shapes, sparse_file
 
-    sparse_file(work / "models" / "easyref" / "empty.safetensors", real_shapes())
-    easyref = nodes["EasyRefLoader"].execute("empty.safetensors", "from adapter", "auto")[0]
+    adapter = sparse_file(work / "models" / "easyref" / "empty.safetensors", real_shapes())
+    easyref = nodes["EasyRefLoader"].execute(adapter.name, "from adapter", "auto")[0]
     with torch.no_grad(), dynamic_vram.dynamic_vram(dynamic=False) as gpu, gpu.waiting_allowed():
         unet = _unet()
 
@@ -71,7 +71,11 @@ def _measure(comfyui: Path, work: Path) -> dict[str, dict[str, float]]:
             "one EasyRef Apply": apply(unet, 1, None),
             "two with masks": apply(apply(unet, 1, left), 2, 1 - left),
         }
-        return {name: _peak(model) for name, model in models.items()}
+        found = {name: _peak(model) for name, model in models.items()}
+    adapter.unlink()
+    if not all(found[name][KEY_VALUES] for name in models if name != PLAIN):
+        raise SystemExit("a steered model used no keys and values")
+    return found
 
 
 def _unet() -> Any:

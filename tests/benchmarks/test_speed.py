@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import encoding
+from benchmarks.speed import encoding, growth, peers, sampling, sampling_memory, slots
+from benchmarks.speed.inspecting import inspecting
+from benchmarks.speed.processes import IS_LINUX
+from benchmarks.speed.slots import Slots
+from benchmarks.speed.table import as_table, shown
+from benchmarks.speed.timing import Amount
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(command, "COUNTS", (1, 2))
+    monkeypatch.setattr(command, "COUNTS", (1, 2, 3))
+    monkeypatch.setattr(command, "inspecting", lambda *_: [Amount("inspect", 0.5, "s", 1.0)])
     arguments = ["speed", "--small", "--repeats", "1", "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", arguments)
     return tmp_path
@@ -27,7 +35,10 @@ def test_it_measures_prints_and_draws(run: Path, capsys: pytest.CaptureFixture[s
     assert shares["the same again"] < shares["prompt edit"] < shares["ninth reference appended"] < 1
     counted = [row["multiplications"] for row in found["rows"][:4]]
     assert 0 == counted[3] < counted[2] < counted[0] < counted[1] < 0.2
-    assert found["seconds by references"].keys() == {"1", "2"}
+    tokens = [read for read, _ in found["by references"].values()]
+    assert found["by references"].keys() == {"1", "2", "3"}
+    assert tokens[1] - tokens[0] == tokens[2] - tokens[1] > 144
+    assert [one["measure"] for one in found["amounts"]][1:] == ["inspect"] * IS_LINUX
     assert (run / "speed.png").read_bytes().startswith(b"\x89PNG")
     assert (run / "speed.md").read_text(encoding="utf-8") in capsys.readouterr().out
 
@@ -39,5 +50,109 @@ def test_its_status_says_whether_the_bars_are_met(
     for bars in (encoding._BARS, encoding._POOLED_BARS):
         for name in bars:
             monkeypatch.setitem(bars, name, bar)
+    monkeypatch.setattr(command, "DEVIATION", max(bar, 1e-9))
     assert command.main() == status
     assert ("NO" in (run / "speed.md").read_text(encoding="utf-8")) == bool(status)
+
+
+def test_how_far_times_are_from_a_straight_line() -> None:
+    line = {count: (100 + 146 * count, 2.0 + 0.5 * count) for count in (1, 2, 4, 8)}
+    start, slope, deviation = encoding.straight_line(line)
+    assert deviation == pytest.approx(0, abs=1e-9)
+    assert slope == pytest.approx(0.5 / 146)
+    assert start == pytest.approx(2 - 100 * slope)
+    bent = line | {8: (line[8][0], 1.5 * line[8][1])}
+    assert 0.1 < encoding.straight_line(bent)[2] < 0.5
+
+
+@pytest.mark.skipif(not IS_LINUX, reason="the memory of a process is read as Linux tells it")
+def test_inspecting_is_measured_beside_torch_alone(tmp_path: Path) -> None:
+    found = inspecting(tmp_path, repeats=1)
+    for bound, (beyond, whole, alone) in ((10, found[:3]), (400, found[3:])):
+        assert beyond.bar is not None
+        assert whole.bar is alone.bar is None
+        assert beyond.value == pytest.approx(whole.value - alone.value)
+        assert 0 < alone.value < whole.value < alone.value + bound
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_row_must_be_below_its_peers() -> None:
+    one, two = sampling._BARS
+    peer = sampling._PEERS[one]
+    shares = {one: [0.004, 0.005, 0.006], two: [0.01], peer[0]: [0.02], peer[1]: [0.004]}
+    ours, other, *theirs = sampling.as_rows(shares)
+    assert (ours.share, ours.spread, ours.below) == (0.005, pytest.approx(0.001), 0.004)
+    assert not ours.met
+    assert other.below is None
+    assert other.met
+    assert all(row.bar is None and row.met for row in theirs)
+    head = {"machine": "m", "versions": {"torch": "t"}, "layers": [1, 2], "dtype": "d"}
+    found = head | {"layers by references": [3, 4], "by references": {1: (333, 2.0)}}
+    table = as_table(found, [ours, *theirs], [Amount("memory", 40.04, "MB", 100.0)])
+    assert "| step: one EasyRef Apply | 0.005 ± 0.001 |  | 0.01, and below 0.004 | NO |" in table
+    assert f"| {peer[0]} | 0.020 ± 0.000 |  |  |  |" in table
+    assert "| memory | 40.0 MB | 100 MB | yes |" in table
+    assert "| 1 | 333 | 2.00 |" in table
+
+
+def test_amounts_show_their_unit_and_spread() -> None:
+    assert shown(Amount("m", 0.5, "s", 1.0, 0.01)) == "0.500 ± 0.010 s"
+    assert shown(Amount("m", 1.0, "")) == "1.000"
+
+
+def test_a_steps_memory_is_held_with_its_keys_and_values() -> None:
+    found = {
+        "plain": {"peak": 300e6, "keys and values": 0},
+        "one": {"peak": 301e6, "keys and values": 43e6},
+        "two": {"peak": 320e6, "keys and values": 86e6},
+    }
+    amounts = sampling_memory.as_amounts(found)
+    assert [one.value for one in amounts] == pytest.approx([44, 43, 106, 86])
+    assert [one.met for one in amounts] == [True, True, False, True]
+
+
+def test_growth_is_the_highest_after_the_fifth_prompt() -> None:
+    resident = [900e6, 1000e6, 990e6, 980e6, 950e6, 970e6, 960e6]
+    found = [{"resident": size, "cached": 4, "newest": 8} for size in resident]
+    found[2]["cached"] = 9
+    grown, settled, cached = growth.as_amounts(found)
+    assert (grown.value, settled.value, cached.value) == (20, 950, 9 / 8)
+    assert grown.met
+    assert not cached.met
+
+
+def test_a_slot_is_timed_without_the_texts_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(slots, "time", SimpleNamespace(process_time=lambda: now[0]))
+    module = ModuleType("pack")
+
+    def attention(seconds: float) -> str:
+        now[0] += seconds
+        return "text"
+
+    class Slot:
+        def __call__(self, seconds: float) -> str:
+            text = module.optimized_attention(seconds)
+            module.optimized_attention(0.25)  # a peer's own, which counts
+            now[0] += 0.5
+            return text
+
+    module.optimized_attention = attention
+    timed = Slots(module, Slot)
+    with timed.timed():
+        assert [Slot()(8.0), Slot()(4.0)] == ["text"] * 2
+    assert timed.seconds == 1.5
+    Slot()(2.0)
+    assert timed.seconds == 1.5
+
+
+def test_the_peers_patch_is_loaded_without_its_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match="checkout"):
+        peers.load_patch(tmp_path)
+    (tmp_path / "__init__.py").write_text("raise ImportError", encoding="utf-8")
+    (tmp_path / "utils.py").write_text("HELP = 3", encoding="utf-8")
+    (tmp_path / "CrossAttentionPatch.py").write_text("from .utils import HELP", encoding="utf-8")
+    monkeypatch.setattr("sys.modules", dict(sys.modules))
+    assert peers.load_patch(tmp_path).HELP == 3
