@@ -5,6 +5,7 @@ Nothing here imports PyTorch, so that a part can measure its own imports.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -31,6 +32,14 @@ def in_process(part: str, *arguments: str, environment: dict[str, str] | None = 
         command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, text=True, check=True
     )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def give_back_free() -> None:
+    """Have the C library give back what is freed, where it can: glibc holds 200 MB and more for
+    later, which goes up and down from prompt to prompt."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def resident_bytes() -> int:

@@ -115,8 +115,8 @@ def test_growth_is_the_highest_after_the_fifth_prompt() -> None:
     resident = [900e6, 1000e6, 990e6, 980e6, 950e6, 970e6, 960e6]
     found = [{"resident": size, "cached": 4, "newest": 8} for size in resident]
     found[2]["cached"] = 9
-    grown, settled, cached = growth.as_amounts(found)
-    assert (grown.value, settled.value, cached.value) == (20, 950, 9 / 8)
+    grown, last, settled, cached = growth.as_amounts(found)
+    assert (grown.value, last.value, settled.value, cached.value) == (20, 15, 950, 9 / 8)
     assert grown.met
     assert not cached.met
 

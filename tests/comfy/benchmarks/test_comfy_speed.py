@@ -26,7 +26,7 @@ def test_a_steps_memory_at_real_size_is_counted(comfyui: Path, tmp_path: Path) -
 
 @pytest.mark.skipif(not IS_LINUX, reason="the memory of a process is read as Linux tells it")
 def test_prompts_are_run_one_after_the_other(comfyui: Path, tmp_path: Path) -> None:
-    grown, settled, cached = growth(comfyui, tmp_path, SETTLED + 1)
+    grown, _, settled, cached = growth(comfyui, tmp_path, SETTLED + 1)
     assert cached.value == 1
     assert abs(grown.value) < settled.value
     assert f"{SETTLED + 1} prompts" in grown.measure
