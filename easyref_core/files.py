@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -39,24 +39,69 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, replace: bo
     Raises:
         OSError: the folder cannot be written to; no temporary file remains.
     """
+    with _unfinished(path) as folder:
+        content = _complete(folder / _CONTENT, write)
+        if replace:
+            os.replace(content, path)
+        else:
+            _move_to_new(content, path)
+        sync(path.parent)
+
+
+def write_together(
+    writers: Mapping[Path, Callable[[Path], object]], old: Iterable[Path] = ()
+) -> None:
+    """Write several files of a folder, each as `write_atomically` does: all of them or none.
+
+    Args:
+        writers: path -> what writes it. Through the last one the others are found, such as an
+            index: it is moved into place last, so even a killed process leaves no half set there.
+        old: files that go, their index first. Any other file stays, and where one is in the way,
+            FileExistsError is raised.
+
+    Raises:
+        OSError: see `write_atomically`; everything is as it was.
+    """
+    *_, last = writers
+    with _unfinished(last) as folder:
+        contents = {
+            path: _complete(folder / f"{_CONTENT}{number}", write)
+            for number, (path, write) in enumerate(writers.items())
+        }
+        with contextlib.ExitStack() as undo:
+            for number, path in enumerate(old):
+                aside = folder / f"old{number}"
+                os.replace(path, aside)
+                undo.callback(os.replace, aside, path)
+            for path, content in contents.items():
+                _move_to_new(content, path)
+                undo.callback(path.unlink)
+            undo.pop_all()
+        sync(last.parent)
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """A locked temporary folder beside a path; a folder, as libraries that write atomically
+    themselves put more beside the file."""
     make_folder(path.parent)
-    # A folder, as libraries that write atomically themselves put more beside the file.
     folder = path.with_name(f".easyref-{uuid.uuid4().hex}.part")
     folder.mkdir()
     try:
         with (folder / _LOCK).open("wb") as lock:
             _lock(lock)
-            write(folder / _CONTENT)
-            # As any new file; libraries may let only its owner read it.
-            shutil.copymode(folder / _LOCK, folder / _CONTENT)
-            sync(folder / _CONTENT)
-            if replace:
-                os.replace(folder / _CONTENT, path)
-            else:
-                _move_to_new(folder / _CONTENT, path)
-            sync(path.parent)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _complete(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file of such a folder, and wait until it is on the disk."""
+    write(path)
+    # As any new file; libraries may let only its owner read it.
+    shutil.copymode(path.with_name(_LOCK), path)
+    sync(path)
+    return path
 
 
 def _move_to_new(source: Path, path: Path) -> None:

@@ -21,6 +21,7 @@ from easyref_core.files import (
     sweep,
     sync_tree,
     write_atomically,
+    write_together,
 )
 
 
@@ -48,6 +49,50 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path: Path) -> None:
+    parts, index, other = (
+        [tmp_path / "new" / n for n in ("1", "2")],
+        *(tmp_path / "new" / n for n in ("index", "other")),
+    )
+    write_together({path: text("first") for path in (*parts, index)})
+    old = [index, *parts]
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_together({parts[0]: text("second"), index: fail}, old)
+    other.write_text("another's")
+    with pytest.raises(FileExistsError):
+        write_together({parts[0]: text("second"), other: text("x"), index: text("second")}, old)
+    assert [path.read_text() for path in old] == ["first"] * 3
+    other.unlink()
+    write_together({parts[0]: text("second"), index: text("second")}, old)
+    assert sorted(os.listdir(index.parent)) == ["1", "index"]
+    assert index.read_text() == parts[0].read_text() == "second"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_process_killed_between_two_files_leaves_no_index(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from easyref_core import files\n"
+        "def move(source, path):\n"
+        "    if path.name == 'index': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    os.rename(source, path)\n"
+        "part, index = (Path(sys.argv[1]) / name for name in ('part', 'index'))\n"
+        "writers = {path: lambda new: new.write_text('x') for path in (part, index)}\n"
+        "files.write_together(writers)\n"
+        "files._move_to_new = move\n"
+        "files.write_together(writers, [index, part])\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert not (tmp_path / "index").exists()
+    assert (tmp_path / "part").exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
