@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .tokens.reference_tokens import ReferenceTokens
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_FILE = "adapter file, or the .safetensors.index.json of its shards"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,15 +56,16 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="show the contents of an adapter file")
     inspect.set_defaults(run=_inspect)
     add = inspect.add_argument
-    add("file", type=Path, metavar="FILE", help="adapter file")
+    add("file", type=Path, metavar="FILE", help=_FILE)
     add("--json", action="store_true", help="print plain JSON")
 
     convert = commands.add_parser(
-        "convert", help="write an adapter file in another dtype, with or without the MLLM"
+        "convert",
+        help="write an adapter file in another dtype, with or without the MLLM, in shards",
     )
     convert.set_defaults(run=_convert)
     add = convert.add_argument
-    add("file", type=Path, metavar="FILE", help="adapter file")
+    add("file", type=Path, metavar="FILE", help=_FILE)
     help_dtype = "default: as each weight is; fp8: matrices in one byte, with a scale a row"
     add("--dtype", choices=("float32", "bfloat16", "float16", "fp8"), help=help_dtype)
     which = convert.add_mutually_exclusive_group()
@@ -71,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--mllm", type=Path, metavar="DIR", help=help_mllm)
     help_without = "leave the MLLM out; EasyRef Loader then needs its directory"
     which.add_argument("--without-mllm", action="store_true", help=help_without)
+    help_size = "write shards with an index where the file would be larger: 2GB, 500MB, or bytes"
+    add("--max-shard-size", metavar="SIZE", help=help_size)
     add("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     add("--overwrite", action="store_true", help="replace an adapter that is there")
 
@@ -140,7 +144,12 @@ def _convert(options: argparse.Namespace) -> int:
     if options.mllm is not None:
         mllm = plan_encoder(checkpoint, options.mllm).sources
     written = convert_adapter(
-        checkpoint, options.out, options.dtype, mllm=mllm, overwrite=options.overwrite
+        checkpoint,
+        options.out,
+        options.dtype,
+        mllm=mllm,
+        max_shard_size=options.max_shard_size,
+        overwrite=options.overwrite,
     )
     print(written)
     return 0

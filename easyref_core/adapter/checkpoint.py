@@ -22,6 +22,7 @@ from ..qwen2vl.config import RELEASED_WIDTHS
 from ..qwen2vl.names import canonical_names
 from ..untrusted import escaped, shown
 from ..weight_file import WeightFile, open_weight_file
+from ..weight_file.shards import SET
 from .layer_pooling import POOLING, POOLS, PoolingSizes, PoolSizes, pooling_of
 from .parts import (
     BODY,
@@ -236,6 +237,9 @@ class AdapterCheckpoint:
 def load_checkpoint(path: str | Path) -> AdapterCheckpoint:
     """Recognise an EasyRef adapter in a file, without reading the weights.
 
+    Args:
+        path: of the file, or of the index of its shards, `*.safetensors.index.json`.
+
     Raises:
         EasyRefError: see `open_weight_file`; the file is something else (its likely kind is
             named); parts are missing or do not fit together (named).
@@ -254,6 +258,11 @@ def is_adapter(path: Path) -> bool:
 
 def recognise(file: WeightFile) -> AdapterCheckpoint:
     """Sort a file's tensors into the parts of an EasyRef adapter. See `load_checkpoint`."""
+    if SET in file.metadata:
+        raise EasyRefError(
+            f"{escaped(str(file.path))} is one shard of an adapter. Name their index, which ends "
+            "in .safetensors.index.json."
+        )
     projector: dict[str, str] = {}
     final: dict[str, str] = {}
     body: dict[str, str] = {}

@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from ..untrusted import open_regular
+from ..weight_file import with_shards
 from ..weight_file.stamp import FileStamp
 
 
 def file_identity(path: Path) -> dict[str, Any]:
-    """Name, size and digest of a file; of large ones a sample is read.
+    """Name, size and digest of a file, or of an index and its shards; of large ones a sample is
+    read.
 
     Raises:
         EasyRefError: there is none, or it cannot be read.
     """
-    with open_regular(path) as file:
-        stamp = FileStamp.of(file)
+    stamps = []
+    for part in with_shards(path):
+        with open_regular(part) as file:
+            stamps.append(FileStamp.of(file))
+    stamp = FileStamp.together(stamps)
     return {"file": path.name, "bytes": stamp.size, "digest": stamp.digest}
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import torch
 
 from ..errors import EasyRefError
-from ..untrusted import escaped, open_regular
+from ..untrusted import escaped, open_regular, shown
 from .dtypes import WEIGHTS
+from .layout import is_index, places_of
 from .pytorch_index import read_index
 from .safetensors_header import read_header
 from .scales import apply_scale, split_scales
+from .shards import MAX_SHARDS, SET
 from .stamp import FileStamp, file_state
 from .stored import TensorInfo, read_tensor
 
@@ -33,10 +35,12 @@ class WeightFile:
     """A weight file whose header has been read, not its weights.
 
     Attributes:
+        path: of the file, or of the index of its shards.
         tensors: by name, without the scales of scaled fp8 and what marks them.
         scales: name of a scaled weight -> its scale.
         metadata: of the safetensors header.
-        stamp: to notice when the file is replaced or changed.
+        stamp: to notice when the file is replaced or changed; of shards together.
+        shards: the files in which the weights of an index lie, each with all its tensors.
     """
 
     path: Path
@@ -45,6 +49,7 @@ class WeightFile:
     metadata: Mapping[str, str]
     stamp: FileStamp
     is_safetensors: bool
+    shards: tuple[WeightFile, ...] = ()
 
     @contextmanager
     def open(self, scaled: bool = True) -> Iterator[GetTensor]:
@@ -69,6 +74,13 @@ class WeightFile:
     @contextmanager
     def _stored(self) -> Iterator[GetTensor]:
         """Yield a function that reads one tensor as it is in the file."""
+        if self.shards:
+            with ExitStack() as opened:
+                readers: dict[str, GetTensor] = {}
+                for shard in self.shards:
+                    readers |= dict.fromkeys(shard.tensors, opened.enter_context(shard._stored()))
+                yield lambda name, rows=None: readers[name](name, rows)
+            return
         with self._unchanged() as file:
             state = file_state(file)
             yield lambda name, rows=None: read_tensor(
@@ -86,8 +98,9 @@ class WeightFile:
 
     def check_unchanged(self) -> None:
         """Raise EasyRefError where the file has changed since its header was read."""
-        with self._unchanged():
-            pass
+        for file in self.shards or (self,):
+            with file._unchanged():
+                pass
 
     def _changed(self) -> EasyRefError:
         return EasyRefError(
@@ -113,12 +126,54 @@ class WeightFile:
 
 
 def open_weight_file(path: str | Path) -> WeightFile:
-    """Read the header of a safetensors file, or of a PyTorch file of tensors only.
+    """Read the header of a safetensors file, or of a PyTorch file of tensors only; or those of
+    all shards that an index (`*.index.json`) names.
 
     Raises:
-        EasyRefError: missing, empty, truncated, foreign, or a pickle that carries code.
+        EasyRefError: missing, empty, truncated, foreign, or a pickle that carries code; an index
+            that names what is missing, lies outside its folder or does not fit it.
     """
     path = Path(path)
+    file = _open_shards(path) if is_index(path) else _open_file(path)
+    with file._stored() as read:
+        tensors, scales = split_scales(file.tensors, read)
+    return replace(file, tensors=tensors, scales=scales)
+
+
+def _open_shards(index: Path) -> WeightFile:
+    places = places_of(index, MAX_SHARDS)
+    wanted: dict[Path, set[str]] = {}
+    for name, path in places.items():
+        wanted.setdefault(path, set()).add(name)
+    shards: list[WeightFile] = []
+    for path, names in wanted.items():
+        shard = _open_file(path)
+        odd = min(shard.tensors.keys() ^ names, default=None)
+        if odd is not None:
+            reason = f"{shown(odd, 200)} is {'missing' if odd in names else 'too much'} in it"
+        elif shards and shard.metadata != shards[0].metadata:
+            reason = f"it was not written together with {escaped(shards[0].path.name)}"
+        else:
+            shards.append(shard)
+            continue
+        raise EasyRefError(
+            f"{escaped(str(path))} is no shard of {escaped(index.name)}: {reason}. Get the index "
+            "and all shards again, from one place."
+        )
+    tensors = {name: info for shard in shards for name, info in shard.tensors.items()}
+    return WeightFile(
+        index,
+        {name: tensors[name] for name in places},  # in the order of the whole file
+        {},
+        {name: text for name, text in shards[0].metadata.items() if name != SET},
+        FileStamp.together(shard.stamp for shard in shards),
+        all(shard.is_safetensors for shard in shards),
+        tuple(shards),
+    )
+
+
+def _open_file(path: Path) -> WeightFile:
+    """With all its tensors, none of which is taken for a scale."""
     name = escaped(str(path))
     with open_regular(path, _WHAT) as file:
         stamp = FileStamp.of(file)
@@ -139,7 +194,4 @@ def open_weight_file(path: str | Path) -> WeightFile:
                 " If it was downloaded with git, the file itself may be missing and only its "
                 "pointer here."
             )
-        tensors, scales = split_scales(
-            stored, lambda scale: read_tensor(file, path, scale, stored[scale], None)
-        )
-    return WeightFile(path, tensors, scales, metadata, stamp, is_safetensors)
+    return WeightFile(path, stored, {}, metadata, stamp, is_safetensors)

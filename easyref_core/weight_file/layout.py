@@ -1,4 +1,4 @@
-"""The weight files of a model directory, in any layout that transformers writes."""
+"""The weight files of a model directory or of an index, in any layout that transformers writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAX_FILES = 1000
 _SHOWN = 3
 # transformers looks for them in this order. A variant, such as fp16, stands before the last ending.
 _LAYOUTS = ("model.safetensors", "pytorch_model.bin")
-_INDEX = ".index.json"
+INDEX = ".index.json"
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
@@ -24,7 +24,7 @@ def weight_files(path: Path) -> list[Path]:
     """
     for find in (_file, _variants):
         for layout in _LAYOUTS:
-            for name in (layout, layout + _INDEX):
+            for name in (layout, layout + INDEX):
                 found = find(path, name)
                 if len(found) > 1:
                     names = ", ".join(escaped(file.name) for file in found[:_SHOWN])
@@ -33,7 +33,9 @@ def weight_files(path: Path) -> list[Path]:
                         "one of them."
                     )
                 if found:
-                    return _listed(path, found[0]) if name.endswith(_INDEX) else found
+                    if not name.endswith(INDEX):
+                        return found
+                    return sorted(set(places_of(found[0]).values()))
     return []
 
 
@@ -47,8 +49,28 @@ def _variants(path: Path, name: str) -> list[Path]:
     return [file for file in files if not _SHARD.search(file.name)]
 
 
-def _listed(path: Path, index: Path) -> list[Path]:
-    """The weight files that an index names."""
+def is_index(path: Path) -> bool:
+    """Whether a file is an index of weight files, by its name: any text may be JSON."""
+    return path.name.lower().endswith(INDEX)
+
+
+def with_shards(path: Path) -> list[Path]:
+    """The file itself; behind an index that can be read, the weight files that it names."""
+    try:
+        return [path, *dict.fromkeys(places_of(path).values())] if is_index(path) else [path]
+    except EasyRefError:
+        return [path]
+
+
+def places_of(index: Path, most: int = _MAX_FILES) -> dict[str, Path]:
+    """Name of each weight -> the file in which an index says that it lies.
+
+    Args:
+        most: files that it may name.
+
+    Raises:
+        EasyRefError: it cannot be read, or names what is missing or lies outside its folder.
+    """
     content = read_json(index, what="index of weight files")
     places = content.get("weight_map") if isinstance(content, dict) else content
     if not isinstance(places, dict) or not places:
@@ -56,18 +78,19 @@ def _listed(path: Path, index: Path) -> list[Path]:
             f"{escaped(str(index))} cannot be read: weight_map, which says where each weight lies, "
             f"is {kind_of(places)}. Download it again."
         )
-    names = list(dict.fromkeys(n if isinstance(n, str) else None for n in places.values()))
-    if len(names) > _MAX_FILES:
+    names = dict.fromkeys(n if isinstance(n, str) else None for n in places.values())
+    if len(names) > most:
         raise EasyRefError(
             f"{escaped(str(index))} names {len(names):,} weight files; a model has a few. "
             "Download it again."
         )
-    files = sorted({inside(path, name, "weight file") for name in names})
-    missing = [shown(file.name) for file in files if not is_regular(file)]
+    folder = index.parent
+    files = {name: inside(folder, name, "weight file") for name in names}
+    missing = [shown(file.name) for file in sorted(files.values()) if not is_regular(file)]
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise EasyRefError(
-            f"{escaped(str(path))} lacks {len(missing)} of its {len(files)} weight files: "
+            f"{escaped(str(folder))} lacks {len(missing)} of its {len(files)} weight files: "
             f"{', '.join(missing[:_SHOWN])}{more}. Download them."
         )
-    return files
+    return {weight: files[name] for weight, name in places.items()}

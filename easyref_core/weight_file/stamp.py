@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -35,6 +36,22 @@ class FileStamp:
         """Of a file open for reading."""
         size, *others = file_state(file)
         return cls(size, *others, _digest(file, size))
+
+    @classmethod
+    def together(cls, stamps: Iterable[FileStamp]) -> FileStamp:
+        """Of several files as one: sums, so that a change of any of them changes it."""
+        stamps = list(stamps)
+        if len(stamps) == 1:
+            return stamps[0]
+        size = mtime_ns = ctime_ns = inode = 0
+        digest = hashlib.blake2b(digest_size=16)
+        for stamp in stamps:
+            size += stamp.size
+            mtime_ns += stamp.mtime_ns
+            ctime_ns += stamp.ctime_ns
+            inode += stamp.inode
+            digest.update(stamp.digest.encode())
+        return cls(size, mtime_ns, ctime_ns, inode, digest.hexdigest())
 
 
 def file_state(file: BinaryIO) -> tuple[int, int, int, int]:

@@ -31,6 +31,11 @@ class TensorInfo:
     offset: int = 0
     strides: tuple[int, ...] | None = None
 
+    @property
+    def bytes(self) -> int:
+        """Of its numbers; the dtype must be one that can be read."""
+        return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
+
 
 def read_tensor(
     file: BinaryIO, path: object, name: str, info: TensorInfo, rows: int | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def write_safetensors(
     header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for name, info in infos.items():
-        start, end = end, end + math.prod(info.shape) * getattr(torch, info.dtype).itemsize
+        start, end = end, end + info.bytes
         shape, dtype = list(info.shape), _NAMES[info.dtype]
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     content = json.dumps(header, separators=(",", ":")).encode()

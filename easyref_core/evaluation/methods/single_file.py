@@ -37,8 +37,9 @@ def check_single_file(path: Path) -> WeightFile:
     """
     file = open_weight_file(path)
     name = escaped(str(path))
-    if not file.is_safetensors:
-        raise EasyRefError(f"{name} is a PyTorch file. Get SDXL as a .safetensors file.")
+    if file.shards or not file.is_safetensors:
+        kind = "an index of shards" if file.shards else "a PyTorch file"
+        raise EasyRefError(f"{name} is {kind}. Get SDXL as a .safetensors file.")
     missing = [
         part
         for part, prefix in (

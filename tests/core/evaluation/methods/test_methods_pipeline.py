@@ -22,6 +22,7 @@ from easyref_core.evaluation.methods import sampling
 from easyref_core.evaluation.methods.pipeline import GenerationPipeline
 from easyref_core.evaluation.methods.plain import PlainMethod
 from easyref_core.evaluation.methods.settings import NEGATIVE, GenerationSettings
+from easyref_core.evaluation.methods.single_file import check_single_file
 from easyref_core.evaluation.trials import Trial
 
 MakeTrial = Callable[..., Trial]
@@ -145,6 +146,14 @@ def test_other_files_are_refused_by_what_they_are(
     save_file({name: torch.zeros(2) for name in names}, file)
     with refused(file, said):
         GenerationPipeline(GenerationSettings(file, folder))
+
+
+def test_an_index_of_shards_is_no_single_file(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "0.safetensors")
+    index = tmp_path / "sdxl.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "0.safetensors"}}))
+    with refused(index, "is an index of shards"):
+        check_single_file(index)
 
 
 def test_no_file_and_other_directories_are_refused(tiny: Any, tmp_path: Path) -> None:
