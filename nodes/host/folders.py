@@ -14,7 +14,9 @@ from ...easyref_core.demo_set import score_model
 from ...easyref_core.errors import EasyRefError
 from ...easyref_core.evaluation.metrics.model_directory import ModelKind, family_of
 from ...easyref_core.qwen2vl.config_file import is_qwen2_vl
-from ...easyref_core.untrusted import escaped, shown
+from ...easyref_core.untrusted import escaped, is_regular, shown
+from ...easyref_core.weight_file import with_shards
+from ...easyref_core.weight_file.shards import index_of_shard
 from .listing import Choices, Names, files_in, folders_in
 
 ADAPTERS = "easyref"
@@ -26,6 +28,7 @@ NO_MODEL = "none"
 DEMO_MODEL = "demo"
 
 _ADAPTER_FILES = {".safetensors", ".sft", ".pt", ".pth", ".bin"}
+_ADAPTER_INDEX = ".safetensors.index.json"
 _TOKEN_FILES = {".safetensors"}
 _OUTPUT_MARK = " [output]"
 _MODEL_DEPTH = 3  # of the hub's cache
@@ -188,14 +191,14 @@ def _why(placeholder: str) -> str:
 
 
 def file_stamps(path: Path | None) -> list[tuple[str, int, int, int, int]]:
-    """(name, bytes, time of change, inode, time of the inode's change) of a file, or of all files
-    of a folder.
+    """(name, bytes, time of change, inode, time of the inode's change) of a file, of an index and
+    its shards, or of all files of a folder.
 
     A file without them, such as a broken link, is left out; reading it gives the error.
     """
     if path is None:
         return []
-    files = [path]
+    files = with_shards(path)
     with contextlib.suppress(OSError):
         files = sorted(path.iterdir()) if path.is_dir() else files
     stamps = []
@@ -234,7 +237,13 @@ def _searched(kind: str) -> str:
 
 
 def _adapters() -> Choices[Path]:
-    return files_in(folder_paths.get_folder_paths(ADAPTERS), _ADAPTER_FILES)
+    """Shards are left out where their index is, which stands for them."""
+    found = files_in(folder_paths.get_folder_paths(ADAPTERS), (*_ADAPTER_FILES, _ADAPTER_INDEX))
+    for name, path in list(found.items()):
+        index = index_of_shard(path)
+        if index is not None and is_regular(index):
+            del found[name]
+    return found
 
 
 def _mllms() -> Choices[Path]:

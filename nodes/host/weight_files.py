@@ -25,7 +25,8 @@ class HostWeightFile(WeightFile):
     @classmethod
     def of(cls, file: WeightFile) -> HostWeightFile:
         """The same file."""
-        return cls(**{field.name: getattr(file, field.name) for field in fields(file)})
+        values = {field.name: getattr(file, field.name) for field in fields(file)}
+        return cls(**values | {"shards": tuple(map(cls.of, file.shards))})
 
     @contextmanager
     def _stored(self) -> Iterator[GetTensor]:

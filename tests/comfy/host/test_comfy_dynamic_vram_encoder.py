@@ -91,6 +91,28 @@ def test_an_encoder_is_loaded_used_unloaded_and_loaded_again(
     assert sorted(again.file_reads) == sorted(first.file_reads)
 
 
+def test_an_adapter_in_shards_stays_in_its_files_too(
+    pack: Pack, gpu: Gpu, half_file: str, encode: Callable[..., Any]
+) -> None:
+    folder = pack.base / "models" / "easyref"
+    load = pack.part("easyref_core.adapter.checkpoint").load_checkpoint
+    convert = pack.part("easyref_core.adapter.convert").convert_adapter
+    index = convert(load(folder / half_file), folder / "parts.safetensors", max_shard_size="200KB")
+    reads = []
+    for name in (half_file, index.name):
+        easyref = pack.run("EasyRefLoader", name, GOLDEN_MLLM, "fp32")
+        with gpu.watch() as watched:
+            encode(easyref)
+        reads.append(len(watched.file_reads))
+        assert easyref.encoder.patcher.is_dynamic()
+    assert reads[0] == reads[1] > 0
+    next(folder.glob("parts-00002-of-*")).touch()
+    with pack.refused("parts-00002-of-", "has changed since it was loaded"):
+        encode(easyref, prompt="something else")
+    for path in folder.glob("parts*"):
+        path.unlink()
+
+
 def test_one_byte_weights_leave_biases_as_they_are(
     pack: Pack,
     gpu: Gpu,

@@ -97,6 +97,26 @@ def test_linked_folders_and_files_are_listed(pack: Pack, put: Any, tmp_path: Pat
     (pack.base / "models" / "LLM" / "linked").unlink()
 
 
+def test_shards_are_one_choice_their_index(pack: Pack, put: Any) -> None:
+    folder = put("easyref")
+    convert = pack.part("easyref_core.adapter.convert").convert_adapter
+    load = pack.part("easyref_core.adapter.checkpoint").load_checkpoint
+    golden = pack.base / "models" / "easyref" / GOLDEN
+    index = convert(load(golden), folder / "a.safetensors", max_shard_size="500KB")
+    (folder / "b-00001-of-00002.safetensors").touch()  # without an index
+    (folder / "config.json").touch()
+    listed = [name for name in choices(pack)["adapter"] if name.startswith("odd/")]
+    assert listed == [f"odd/{index.name}", "odd/b-00001-of-00002.safetensors"]
+    given = {"adapter": listed[0], "mllm": GOLDEN_MLLM, "precision": "fp32"}
+    easyref = pack.run("EasyRefLoader", **given)
+    assert easyref.checkpoint.identity == load(golden).identity
+    fingerprint = pack.nodes["EasyRefLoader"].fingerprint_inputs
+    first = fingerprint(**given)
+    assert fingerprint(**given) == first
+    os.utime(next(folder.glob("a-00002-of-*")), ns=(1, 1))
+    assert fingerprint(**given) != first
+
+
 def test_a_folder_that_cannot_be_read_hides_no_other(
     pack: Pack, put: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
