@@ -30,6 +30,12 @@ BOTH = (ALL[0], ALL[-1])
 SHOWN = (ALL[1], ALL[-1])
 NODES = (ALL[-1],)
 LAYERS = (Way("python_layers", name="Python"), ALL[-1])
+INDEX = "adapter.safetensors.index.json"
+SHARDED = (  # the ways that read an index
+    Way("command", ("inspect", f"BASE/models/easyref/{INDEX}"), name="easyref inspect"),
+    Way("command_encode", ("--adapter", f"BASE/models/easyref/{INDEX}"), name="easyref encode"),
+    Way("comfy_entry_points.graph", more={"loader__adapter": INDEX}, name="nodes"),
+)
 POOLED = (  # the ways that read layer pooling
     Way("command_encode", ("--aggregation", "dla"), name="easyref encode"),
     Way("comfy_entry_points.graph", more={"tokens__aggregation": "dla"}, name="nodes"),
@@ -247,6 +253,42 @@ def _setting_in(name: str, tensor: torch.Tensor) -> Callable[[dict[Any, Any]], N
     return lambda content: content.__setitem__(name, tensor)
 
 
+def sharded(change: Callable[[Path, dict[str, str]], Any]) -> Callable[[Home], None]:
+    """The golden adapter in two shards, and then a change of their folder or of weight_map."""
+
+    def make(home: Home) -> None:
+        folder, tensors = home.adapter.parent, adapter_tensors()
+        places = {n: f"{number % 2}.safetensors" for number, n in enumerate(tensors)}
+        for file in ("0.safetensors", "1.safetensors"):
+            write(folder / file, {n: t for n, t in tensors.items() if places[n] == file})
+        changed = change(folder, places)
+        if not isinstance(changed, bytes):
+            changed = json.dumps({"weight_map": places if changed is None else changed}).encode()
+        (folder / INDEX).write_bytes(changed)
+
+    return make
+
+
+def _shards_elsewhere(name: str) -> Callable[[Home], None]:
+    def change(folder: Path, places: dict[str, str]) -> Any:
+        (folder / "0.safetensors").rename(folder.parent / "0.safetensors")
+        above = name.replace("BASE", str(folder.parent))
+        return {n: above if file.startswith("0") else file for n, file in places.items()}
+
+    return sharded(change)
+
+
+def _linked_shard(folder: Path, _: Any) -> None:
+    (folder / "0.safetensors").rename(folder.parent / "0.safetensors")
+    (folder / "0.safetensors").symlink_to(folder.parent / "0.safetensors")
+
+
+def _swapped_shards(folder: Path, _: Any) -> None:
+    (folder / "0.safetensors").rename(folder / "2.safetensors")
+    (folder / "1.safetensors").rename(folder / "0.safetensors")
+    (folder / "2.safetensors").rename(folder / "1.safetensors")
+
+
 def _twice(content: dict[Any, Any]) -> Any:
     return {"module": content, "content": content}
 
@@ -456,6 +498,38 @@ CASES = (
     Case("a deflated pickle of 400 MB", lambda home: deflated(home.adapter), ALL),
     Case("a truncated pickle", _truncated_pickle, ALL),
     Case("a ZIP archive of something else", _other_zip, ALL),
+    # Shards
+    Case("an adapter in two shards", sharded(lambda *_: None), SHARDED, USED, closest=1e-3),
+    *(
+        Case(f"an adapter's index that names {name}", _shards_elsewhere(name), SHARDED, said="outs")
+        for name in ("../0.safetensors", "BASE/0.safetensors", "..\\0.safetensors")
+    ),
+    Case("a shard of an adapter that is a link outside", sharded(_linked_shard), SHARDED),
+    Case("swapped shards of an adapter", sharded(_swapped_shards), SHARDED, said="no shard of"),
+    Case(
+        "a shard of an adapter that is a pipe",
+        sharded(lambda folder, _: pipe(folder / "0.safetensors")),
+        SHARDED,
+        said="lacks 1 of its 2",
+    ),
+    Case(
+        "an adapter's index of 100,000 weights",
+        sharded(lambda *_: {str(n): "0.safetensors" for n in range(100_000)}),
+        SHARDED,
+        said="no shard of",
+    ),
+    *(
+        Case(f"an adapter's index of {given!r}", sharded(lambda *_, g=given: g), SHARDED)
+        for given in ([], 7, {"a": 7}, {"a": INDEX}, {"\x1b[31m" * 900: "0.safetensors"})
+    ),
+    *(
+        Case(f"an adapter's index that is {what}", sharded(lambda *_, t=text: t), SHARDED)
+        for what, text in (
+            ("no JSON", b'{"weight_map": '),
+            ("nested", nested(100_000)),
+            ("huge", b" " * 9_000_000),
+        )
+    ),
     # What is no file
     Case("a pipe", lambda home: pipe(home.adapter), ALL),
     Case("a folder", lambda home: replaced(home.adapter).mkdir(), ALL),
