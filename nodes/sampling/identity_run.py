@@ -26,7 +26,7 @@ from ..host.reference_latents import CELL
 from .batch_rows import BatchSlice
 from .conditionings import RUN, Run
 from .identity_pass import Features, NoisyReference, ReferenceText, reference_features
-from .run import IDENTITY_KEY, watch_runs, with_option
+from .run import IDENTITY_KEY, OUTER_SAMPLE, watch_runs, with_option
 
 if TYPE_CHECKING:
     from .conditionings import Entry
@@ -42,6 +42,8 @@ class IdentityRun:
 
     Args:
         references: in the UNet's scale, on the CPU.
+        repeats: the sampler ends a step at the noise level with which the next one begins; then
+            one pass serves both. To see that it must wait for the device, as these samplers do.
 
     Attributes:
         steps: at which the references acted.
@@ -50,14 +52,17 @@ class IdentityRun:
             error; on the features' device.
     """
 
-    def __init__(self, patch: IdentityPatch, references: Sequence[NoisyReference]) -> None:
+    def __init__(
+        self, patch: IdentityPatch, references: Sequence[NoisyReference], repeats: bool = False
+    ) -> None:
         self.patch = patch
+        self.repeats = repeats
         self.steps = 0
         self.passes = 0
         self.errors: list[torch.Tensor] = []
         self._references: dict[torch.device, Sequence[NoisyReference]] = {}
         self._lora: dict[torch.device, Mapping[str, IdentityLora]] = {}
-        self._held: dict[torch.device, tuple[int, Features]] = {}
+        self._held: dict[torch.device, tuple[IdentityStep, Features]] = {}
         self._on_cpu = references
 
     def features(
@@ -71,8 +76,8 @@ class IdentityRun:
             options: its transformer options.
         """
         device, reuse = sigma.device, self.patch.reuse_steps
-        number, old = self._held.get(device, (0, None))
-        if old is not None and step.number - number < reuse:
+        held, old = self._held.get(device, (step, None))
+        if old is not None and (step.number - held.number < reuse or step.is_at_level_of(held)):
             return old
         if reuse == 1:
             self._held.pop(device, None)  # two sets of features never need memory at once
@@ -85,7 +90,7 @@ class IdentityRun:
         self.passes += 1
         if old is not None:
             self.errors.append(relative_error((new[block], old[block]) for block in new))
-        self._held[device] = step.number, new
+        self._held[device] = step, new
         return new
 
     def lora(self, like: torch.Tensor) -> Mapping[str, IdentityLora]:
@@ -125,12 +130,18 @@ class IdentityStep:
         number: of the step among those at which they act, from 1.
         scale: the node's weight at this noise level.
         text: with which the references are read.
+        sigma: the noise level, None where it is not asked for.
     """
 
     run: IdentityRun
     number: int
     scale: float
     text: ReferenceText
+    sigma: float | None = None
+
+    def is_at_level_of(self, other: IdentityStep) -> bool:
+        """Whether the references look as at the other step; then the prompt is the same too."""
+        return self.sigma is not None and self.sigma == other.sigma
 
     def __deepcopy__(self, memo: dict[int, Any]) -> IdentityStep:
         return self
@@ -155,7 +166,11 @@ def _outer_sample(
     )
     acting = [patch for patch in dict.fromkeys(patches) if not patch.is_noop]
     _check_batch(acting, guider.model_options, noise.shape[0])
-    runs = {patch: _start(patch, guider.model_patcher, noise) for patch in acting}
+    given = dict(zip(OUTER_SAMPLE, (noise, *args), strict=False)) | kwargs
+    # heun, heunpp2, exp_heun_2_x0 and so on
+    function = getattr(given.get("sampler"), "sampler_function", None)
+    repeats = "heun" in getattr(function, "__name__", "")
+    runs = {patch: _start(patch, guider.model_patcher, noise, repeats) for patch in acting}
     # The guider's options are this run's own copy; the patcher's are never touched.
     guider.model_options = with_option(guider.model_options, RUNS, runs)
     result = executor(noise, *args, **kwargs)
@@ -178,7 +193,9 @@ def _check_batch(
             weight.check_batch(batch)
 
 
-def _start(patch: IdentityPatch, model: ModelPatcher, noise: torch.Tensor) -> IdentityRun:
+def _start(
+    patch: IdentityPatch, model: ModelPatcher, noise: torch.Tensor, repeats: bool
+) -> IdentityRun:
     """Encode the references, before ComfyUI loads the model of the run."""
     # As the model will read latents; a node may have chosen another format, which is not set yet.
     latent_format = model.get_model_object("latent_format")
@@ -190,7 +207,7 @@ def _start(patch: IdentityPatch, model: ModelPatcher, noise: torch.Tensor) -> Id
         )
         for number, latent in enumerate(latents)
     ]
-    return IdentityRun(patch, references)
+    return IdentityRun(patch, references, repeats)
 
 
 def _prepare_sampling(
@@ -234,7 +251,8 @@ def _predict_noise(
             run.rest()
             continue
         run.steps += 1
-        steps[run.patch] = IdentityStep(run, run.steps, scale, text)
+        sigma = float(timestep[0]) if run.repeats else None
+        steps[run.patch] = IdentityStep(run, run.steps, scale, text, sigma)
     return executor(x, timestep, with_option(model_options, STEPS, steps), seed)
 
 

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 KEY = "easyref"
 IDENTITY_KEY = "easyref_identity"
 
-# Arguments of a guider's `outer_sample`, in order.
-_OUTER_SAMPLE = (
+OUTER_SAMPLE = (
     "noise",
     "latent_image",
     "sampler",
@@ -35,6 +34,7 @@ _OUTER_SAMPLE = (
     "disable_pbar",
     "seed",
 )
+"""Arguments of a guider's `outer_sample`, in order."""
 
 
 def watch_runs(model: ModelPatcher) -> None:
@@ -58,7 +58,7 @@ def _outer_sample(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> An
     _drop_repeated_patches(guider.model_options)
     _check_run(guider.model_options, guider.conds.values())
     held = key_values_of_run(guider)
-    given = dict(zip(_OUTER_SAMPLE, args, strict=False)) | kwargs
+    given = dict(zip(OUTER_SAMPLE, args, strict=False)) | kwargs
     origins = _origins(guider, given.get("noise"), given.get("seed"))
     run = start_run(guider.conds, held, origins)
     # The guider's options are this run's own copy; the patcher's are never touched.

@@ -53,6 +53,31 @@ def test_one_pass_serves_as_many_steps(
     assert calls.rows == rows
 
 
+def test_one_pass_serves_both_ends_of_a_noise_level_of_heun(
+    pack: Pack, unet: Any, demo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.samplers
+
+    model = identity(pack, unet, demo.vae)
+    steps = sigmas(model, *STEPS)
+
+    def run() -> torch.Tensor:
+        heun = comfy.samplers.ksampler("heun")
+        x = latents() * steps[0]
+        return guider(model, CFG).sample(torch.zeros_like(x), x, heun, steps, disable_pbar=True)
+
+    with calls_of(unet) as calls:
+        found = run()
+    assert calls.rows.count(1) == len(STEPS)
+    monkeypatch.setattr(
+        pack.part("nodes.sampling.identity_run").IdentityStep, "is_at_level_of", lambda *_: False
+    )
+    with calls_of(unet) as calls:
+        wanted = run()
+    assert calls.rows.count(1) == calls.rows.count(2) == 2 * len(STEPS) - 1
+    assert torch.equal(found, wanted)
+
+
 def test_the_relative_error_of_reused_features_is_shown(
     pack: Pack,
     unet: Any,
