@@ -23,7 +23,7 @@ _RADIUS = 14
 _BORDER = 7
 
 
-# Number of references -> centre, height and angle of each; later ones lie on top.
+# Number of references -> centre, longer side and angle of each; later ones lie on top.
 _PLACES = {
     2: (((124, 150), 184, 6.0), ((248, 314), 200, -4.0)),
     3: (((118, 140), 172, 7.0), ((276, 158), 150, -6.0), ((186, 322), 196, 3.0)),
@@ -68,10 +68,10 @@ def draw_thumbnail(
     return sheet.resize(_FINISHED, Image.Resampling.LANCZOS)
 
 
-def _card(picture: Image.Image, height: int) -> Image.Image:
+def _card(picture: Image.Image, longer: int) -> Image.Image:
     """A picture with a white border and round corners."""
     border, radius = _BORDER * _OVERSAMPLING, _RADIUS * _OVERSAMPLING
-    width = round(picture.width * height / picture.height)
+    width, height = (round(side * longer / max(picture.size)) for side in picture.size)
     card = Image.new("RGBA", (width + 2 * border, height + 2 * border), (255, 255, 255, 255))
     inner = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     mask = Image.new("L", inner.size, 0)

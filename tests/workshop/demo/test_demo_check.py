@@ -171,7 +171,7 @@ def test_an_unexpected_exception_is_not_a_missed_bar(
     assert "ZeroDivisionError: surprise" in capsys.readouterr().err
 
 
-def test_the_evaluated_characters_were_never_looked_at_before(
+def test_nothing_was_chosen_by_the_evaluated_characters_and_some_are_in_no_earlier_table(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[DatasetOptions] = []
@@ -190,9 +190,10 @@ def test_the_evaluated_characters_were_never_looked_at_before(
     assert main(["check", "--set", str(models), "--device", "cpu"]) == 2
     (options,) = drawn
     evaluated = identities(options, options.first_held_out, options.held_out_groups)
-    known = identities(DatasetOptions(), 0, 1200)  # used for the recipes, and for earlier tables
+    known = identities(DatasetOptions(), 0, 1200)  # while the recipes were developed, and later
     assert (len(evaluated), len(known)) == (160, 480)
     assert evaluated.isdisjoint(known)
+    assert len(evaluated - identities(DatasetOptions(), 1200, 400)) == 50
 
 
 @pytest.mark.parametrize(
