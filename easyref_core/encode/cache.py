@@ -14,7 +14,7 @@ from .group import GroupPlan, MllmPass, Segment
 REFERENCES = 64
 """Pictures of a usual size whose keys and values fit by default."""
 _SEGMENT = 146  # tokens of a picture of 336 pixels, and the two around it
-_PROMPTS = 16  # what follows the pictures gets this fraction: at real size about ten prompts
+_PROMPTS = 16  # what follows the pictures gets one of so many parts: at real size ten prompts
 # Image features of any group that fits the MLLM's context at real size (32,768 tokens of
 # width 1536 in float32): of a larger one, each picture would be dropped just before its next use.
 _IMAGE_FEATURES = 256 * 2**20
@@ -37,7 +37,7 @@ class LruCache(Generic[Item]):
 
     @property
     def nbytes(self) -> int:
-        return sum(item.nbytes for item in self._items.values())
+        return sum(item.nbytes for item in list(self._items.values()))
 
     def get(self, key: bytes) -> Item | None:
         if key in self._items:
@@ -55,10 +55,10 @@ class LruCache(Generic[Item]):
             self._items[key] = value
             self._items.move_to_end(key)
 
-    def trim(self) -> None:
-        """Drop what was not used for longest, down to the budget."""
-        excess = self.nbytes - self.budget
-        while excess > 0:
+    def trim(self, room: int = 0) -> None:
+        """Drop what was not used for longest, down to the budget, less some room."""
+        excess = self.nbytes + room - self.budget
+        while excess > 0 and self._items:
             excess -= self._items.popitem(last=False)[1].nbytes
 
     def clear(self) -> None:
@@ -96,8 +96,8 @@ class EncodingCache:
 
     @property
     def nbytes(self) -> int:
-        """Of all that is kept."""
-        kept = (self.image_features, self.tokens, self._pictures, self._prompts)
+        """Of all that is kept but tokens, which encoders may share."""
+        kept = (self.image_features, self._pictures, self._prompts)
         return sum(cache.nbytes for cache in kept)
 
     def clear(self) -> None:
@@ -120,9 +120,13 @@ class EncodingCache:
         self._prompts.budget = self._pictures.budget // _PROMPTS
         known = self._known(plan, mllm_pass)
         new = self._new(mllm_pass, len(known), per_token)
+        # Now, so that with what the run adds there is never more than may be kept.
+        pictures = sum(s.picture for s in mllm_pass.segments[len(known) :][: len(new)])
+        self._pictures.trim(sum(new[:pictures]) * per_token)
+        self._prompts.trim(sum(new[pictures:]) * per_token)
         try:
             return ChatState(encoder.config, layers, known, new, pooled, encoder.compute_dtype)
-        except (MemoryError, RuntimeError):  # PyTorch's, where memory is short
+        except (MemoryError, RuntimeError):  # where the system gives no more memory than it has
             return None
 
     def _known(self, plan: GroupPlan, mllm_pass: MllmPass) -> list[ChatPart]:

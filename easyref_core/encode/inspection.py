@@ -66,7 +66,7 @@ def inspect_references(
     device: torch.device | str = "cpu",
     progress: Progress = no_progress,
     cache: EncodingCache | None = None,
-    fused: bool = True,
+    fused: bool | None = None,
 ) -> Inspection:
     """Encode a planned group, and measure how the reference tokens share their attention.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..attention_kernels import has_fused
 from ..errors import EasyRefError
 from ..pictures.preprocessing import Patches
 from ..qwen2vl.memory import vision_calls
@@ -41,10 +42,16 @@ class EncoderRun:
     plan: GroupPlan
     device: torch.device
     cache: EncodingCache
-    fused: bool
+    fused: bool | None
     progress: Progress
     total: int
     done: int = 0
+
+    def __post_init__(self) -> None:
+        if self.fused is None:
+            vision = self.encoder.config.vision
+            head, dtype = vision.embed_dim // vision.num_heads, self.encoder.compute_dtype
+            self.fused = has_fused(self.device, dtype, head, causal=False)
 
     def step(self, count: int = 1) -> None:
         if count:
@@ -157,7 +164,7 @@ def encode_references(
     device: torch.device | str = "cpu",
     progress: Progress = no_progress,
     cache: EncodingCache | None = None,
-    fused: bool = True,
+    fused: bool | None = None,
 ) -> ReferenceTokens:
     """Encode a planned group into reference tokens.
 
@@ -166,7 +173,8 @@ def encode_references(
         progress: called with (steps done, steps in all) after each picture and each layer; may
             raise to stop.
         cache: of this encoder.
-        fused: attention never writes its scores to memory, so several pictures can be read at once.
+        fused: attention never writes its scores to memory, so several pictures can be read at once;
+            None where the encoder's attention is PyTorch's own.
 
     Returns:
         Tokens [1, N, W], or [1, N * pictures, W] for `concatenate` (whose unconditional tokens

@@ -177,7 +177,7 @@ class HostedEncoder:
 
     @property
     def kept_bytes(self) -> int:
-        """What is kept in memory of earlier groups."""
+        """What is kept in memory of earlier groups, and goes with this value."""
         return self._cache.nbytes
 
     def forget(self) -> None:

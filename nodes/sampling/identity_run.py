@@ -37,13 +37,26 @@ RUNS = "easyref_identity_runs"
 STEPS = "easyref_identity_steps"
 
 
+# Samplers that evaluate the noise level where a step ends, and again where the next one begins.
+_REPEATING = ("sample_heun", "sample_exp_heun_2_x0", "sample_exp_heun_2_x0_sde")
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """Features of the step with this number, and its noise level where it was asked for."""
+
+    number: int
+    sigma: float | None
+    features: Features
+
+
 class IdentityRun:
     """One node's references in one run.
 
     Args:
         references: in the UNet's scale, on the CPU.
-        repeats: the sampler ends a step at the noise level with which the next one begins; then
-            one pass serves both. To see that it must wait for the device, as these samplers do.
+        repeats: the sampler ends a step at the noise level with which the next one begins, so that
+            one pass serves both. Seeing that takes a wait for the device; these samplers wait too.
 
     Attributes:
         steps: at which the references acted.
@@ -62,7 +75,7 @@ class IdentityRun:
         self.errors: list[torch.Tensor] = []
         self._references: dict[torch.device, Sequence[NoisyReference]] = {}
         self._lora: dict[torch.device, Mapping[str, IdentityLora]] = {}
-        self._held: dict[torch.device, tuple[IdentityStep, Features]] = {}
+        self._held: dict[torch.device, _Held] = {}
         self._on_cpu = references
 
     def features(
@@ -76,9 +89,10 @@ class IdentityRun:
             options: its transformer options.
         """
         device, reuse = sigma.device, self.patch.reuse_steps
-        held, old = self._held.get(device, (step, None))
-        if old is not None and (step.number - held.number < reuse or step.is_at_level_of(held)):
-            return old
+        held = self._held.get(device)
+        old = None if held is None else held.features
+        if held is not None and (step.number - held.number < reuse or step.is_at(held.sigma)):
+            return held.features
         if reuse == 1:
             self._held.pop(device, None)  # two sets of features never need memory at once
             old = None
@@ -90,7 +104,7 @@ class IdentityRun:
         self.passes += 1
         if old is not None:
             self.errors.append(relative_error((new[block], old[block]) for block in new))
-        self._held[device] = step, new
+        self._held[device] = _Held(step.number, step.sigma, new)
         return new
 
     def lora(self, like: torch.Tensor) -> Mapping[str, IdentityLora]:
@@ -139,9 +153,11 @@ class IdentityStep:
     text: ReferenceText
     sigma: float | None = None
 
-    def is_at_level_of(self, other: IdentityStep) -> bool:
-        """Whether the references look as at the other step; then the prompt is the same too."""
-        return self.sigma is not None and self.sigma == other.sigma
+    def is_at(self, sigma: float | None) -> bool:
+        """Whether the references look as at that noise level; then the prompt is the same too. Some
+        samplers come to it by another formula, which rounds."""
+        known = self.sigma is not None and sigma is not None
+        return known and math.isclose(self.sigma, sigma, rel_tol=1e-5)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> IdentityStep:
         return self
@@ -167,9 +183,8 @@ def _outer_sample(
     acting = [patch for patch in dict.fromkeys(patches) if not patch.is_noop]
     _check_batch(acting, guider.model_options, noise.shape[0])
     given = dict(zip(OUTER_SAMPLE, (noise, *args), strict=False)) | kwargs
-    # heun, heunpp2, exp_heun_2_x0 and so on
     function = getattr(given.get("sampler"), "sampler_function", None)
-    repeats = "heun" in getattr(function, "__name__", "")
+    repeats = getattr(function, "__name__", "") in _REPEATING
     runs = {patch: _start(patch, guider.model_patcher, noise, repeats) for patch in acting}
     # The guider's options are this run's own copy; the patcher's are never touched.
     guider.model_options = with_option(guider.model_options, RUNS, runs)

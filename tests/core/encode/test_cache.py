@@ -269,14 +269,28 @@ def test_any_change_after_any_other_gives_the_tokens_of_a_new_encoder(
         )
 
 
-def test_what_is_kept_is_bounded_and_survives_nothing_it_should_not(encode: Encode) -> None:
-    cache = EncodingCache(prefixes=200_000)
-    for number in range(12):
-        picture = Reference(Image.new("RGB", (84, 84), (number * 20, 0, 0)))
-        encode([*GROUP, picture], f"prompt {number}", cache=cache)
+@pytest.mark.parametrize(("budget", "prompts"), [(200_000, False), (8_000_000, True)])
+def test_what_is_kept_is_bounded_and_survives_nothing_it_should_not(
+    encode: Encode, monkeypatch: pytest.MonkeyPatch, budget: int, prompts: bool
+) -> None:
+    cache, peaks, begin = EncodingCache(prefixes=budget), [], EncodingCache.begin
+
+    def noted(*given: Any) -> Any:
+        chat = begin(*given)
+        held = {id(t): t for part in chat.parts for t in (part.body, part.final)}
+        held |= {id(t): t for t in cache._pictures._items.values()}
+        peaks.append(sum(tensor.nbytes for tensor in held.values()))
+        return chat
+
+    monkeypatch.setattr(EncodingCache, "begin", noted)
+    for number in range(24):
+        picture = Reference(Image.new("RGB", (84, 84), (number * 10, 0, 0)))
+        encode([picture, *GROUP], f"prompt {number}", cache=cache)
         kept = cache._pictures.nbytes, cache._prompts.nbytes
-        assert 0 < kept[0] <= 200_000
-        assert kept[1] <= 200_000 // 16
+        assert 0 < kept[0] <= budget
+        assert (kept[1] > 0) == prompts
+        assert kept[1] <= budget // 16
+    assert max(peaks) <= 1.1 * budget
     cache.clear()
     assert cache.nbytes == 0
 
