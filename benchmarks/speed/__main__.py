@@ -17,6 +17,7 @@ from .encoding import COUNTS, DEVIATION, by_count, changes, pooled_changes, stra
 from .growth import growth
 from .inspecting import inspecting
 from .models import Sizes, random_encoder
+from .official import compared
 from .plot import draw
 from .processes import IS_LINUX
 from .sampling import sampling
@@ -36,6 +37,8 @@ def main() -> int:
     parser.add_argument("--comfyui", type=Path, metavar="FOLDER", help=help_comfyui)
     help_ipadapter = "a checkout of cubiq/ComfyUI_IPAdapter_plus, to be measured beside"
     parser.add_argument("--ipadapter", type=Path, metavar="FOLDER", help=help_ipadapter)
+    help_official = "transformers 4.45.2, for the official procedure: pip install --target FOLDER"
+    parser.add_argument("--official", type=Path, metavar="FOLDER", help=help_official)
     parser.add_argument("--small", action="store_true", help="try the logic, in seconds")
     options = parser.parse_args()
     out = options.out.resolve()  # ComfyUI starts in its own folder
@@ -50,6 +53,8 @@ def main() -> int:
     encoder = random_encoder(sizes, device, dtype)
     rows = changes(encoder, device, options.repeats)
     rows += pooled_changes(encoder, device, options.repeats)
+    if options.official is not None and on_cpu and not options.small:
+        rows += compared(options.official.resolve(), encoder, sizes, options.repeats)
     if fewer != sizes:
         encoder = random_encoder(fewer, device, dtype)
     counts = by_count(encoder, device, COUNTS, options.repeats)
