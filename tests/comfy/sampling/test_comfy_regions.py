@@ -25,7 +25,7 @@ from goldens import adapter_tensors, difference
 from region_nodes import LEFT, RIGHT, box, regions
 
 CFG = 5.0
-CLOSE = 5e-5
+CLOSE = 2e-4  # of values up to 6, at CFG 5
 EXACT = 2e-5
 
 
