@@ -37,7 +37,7 @@ def details(table: str, run: RunRecord) -> str:
         tables = f"{all_groups}\nThe crowded ones alone:\n\n{crowded}"
     else:
         names = {"stages": stage_name, "training": partial(training_name, run)}
-        tables = markdown_table(run, STAGE_COLUMNS, name=names[table])
+        tables = markdown_table(run, STAGE_COLUMNS, name=names[table], seconds=table == "stages")
     most = max(row.groups for row in run.scope())
     return DETAILS.format(
         groups=most,
