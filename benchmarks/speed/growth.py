@@ -35,7 +35,7 @@ SETTLED = 5
 CACHE_MB = 8
 """What EasyRef keeps of each kind, such that nearly all of it is full by then."""
 BAR = 32.0  # MB
-_LAST = 10
+_SOME = 10  # prompts whose median is taken
 _REFERENCES, _MLLM_WIDTH = 16, 512
 _UNET = {"model_channels": 64, "transformer_depth": [0, 0, 1, 1, 2, 2]}
 _UNET |= {"transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2], "transformer_depth_middle": 2}
@@ -52,18 +52,17 @@ def growth(comfyui: Path, work: Path, prompts: int = PROMPTS) -> list[Amount]:
 def as_amounts(found: list[dict[str, float]]) -> list[Amount]:
     """Of what was found after each prompt.
 
-    The highest is held against the bar; it may be what libraries hold for a moment. What grows
-    from prompt to prompt shows in the last ones.
+    What grows from prompt to prompt is held against the bar. The highest is shown beside it: some
+    of it is held for a moment only.
     """
-    resident = [one["resident"] / 1e6 for one in found]
-    settled, later = resident[SETTLED - 1], resident[SETTLED:]
-    last = statistics.median(later[-_LAST:])
+    resident = [one["resident"] / 1e6 for one in found[SETTLED - 1 :]]
+    first, last = (statistics.median(part) for part in (resident[:_SOME], resident[-_SOME:]))
     cached = max(one["cached"] / one["newest"] for one in found)
     name = f"{len(found)} prompts"
     return [
-        Amount(f"{name}: highest beyond the fifth", max(later) - settled, "MB", BAR),
-        Amount(f"{name}: median of the last {_LAST} beyond the fifth", last - settled, "MB"),
-        Amount("resident after the fifth prompt", settled, "MB"),
+        Amount(f"{name}: the last {_SOME} beyond those from the fifth", last - first, "MB", BAR),
+        Amount(f"{name}: the highest beyond these", max(resident) - first, "MB"),
+        Amount("resident from the fifth prompt", first, "MB"),
         Amount("keys and values kept, of each adapter's newest run", cached, "", 1.0),
     ]
 

@@ -111,13 +111,18 @@ def test_a_steps_memory_is_held_with_its_keys_and_values() -> None:
     assert [one.met for one in amounts] == [True, True, False, True]
 
 
-def test_growth_is_the_highest_after_the_fifth_prompt() -> None:
-    resident = [900e6, 1000e6, 990e6, 980e6, 950e6, 970e6, 960e6]
+@pytest.mark.parametrize("step", [1e6, 2e6])
+def test_growth_is_what_comes_from_prompt_to_prompt_not_what_comes_and_goes(step: float) -> None:
+    resident = [1000e6] * 4 + [900e6 + n * step for n in range(36)]
+    resident[20] += 300e6
     found = [{"resident": size, "cached": 4, "newest": 8} for size in resident]
     found[2]["cached"] = 9
-    grown, last, settled, cached = growth.as_amounts(found)
-    assert (grown.value, last.value, settled.value, cached.value) == (20, 15, 950, 9 / 8)
-    assert grown.met
+    grown, highest, first, cached = growth.as_amounts(found)
+    assert grown.value == pytest.approx(26 * step / 1e6)
+    assert grown.met == (step == 1e6)
+    assert highest.value == pytest.approx(300 + 11.5 * step / 1e6)
+    assert first.value == pytest.approx(900 + 4.5 * step / 1e6)
+    assert cached.value == 9 / 8
     assert not cached.met
 
 
