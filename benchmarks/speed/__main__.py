@@ -53,14 +53,15 @@ def main() -> int:
     encoder = random_encoder(sizes, device, dtype)
     rows = changes(encoder, device, options.repeats)
     rows += pooled_changes(encoder, device, options.repeats)
+    amounts: list[Amount] = []
     if options.official is not None and on_cpu and not options.small:
-        rows += compared(options.official.resolve(), encoder, sizes, options.repeats)
+        amounts += compared(options.official.resolve(), encoder, sizes, options.repeats)
     if fewer != sizes:
         encoder = random_encoder(fewer, device, dtype)
     counts = by_count(encoder, device, COUNTS, options.repeats)
     del encoder
     deviation = straight_line(counts)[2]
-    amounts = [Amount("by references: off a straight line", deviation, "", DEVIATION)]
+    amounts += [Amount("by references: off a straight line", deviation, "", DEVIATION)]
     if IS_LINUX and on_cpu:
         amounts += inspecting(out, options.repeats)
     comfyui = options.comfyui or find_comfyui()

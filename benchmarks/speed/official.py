@@ -28,7 +28,7 @@ from easyref_core.encode.passes import encode_references
 from .encoding import PROMPT
 from .models import NUM_TOKENS, TOKEN_WIDTH, Sizes, pictures, plan
 from .processes import in_process
-from .timing import Row, seconds, spread
+from .timing import Amount, amount, seconds
 
 _BAR = 0.60
 _COUNT = 8
@@ -36,9 +36,9 @@ _WORDS = 151_936  # Qwen2-VL's; a share of them beside that share of its layers
 _PIXELS = (11**2 * 28**2, (12**2 + 1) * 28**2)  # of a picture, as the official code asks for
 
 
-def compared(folder: Path, encoder: EasyRefEncoder, sizes: Sizes, repeats: int) -> list[Row]:
-    """A row: the first encoding of eight references and the black picture, as a share of the
-    official procedure's time, on one thread.
+def compared(folder: Path, encoder: EasyRefEncoder, sizes: Sizes, repeats: int) -> list[Amount]:
+    """The first encoding of eight references and the black picture, as a share of the official
+    procedure's time, on one thread, and of its multiplications.
 
     Args:
         folder: of transformers 4.45.2.
@@ -66,8 +66,8 @@ def compared(folder: Path, encoder: EasyRefEncoder, sizes: Sizes, repeats: int) 
     theirs = statistics.median(found["seconds"])
     shares = [own / theirs for own in ours]
     counted = counter.get_total_flops() / found["operations"]
-    measure = "8 references, of the official procedure"
-    return [Row(measure, statistics.median(shares), spread(shares), _BAR, counted)]
+    name = "8 references, of the official procedure"
+    return [amount(f"{name}'s time", shares, "", _BAR), Amount(f"{name}'s work", counted, "")]
 
 
 @torch.no_grad()
