@@ -54,7 +54,9 @@ def avatars(style: str, options: Sequence[dict[str, Any]], folder: Path) -> tupl
     for name in ("core", style):
         with tarfile.open(_package(f"dicebear-{name}")) as tar:
             place = folder / "node_modules" / "@dicebear" / name
-            tar.extractall(place, filter="data")
+            # Pythons before 3.11.4 have no filters.
+            safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            tar.extractall(place, **safe)
             for path in (place / "package").iterdir():
                 path.rename(place / path.name)
     script = folder / "draw.mjs"
