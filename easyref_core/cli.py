@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--picture-layers", default="", metavar="LIST", help=help_list % "image")
     help_insert = "reference tokens enter before the last 1, 2 or 3 layers (default: as trained)"
     add("--insert-before", type=int, metavar="LAYERS", help=help_insert)
-    help_dtype = "of weights and computation; default: %(default)s"
+    help_dtype = "of the computation; default: %(default)s"
     add("--dtype", choices=_DTYPES, default="float32", help=help_dtype)
     add("--device", default="cpu", help="default: %(default)s")
     add("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
@@ -199,6 +199,7 @@ def _encode_group(options: argparse.Namespace, device: Any) -> ReferenceTokens:
     from .encode.plan_encoder import plan_encoder
     from .pictures.loading import named, open_picture
     from .pictures.preprocessing import reduced
+    from .qwen2vl import casting
     from .qwen2vl.prompt import PromptTokenizer
 
     encoder_plan = plan_encoder(load_checkpoint(options.adapter), options.mllm)
@@ -220,7 +221,9 @@ def _encode_group(options: argparse.Namespace, device: Any) -> ReferenceTokens:
         mllm_layers=_mllm_layers(options),
     )
     dtype = getattr(torch, options.dtype)
-    encoder = encoder_plan.build(dtype=dtype, compute_dtype=dtype).to(device)
+    # A file in half precision keeps its size: its weights are converted when they are used.
+    stored = None if dtype == torch.float32 else dtype
+    encoder = encoder_plan.build(operations=casting, dtype=stored, compute_dtype=dtype).to(device)
 
     def show(done: int, total: int) -> None:
         print(f"\rencoding {done}/{total}", end="", file=sys.stderr, flush=True)

@@ -43,7 +43,8 @@ class EasyRefEncoder(nn.Module):
         final_layers: decoder layers kept apart from the body (1 in the released weights).
         pooling: sizes of the adapter's layer pooling; None without. A new one is added by
             `add_layer_pools`.
-        operations: `torch.nn`, or ComfyUI's `comfy.ops` classes that cast weights when used.
+        operations: `torch.nn`, or classes that cast weights when used: `qwen2vl.casting`, or those
+            of ComfyUI's `comfy.ops`.
         compute_dtype: of the activations; the weights may be stored in another one only if
             `operations` casts them.
         device, dtype: where and how the weights are created.

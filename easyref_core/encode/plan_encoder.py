@@ -74,8 +74,9 @@ class EncoderPlan:
         Args:
             operations: see `EasyRefEncoder`.
             dtype: how the weights are stored; None keeps each as it is in its file, which needs
-                `operations` that cast. With `torch.nn` it must equal `compute_dtype`. One-byte
-                dtypes are for matrices only: biases, norms and reference tokens keep their own.
+                `operations` that cast (`qwen2vl.casting`, ComfyUI's). With `torch.nn` it must equal
+                `compute_dtype`. One-byte dtypes are for matrices only: biases, norms and reference
+                tokens keep their own.
             compute_dtype: of the activations.
             convert: False keeps the weights as they are in their files, where `operations`
                 convert them to `dtype` on their way to the device; scaled ones, which are never

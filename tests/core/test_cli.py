@@ -69,6 +69,32 @@ def test_options_reach_the_encoder(tmp_path: Path) -> None:
     assert 0 < float((half - full).norm() / full.norm()) < 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_weights_in_fewer_bytes_are_read_as_they_are_and_computed_with_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    whole = {
+        name: tensor.to(dtype if dtype.itemsize == 2 or tensor.ndim > 1 else torch.bfloat16)
+        for name, tensor in goldens.pooled_adapter("dla").items()
+    }
+    stored = goldens.write(tmp_path / "stored.safetensors", whole)
+    wide = {name: tensor.float() for name, tensor in whole.items()}
+    wide = goldens.write(tmp_path / "wide.safetensors", wide)
+    built, build = [], EncoderPlan.build
+    monkeypatch.setattr(
+        EncoderPlan, "build", lambda *a, **k: built.append(build(*a, **k)) or built[-1]
+    )
+    found = []
+    for number, adapter in enumerate((stored, wide)):
+        out = tmp_path / f"{number}.safetensors"
+        options = {"adapter": adapter, "aggregation": "dla", "prompt": "a red car"}
+        assert main(arguments(out, REFS[:2], **options)) == 0
+        found.append(load_tokens(out).cond)
+    assert torch.equal(*found)
+    small, large = ({t.dtype for t in encoder.parameters()} for encoder in built)
+    assert (dtype in small, large) == (True, {torch.float32})
+
+
 def test_layers_are_pooled_and_weighed_as_asked(tmp_path: Path, capsys: Capture) -> None:
     adapter = goldens.write(tmp_path / "pooled.safetensors", goldens.pooled_adapter("dla"))
 
