@@ -18,8 +18,10 @@ from .growth import growth
 from .inspecting import inspecting
 from .models import Sizes, random_encoder
 from .official import compared
+from .peak_memory import peak_memory
 from .plot import draw
 from .processes import IS_LINUX
+from .products import products
 from .sampling import sampling
 from .sampling_memory import sampling_memory
 from .table import as_table
@@ -37,10 +39,16 @@ def main() -> int:
     parser.add_argument("--comfyui", type=Path, metavar="FOLDER", help=help_comfyui)
     help_ipadapter = "a checkout of cubiq/ComfyUI_IPAdapter_plus, to be measured beside"
     parser.add_argument("--ipadapter", type=Path, metavar="FOLDER", help=help_ipadapter)
+    help_easyref = "a checkout of TempleX98/EasyRef, whose attention processors are measured beside"
+    parser.add_argument("--easyref", type=Path, metavar="FOLDER", help=help_easyref)
     help_official = "transformers 4.45.2, for the official procedure: pip install --target FOLDER"
     parser.add_argument("--official", type=Path, metavar="FOLDER", help=help_official)
+    help_real_size = "with --official: memory of encoding too; 10 GB on the disk, 16 in memory"
+    parser.add_argument("--real-size", action="store_true", help=help_real_size)
     parser.add_argument("--small", action="store_true", help="try the logic, in seconds")
     options = parser.parse_args()
+    if options.real_size and options.official is None:
+        parser.error("--real-size compares with --official, which is missing")
     out = options.out.resolve()  # ComfyUI starts in its own folder
     device = torch.device(options.device)
     on_cpu = device.type == "cpu"
@@ -56,6 +64,8 @@ def main() -> int:
     amounts: list[Amount] = []
     if options.official is not None and on_cpu and not options.small:
         amounts += compared(options.official.resolve(), encoder, sizes, options.repeats)
+    if on_cpu and not options.small:
+        amounts += products(encoder, options.repeats)
     if fewer != sizes:
         encoder = random_encoder(fewer, device, dtype)
     counts = by_count(encoder, device, COUNTS, options.repeats)
@@ -68,10 +78,13 @@ def main() -> int:
     if comfyui is not None and on_cpu and not options.small:
         comfyui, work = comfyui.resolve(), out / "comfyui"
         amounts += sampling_memory(comfyui, work)
+        if options.real_size:
+            amounts += peak_memory(comfyui, work, options.official.resolve())
         if IS_LINUX:
             amounts += growth(comfyui, work)
         peer = None if options.ipadapter is None else options.ipadapter.resolve()
-        rows += sampling(comfyui, work, options.repeats, peer)
+        processors = None if options.easyref is None else options.easyref.resolve()
+        rows += sampling(comfyui, work, options.repeats, peer, processors)
     found = {
         "machine": _machine(device),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},

@@ -5,7 +5,9 @@
 
 The steps are those that its code takes with Qwen2-VL of transformers: one picture a call of the
 vision tower, the language model with its head, then the last layer, built as a model of its own.
-The weights are random, so only times compare. `main` runs in a process of its own.
+The weights are random, so only times compare. `main` runs in a process of its own,
+which at real size also tells its peak of memory: there the MLLM is read from a folder twice, as
+that code does.
 """
 
 from __future__ import annotations
@@ -15,19 +17,20 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.passes import encode_references
 
+from .counting import operations
 from .encoding import PROMPT
 from .models import NUM_TOKENS, TOKEN_WIDTH, Sizes, pictures, plan
-from .processes import in_process
+from .processes import in_process, peak_bytes, reset_peak
 from .timing import Amount, amount, seconds
 
 _BAR = 0.60
@@ -49,8 +52,6 @@ def compared(folder: Path, encoder: EasyRefEncoder, sizes: Sizes, repeats: int) 
         seconds(lambda planned=planned: encode_references(encoder, planned), device)
         for planned in plans
     ]
-    with FlopCounterMode(display=False) as counter:
-        encode_references(encoder, plans[0])
     given = {
         "layers": sizes.layers,
         "depth": sizes.depth,
@@ -61,40 +62,51 @@ def compared(folder: Path, encoder: EasyRefEncoder, sizes: Sizes, repeats: int) 
             for p in (*plans[0].passes, plans[0].unconditional)
         ],
     }
-    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    found = in_process("official", json.dumps(given), environment={"PYTHONPATH": path})
+    found = _run(folder, given)
     theirs = statistics.median(found["seconds"])
     shares = [own / theirs for own in ours]
-    counted = counter.get_total_flops() / found["operations"]
+    counted = operations(lambda: encode_references(encoder, plans[0])) / found["operations"]
     name = "8 references, of the official procedure"
     return [amount(f"{name}'s time", shares, "", _BAR), Amount(f"{name}'s work", counted, "")]
 
 
+def at_real_size(folder: Path, mllm: Path) -> dict[str, Any]:
+    """What encoding eight references takes; see `main`.
+
+    Args:
+        folder: of transformers 4.45.2.
+        mllm: a folder of Qwen2-VL-2B's size.
+    """
+    chat, image = 20, 144  # tokens before the pictures, and of a picture between its two marks
+    starts = [chat + 1 + n * (image + 2) for n in range(_COUNT)]
+    length = starts[-1] + image + 60
+    spans = [(start, start + image) for start in starts]
+    black = {"ids": [1] * (chat + image + 60), "spans": spans[:1]}
+    chats = [{"ids": [1] * length, "spans": spans}, black]
+    return _run(folder, {"folder": str(mllm), "repeats": 1, "words": _WORDS, "chats": chats})
+
+
+def _run(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    return in_process("official", json.dumps(given), environment={"PYTHONPATH": path})
+
+
 @torch.no_grad()
 def main() -> None:
-    """Read sizes and chats, and write seconds and the operations of a run, as JSON."""
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+    """Read sizes and chats, and write seconds, and the operations of a run, or at real size the
+    peaks of memory, as JSON."""
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
-    torch.set_num_threads(1)
     given = json.loads(sys.argv[1])
-    real = {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12}
-    vision = {"depth": given["depth"], "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16}
-    shared: dict[str, Any] = {
-        **real,
-        "num_key_value_heads": 2,
-        "vocab_size": given["words"],
-        "vision_config": vision,
-        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-        "attn_implementation": "sdpa",
-    }
-
-    def model(layers: int) -> Any:
-        config = Qwen2VLConfig(**shared, num_hidden_layers=layers)
-        return Qwen2VLForConditionalGeneration(config).eval()
-
-    body, last = model(given["layers"] - 1), model(1).model
-    width = real["hidden_size"]
+    loading = 0
+    if "folder" in given:
+        last, body = _read(given["folder"])
+        loading = peak_bytes()
+        reset_peak()
+    else:
+        torch.set_num_threads(1)
+        last, body = _random(given)
+    width = body.config.hidden_size
     project = torch.nn.Sequential(
         torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, TOKEN_WIDTH),
         torch.nn.LayerNorm(TOKEN_WIDTH),
@@ -126,10 +138,53 @@ def main() -> None:
         for chat in given["chats"]:
             encode(chat)
         taken.append(time.process_time() - start)
-    with FlopCounterMode(display=False) as counter:
-        for chat in given["chats"]:
-            encode(chat)
-    print(json.dumps({"seconds": taken, "operations": counter.get_total_flops()}))
+    found: dict[str, Any] = {"seconds": taken}
+    if "folder" in given:
+        found |= {"loading": loading, "encoding": peak_bytes()}
+    else:
+        found["operations"] = operations(lambda: [encode(chat) for chat in given["chats"]])
+    print(json.dumps(found))
+
+
+def _random(given: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(the last layer, with its embedding and norm; the MLLM without it), of Qwen2-VL-2B's
+    widths."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    vision = {"depth": given["depth"], "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16}
+    shared: dict[str, Any] = {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": given["words"],
+        "vision_config": vision,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "attn_implementation": "sdpa",
+    }
+
+    def model(layers: int) -> Any:
+        config = Qwen2VLConfig(**shared, num_hidden_layers=layers)
+        return Qwen2VLForConditionalGeneration(config).eval()
+
+    return model(1).model, model(given["layers"] - 1)
+
+
+def _read(folder: str) -> tuple[Any, Any]:
+    """As `_random`, both out of a folder, one after the other."""
+    from transformers import Qwen2VLForConditionalGeneration
+
+    def model() -> Any:
+        return Qwen2VLForConditionalGeneration.from_pretrained(
+            folder, torch_dtype=torch.float32, attn_implementation="sdpa"
+        ).eval()
+
+    last = model().model
+    last.layers = last.layers[-1:]
+    last.embed_tokens = torch.nn.Identity()
+    body = model()
+    body.model.layers = body.model.layers[:-1]
+    return last, body
 
 
 if __name__ == "__main__":

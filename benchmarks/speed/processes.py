@@ -47,8 +47,15 @@ def resident_bytes() -> int:
     return int(_STATM.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def reset_peak() -> None:
+    """Have `peak_bytes` count from now on."""
+    give_back_free()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_bytes() -> int:
-    """The most that it was since the program began. `getrusage` would tell the parent's, too."""
+    """The most that it was since the program began, or since `reset_peak`. `getrusage` would tell
+    the parent's, too."""
     lines = _STATUS.read_text(encoding="utf-8").splitlines()
     line = next(line for line in lines if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024

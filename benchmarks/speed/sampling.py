@@ -1,8 +1,9 @@
 """What EasyRef Apply adds to a sampling step, timed at its own attention slots.
 
-SDXL's UNet with its widths and one transformer block where SDXL has one, two or ten: shares stay
-about the same, and it fits a small computer. Whole steps spread more than what is added. The slots
-cost the same whatever the number of references: their tokens are always 64.
+SDXL's UNet with its widths, or a fifth of them, and up to two transformer blocks in a row where
+SDXL has ten: shares stay about the same, and it fits a small computer. Whole steps spread more than
+what is added. The slots cost the same whatever the number of references: their tokens are always
+64.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from safetensors.torch import save_file
 from easyref_core.encode.encoder import EasyRefEncoder
 
 from .comfyui_models import part, random_adapter, random_tokens, random_unet, start
+from .counting import operations
+from .official_processors import OfficialProcessors, load_processor
 from .peers import TOKENS, IpAdapter, load_patch
 from .slots import Slots
 from .timing import Row, spread
@@ -30,110 +34,162 @@ _UNET = {
     "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
     "transformer_depth_middle": 2,
 }
-_SIDE = 32  # latent cells: 256 pixels
 _STEPS = 2
-_BARS = {"one EasyRef Apply": 0.01, "two with masks": 0.05}
+
+
+@dataclass(frozen=True)
+class Widths:
+    """A UNet, and the bars of one EasyRef Apply and of two with masks.
+
+    Attributes:
+        name: before each measure.
+        channels: of the first level.
+        side: of the latent.
+    """
+
+    name: str
+    channels: int
+    side: int
+    bars: tuple[float, float]
+
+
+WIDTHS = (Widths("step", 320, 32, (0.01, 0.05)), Widths("step, narrow", 64, 64, (0.03, 0.05)))
+ONE, TWO = "one EasyRef Apply", "two with masks"
+_OFFICIAL = "peer: official processors"
 _PEERS = {
-    name: tuple(f"peer: IP-Adapter Plus, {use}{tokens} tokens" for tokens in TOKENS)
-    for name, use in zip(_BARS, ("", "two with masks, "), strict=True)
+    ONE: (_OFFICIAL, *(f"peer: IP-Adapter Plus, {tokens} tokens" for tokens in TOKENS)),
+    TWO: tuple(f"peer: IP-Adapter Plus, two with masks, {tokens} tokens" for tokens in TOKENS),
 }
-"""Our rows -> those of the peer that they must be below."""
-
-_Subject = tuple[Any, Callable[[], Slots]]
-"""A steered model, and a timer for its slots."""
+"""Ours -> those of the peers that they must be below."""
 
 
-def sampling(comfyui: Path, work: Path, repeats: int, ipadapter: Path | None) -> list[Row]:
+@dataclass(frozen=True)
+class Subject:
+    """Something added to a model: what it takes in a sampling, and its multiplications there."""
+
+    seconds: Callable[[], float]
+    operations: Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the plain model's sampling: measured several times, and counted."""
+
+    found: Sequence[float]
+    counted: float
+
+
+def sampling(
+    comfyui: Path, work: Path, repeats: int, ipadapter: Path | None, easyref: Path | None
+) -> list[Row]:
     """Rows of the table; starts ComfyUI in this process, on the CPU.
 
     Args:
         ipadapter: a checkout of IP-Adapter Plus, whose rows come last.
+        easyref: one of the official EasyRef, as well.
     """
     nodes = start(comfyui, work)
     with torch.inference_mode():
-        model = random_unet(_UNET)
-        layers = part("nodes.host.unet_layers").cross_attention_layers(model)
-        easyref = _easyref(nodes, work, layers)
-        given = random_tokens(easyref, 1), random_tokens(easyref, 2)
-
-        def apply(to: Any, tokens: Any, mask: torch.Tensor | None) -> Any:
-            return nodes["EasyRefApply"].execute(to, easyref, tokens, mask=mask)[0]
-
-        left = torch.zeros(1, 64, 64)
-        left[:, :, :32] = 1
-        masked = apply(apply(model, given[0], left), given[1], 1 - left)
-        steered = dict(zip(_BARS, (apply(model, given[0], None), masked), strict=True))
-        layer = part("nodes.sampling.layer")
-        slots = partial(Slots, layer, layer.ReferenceAttention)
-        subjects = {name: (one, slots) for name, one in steered.items()}
-        if ipadapter is not None:
-            subjects |= _peers(ipadapter, layers, model, (left, 1 - left))
-        shares = _shares(model, subjects, repeats)
-    return as_rows(shares)
-
-
-def as_rows(shares: Mapping[str, Sequence[float]]) -> list[Row]:
-    """Ours must be below each of the peers' with as many groups."""
-    rows = []
-    for name, found in shares.items():
-        others = [
-            statistics.median(shares[peer]) for peer in _PEERS.get(name, ()) if peer in shares
+        return [
+            row
+            for widths in WIDTHS
+            for row in as_rows(widths, _measured(nodes, work, widths, repeats, ipadapter, easyref))
         ]
-        middle = statistics.median(found)
-        below = min(others, default=None)
-        label = f"step: {name}" if name in _BARS else name
-        rows.append(Row(label, middle, spread(found), _BARS.get(name), below=below))
+
+
+def as_rows(widths: Widths, shares: Mapping[str, Share]) -> list[Row]:
+    """Ours must be below each of the peers' with as many groups."""
+    bars = dict(zip((ONE, TWO), widths.bars, strict=True))
+    rows = []
+    for name, share in shares.items():
+        others = [
+            statistics.median(shares[peer].found) for peer in _PEERS.get(name, ()) if peer in shares
+        ]
+        middle, below = statistics.median(share.found), min(others, default=None)
+        label, bar = f"{widths.name}: {name}", bars.get(name)
+        rows.append(Row(label, middle, spread(share.found), bar, share.counted, below))
     return rows
 
 
-def _peers(
-    folder: Path, layers: Mapping[str, Any], model: Any, masks: tuple[torch.Tensor, ...]
-) -> dict[str, _Subject]:
-    patch = load_patch(folder)
-    adapter = IpAdapter(patch, layers)
-    slots = partial(Slots, patch, patch.Attn2Replace)
-    names = zip(_PEERS.values(), ((None,), masks), strict=True)
+def _measured(
+    nodes: Mapping[str, Any],
+    work: Path,
+    widths: Widths,
+    repeats: int,
+    ipadapter: Path | None,
+    official: Path | None,
+) -> dict[str, Share]:
+    """What each adds to a model of these widths, as shares of the plain model's sampling."""
+    model = random_unet(_UNET | {"model_channels": widths.channels})
+    layers = part("nodes.host.unet_layers").cross_attention_layers(model)
+    easyref = _easyref(nodes, work, layers, widths.channels)
+    given = random_tokens(easyref, 1), random_tokens(easyref, 2)
+    sample = partial(_sample, widths.side)
+    plain_operations = operations(lambda: sample(model))
+
+    def subject(steered: Any, module: Any, kind: type) -> Subject:
+        sample(steered, steps=1)  # keys and values are computed
+
+        def seconds() -> float:
+            timed = Slots(module, kind)
+            with timed.timed():
+                sample(steered)
+            return timed.seconds
+
+        return Subject(seconds, lambda: operations(lambda: sample(steered)) - plain_operations)
+
+    def apply(to: Any, tokens: Any, mask: torch.Tensor | None) -> Any:
+        return nodes["EasyRefApply"].execute(to, easyref, tokens, mask=mask)[0]
+
+    left = torch.zeros(1, 64, 64)
+    left[:, :, :32] = 1
+    masked = apply(apply(model, given[0], left), given[1], 1 - left)
+    layer = part("nodes.sampling.layer")
+    subjects = {
+        name: subject(steered, layer, layer.ReferenceAttention)
+        for name, steered in ((ONE, apply(model, given[0], None)), (TWO, masked))
+    }
+    if official is not None:
+        processor = load_processor(official)
+        theirs = OfficialProcessors(processor, layers, widths.side, widths.channels, _STEPS)
+        subjects[_OFFICIAL] = Subject(theirs.seconds, theirs.operations)
+    if ipadapter is not None:
+        patch = load_patch(ipadapter)
+        adapter = IpAdapter(patch, layers)
+        for name, masks in ((ONE, (None,)), (TWO, (left, 1 - left))):
+            for peer, tokens in zip(_PEERS[name][-len(TOKENS) :], TOKENS, strict=True):
+                steered = adapter.apply(model, tokens, masks)
+                subjects[peer] = subject(steered, patch, patch.Attn2Replace)
+    found: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in range(repeats):
+        start = time.process_time()
+        sample(model)
+        plain = time.process_time() - start
+        for name, one in subjects.items():
+            found[name].append(one.seconds() / plain)
     return {
-        name: (adapter.apply(model, tokens, given), slots)
-        for pair, given in names
-        for name, tokens in zip(pair, TOKENS, strict=True)
+        name: Share(found[name], one.operations() / plain_operations)
+        for name, one in subjects.items()
     }
 
 
-def _shares(model: Any, subjects: Mapping[str, _Subject], repeats: int) -> dict[str, list[float]]:
-    """What the slots of each steered model take, as shares of the plain model's sampling."""
-    found: dict[str, list[float]] = {name: [] for name in subjects}
-    for steered, _ in subjects.values():
-        _sample(steered, steps=1)  # keys and values are computed
-    for _ in range(repeats):
-        start = time.process_time()
-        _sample(model)
-        plain = time.process_time() - start
-        for name, (steered, slots) in subjects.items():
-            timed = slots()
-            with timed.timed():
-                _sample(steered)
-            found[name].append(timed.seconds / plain)
-    return found
-
-
-def _easyref(nodes: Mapping[str, Any], work: Path, layers: Mapping[str, Any]) -> Any:
+def _easyref(nodes: Mapping[str, Any], work: Path, layers: Mapping[str, Any], channels: int) -> Any:
     """A tiny MLLM with the projections of 64 tokens for these layers."""
     import goldens
 
     encoder = goldens.randomise(EasyRefEncoder(goldens.TINY, 64, 2048))
-    file = work / "models" / "easyref" / "random.safetensors"
+    file = work / "models" / "easyref" / f"random_{channels}.safetensors"
     save_file(random_adapter(encoder, layers), file)
     given = {"adapter": file.name, "mllm": "from adapter", "precision": "fp32"}
     return nodes["EasyRefLoader"].execute(**given)[0]
 
 
-def _sample(model: Any, steps: int = _STEPS) -> torch.Tensor:
+def _sample(side: int, model: Any, steps: int = _STEPS) -> torch.Tensor:
     import comfy.sample
 
     generator = torch.Generator().manual_seed(3)
     states = torch.randn(1, 77, 2048, generator=generator)
     text = [[states, {"pooled_output": torch.zeros(1, 1280)}]]
-    noise = torch.randn(1, 4, _SIDE, _SIDE, generator=generator)
+    noise = torch.randn(1, 4, side, side, generator=generator)
     settings = (steps, 7.5, "ddim", "normal", text, text, noise * 0)
     return comfy.sample.sample(model, noise, *settings, seed=1, disable_pbar=True)

@@ -8,11 +8,22 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import encoding, growth, peers, sampling, sampling_memory, slots
+from benchmarks.speed import (
+    encoding,
+    growth,
+    official_processors,
+    peak_memory,
+    peers,
+    sampling,
+    sampling_memory,
+    slots,
+)
+from benchmarks.speed.counting import operations
 from benchmarks.speed.inspecting import inspecting
-from benchmarks.speed.processes import IS_LINUX
+from benchmarks.speed.processes import IS_LINUX, peak_bytes, reset_peak
 from benchmarks.speed.slots import Slots
 from benchmarks.speed.table import as_table, shown
 from benchmarks.speed.timing import Amount
@@ -77,11 +88,17 @@ def test_inspecting_is_measured_beside_torch_alone(tmp_path: Path) -> None:
 
 
 def test_a_row_must_be_below_its_peers() -> None:
-    one, two = sampling._BARS
-    peer = sampling._PEERS[one]
-    shares = {one: [0.004, 0.005, 0.006], two: [0.01], peer[0]: [0.02], peer[1]: [0.004]}
-    ours, other, *theirs = sampling.as_rows(shares)
+    widths = sampling.Widths("step", 320, 32, (0.01, 0.05))
+    peer, near = sampling._PEERS[sampling.ONE][:2]
+    found = {
+        sampling.ONE: sampling.Share([0.004, 0.005, 0.006], 0.0025),
+        sampling.TWO: sampling.Share([0.01], 0.0025),
+        peer: sampling.Share([0.02], 0.01),
+        near: sampling.Share([0.004], 0.003),
+    }
+    ours, other, *theirs = sampling.as_rows(widths, found)
     assert (ours.share, ours.spread, ours.below) == (0.005, pytest.approx(0.001), 0.004)
+    assert (ours.bar, other.bar) == widths.bars
     assert not ours.met
     assert other.below is None
     assert other.met
@@ -89,10 +106,62 @@ def test_a_row_must_be_below_its_peers() -> None:
     head = {"machine": "m", "versions": {"torch": "t"}, "layers": [1, 2], "dtype": "d"}
     found = head | {"layers by references": [3, 4], "by references": {1: (333, 2.0)}}
     table = as_table(found, [ours, *theirs], [Amount("memory", 40.04, "MB", 100.0)])
-    assert "| step: one EasyRef Apply | 0.005 ± 0.001 |  | 0.01, and below 0.004 | NO |" in table
-    assert f"| {peer[0]} | 0.020 ± 0.000 |  |  |  |" in table
+    line = "| step: one EasyRef Apply | 0.005 ± 0.001 | 0.003 | 0.01, and below 0.004 | NO |"
+    assert line in table
+    assert f"| step: {peer} | 0.020 ± 0.000 | 0.010 |  |  |" in table
     assert "| memory | 40.0 MB | 100 MB | yes |" in table
     assert "| 1 | 333 | 2.00 |" in table
+
+
+def test_attention_and_products_are_counted() -> None:
+    query, key, weight = torch.ones(2, 3, 10, 4), torch.ones(2, 3, 5, 4), torch.ones(7, 4)
+
+    def run() -> None:
+        torch.nn.functional.scaled_dot_product_attention(query, key, key)
+        torch.nn.functional.linear(query, weight)
+
+    assert operations(run) == 2 * 2 * 6 * 10 * 5 * 4 + 2 * 60 * 4 * 7
+
+
+def test_memory_is_divided_by_the_most_that_the_official_procedure_takes() -> None:
+    found = {"nodes": 5.7e9, "command": 5.5e9, "loading": 14.0e9, "encoding": 10.0e9}
+    nodes, command, *sizes = peak_memory.as_amounts(found)
+    assert (nodes.value, command.value) == (pytest.approx(5.7 / 14), pytest.approx(5.5 / 14))
+    assert (nodes.met, command.met) == (False, True)
+    assert [size.value for size in sizes] == [5700, 5500, 14000, 10000]
+
+
+@pytest.mark.skipif(not IS_LINUX, reason="the memory of a process is read as Linux tells it")
+def test_the_peak_can_be_counted_anew() -> None:
+    before = torch.ones(64_000_000)
+    high = peak_bytes()
+    del before
+    reset_peak()
+    assert high - peak_bytes() > 200e6
+
+
+def test_the_official_processors_are_timed_beyond_those_of_diffusers(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="checkout"):
+        official_processors.load_processor(tmp_path)
+    file = tmp_path / official_processors._FILE
+    file.parent.mkdir()
+    file.write_text(
+        "from diffusers.models.attention_processor import AttnProcessor2_0\n"
+        "class LoRAIPAttnProcessor2_0(AttnProcessor2_0):\n"
+        "    def __init__(self, *sizes, num_tokens):\n"
+        "        super().__init__()\n",
+        encoding="utf-8",
+    )
+    processor = official_processors.load_processor(tmp_path)
+    layers = {
+        name: SimpleNamespace(widths=(width, 2048)) for name, width in (("a", 64), ("b", 128))
+    }
+    found = official_processors.OfficialProcessors(processor, layers, 8, 64, 2)
+    # It reads 64 tokens more than the plain one, as keys and values, two rows, two steps.
+    for_keys = sum(2 * 2 * 64 * 2048 * width * 2 for width in (64, 128))
+    attended = sum(2 * 2 * positions * 64 * width * 2 for positions, width in ((64, 64), (16, 128)))
+    assert found.operations() == 2 * (for_keys + attended)
+    assert abs(found.seconds()) < 60
 
 
 def test_amounts_show_their_unit_and_spread() -> None:
