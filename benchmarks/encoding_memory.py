@@ -16,6 +16,7 @@ import json
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from easyref_core import attention_kernels as kernels
 from easyref_core.adapter.layer_pooling import POOLS, PoolingSizes, new_sizes
+from easyref_core.encode.cache import EncodingCache
 from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.group import Reference, plan_group
 from easyref_core.encode.inspection import inspect_references
@@ -155,9 +157,18 @@ def _grey(picture: Image.Image, image_size: int) -> Patches:
 
 
 def peak_and_estimate(
-    encoder: EasyRefEncoder, fused: bool, count: int, size: int, inspect: bool
+    encoder: EasyRefEncoder,
+    fused: bool,
+    count: int,
+    size: int,
+    inspect: bool,
+    edited: bool = False,
 ) -> tuple[int, int]:
-    """Peak bytes of one encode or inspection, and the plan's estimate."""
+    """Peak bytes of one encode or inspection, and the plan's estimate.
+
+    Args:
+        edited: of encoding the same pictures again with another prompt.
+    """
     # Equal images are encoded once. The last one differs, so that it is encoded beside the features
     # of the others, which are black like the image of the unconditional branch.
     colours = [0] * (count - 1) + [min(count - 1, 1)]
@@ -176,11 +187,18 @@ def peak_and_estimate(
     )
     encoder_plan = EncoderPlan(checkpoint, encoder.config, None, {})
     aggregation = pools.sizes.aggregations[0] if pools is not None else "easyref"
-    plan = plan_group(encoder_plan, tokenizer, references, "", aggregation=aggregation)
-    estimate = plan.working_bytes(encoder.compute_dtype, fused)
+    plan = partial(plan_group, encoder_plan, tokenizer, references, aggregation=aggregation)
     run: Callable[..., Any] = inspect_references if inspect else encode_references
-    with patch("easyref_core.encode.group.preprocess", _grey), PeakMemory() as memory:
-        run(encoder, plan, device=META)
+    cache = EncodingCache() if edited else EncodingCache(prefixes=0)
+    with patch("easyref_core.encode.group.preprocess", _grey):
+        if edited:
+            with PeakMemory():
+                run(encoder, plan("a prompt"), device=META, cache=cache)
+        planned = plan("another prompt" if edited else "")
+        known = partial(cache.known_length, planned)
+        estimate = planned.working_bytes(encoder.compute_dtype, fused, known)
+        with PeakMemory() as memory:
+            run(encoder, planned, device=META, cache=cache)
     return memory.peak, estimate
 
 

@@ -129,6 +129,10 @@ class EncodingCache:
         except (MemoryError, RuntimeError):  # where the system gives no more memory than it has
             return None
 
+    def known_length(self, plan: GroupPlan, mllm_pass: MllmPass) -> int:
+        """Tokens of a chat's beginning that the body's layers need not run again."""
+        return sum(part.length for part in self._known(plan, mllm_pass))
+
     def _known(self, plan: GroupPlan, mllm_pass: MllmPass) -> list[ChatPart]:
         found = []
         for segment in mllm_pass.segments:

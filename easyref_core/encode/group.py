@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -154,6 +154,14 @@ class MllmPass:
         return tuple(found)
 
 
+Known = Callable[[MllmPass], int]
+"""How many tokens of a pass's beginning need not run again."""
+
+
+def nothing_known(mllm_pass: MllmPass) -> int:
+    return 0
+
+
 @dataclass(frozen=True, eq=False)
 class GroupPlan:
     """All that is known of a group before weights are read.
@@ -206,16 +214,27 @@ class GroupPlan:
         passes = b"".join(self.tokens_key(mllm_pass) for mllm_pass in self._all_passes)
         return hashlib.sha256(settings.encode() + passes).digest()
 
-    def working_bytes(self, dtype: torch.dtype, fused: bool) -> int:
+    def working_bytes(
+        self,
+        dtype: torch.dtype,
+        fused: bool,
+        known: Known = nothing_known,
+    ) -> int:
         """The most memory that encoding takes beside the weights; see `memory.working_bytes`.
 
         Hidden states to be pooled lie on the CPU, and are pooled in chunks.
+
+        Args:
+            known: of what an earlier encoding left. Inspecting takes more than that.
         """
         config, num_tokens = self.encoder.config, self.encoder.checkpoint.num_tokens
         found = 0
         for p in self._all_passes:
-            images, length = [image.num_tokens for image in p.images], len(p.chat)
-            found = max(found, working_bytes(config, images, length + num_tokens, dtype, fused))
+            length, start = len(p.chat), known(p)
+            spans = zip(p.images, p.chat.image_spans, strict=True)
+            images = [image.num_tokens for image, (first, _) in spans if first >= start]
+            sizes = images, length + num_tokens, dtype, fused, start
+            found = max(found, working_bytes(config, *sizes))
             if self.pooled:
                 sizes = self.encoder.pooling
                 found = max(found, pooling_bytes(config.hidden_size, sizes, length, dtype, fused))

@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -20,7 +21,13 @@ from comfy.cli_args import args
 from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
 from ...easyref_core.encode.cache import EncodingCache, LruCache
 from ...easyref_core.encode.encoder import EasyRefEncoder
-from ...easyref_core.encode.group import GroupPlan, Reference, plan_group
+from ...easyref_core.encode.group import (
+    GroupPlan,
+    Known,
+    Reference,
+    nothing_known,
+    plan_group,
+)
 from ...easyref_core.encode.inspection import Inspection, inspect_references
 from ...easyref_core.encode.mllm_layers import MllmLayerWeights
 from ...easyref_core.encode.passes import encode_references, known_tokens
@@ -143,7 +150,8 @@ class HostedEncoder:
         def work(plan: GroupPlan) -> ReferenceTokens:
             # Where they still exist, the same ones: then their keys and values do too.
             tokens = self._made.get(plan.key) or known_tokens(plan, self._cache)
-            tokens = tokens or self._with_weights(encode_references, plan)
+            known = partial(self._cache.known_length, plan)
+            tokens = tokens or self._with_weights(encode_references, plan, known)
             self._made[plan.key] = self._newest = tokens
             return tokens
 
@@ -221,9 +229,15 @@ class HostedEncoder:
                 "again. Use fewer references, a smaller image_size, or bf16 in EasyRef Loader."
             )
 
-    def _with_weights(self, passes: Callable[..., Result], plan: GroupPlan) -> Result:
-        """`encode_references` or `inspect_references`, with the encoder on its device."""
-        encoder = self._load(plan)
+    def _with_weights(
+        self, passes: Callable[..., Result], plan: GroupPlan, known: Known = nothing_known
+    ) -> Result:
+        """`encode_references` or `inspect_references`, with the encoder on its device.
+
+        Args:
+            known: see `GroupPlan.working_bytes`.
+        """
+        encoder = self._load(plan, known)
         device = self._patcher.load_device
         run = {"device": device, "progress": progress_bar(), "fused": _is_fused(encoder, device)}
         return passes(encoder, plan, **run, cache=self._cache)
@@ -242,14 +256,14 @@ class HostedEncoder:
                 self._cache.tokens = tokens
         return plan_group(self._encoder_plan, self._tokenizer, references, prompt, **settings)
 
-    def _load(self, plan: GroupPlan) -> EasyRefEncoder:
+    def _load(self, plan: GroupPlan, known: Known) -> EasyRefEncoder:
         """The encoder, on its device, with memory to encode this group."""
         if self._patcher is None:
             self._patcher = load_encoder(plan.encoder, self._precision)
         elif is_dynamic(self._patcher):  # its weights are still in their files
             plan.encoder.check_unchanged()
         encoder: EasyRefEncoder = self._patcher.model
-        needed = _working_bytes(encoder, plan, self._patcher.load_device)
+        needed = _working_bytes(encoder, plan, self._patcher.load_device, known)
         mm.load_models_gpu([self._patcher], memory_required=needed)
         return encoder
 
@@ -325,9 +339,11 @@ def _leave_biases(encoder: EasyRefEncoder) -> None:
             module.bias_comfy_model_dtype = None
 
 
-def _working_bytes(encoder: EasyRefEncoder, plan: GroupPlan, device: torch.device) -> int:
-    """Memory for encoding a group in addition to the weights: activations, and the largest weight
-    that is converted when used."""
+def _working_bytes(
+    encoder: EasyRefEncoder, plan: GroupPlan, device: torch.device, known: Known
+) -> int:
+    """Memory for encoding a group in addition to the weights: activations of what is not known yet,
+    and the largest weight that is converted when used."""
     compute = encoder.compute_dtype
     converted = (
         weight.numel() * compute.itemsize
@@ -337,7 +353,8 @@ def _working_bytes(encoder: EasyRefEncoder, plan: GroupPlan, device: torch.devic
         if weight.dtype != compute
         and not (isinstance(module, torch.nn.Embedding) and weight.itemsize == 2)
     )
-    return max(converted, default=0) + plan.working_bytes(compute, _is_fused(encoder, device))
+    working = plan.working_bytes(compute, _is_fused(encoder, device), known)
+    return max(converted, default=0) + working
 
 
 def _is_fused(encoder: EasyRefEncoder, device: torch.device) -> bool:

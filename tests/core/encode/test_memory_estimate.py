@@ -47,6 +47,19 @@ def test_the_peak_is_near_the_estimate(
     assert 0.75 < peak / estimate <= 1.1
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize(("count", "size"), [(1, 336), (8, 336), (64, 336), (8, 1008)])
+def test_another_prompt_asks_for_no_memory_to_read_the_pictures_again(
+    benchmark: ModuleType, count: int, size: int, dtype: torch.dtype, fused: bool
+) -> None:
+    encoder = benchmark.real_encoder(fused, dtype)
+    _, whole = benchmark.peak_and_estimate(encoder, fused, count, size, False)
+    peak, estimate = benchmark.peak_and_estimate(encoder, fused, count, size, False, edited=True)
+    assert 0.55 < peak / estimate <= 1.1
+    assert estimate < whole * (0.5 if fused else 0.8)  # a chunk's scores have one size
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("dtype", [BF16, FP32])
