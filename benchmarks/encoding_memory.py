@@ -38,7 +38,8 @@ from easyref_core.encode.group import Reference, plan_group
 from easyref_core.encode.inspection import inspect_references
 from easyref_core.encode.passes import encode_references
 from easyref_core.encode.plan_encoder import EncoderPlan
-from easyref_core.pictures.preprocessing import PATCH, Patches, plan_sizes
+from easyref_core.pictures.preprocessing import Patches
+from easyref_core.pictures.sizes import PATCH, plan_sizes
 from easyref_core.qwen2vl.config import MllmConfig, VisionConfig
 from easyref_core.qwen2vl.prompt import TokenizedPrompt
 

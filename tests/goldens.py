@@ -286,14 +286,28 @@ def bare_mllm(adapter: Mapping[str, torch.Tensor]) -> Tensors:
     }
 
 
-def sparse_file(path: Path, shapes: Mapping[str, list[int]], dtype: str = "BF16") -> Path:
-    """A safetensors file of these shapes, all zeros, that takes no room on the disk."""
-    width = {"BF16": 2, "F32": 4}[dtype]
+def sparse_file(
+    path: Path, shapes: Mapping[str, list[int]], dtype: str = "BF16", fp8: bool = False
+) -> Path:
+    """A safetensors file of these shapes, all zeros, that takes no room on the disk.
+
+    Args:
+        fp8: matrices in one byte, with a scale a row.
+    """
     header: dict[str, Any] = {}
     end = 0
-    for name, shape in shapes.items():
+
+    def add(name: str, dtype: str, shape: list[int]) -> None:
+        nonlocal end
+        width = {"F8_E4M3": 1, "BF16": 2, "F32": 4}[dtype]
         start, end = end, end + torch.Size(shape).numel() * width
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+    for name, shape in shapes.items():
+        small = fp8 and len(shape) == 2 and name.endswith(".weight")
+        add(name, "F8_E4M3" if small else dtype, shape)
+        if small:
+            add(name.removesuffix("weight") + "scale_weight", "F32", [shape[0], 1])
     content = json.dumps(header).encode()
     content += b" " * (-len(content) % 8)
     with path.open("wb") as file:

@@ -6,7 +6,7 @@
 - encoding: what a change of a group costs, as a share of encoding it for the first time.
 - by references: the seconds of 1 to 112 references, and how far they are from a straight line.
 - official: `--official` has the official procedure encode the same group, on a CPU.
-- inspecting: seconds and memory of `easyref inspect` for a file of released size.
+- inspecting: seconds and memory of `easyref inspect` for files of released size.
 
 On a CPU, where there is a ComfyUI:
 

@@ -1,8 +1,8 @@
-"""What `easyref inspect` takes for an adapter of released size, beyond importing PyTorch.
+"""What `easyref inspect` takes in all for an adapter of released size, plain and in scaled fp8.
 
-    python -m benchmarks.speed.inspecting [FILE]
+    python -m benchmarks.speed.inspecting FILE
 
-measures itself while it inspects the file, or only imports PyTorch, and prints JSON.
+measures itself from its start to the end of inspecting the file, and prints JSON.
 """
 
 from __future__ import annotations
@@ -25,44 +25,34 @@ def inspecting(folder: Path, repeats: int) -> list[Amount]:
     """Amounts of the table.
 
     Args:
-        folder: where the file may lie for the time; it takes no room on a disk that knows sparse
+        folder: where a file may lie for the time; it takes no room on a disk that knows sparse
             files.
     """
     sys.path.append(str(ROOT / "tests"))
     from goldens import real_shapes, sparse_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        adapter = sparse_file(Path(work) / "adapter.safetensors", real_shapes())
-        size = adapter.stat().st_size / 1e9
-        alone = [in_process("inspecting") for _ in range(repeats)]
-        inspected = [in_process("inspecting", str(adapter)) for _ in range(repeats)]
-    name = f"easyref inspect, {size:.1f} GB"
     found = []
-    for unit, bar in (("s", SECONDS), ("MB", MEGABYTES)):
-        torch = [one[unit] for one in alone]
-        whole = [one[unit] for one in inspected]
-        more = [w - t for w, t in zip(whole, torch, strict=True)]
-        found += [
-            amount(f"{name}: beyond torch", more, unit, bar),
-            amount(f"{name}: in all", whole, unit),
-            amount("import torch alone", torch, unit),
-        ]
+    for kind, fp8 in (("", False), (" in scaled fp8", True)):
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            adapter = sparse_file(Path(work) / "adapter.safetensors", real_shapes(), fp8=fp8)
+            size = adapter.stat().st_size / 1e9
+            taken = [in_process("inspecting", str(adapter)) for _ in range(repeats)]
+        name = f"easyref inspect, {size:.1f} GB{kind}"
+        for unit, bar in (("s", SECONDS), ("MB", MEGABYTES)):
+            found.append(amount(name, [one[unit] for one in taken], unit, bar))
     return found
 
 
-def _measure(arguments: list[str]) -> dict[str, float]:
-    if arguments:
-        from easyref_core.cli import main
+def _measure(file: str) -> dict[str, float]:
+    from easyref_core.cli import main
 
-        with redirect_stdout(io.StringIO()) as text:
-            status = main(["inspect", *arguments])
-        if status or not text.getvalue():
-            raise SystemExit(f"easyref inspect ended with status {status}")
-    else:
-        import torch  # noqa: F401
+    with redirect_stdout(io.StringIO()) as text:
+        status = main(["inspect", file])
+    if status or not text.getvalue():
+        raise SystemExit(f"easyref inspect ended with status {status}")
     return {"s": time.process_time(), "MB": peak_bytes() / 1e6}
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(sys.argv[1:])))
+    print(json.dumps(_measure(sys.argv[1])))

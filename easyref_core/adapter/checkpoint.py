@@ -14,10 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import EasyRefError
-from ..pictures.preprocessing import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE
+from ..pictures.sizes import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE
 from ..qwen2vl.config import RELEASED_WIDTHS
 from ..qwen2vl.names import canonical_names
 from ..untrusted import escaped, shown
@@ -192,13 +190,12 @@ class AdapterCheckpoint:
     def _fingerprint(self, entries: Iterable[tuple[str, str, int | None]]) -> str:
         """Hash of (label with the weight's shape, name in the file, rows of it; None for all)."""
         digest = hashlib.sha256()
-        with self.file.open() as get:
+        with self.file.open_bytes() as get:
             for label, name, rows in entries:
                 if label:
                     digest.update(f"{label}{self._shape(name)}".encode())
                 if rows != 0:
-                    content = get(name, rows).flatten()
-                    digest.update(content.view(torch.uint8).numpy().tobytes())
+                    digest.update(get(name, rows))
         return digest.hexdigest()[:16]
 
     def report(self) -> dict[str, Any]:

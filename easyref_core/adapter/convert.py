@@ -17,13 +17,13 @@ from ..weight_file import (
     GetTensor,
     TensorInfo,
     WeightFile,
-    all_finite,
     is_index,
     open_weight_file,
     with_shards,
-    write_safetensors,
 )
 from ..weight_file.shards import SET, index_path, parse_size, shard_paths, split, write_index
+from ..weight_file.tensors import all_finite, apply_scale, scale_tensor
+from ..weight_file.writing import write_safetensors
 from .checkpoint import AdapterCheckpoint, is_adapter
 from .parts import BODY, FINAL, TOKENS
 from .weights import official_weights
@@ -155,7 +155,7 @@ def _written(name: str, file: WeightFile, source: str, dtype: str | None) -> dic
         rows = TensorInfo((info.shape[0], 1), "float32")
         return {name: TensorInfo(info.shape, "float8_e4m3fn"), _scale_of(name): rows}
     if dtype is None and scale is not None:
-        of_scale = TensorInfo(tuple(scale.shape), "float32")
+        of_scale = TensorInfo(scale.shape, "float32")
         return {name: TensorInfo(info.shape, info.dtype), _scale_of(name): of_scale}
     return {name: TensorInfo(info.shape, _dtype(info, dtype, scale is not None))}
 
@@ -170,10 +170,10 @@ def _tensors(
         if dtype is None:
             yield weight
             if scale is not None:
-                yield scale
+                yield scale_tensor(scale)
             continue
         if scale is not None:
-            weight = weight.float() * scale
+            weight = apply_scale(weight, scale)
         if dtype == FP8 and _is_matrix(name, info):
             yield from _in_fp8(weight.float())
             continue

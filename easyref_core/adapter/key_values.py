@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from ..errors import EasyRefError
 from ..tokens.reference_tokens import ReferenceTokens, describe
 from ..untrusted import escaped
-from ..weight_file import GetTensor, all_finite, dtype_name
+from ..weight_file import GetTensor
+from ..weight_file.tensors import all_finite, dtype_name
 from .checkpoint import AdapterCheckpoint
 from .identity import IdentityLora
 from .parts import IDENTITY_LORA, KEY_VALUE

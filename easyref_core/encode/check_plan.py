@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapter.checkpoint import BODY
 from ..errors import EasyRefError
-from ..pictures.preprocessing import CHANNELS, FRAMES, PATCH
+from ..pictures.sizes import CHANNELS, FRAMES, PATCH
 from ..qwen2vl.config import MAX_LAYERS, MllmConfig
 from ..qwen2vl.directory import MllmDirectory, unread_weights
 from ..qwen2vl.names import BLOCKS, EMBEDDING, LAYERS, layer_numbers

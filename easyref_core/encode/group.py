@@ -23,14 +23,8 @@ from PIL import Image
 from ..adapter.layer_pooling import POOLS
 from ..errors import EasyRefError
 from ..pictures.loading import decoding, named, to_rgb
-from ..pictures.preprocessing import (
-    FACTOR,
-    MIN_IMAGE_SIZE,
-    Patches,
-    black_picture,
-    plan_sizes,
-    preprocess,
-)
+from ..pictures.preprocessing import Patches, black_picture, preprocess
+from ..pictures.sizes import FACTOR, MIN_IMAGE_SIZE, plan_sizes
 from ..qwen2vl.memory import working_bytes
 from ..qwen2vl.prompt import PromptTokenizer, TokenizedPrompt
 from ..untrusted import number, shown, text, whole_number

@@ -15,7 +15,7 @@ from ..errors import EasyRefError
 from ..pictures.preprocessing import Patches
 from ..qwen2vl.memory import vision_calls
 from ..tokens.reference_tokens import ReferenceTokens
-from ..weight_file import all_finite, dtype_name
+from ..weight_file.tensors import all_finite, dtype_name
 from .cache import EncodingCache
 from .chat_state import ChatState
 from .encoder import EasyRefEncoder

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EasyRefError
-from ..pictures.preprocessing import CHANNELS, FRAMES, MERGE, PATCH
+from ..pictures.sizes import CHANNELS, FRAMES, MERGE, PATCH
 from ..untrusted import escaped, is_regular, kind_of, number, read_json, shown, whole_number
 from .config import MAX_LAYERS, MllmConfig, VisionConfig
 

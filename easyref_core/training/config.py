@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from ..pictures.preprocessing import MIN_IMAGE_SIZE
+from ..pictures.sizes import MIN_IMAGE_SIZE
 from .check_settings import check_settings
 from .recipe import (
     STRICT,

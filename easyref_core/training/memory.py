@@ -12,7 +12,7 @@ from ..adapter.layer_pooling import POOLS
 from ..encode.layer_pooling import chunk_length
 from ..errors import EasyRefError
 from ..out_of_memory import lack_of_memory
-from ..pictures.preprocessing import MERGE, PATCH
+from ..pictures.sizes import MERGE, PATCH
 from ..sdxl_diffusers.unet_layers import attentions, is_cross_attention, widths
 from ..untrusted import escaped
 from .base import Base

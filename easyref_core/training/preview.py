@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 
 from ..errors import EasyRefError
 from ..files import write_atomically
-from ..pictures.preprocessing import FRAMES, MERGE, PATCH, Patches, black_picture, preprocess
+from ..pictures.preprocessing import Patches, black_picture, preprocess
+from ..pictures.sizes import FRAMES, MERGE, PATCH
 from ..sdxl_diffusers.identity_latents import IdentityLatents
 from ..sdxl_diffusers.identity_run import IdentityRun
 from ..sdxl_diffusers.layers import IDENTITY

@@ -1,9 +1,20 @@
-"""dtypes by name, and which of them weights have."""
+"""dtypes by PyTorch's names: how many bytes a number takes, and which of them weights have.
+
+Names, so that a file's header can be read without PyTorch, whose import takes longer than that.
+"""
 
 from __future__ import annotations
 
-import torch
-
+SIZES = {  # bytes of a number
+    "complex128": 16,
+    **dict.fromkeys(("float64", "complex64", "int64", "uint64"), 8),
+    **dict.fromkeys(("float32", "complex32", "int32", "uint32", "qint32"), 4),
+    **dict.fromkeys(("float16", "bfloat16", "int16", "uint16", "bits16"), 2),
+    **{f"float8_{kind}": 1 for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")},
+    **{f"{kind}int{bits}": 1 for kind in ("", "u") for bits in range(1, 9)},
+    **dict.fromkeys(("bool", "float4_e2m1fn_x2", "bits8", "bits1x8", "bits2x4", "bits4x2"), 1),
+    **dict.fromkeys(("qint8", "quint8", "quint4x2", "quint2x4"), 1),
+}
 SAFETENSORS = {  # safetensors' names -> PyTorch's
     **{f"F{bits}": f"float{bits}" for bits in (64, 32, 16)},
     **{
@@ -19,21 +30,3 @@ SAFETENSORS = {  # safetensors' names -> PyTorch's
     "F8_E8M0": "float8_e8m0fnu",
 }
 WEIGHTS = frozenset(("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"))
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """PyTorch's name without `torch.`."""
-    return str(dtype).removeprefix("torch.")
-
-
-def dtype_of(name: str) -> torch.dtype | None:
-    """The dtype of this name; None where PyTorch (or this PyTorch) has none."""
-    found = getattr(torch, name, None)
-    return found if isinstance(found, torch.dtype) else None
-
-
-def all_finite(weight: torch.Tensor) -> bool:
-    """Whether a weight holds neither NaN nor infinities; one-byte floats too, which torch cannot
-    test as they are.
-    """
-    return bool(torch.isfinite(weight.float() if weight.itemsize == 1 else weight).all())

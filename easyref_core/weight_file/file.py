@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol
-
-import torch
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
 from ..errors import EasyRefError
 from ..untrusted import escaped, open_regular, shown
@@ -16,18 +14,26 @@ from .dtypes import WEIGHTS
 from .layout import is_index, places_of
 from .pytorch_index import read_index
 from .safetensors_header import read_header
-from .scales import apply_scale, split_scales
+from .scales import Scale, scaled_bytes, split_scales
 from .shards import MAX_SHARDS, SET
 from .stamp import FileStamp, file_state
-from .stored import TensorInfo, read_tensor
+from .stored import TensorInfo, read_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 _WHAT = "weight file"
+_Content = TypeVar("_Content", covariant=True)
 
 
-class GetTensor(Protocol):
-    """Reads a tensor by name, on the CPU; only its first `rows` where they are given."""
+class _Get(Protocol[_Content]):
+    """Reads a tensor by name; only its first `rows` where they are given."""
 
-    def __call__(self, name: str, rows: int | None = None) -> torch.Tensor: ...
+    def __call__(self, name: str, rows: int | None = None) -> _Content: ...
+
+
+GetTensor = _Get["torch.Tensor"]
+"""Reads onto the CPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +51,7 @@ class WeightFile:
 
     path: Path
     tensors: Mapping[str, TensorInfo]
-    scales: Mapping[str, torch.Tensor]
+    scales: Mapping[str, Scale]
     metadata: Mapping[str, str]
     stamp: FileStamp
     is_safetensors: bool
@@ -62,7 +68,9 @@ class WeightFile:
             EasyRefError: the file is gone, has changed since its header was read, or changes
                 while it is read.
         """
-        with self._stored() as stored:
+        from .tensors import apply_scale  # PyTorch is needed here and in `_tensors` only
+
+        with self._each(lambda file: file._tensors()) as stored:
 
             def get(name: str, rows: int | None = None) -> torch.Tensor:
                 weight = stored(name, rows)
@@ -72,19 +80,51 @@ class WeightFile:
             yield get
 
     @contextmanager
-    def _stored(self) -> Iterator[GetTensor]:
-        """Yield a function that reads one tensor as it is in the file."""
-        if self.shards:
-            with ExitStack() as opened:
-                readers: dict[str, GetTensor] = {}
-                for shard in self.shards:
-                    readers |= dict.fromkeys(shard.tensors, opened.enter_context(shard._stored()))
-                yield lambda name, rows=None: readers[name](name, rows)
-            return
+    def open_bytes(self) -> Iterator[_Get[bytes]]:
+        """Yield a function that reads the bytes of what `open` gives, without PyTorch.
+
+        Raises:
+            EasyRefError: see `open`.
+        """
+        with self._each(lambda file: file._read_by(read_bytes)) as stored:
+
+            def get(name: str, rows: int | None = None) -> bytes:
+                content = stored(name, rows)
+                scale = self.scales.get(name)
+                if scale is None:
+                    return content
+                return scaled_bytes(content, self.tensors[name].first(rows), scale)
+
+            yield get
+
+    @contextmanager
+    def _each(
+        self, opened: Callable[[WeightFile], AbstractContextManager[_Get[_Content]]]
+    ) -> Iterator[_Get[_Content]]:
+        """Yield a function that reads from whichever of its files a tensor lies in."""
+        with ExitStack() as stack:
+            readers: dict[str, _Get[_Content]] = {}
+            for file in self.shards or (self,):
+                readers |= dict.fromkeys(file.tensors, stack.enter_context(opened(file)))
+            yield lambda name, rows=None: readers[name](name, rows)
+
+    @contextmanager
+    def _tensors(self) -> Iterator[GetTensor]:
+        """Yield a function that reads one tensor as it is in this one file."""
+        from .tensors import read_tensor
+
+        with self._read_by(read_tensor) as get:
+            yield get
+
+    @contextmanager
+    def _read_by(
+        self, read: Callable[[BinaryIO, Path, str, TensorInfo], _Content]
+    ) -> Iterator[_Get[_Content]]:
+        """Yield a function that reads one tensor in this way from this one file."""
         with self._unchanged() as file:
             state = file_state(file)
-            yield lambda name, rows=None: read_tensor(
-                file, self.path, name, self.tensors[name], rows
+            yield lambda name, rows=None: read(
+                file, self.path, name, self.tensors[name].first(rows)
             )
             if file_state(file) != state:
                 raise self._changed()
@@ -135,7 +175,7 @@ def open_weight_file(path: str | Path) -> WeightFile:
     """
     path = Path(path)
     file = _open_shards(path) if is_index(path) else _open_file(path)
-    with file._stored() as read:
+    with file.open_bytes() as read:
         tensors, scales = split_scales(file.tensors, read)
     return replace(file, tensors=tensors, scales=scales)
 

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from ..errors import EasyRefError
 from ..untrusted import escaped, kind_of, parse_json, shown, whole_number
-from .dtypes import SAFETENSORS, dtype_of
+from .dtypes import SAFETENSORS, SIZES
 from .stored import MAX_DIMENSIONS, TensorInfo
 
 MAX_HEADER = 2_000_000  # bytes; that of an adapter with SDXL has half a million
@@ -85,14 +85,15 @@ def _place(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
 
     sizes = tuple(map(whole, shape))
     first, last = map(whole, offsets)
-    known = dtype_of(SAFETENSORS.get(dtype, ""))
-    if last < first or (known and last - first != math.prod(sizes) * known.itemsize):
+    name_of = SAFETENSORS.get(dtype, dtype)
+    width = SIZES.get(name_of)
+    if last < first or (width and last - first != math.prod(sizes) * width):
         raise _damaged(
             path,
             f"{escaped(name)} of shape {list(sizes)} in {escaped(dtype)} cannot lie in bytes "
             f"{first:,} to {last:,}",
         )
-    return TensorInfo(sizes, SAFETENSORS.get(dtype, dtype)), first, last
+    return TensorInfo(sizes, name_of), first, last
 
 
 def _cut_off(path: Path, reason: str, size: int) -> EasyRefError:

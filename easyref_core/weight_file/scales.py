@@ -9,13 +9,14 @@ else stands beside a weight stays in the list of tensors, where nothing claims i
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Mapping
-
-import torch
+from dataclasses import dataclass
 
 from ..errors import EasyRefError
 from ..untrusted import escaped, parse_json
-from .dtypes import WEIGHTS, all_finite
+from .dtypes import WEIGHTS
+from .floats import as_float32, multiplied
 from .stored import TensorInfo
 
 _WEIGHT = "weight"
@@ -27,16 +28,32 @@ _MAX_ROWS = 1_000_000
 _MAX_FORMAT_BYTES = 4096
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What a weight is multiplied by.
+
+    Attributes:
+        shape: of one number, or [rows, 1].
+        numbers: their bytes, in float32.
+    """
+
+    shape: tuple[int, ...]
+    numbers: bytes
+
+
 def split_scales(
-    tensors: Mapping[str, TensorInfo], read: Callable[[str], torch.Tensor]
-) -> tuple[dict[str, TensorInfo], dict[str, torch.Tensor]]:
-    """(tensors without scales and their marks, name of a weight -> its scale in float32).
+    tensors: Mapping[str, TensorInfo], read: Callable[[str], bytes]
+) -> tuple[dict[str, TensorInfo], dict[str, Scale]]:
+    """(tensors without scales and their marks, name of a weight -> its scale).
+
+    Args:
+        read: gives a tensor's bytes.
 
     Raises:
         EasyRefError: a scale is not a number (named).
     """
     rest = {n: t for n, t in tensors.items() if n.rpartition(".")[2] != _MARK}
-    scales: dict[str, torch.Tensor] = {}
+    scales: dict[str, Scale] = {}
     for name in tensors:
         layer = name.removesuffix(_WEIGHT)
         found = [layer + n for n in _SCALES if layer + n in tensors]
@@ -45,25 +62,30 @@ def split_scales(
         mark = tensors.get(layer + _FORMAT)
         if mark and not _is_plain(mark, layer + _FORMAT, tensors[name], read):
             continue
-        scale = read(found[0]).float()
-        if not all_finite(scale):
+        info = tensors[found[0]]
+        numbers = as_float32(read(found[0]), info.dtype)
+        if not math.isfinite(sum(numbers)):  # in float64, where float32 numbers do not overflow
             raise EasyRefError(
                 f"The scale {escaped(found[0])} holds values that are not numbers (NaN or "
                 "infinite). The file is damaged; download it again."
             )
-        scales[name] = scale
+        scales[name] = Scale(info.shape, numbers.tobytes())
         for suffix in (*_SCALES, *_OF_ACTIVATIONS, _FORMAT):
             rest.pop(layer + suffix, None)
     return rest, scales
 
 
-def apply_scale(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The weight times its scale (or that of its first rows), in float32."""
-    if scale.numel() > 1:
-        scale = scale[: len(weight)]
-    else:
-        scale = scale.reshape(())
-    return weight.to(torch.float32, copy=True).mul_(scale)
+def scaled_bytes(content: bytes, info: TensorInfo, scale: Scale) -> bytes:
+    """The bytes of a weight (or of its first rows) times its scale, in float32."""
+    factors = array("f", scale.numbers)
+    if len(factors) == 1:
+        return multiplied(content, info.dtype, factors[0])
+    rows = info.shape[0]
+    width = len(content) // rows
+    return b"".join(
+        multiplied(content[n * width : (n + 1) * width], info.dtype, factors[n])
+        for n in range(rows)
+    )
 
 
 def _fits(weight: TensorInfo, scale: TensorInfo) -> bool:
@@ -75,11 +97,11 @@ def _fits(weight: TensorInfo, scale: TensorInfo) -> bool:
 
 
 def _is_plain(
-    mark: TensorInfo, name: str, weight: TensorInfo, read: Callable[[str], torch.Tensor]
+    mark: TensorInfo, name: str, weight: TensorInfo, read: Callable[[str], bytes]
 ) -> bool:
     """Whether the mark says that the weight is fp8 with a plain scale."""
     if mark.dtype != "uint8" or math.prod(mark.shape) > _MAX_FORMAT_BYTES:
         return False
-    content = parse_json(read(name).numpy().tobytes(), name)
+    content = parse_json(read(name), name)
     found = content.get("format") if isinstance(content, dict) else None
     return found in _FORMATS and found == weight.dtype

@@ -1,18 +1,18 @@
-"""Where a tensor lies in its file, and reading it from there."""
+"""Where a tensor lies in its file, and reading its bytes from there."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import BinaryIO
-
-import torch
 
 from ..errors import EasyRefError
 from ..untrusted import escaped
-from .dtypes import dtype_of
+from .dtypes import SIZES
 
 MAX_DIMENSIONS = 16
+_UNSIGNED = {1: "B", 2: "H", 4: "I", 8: "Q"}  # bytes of a number -> its code in the struct module
 
 
 @dataclass(frozen=True)
@@ -34,57 +34,69 @@ class TensorInfo:
     @property
     def bytes(self) -> int:
         """Of its numbers; the dtype must be one that can be read."""
-        return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
+        return math.prod(self.shape) * SIZES[self.dtype]
+
+    @property
+    def span(self) -> int:
+        """Bytes in the file from the first to the last number that belongs to it."""
+        if 0 in self.shape or self.strides is None:
+            return self.bytes
+        steps = zip(self.shape, self.strides, strict=True)
+        return (1 + sum((size - 1) * step for size, step in steps)) * SIZES[self.dtype]
+
+    def first(self, rows: int | None) -> TensorInfo:
+        """Only so many of its first rows; None for all. A single number has none."""
+        if rows is None or not self.shape:
+            return self
+        return replace(self, shape=(min(rows, self.shape[0]), *self.shape[1:]))
 
 
-def read_tensor(
-    file: BinaryIO, path: object, name: str, info: TensorInfo, rows: int | None
-) -> torch.Tensor:
-    """A tensor on the CPU, in memory of its own.
+def unreadable(path: object, name: str, info: TensorInfo) -> EasyRefError:
+    """The error where the dtype of the tensor `name` is unknown."""
+    return EasyRefError(
+        f"{escaped(str(path))}: {escaped(name)} is stored as {escaped(info.dtype)}, which "
+        "cannot be read. Get the file in float32, float16 or bfloat16."
+    )
+
+
+def cut_off(path: object, name: str) -> EasyRefError:
+    """The error where the file has become shorter than the tensor `name` needs."""
+    return EasyRefError(
+        f"{escaped(str(path))} was cut off while {escaped(name)} was read. Get the file again "
+        "and queue the prompt (or run the command) again."
+    )
+
+
+def read_bytes(file: BinaryIO, path: object, name: str, info: TensorInfo) -> bytes:
+    """The numbers of a tensor one after another, the last dimension first.
 
     Args:
         path, name: for messages.
-        rows: only so many of its first rows; None for all.
 
     Raises:
         EasyRefError: the file has become shorter, or the dtype is unknown.
     """
-    dtype = dtype_of(info.dtype)
-    if dtype is None:
-        raise EasyRefError(
-            f"{escaped(str(path))}: {escaped(name)} is stored as {escaped(info.dtype)}, which "
-            "cannot be read. Get the file in float32, float16 or bfloat16."
-        )
-    shape = info.shape
-    if rows is not None and shape and info.strides is None:
-        shape = (min(rows, shape[0]), *shape[1:])
-    strides = info.strides
-    # Numbers from the first to the last one that belongs to the tensor.
-    if 0 in shape:
-        count = 0
-    elif strides is None:
-        count = math.prod(shape)
-    else:
-        count = 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
-    content = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
-    if count and not _fill(file, info.offset, memoryview(content.numpy())):
-        raise EasyRefError(
-            f"{escaped(str(path))} was cut off while {escaped(name)} was read. Get the file again "
-            "and queue the prompt (or run the command) again."
-        )
-    tensor = content.view(dtype) if count else content.new_empty(0, dtype=dtype)
-    if strides is None or not count:
-        return tensor.reshape(shape)
-    return tensor.as_strided(shape, strides).contiguous()[:rows]
+    if info.dtype not in SIZES:
+        raise unreadable(path, name, info)
+    file.seek(info.offset)
+    content = file.read(info.span)
+    if len(content) < info.span:
+        raise cut_off(path, name)
+    if info.strides is None or not content:
+        return content
+    numbers = memoryview(content).cast(_UNSIGNED[SIZES[info.dtype]])
+    steps = zip(info.shape, info.strides, strict=True)
+    return _gathered(numbers, [(size, step) for size, step in steps if size > 1])
 
 
-def _fill(file: BinaryIO, offset: int, room: memoryview) -> bool:
-    """Read into `room`, which is not empty; False where the file ends before."""
-    file.seek(offset)
-    filled = 0
-    while filled < len(room):
-        count = file.readinto(room[filled:])  # type: ignore[attr-defined]
-        if not count:
-            return False
-        filled += count
-    return True
+def _gathered(numbers: memoryview, steps: Sequence[tuple[int, int]]) -> bytes:
+    """
+    Args:
+        steps: (size, stride) of each dimension.
+    """
+    if not steps:
+        return numbers[:1].tobytes()
+    (size, step), *rest = steps
+    if not rest and step:
+        return numbers[: (size - 1) * step + 1 : step].tobytes()
+    return b"".join(_gathered(numbers[n * step :], rest) for n in range(size))

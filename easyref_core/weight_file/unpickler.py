@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
-from .dtypes import dtype_of
+from .dtypes import SIZES
 from .stored import MAX_DIMENSIONS
 
 MAX_CONTAINERS = 150_000  # an adapter with SDXL has 25,000
@@ -149,7 +149,7 @@ def _function(module: str, name: str) -> Any:
     if module in ("torch", "torch.storage") and name.endswith("Storage"):
         kind = name.removesuffix("Storage")
         return _STORAGES.get(kind, f"of {name}")
-    if module == "torch" and dtype_of(name) is not None:
+    if module == "torch" and name in SIZES:
         return name
     if module == "torch" and name in ("strided", "per_tensor_affine", "per_channel_affine"):
         return name

@@ -14,7 +14,7 @@ from PIL import Image
 from ...easyref_core.adapter.identity import passes, reference_size
 from ...easyref_core.encode.group import Reference
 from ...easyref_core.errors import EasyRefError
-from ...easyref_core.pictures.preprocessing import MAX_ASPECT
+from ...easyref_core.pictures.sizes import MAX_ASPECT
 from ...easyref_core.untrusted import shown
 
 CELL = 8

@@ -29,11 +29,11 @@ class HostWeightFile(WeightFile):
         return cls(**values | {"shards": tuple(map(cls.of, file.shards))})
 
     @contextmanager
-    def _stored(self) -> Iterator[GetTensor]:
+    def _tensors(self) -> Iterator[GetTensor]:
         if loads_dynamically() and self.is_safetensors and self.path.suffix.lower() in _SUFFIXES:
             self.check_unchanged()
             tensors = comfy.utils.load_torch_file(str(self.path))
             yield lambda name, rows=None: tensors[name][:rows] if rows else tensors[name]
         else:
-            with super()._stored() as get:
+            with super()._tensors() as get:
                 yield get

@@ -53,7 +53,7 @@ def test_a_wait_is_detected(
     assert {place.split(" at ")[0] for place in result} >= {"__bool__", "_local_scalar_dense", "to"}
     assert {place.split(" at ")[1].split(":")[0] for place in result} == {
         "easyref_core/adapter/key_values.py",
-        "easyref_core/weight_file/stored.py",
+        "easyref_core/weight_file/tensors.py",
     }
 
 

@@ -12,15 +12,8 @@ import torch
 from PIL import Image
 
 from easyref_core.encode.group import Reference, plan_images
-from easyref_core.pictures.preprocessing import (
-    Patches,
-    black_picture,
-    pixel_limits,
-    plan_sizes,
-    preprocess,
-    reduced,
-    resized_size,
-)
+from easyref_core.pictures.preprocessing import Patches, black_picture, preprocess, reduced
+from easyref_core.pictures.sizes import pixel_limits, plan_sizes, resized_size
 
 TABLE = json.loads((goldens.DATA / "resize_table_336.json").read_text(encoding="utf-8"))
 CASES_336 = goldens.description()["cases_336"]

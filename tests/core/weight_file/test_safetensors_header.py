@@ -58,6 +58,7 @@ def test_every_tensor_is_as_safetensors_wrote_it(tmp_path: Path) -> None:
         (tensor(shape=[1] * 100 + [4]), "shape"),
         (tensor(shape=[10**30, 10**30]), "cannot lie"),
         (tensor(shape=[5]), "cannot lie"),
+        (tensor(dtype="float32", shape=[2**40]), "cannot lie"),  # PyTorch's name
         (tensor(data_offsets=[0]), "data_offsets"),
         (tensor(data_offsets=[16, 0]), "cannot lie"),
         (tensor(data_offsets=[4, 20]), "starts at byte 4"),

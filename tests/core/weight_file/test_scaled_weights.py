@@ -139,9 +139,15 @@ def test_what_is_not_known_beside_a_weight_of_the_encoder_is_refused_by_name(
             plan(whole | {prefix + "weight_scale_2": torch.ones(())})
 
 
-def test_a_scale_that_is_not_a_number_is_named(whole: Tensors, save: Callable) -> None:
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e39])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_a_scale_that_is_not_a_number_is_named(
+    whole: Tensors, save: Callable, number: float, dtype: str
+) -> None:
+    scale = torch.ones(len(whole[KEY]), 1, dtype=torch.float64)
+    scale[-1], scale[0] = number, -number
     with goldens.refused(beside("weight_scale"), "not numbers"):
-        save(with_key(whole, weight_scale=torch.tensor(float("nan"))))
+        save(with_key(whole, weight_scale=scale.to(getattr(torch, dtype))))
 
 
 def test_scales_are_no_tensors_of_their_own(tmp_path: Path) -> None:
