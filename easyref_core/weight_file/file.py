@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 from ..errors import EasyRefError
 from ..untrusted import escaped, open_regular, shown
 from .dtypes import WEIGHTS
-from .layout import is_index, places_of
+from .layout import is_index, places_and_metadata
 from .pytorch_index import read_index
 from .safetensors_header import read_header
 from .scales import Scale, scaled_bytes, split_scales
@@ -44,7 +44,7 @@ class WeightFile:
         path: of the file, or of the index of its shards.
         tensors: by name, without the scales of scaled fp8 and what marks them.
         scales: name of a scaled weight -> its scale.
-        metadata: of the safetensors header.
+        metadata: of the safetensors header; of shards, what their headers and the index say.
         stamp: to notice when the file is replaced or changed; of shards together.
         shards: the files in which the weights of an index lie, each with all its tensors.
     """
@@ -171,7 +171,7 @@ def open_weight_file(path: str | Path) -> WeightFile:
 
     Raises:
         EasyRefError: missing, empty, truncated, foreign, or a pickle that carries code; an index
-            that names what is missing, lies outside its folder or does not fit it.
+            that names what is missing, lies outside its folder, does not fit it or contradicts it.
     """
     path = Path(path)
     file = _open_shards(path) if is_index(path) else _open_file(path)
@@ -181,7 +181,7 @@ def open_weight_file(path: str | Path) -> WeightFile:
 
 
 def _open_shards(index: Path) -> WeightFile:
-    places = places_of(index, MAX_SHARDS)
+    places, metadata = places_and_metadata(index, MAX_SHARDS)
     wanted: dict[Path, set[str]] = {}
     for name, path in places.items():
         wanted.setdefault(path, set()).add(name)
@@ -201,11 +201,20 @@ def _open_shards(index: Path) -> WeightFile:
             "and all shards again, from one place."
         )
     tensors = {name: info for shard in shards for name, info in shard.tensors.items()}
+    own = shards[0].metadata
+    for name, text in metadata.items():
+        if own.get(name, text) != text:
+            raise EasyRefError(
+                f"{escaped(str(index))} does not fit its shards: it says that {shown(name)} is "
+                f"{shown(text)}, they say {shown(own[name])}. Get the index and all shards again, "
+                "from one place."
+            )
+    metadata = {name: text for name, text in (metadata | own).items() if name != SET}
     return WeightFile(
         index,
         {name: tensors[name] for name in places},  # in the order of the whole file
         {},
-        {name: text for name, text in shards[0].metadata.items() if name != SET},
+        metadata,
         FileStamp.together(shard.stamp for shard in shards),
         all(shard.is_safetensors for shard in shards),
         tuple(shards),

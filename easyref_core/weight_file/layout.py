@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from ..errors import EasyRefError
 from ..untrusted import escaped, inside, is_regular, kind_of, read_json, shown
 
 _MAX_FILES = 1000
+_MAX_METADATA = 100_000  # characters, which fit into a header where the weights become one file
 _SHOWN = 3
 # transformers looks for them in this order. A variant, such as fp16, stands before the last ending.
 _LAYOUTS = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
+_OF_FILES = ("format", "total_size", "total_parameters")  # say nothing of the weights
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
@@ -71,8 +75,47 @@ def places_of(index: Path, most: int = _MAX_FILES) -> dict[str, Path]:
     Raises:
         EasyRefError: it cannot be read, or names what is missing or lies outside its folder.
     """
+    return _places(index, _content(index), most)
+
+
+def places_and_metadata(index: Path, most: int) -> tuple[dict[str, Path], dict[str, str]]:
+    """`places_of`, and what an index says about all its weights, by name.
+
+    huggingface_hub's `save_torch_state_dict` writes into it what it writes into the header of a
+    single file. Values that are no texts, which a header cannot have, become JSON.
+
+    Raises:
+        EasyRefError: see `places_of`; the metadata are no object, or too long.
+    """
+    content = _content(index)
+    places = _places(index, content, most)
+    found = content.get("metadata")
+    if found is not None and not isinstance(found, dict):
+        raise EasyRefError(
+            f"{escaped(str(index))} cannot be read: its metadata are {kind_of(found)} instead of "
+            "an object. Get it again."
+        )
+    metadata = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in (found or {}).items()
+        if name not in _OF_FILES
+    }
+    size = sum(len(name) + len(value) for name, value in metadata.items())
+    if size > _MAX_METADATA:
+        raise EasyRefError(
+            f"{escaped(str(index))} has metadata of {size:,} characters; no adapter needs more "
+            f"than {_MAX_METADATA:,}. Get it again."
+        )
+    return places, metadata
+
+
+def _content(index: Path) -> dict[str, Any]:
     content = read_json(index, what="index of weight files")
-    places = content.get("weight_map") if isinstance(content, dict) else content
+    return content if isinstance(content, dict) else {"weight_map": content}
+
+
+def _places(index: Path, content: dict[str, Any], most: int) -> dict[str, Path]:
+    places = content.get("weight_map")
     if not isinstance(places, dict) or not places:
         raise EasyRefError(
             f"{escaped(str(index))} cannot be read: weight_map, which says where each weight lies, "

@@ -278,6 +278,13 @@ def _shards_elsewhere(name: str) -> Callable[[Home], None]:
     return sharded(change)
 
 
+def _saying(metadata: dict[str, Any]) -> Callable[[Path, dict[str, str]], bytes]:
+    def change(_: Path, places: dict[str, str]) -> bytes:
+        return json.dumps({"metadata": metadata, "weight_map": places}).encode()
+
+    return change
+
+
 def _linked_shard(folder: Path, _: Any) -> None:
     (folder / "0.safetensors").rename(folder.parent / "0.safetensors")
     (folder / "0.safetensors").symlink_to(folder.parent / "0.safetensors")
@@ -528,6 +535,13 @@ CASES = (
             ("no JSON", b'{"weight_map": '),
             ("nested", nested(100_000)),
             ("huge", b" " * 9_000_000),
+        )
+    ),
+    *(
+        Case(f"an adapter's index that says {what}", sharded(_saying(given)), SHARDED, said=said)
+        for what, given, said in (
+            ("much", {"x" * 1000: {"y": ["z"] * 500_000}}, "metadata of"),
+            ("it was trained at image_size 7", {"image_size": 7}, "image_size '7'"),
         )
     ),
     # What is no file

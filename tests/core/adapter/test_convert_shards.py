@@ -113,6 +113,82 @@ def test_other_peoples_shards_are_read(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / INDEX).identity == load_checkpoint(ADAPTER).identity
 
 
+def saved_by_hugging_face(folder: Path, metadata: dict[str, Any]) -> Path:
+    """The index of what huggingface_hub makes of the golden adapter with layer pooling."""
+    save_torch_state_dict(
+        goldens.pooled_adapter("dla"),
+        folder,
+        filename_pattern="a{suffix}.safetensors",
+        max_shard_size=SIZE,
+        metadata=metadata,
+    )
+    return folder / INDEX
+
+
+def test_settings_in_other_peoples_index_are_those_of_the_adapter(tmp_path: Path) -> None:
+    """huggingface_hub writes into the index what it writes into the header of a single file."""
+    settings = {"image_size": "112", "mllm_layers": "0,1,2,3"}
+    index = saved_by_hugging_face(tmp_path, settings)
+    assert json.loads(index.read_text())["metadata"].items() > settings.items()
+    with safe_open(shards_of(index)[0], "pt") as shard:
+        assert shard.metadata() == {"format": "pt"}
+    found = load_checkpoint(index)
+    assert (found.image_size, found.mllm_layers) == (112, (0, 1, 2, 3))
+    again = load_checkpoint(convert(tmp_path / "whole.safetensors", index))
+    assert again.file.metadata == {"format": "pt", **settings}
+    assert (again.image_size, again.mllm_layers) == (112, (0, 1, 2, 3))
+    assert again.identity == found.identity
+
+
+def with_metadata(index: Path, metadata: Any) -> None:
+    found = json.loads(index.read_text())
+    index.write_text(json.dumps(found | {"metadata": metadata}))
+
+
+@pytest.mark.parametrize("size", [112, "112"])
+def test_a_setting_may_be_a_number(index: Path, size: int | str) -> None:
+    with_metadata(index, {"image_size": size})
+    assert load_checkpoint(index).image_size == 112
+
+
+@pytest.mark.parametrize("metadata", [{}, None, {"total_size": [], "format": "x"}])
+def test_what_an_index_says_of_its_files_is_no_setting(index: Path, metadata: Any) -> None:
+    wanted = load_checkpoint(index).file.metadata
+    with_metadata(index, metadata)
+    assert load_checkpoint(index).file.metadata == wanted == {"format": "pt"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ([], ("its metadata are a list",)),
+        ("112", ("its metadata are a text",)),
+        ({"image_size": "7"}, ("image_size '7'", "56")),
+        ({"image_size": [112]}, ("image_size '[112]'", "56")),
+        ({"image_size": True}, ("image_size 'true'", "56")),
+        ({"x": "x" * 100_000}, ("metadata of 100,001 characters",)),
+        ({"x": {"\x1b": "x" * 100_000}}, ("metadata of",)),
+    ],
+)
+def test_a_damaged_setting_in_an_index_is_refused(
+    index: Path, metadata: Any, said: tuple[str, ...]
+) -> None:
+    with_metadata(index, metadata)
+    with goldens.refused(str(index), *said):
+        load_checkpoint(index)
+
+
+def test_an_index_that_contradicts_its_shards_is_refused(tmp_path: Path) -> None:
+    source = goldens.write(tmp_path / "s.safetensors", goldens.adapter_tensors(), image_size="112")
+    index = convert(tmp_path / "a.safetensors", source, max_shard_size=SIZE)
+    with_metadata(index, {"image_size": "112"})
+    assert load_checkpoint(index).image_size == 112
+    for name, said in {"image_size": "336", "shards_of": "0"}.items():
+        with_metadata(index, {name: said})
+        with goldens.refused(str(index), f"'{name}' is '{said}', they say '"):
+            load_checkpoint(index)
+
+
 def test_a_scale_may_lie_in_another_shard_than_its_weight(tmp_path: Path) -> None:
     whole = convert(tmp_path / "whole.safetensors", dtype="fp8")
     tensors = load_file(whole)
