@@ -18,12 +18,13 @@ FAST_TESTS := tests/texts $(filter-out tests/core/training tests/core/conftest.p
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-fast test-cores test-core test-diffusers fuzz security-table demo demo-check bench bench-demo gpu-check thumbnail lint format comfyui clean
+.PHONY: help test test-fast test-uncached test-cores test-core test-diffusers fuzz security-table demo demo-check bench bench-demo gpu-check thumbnail lint format comfyui clean
 
 define HELP
   make demo             what small models make of shipped references: demo/out/sheet.png
   make test             code checks and all tests
   make test-fast        code checks and the tests that need neither ComfyUI nor training, in a minute
+  make test-uncached    encoding and nodes in ComfyUI once more, with nothing kept of earlier groups
   make test-cores CORES="FOLDER FOLDER"
                         the tests that need a ComfyUI, with each of these, each in an environment
                         of its own: .venv-<version of the ComfyUI>
@@ -59,6 +60,10 @@ test: lint comfyui $(VENV)/.transformers-4.57 $(VENV)/.newest-page $(VENV)/.deep
 
 test-fast: lint
 	@$(PYTEST) -m "not slow" $(FAST_TESTS)
+
+test-uncached: comfyui
+	@EASYREF_CACHE_MB=0 $(PYTEST) -m "not keeps" \
+	  tests/comfy/host tests/comfy/nodes tests/comfy/sampling/test_comfy_exactness.py
 
 # Every ComfyUI is tested, also after one has failed; the summaries of all come last.
 test-cores:

@@ -133,6 +133,7 @@ def test_one_byte_weights_leave_biases_as_they_are(
     assert query._v_bias.dtype == torch.float16
 
 
+@pytest.mark.keeps
 def test_the_running_prompt_keeps_its_encoder_and_the_cache_knows_when_it_costs_nothing(
     pack: Pack, gpu: Gpu, half_file: str, encode: Callable[..., Any]
 ) -> None:

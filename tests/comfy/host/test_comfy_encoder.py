@@ -286,6 +286,7 @@ def test_out_of_memory_frees_everything_and_the_next_run_works(
     assert off_golden(encode()) < TOKENS
 
 
+@pytest.mark.keeps
 def test_out_of_memory_is_tried_once_more_with_everything_unloaded(
     pack: Pack,
     unet: Any,

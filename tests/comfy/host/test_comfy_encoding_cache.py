@@ -16,6 +16,7 @@ from PIL import Image
 TOKENS = 1e-4
 
 
+@pytest.mark.keeps
 def test_what_was_encoded_before_needs_no_weights(
     fresh_easyref: Any, encode: Callable[..., Any]
 ) -> None:
@@ -36,6 +37,7 @@ def test_what_was_encoded_before_needs_no_weights(
     assert encode(prompt="something else") is other
 
 
+@pytest.mark.keeps
 def test_the_black_picture_is_encoded_once_for_all_loaders(
     pack: Pack, fresh_easyref: Any, encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +98,7 @@ def random_pictures(pack: Pack) -> Callable[..., Any]:
     return make
 
 
+@pytest.mark.keeps
 def test_what_is_kept_goes_with_the_loaders_value(pack: Pack, encode: Callable[..., Any]) -> None:
     easyref = pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
     encode(easyref)
@@ -132,6 +135,7 @@ def test_a_setting_that_is_no_number_is_refused(
         pack.run("EasyRefLoader", GOLDEN, GOLDEN_MLLM, "auto")
 
 
+@pytest.mark.keeps
 def test_a_changed_prompt_does_not_encode_the_pictures_again(
     fresh_easyref: Any, encode: Callable[..., Any]
 ) -> None:

@@ -68,6 +68,7 @@ def test_a_references_weight_is_used(pack: Pack, easyref: Any, group: Any) -> No
     assert share(found[1]) > share(plain[1])
 
 
+@pytest.mark.keeps
 def test_after_encoding_no_picture_is_encoded_again(
     pack: Pack, fresh_easyref: Any, group: Any
 ) -> None:

@@ -80,6 +80,7 @@ def test_an_adapter_without_pooling_says_what_it_has(
         encode(easyref, aggregation="easyref", mllm_layers=layers(pack)[0])
 
 
+@pytest.mark.keeps
 def test_other_weights_of_layers_run_no_layer_of_the_body_again(
     pack: Pack, pooled: Any, encode: Encode
 ) -> None:
@@ -177,6 +178,7 @@ def test_one_byte_weights_leave_the_weights_of_layers_as_they_are(
     assert pool.blocks[0].mlp.up_proj.weight.dtype == torch.float8_e4m3fn
 
 
+@pytest.mark.keeps
 def test_pools_load_dynamically_onto_a_gpu(
     pack: Pack, gpu: Gpu, pooled: Any, encode: Encode
 ) -> None:
