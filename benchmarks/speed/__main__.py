@@ -14,6 +14,7 @@ import torch
 from workshop.comfyui.find_comfyui import find_comfyui
 
 from .encoding import COUNTS, DEVIATION, by_count, changes, pooled_changes, straight_line
+from .full_memory import full_memory
 from .growth import growth
 from .inspecting import inspecting
 from .models import Sizes, random_encoder
@@ -45,6 +46,8 @@ def main() -> int:
     parser.add_argument("--official", type=Path, metavar="FOLDER", help=help_official)
     help_real_size = "with --official: memory of encoding too; 10 GB on the disk, 16 in memory"
     parser.add_argument("--real-size", action="store_true", help=help_real_size)
+    help_full = "a step while this computer's memory is filled up; close what matters before"
+    parser.add_argument("--full-memory", action="store_true", help=help_full)
     parser.add_argument("--small", action="store_true", help="try the logic, in seconds")
     options = parser.parse_args()
     if options.real_size and options.official is None:
@@ -82,6 +85,8 @@ def main() -> int:
             amounts += peak_memory(comfyui, work, options.official.resolve())
         if IS_LINUX:
             amounts += growth(comfyui, work)
+        if IS_LINUX and options.full_memory:
+            amounts += full_memory(comfyui, work)
         peer = None if options.ipadapter is None else options.ipadapter.resolve()
         processors = None if options.easyref is None else options.easyref.resolve()
         rows += sampling(comfyui, work, options.repeats, peer, processors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from easyref_core.encode.group import Reference
 from easyref_core.encode.mllm_layers import MllmLayerWeights
 from easyref_core.encode.passes import encode_references
 
+from .counting import operations
 from .models import NUM_TOKENS, pictures, plan
 from .timing import Row, row, seconds
 
@@ -51,24 +53,38 @@ def changes(encoder: EasyRefEncoder, device: torch.device, repeats: int) -> list
         }
         for name, (changed, prompt) in given.items():
             times[name].append(_time(encoder, device, cache, changed, prompt))
-    counted = _multiplications(encoder)
-    return [row(name, times[name], cold, bar, counted[name]) for name, bar in _BARS.items()]
+    counted, read = _multiplications(encoder), _bytes(encoder)
+    return [
+        row(name, times[name], cold, bar, counted[name], read[name]) for name, bar in _BARS.items()
+    ]
 
 
 def pooled_changes(encoder: EasyRefEncoder, device: torch.device, repeats: int) -> list[Row]:
-    """Rows for aggregation `dla`, which also keeps the hidden states of all layers."""
-    cold: list[float] = []
-    times: dict[str, list[float]] = {name: [] for name in _POOLED_BARS}
-    for number in range(repeats):
+    """Rows for aggregation `dla`, which also keeps the hidden states of all layers. Their
+    multiplications are counted while they run."""
+    edit, weights = _POOLED_BARS
+    given: dict[str, tuple[str, MllmLayerWeights | None]] = {
+        "cold": (PROMPT, None),
+        edit: (OTHER, None),
+        weights: (OTHER, MllmLayerWeights("early")),
+    }
+
+    def measured(number: int, measure: Callable[[Callable[[], object]], float]) -> list[float]:
         group, cache = pictures(8, 300 + 10 * number), EncodingCache()
-        settings: dict[str, Any] = {"aggregation": "dla"}
-        cold.append(_time(encoder, device, cache, group, PROMPT, **settings))
-        edited = _time(encoder, device, cache, group, OTHER, **settings)
-        settings["mllm_layers"] = MllmLayerWeights("early")
-        early = _time(encoder, device, cache, group, OTHER, **settings)
-        for name, time in zip(_POOLED_BARS, (edited, early), strict=True):
-            times[name].append(time)
-    return [row(f"dla: {name}", times[name], cold, bar) for name, bar in _POOLED_BARS.items()]
+        found = []
+        for prompt, layers in given.values():
+            planned = plan(encoder, group, prompt, aggregation="dla", mllm_layers=layers)
+            encode = partial(encode_references, encoder, planned, device=device, cache=cache)
+            found.append(measure(encode))
+        return found
+
+    runs = [measured(number, partial(seconds, device=device)) for number in range(repeats)]
+    cold, *times = (list(column) for column in zip(*runs, strict=True))
+    whole, *counted = measured(repeats, operations)
+    return [
+        row(f"dla: {name}", of_change, cold, bar, part / whole)
+        for (name, bar), of_change, part in zip(_POOLED_BARS.items(), times, counted, strict=True)
+    ]
 
 
 def by_count(
@@ -140,5 +156,27 @@ def _multiplications(encoder: EasyRefEncoder) -> dict[str, float]:
         "prompt edit": (tokens(tail, chat, body) + last) / cold,
         "ninth reference appended": ninth / cold,
         "weight of one reference changed": last / cold,
+        "the same again": 0.0,
+    }
+
+
+def _bytes(encoder: EasyRefEncoder) -> dict[str, float]:
+    """Of weights, read once a pass, and of kept keys and values, as shares of the first encoding's,
+    which has a pass for the black picture too."""
+    config = encoder.config
+
+    def size(module: torch.nn.Module) -> int:
+        return sum(weight.nbytes for weight in module.parameters())
+
+    vision, body = encoder.multimodal_llm.visual, encoder.multimodal_llm.model.layers
+    last = size(encoder.mllm_final_layer) + size(encoder.image_proj_model)
+    chat = len(plan(encoder, pictures(8), PROMPT).passes[0].chat)
+    kept = chat * 2 * config.num_kv_heads * config.head_dim * encoder.compute_dtype.itemsize
+    cold = size(vision) + 2 * (size(body) + last)
+    edit = size(body) + last + config.num_layers * kept
+    return {
+        "prompt edit": edit / cold,
+        "ninth reference appended": (size(vision) + edit) / cold,
+        "weight of one reference changed": (last + kept) / cold,
         "the same again": 0.0,
     }

@@ -28,7 +28,7 @@ from .peers import TOKENS, IpAdapter, load_patch
 from .slots import Slots
 from .timing import Row, spread
 
-_UNET = {
+UNET = {
     "num_res_blocks": [2, 2, 2],
     "transformer_depth": [0, 0, 1, 1, 2, 2],
     "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
@@ -65,10 +65,12 @@ _PEERS = {
 
 @dataclass(frozen=True)
 class Subject:
-    """Something added to a model: what it takes in a sampling, and its multiplications there."""
+    """Something added to a model: what it takes in a sampling, its multiplications there, and bytes
+    that it has to read and write, as a share of the model's weights."""
 
     seconds: Callable[[], float]
     operations: Callable[[], int]
+    bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Share:
 
     found: Sequence[float]
     counted: float
+    bytes: float | None = None
 
 
 def sampling(
@@ -107,7 +110,8 @@ def as_rows(widths: Widths, shares: Mapping[str, Share]) -> list[Row]:
         ]
         middle, below = statistics.median(share.found), min(others, default=None)
         label, bar = f"{widths.name}: {name}", bars.get(name)
-        rows.append(Row(label, middle, spread(share.found), bar, share.counted, below))
+        limits = {"multiplications": share.counted, "bytes": share.bytes}
+        rows.append(Row(label, middle, spread(share.found), bar, below=below, **limits))
     return rows
 
 
@@ -120,14 +124,14 @@ def _measured(
     official: Path | None,
 ) -> dict[str, Share]:
     """What each adds to a model of these widths, as shares of the plain model's sampling."""
-    model = random_unet(_UNET | {"model_channels": widths.channels})
+    model = random_unet(UNET | {"model_channels": widths.channels})
     layers = part("nodes.host.unet_layers").cross_attention_layers(model)
-    easyref = _easyref(nodes, work, layers, widths.channels)
+    easyref = random_easyref(nodes, work, layers, widths.channels)
     given = random_tokens(easyref, 1), random_tokens(easyref, 2)
-    sample = partial(_sample, widths.side)
+    sample = partial(sample_once, widths.side)
     plain_operations = operations(lambda: sample(model))
 
-    def subject(steered: Any, module: Any, kind: type) -> Subject:
+    def subject(steered: Any, module: Any, kind: type, moved: float | None = None) -> Subject:
         sample(steered, steps=1)  # keys and values are computed
 
         def seconds() -> float:
@@ -136,7 +140,8 @@ def _measured(
                 sample(steered)
             return timed.seconds
 
-        return Subject(seconds, lambda: operations(lambda: sample(steered)) - plain_operations)
+        counted = partial(operations, lambda: sample(steered))
+        return Subject(seconds, lambda: counted() - plain_operations, moved)
 
     def apply(to: Any, tokens: Any, mask: torch.Tensor | None) -> Any:
         return nodes["EasyRefApply"].execute(to, easyref, tokens, mask=mask)[0]
@@ -145,9 +150,13 @@ def _measured(
     left[:, :, :32] = 1
     masked = apply(apply(model, given[0], left), given[1], 1 - left)
     layer = part("nodes.sampling.layer")
+    once = _bytes(widths, layers) / model.model_size()
     subjects = {
-        name: subject(steered, layer, layer.ReferenceAttention)
-        for name, steered in ((ONE, apply(model, given[0], None)), (TWO, masked))
+        name: subject(steered, layer, layer.ReferenceAttention, moved)
+        for name, steered, moved in (
+            (ONE, apply(model, given[0], None), once),
+            (TWO, masked, 2 * once),
+        )
     }
     if official is not None:
         processor = load_processor(official)
@@ -168,12 +177,25 @@ def _measured(
         for name, one in subjects.items():
             found[name].append(one.seconds() / plain)
     return {
-        name: Share(found[name], one.operations() / plain_operations)
+        name: Share(found[name], one.operations() / plain_operations, one.bytes)
         for name, one in subjects.items()
     }
 
 
-def _easyref(nodes: Mapping[str, Any], work: Path, layers: Mapping[str, Any], channels: int) -> Any:
+def _bytes(widths: Widths, layers: Mapping[str, Any]) -> int:
+    """Of a step with CFG in float32: keys and values of 64 tokens, queries, the text's result, and
+    the sum."""
+    found = 0
+    for layer in layers.values():
+        width = layer.widths[0]
+        positions = (widths.side * widths.channels // width) ** 2
+        found += 2 * 4 * width * (2 * 64 + 3 * positions)
+    return found
+
+
+def random_easyref(
+    nodes: Mapping[str, Any], work: Path, layers: Mapping[str, Any], channels: int
+) -> Any:
     """A tiny MLLM with the projections of 64 tokens for these layers."""
     import goldens
 
@@ -184,7 +206,7 @@ def _easyref(nodes: Mapping[str, Any], work: Path, layers: Mapping[str, Any], ch
     return nodes["EasyRefLoader"].execute(**given)[0]
 
 
-def _sample(side: int, model: Any, steps: int = _STEPS) -> torch.Tensor:
+def sample_once(side: int, model: Any, steps: int = _STEPS) -> torch.Tensor:
     import comfy.sample
 
     generator = torch.Generator().manual_seed(3)

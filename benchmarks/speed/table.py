@@ -15,13 +15,15 @@ def as_table(found: Mapping[str, Any], rows: Sequence[Row], amounts: Sequence[Am
         f"{found['machine']}, {found['dtype']}, torch {found['versions']['torch']}, "
         f"{decoder} decoder layers, {vision} vision blocks",
         "",
-        "| change after 8 references | share of that | of its multiplications | bar | met |",
-        "| --- | --- | --- | --- | --- |",
+        "| change after 8 references | share of that | of its multiplications | of its bytes | bar "
+        "| met |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        counted = "" if row.multiplications is None else f"{row.multiplications:.3f}"
+        limits = (row.multiplications, row.bytes)
+        counted = ("" if limit is None else f"{limit:.3f}" for limit in limits)
         share = f"{row.share:.3f} ± {row.spread:.3f}"
-        lines.append(_line(row.measure, share, counted, *_bar(row)))
+        lines.append(_line(row.measure, share, *counted, *_bar(row)))
     lines += ["", "| measure | found | bar | met |", "| --- | --- | --- | --- |"]
     for one in amounts:
         bar = "" if one.bar is None else f"{one.bar:g} {one.unit}".rstrip()

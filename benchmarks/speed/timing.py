@@ -22,6 +22,7 @@ class Row:
         bar: None for a peer's.
         multiplications: the same share, counted: what no cache can save; None where the measure
             has no such limit.
+        bytes: likewise, of weights, keys and values that have to be read.
         below: the lowest share of the peers', which this one must be below; None without peers.
     """
 
@@ -31,6 +32,7 @@ class Row:
     bar: float | None
     multiplications: float | None = None
     below: float | None = None
+    bytes: float | None = None
 
     @property
     def met(self) -> bool:
@@ -79,10 +81,12 @@ def row(
     whole: list[float],
     bar: float | None,
     multiplications: float | None = None,
+    bytes_: float | None = None,
 ) -> Row:
     """The share that `times` are of `whole`, run by run."""
     shares = [part / of for part, of in zip(times, whole, strict=True)]
-    return Row(measure, statistics.median(shares), spread(shares), bar, multiplications)
+    middle = statistics.median(shares)
+    return Row(measure, middle, spread(shares), bar, multiplications, bytes=bytes_)
 
 
 def amount(measure: str, values: Sequence[float], unit: str, bar: float | None = None) -> Amount:

@@ -13,6 +13,7 @@ import torch
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import (
     encoding,
+    full_memory,
     growth,
     official_processors,
     peak_memory,
@@ -46,6 +47,10 @@ def test_it_measures_prints_and_draws(run: Path, capsys: pytest.CaptureFixture[s
     assert shares["the same again"] < shares["prompt edit"] < shares["ninth reference appended"] < 1
     counted = [row["multiplications"] for row in found["rows"][:4]]
     assert 0 == counted[3] < counted[2] < counted[0] < counted[1] < 0.2
+    read = [row["bytes"] for row in found["rows"][:4]]
+    assert 0 == read[3] < read[2] < read[0] < read[1] < 1
+    pooled = [row["multiplications"] for row in found["rows"][4:]]
+    assert all(0 < share < 0.5 for share in pooled)
     tokens = [read for read, _ in found["by references"].values()]
     assert found["by references"].keys() == {"1", "2", "3"}
     assert tokens[1] - tokens[0] == tokens[2] - tokens[1] > 144
@@ -92,7 +97,7 @@ def test_a_row_must_be_below_its_peers() -> None:
     widths = sampling.Widths("step", 320, 32, (0.01, 0.05))
     peer, near = sampling._PEERS[sampling.ONE][:2]
     found = {
-        sampling.ONE: sampling.Share([0.004, 0.005, 0.006], 0.0025),
+        sampling.ONE: sampling.Share([0.004, 0.005, 0.006], 0.0025, 0.02),
         sampling.TWO: sampling.Share([0.01], 0.0025),
         peer: sampling.Share([0.02], 0.01),
         near: sampling.Share([0.004], 0.003),
@@ -107,9 +112,11 @@ def test_a_row_must_be_below_its_peers() -> None:
     head = {"machine": "m", "versions": {"torch": "t"}, "layers": [1, 2], "dtype": "d"}
     found = head | {"layers by references": [3, 4], "by references": {1: (333, 2.0)}}
     table = as_table(found, [ours, *theirs], [Amount("memory", 40.04, "MB", 100.0)])
-    line = "| step: one EasyRef Apply | 0.005 ± 0.001 | 0.003 | 0.01, and below 0.004 | NO |"
+    line = (
+        "| step: one EasyRef Apply | 0.005 ± 0.001 | 0.003 | 0.020 | 0.01, and below 0.004 | NO |"
+    )
     assert line in table
-    assert f"| step: {peer} | 0.020 ± 0.000 | 0.010 |  |  |" in table
+    assert f"| step: {peer} | 0.020 ± 0.000 | 0.010 |  |  |  |" in table
     assert "| memory | 40.0 MB | 100 MB | yes |" in table
     assert "| 1 | 333 | 2.00 |" in table
 
@@ -179,6 +186,15 @@ def test_a_steps_memory_is_held_with_its_keys_and_values() -> None:
     amounts = sampling_memory.as_amounts(found)
     assert [one.value for one in amounts] == pytest.approx([44, 43, 106, 86])
     assert [one.met for one in amounts] == [True, True, False, True]
+
+
+def test_a_step_with_full_memory_is_held_against_one_with_free_memory() -> None:
+    found = {
+        full_memory.PLAIN: {"free": 2.0, "full": 4.0},
+        full_memory.STEERED: {"free": 2.0, "full": 2.6},
+    }
+    plain, steered = full_memory.as_amounts(found)
+    assert (plain.value, plain.met, steered.value, steered.met) == (2.0, True, 1.3, False)
 
 
 @pytest.mark.parametrize("step", [1e6, 2e6])
