@@ -17,6 +17,7 @@ from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
 from ..host.key_value_cache import HeldKeyValues, in_use
 from .batch_index import batch_index
 from .conditionings import COND_BATCH, RUN, CondBatch, Entry, Run, carried_by_all, start_run
+from .retry import RETRY_KEY, retry_runs
 
 if TYPE_CHECKING:
     from .patch import ReferencePatch
@@ -38,7 +39,8 @@ OUTER_SAMPLE = (
 
 
 def watch_runs(model: ModelPatcher) -> None:
-    """Add the three wrappers to a cloned model, once."""
+    """Add the three wrappers to a cloned model, once, and that of another try."""
+    retry_runs(model)
     if not model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _outer_sample)
         model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _prepare_sampling)
@@ -166,6 +168,6 @@ def _drop_repeated_patches(model_options: Mapping[str, Any]) -> None:
     they are there already; references would be added twice."""
     wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
     for applied in wrappers.values():
-        for key in (KEY, IDENTITY_KEY):
+        for key in (KEY, IDENTITY_KEY, RETRY_KEY):
             if key in applied:
                 applied[key] = list(dict.fromkeys(applied[key]))

@@ -53,6 +53,43 @@ def test_a_rerun_gives_the_same_bits(steered: Any) -> None:
     assert torch.equal(sample(steered), first)
 
 
+@pytest.mark.parametrize("kind", ["ComfyUI's", "MemoryError"])
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_run_that_lacks_memory_is_tried_once_more_with_all_of_it_free(
+    steered: Any, monkeypatch: pytest.MonkeyPatch, step: int, kind: str
+) -> None:
+    import comfy.model_management as mm
+
+    first = sample(steered)
+    noise = mm.OOM_EXCEPTION("CUDA out of memory") if kind == "ComfyUI's" else MemoryError()
+    calls, unloaded = [], []
+    unload = mm.unload_all_models
+    monkeypatch.setattr(mm, "unload_all_models", lambda: unloaded.append(unload()))
+
+    def run_out(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == step + 1:
+            raise noise
+        return executor(*args, **kwargs)
+
+    model = steered.clone()
+    model.add_wrapper_with_key("apply_model", "other", run_out)
+    assert torch.equal(sample(model), first)
+    assert len(unloaded) == 1
+    assert len(calls) == step + 1 + len(STEPS)
+
+
+def test_a_run_that_lacks_memory_twice_is_refused_in_words(steered: Any) -> None:
+    def run_out(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        raise MemoryError
+
+    model = steered.clone()
+    model.add_wrapper_with_key("apply_model", "other", run_out)
+    with pytest.raises(ValueError, match=r"Not enough memory to sample with references .*smaller"):
+        sample(model)
+    assert torch.equal(sample(steered), sample(steered))
+
+
 def test_a_run_with_other_texts_and_sizes_between_changes_nothing(steered: Any, unet: Any) -> None:
     first = sample(steered)
     predict(steered, CFG, latents(1, 24, 16), positive=random_text(1))
