@@ -128,7 +128,7 @@ class IdentityPatch(Weighted):
         rows = self._rows(x, c_crossattn, options) if step is not None else None
         acts_on = self._acts_on(rows, options) if rows is not None else []
         compiled = bool(acts_on) and is_compiled(model, options)
-        with uncompiled() if compiled else nullcontext():
+        with uncompiled("EasyRef Identity acts") if compiled else nullcontext():
             if acts_on:
                 add_to_layers(options, self._call(model, step, rows, acts_on, t, options))
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)

@@ -113,7 +113,7 @@ def _at(total: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
 class ReferenceAttention:
     """What stands on one attention slot during one model call.
 
-    Args:
+    Attributes:
         before: what stood there.
     """
 
@@ -121,7 +121,7 @@ class ReferenceAttention:
         self._scales = scales
         self._layer = layer
         self._group = group
-        self._before = before
+        self.before = before
 
     def __call__(
         self,
@@ -133,29 +133,50 @@ class ReferenceAttention:
         **kwargs: Any,
     ) -> torch.Tensor:
         """q [B, T, heads * head_dim] after projection; returns the same shape before to_out."""
-        heads = extra_options["n_heads"]
-        precision = extra_options.get("attn_precision")
-        if self._before is not None:
-            text = self._before(q, k, v, extra_options, *args, **kwargs)
+        if self.before is not None:
+            text = self.before(q, k, v, extra_options, *args, **kwargs)
         else:
-            text = optimized_attention(
-                q, k, v, heads, attn_precision=precision, transformer_options=extra_options
-            )
+            text = attend_to_text(q, k, v, extra_options)
+        return self.add(text, q, extra_options)
+
+    def add(
+        self, text: torch.Tensor, query: torch.Tensor, extra_options: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """Add the references; `text` itself where nothing acts.
+
+        Args:
+            text, query: [B, T, heads * head_dim]; neither is changed.
+        """
+        precision = extra_options.get("attn_precision")
         rows = self._scales.call.rows
-        if q.shape[0] != rows.total or text.shape != q.shape:
-            warn_of_rows(q.shape[0], rows.total, len(rows.areas))
+        if query.shape[0] != rows.total or text.shape != query.shape:
+            warn_of_rows(query.shape[0], rows.total, len(rows.areas))
             return text
-        size = layer_size(extra_options, q.shape[1], rows.size)
+        size = layer_size(extra_options, query.shape[1], rows.size)
         return add_shares(
             text,
-            q,
-            self._scales.shares(self._layer, self._group, size, q),
-            heads,
+            query,
+            self._scales.shares(self._layer, self._group, size, query),
+            extra_options["n_heads"],
             lambda q, k, v: reference_attention(q, k, v, precision),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReferenceAttention:
         return self
+
+
+def attend_to_text(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: Mapping[str, Any]
+) -> torch.Tensor:
+    """What the layer computes without patches."""
+    return optimized_attention(
+        q,
+        k,
+        v,
+        extra_options["n_heads"],
+        attn_precision=extra_options.get("attn_precision"),
+        transformer_options=extra_options,
+    )
 
 
 def layer_size(options: Mapping[str, Any], positions: int, latent: Size) -> Size:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,14 +20,14 @@ from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
 from ...easyref_core.adapter.key_values import check_tokens
 from ...easyref_core.errors import EasyRefError
 from ...easyref_core.tokens.reference_tokens import ReferenceTokens, describe
-from ..host.compiled import is_compiled, uncompiled
 from ..host.key_value_cache import KeyValueStore
 from ..host.unet_layers import BlockKey, group_of
 from .batch_rows import divide_rows
+from .compiled_call import ACT, run_compiled
 from .conditionings import COND_BATCH, CondRows, CondTokens, cond_rows
 from .layer import add_to_layers
 from .model_call import Assignment, ModelCall, effects_on_rows
-from .run import KEY, patches_of, watch_runs
+from .run import COMPILED_KEY, KEY, patches_of, watch_runs
 from .weights import Effect, Weight, is_zero, largest_batch
 
 
@@ -58,6 +57,8 @@ class ReferencePatch:
         """Add the references to a cloned model."""
         watch_runs(model)
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, self)
+        if not model.get_wrappers(WrappersMP.APPLY_MODEL, COMPILED_KEY):
+            model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COMPILED_KEY, run_compiled)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReferencePatch:
         return self
@@ -128,12 +129,10 @@ class ReferencePatch:
         """ComfyUI's APPLY_MODEL wrapper. x [B, C, H, W] latents, t [B] sigmas."""
         options = dict(transformer_options or {})
         call = self._plan(executor.class_obj, x, t, c_crossattn, options)
-        compiled = False
         if call is not None:
             add_to_layers(options, self.blocks, call)
-            compiled = is_compiled(executor.class_obj, options)
-        with uncompiled() if compiled else nullcontext():
-            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            options[ACT] = True
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def _plan(
         self,

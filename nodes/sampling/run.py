@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KEY = "easyref"
 IDENTITY_KEY = "easyref_identity"
+COMPILED_KEY = "easyref_compiled"
 
 OUTER_SAMPLE = (
     "noise",
@@ -57,7 +58,7 @@ def patches_of(model_options: Mapping[str, Any] | None) -> Sequence[ReferencePat
 def _outer_sample(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """OUTER_SAMPLE, called once a run."""
     guider = executor.class_obj
-    _drop_repeated_patches(guider.model_options)
+    _arrange_wrappers(guider.model_options)
     _check_run(guider.model_options, guider.conds.values())
     held = key_values_of_run(guider)
     given = dict(zip(OUTER_SAMPLE, args, strict=False)) | kwargs
@@ -163,11 +164,13 @@ def with_option(model_options: Mapping[str, Any] | None, name: str, value: Any) 
     return options
 
 
-def _drop_repeated_patches(model_options: Mapping[str, Any]) -> None:
+def _arrange_wrappers(model_options: Mapping[str, Any]) -> None:
     """For a run inside a run, with that run's options, ComfyUI adds the model's wrappers though
-    they are there already; references would be added twice."""
+    they are there already; references would be added twice. `run_compiled` comes last."""
     wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
     for applied in wrappers.values():
-        for key in (KEY, IDENTITY_KEY, RETRY_KEY):
+        for key in (KEY, IDENTITY_KEY, RETRY_KEY, COMPILED_KEY):
             if key in applied:
                 applied[key] = list(dict.fromkeys(applied[key]))
+        if COMPILED_KEY in applied:
+            applied[COMPILED_KEY] = applied.pop(COMPILED_KEY)

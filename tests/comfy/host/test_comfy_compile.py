@@ -9,12 +9,25 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from comfyhost import Pack, apply, golden_unet, predict, random_tokens, text
+from comfyhost import (
+    Pack,
+    apply,
+    euler,
+    golden_unet,
+    guider,
+    latents,
+    predict,
+    random_tokens,
+    sigmas,
+    text,
+)
 
+UNET = "diffusion_model"
 Variant = Callable[[Any], Any]
 VARIANTS = (
     "plain",
@@ -33,6 +46,21 @@ VARIANTS = (
 )
 
 
+class Backend:
+    """Compiles nothing, and notes of each graph whether references are added in it."""
+
+    def __init__(self) -> None:
+        self.graphs: list[bool] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        targets = [str(node.target) for node in graph.graph.nodes]
+        self.graphs.append(any("add_references" in target for target in targets))
+        return graph.forward
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
+        return self  # older cores copy a model's options deeply
+
+
 @pytest.fixture(autouse=True)
 def _fresh_traces() -> Iterator[None]:
     torch._dynamo.reset()
@@ -41,14 +69,29 @@ def _fresh_traces() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def compile_model(model: Any, keys: tuple[str, ...] = ("diffusion_model",)) -> Any:
+@pytest.fixture
+def backend(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """With PyTorch's attention, as ComfyUI has it on most GPUs. Its choice for a CPU asks for free
+    memory, which PyTorch cannot trace."""
+    import comfy.ldm.modules.attention as attention
+
+    for module in (attention, pack.part("nodes.sampling.layer")):
+        for name in ("optimized_attention", "optimized_attention_masked"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, attention.attention_pytorch)
+    return Backend()
+
+
+def compile_model(
+    model: Any, keys: tuple[str, ...] = (UNET,), backend: Any = "eager", **settings: Any
+) -> Any:
     """What the node does, with a backend that is there on every computer."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
     compiled = model.clone()
-    options = {"guard_filter_fn": skip_torch_compile_dict}
-    set_torch_compile_wrapper(compiled, "eager", options=options, keys=list(keys))
+    settings = settings or {"options": {"guard_filter_fn": skip_torch_compile_dict}}
+    set_torch_compile_wrapper(compiled, backend, keys=list(keys), **settings)
     return compiled
 
 
@@ -114,9 +157,13 @@ def check(name: str, model: Any, expected: dict[str, torch.Tensor], prompt: Any 
     )
 
 
-@pytest.mark.parametrize("compiled_first", [True, False], ids=["compile-apply", "apply-compile"])
-@pytest.mark.parametrize("order", [VARIANTS, VARIANTS[::-1]], ids=["plain-first", "plain-last"])
+@pytest.mark.parametrize(
+    ("compiled_first", "order"),
+    [(True, VARIANTS), (False, VARIANTS[::-1])],
+    ids=["compile-apply, plain first", "apply-compile, plain last"],
+)
 def test_a_result_does_not_depend_on_what_a_compiled_model_sampled_before(
+    backend: Backend,
     variants: dict[str, Variant],
     prompts: dict[str, Any],
     expected: dict[str, torch.Tensor],
@@ -128,12 +175,12 @@ def test_a_result_does_not_depend_on_what_a_compiled_model_sampled_before(
 
     def make(name: str) -> Any:
         if compiled_first:
-            return variants[name](compile_model(unet))
-        return compile_model(variants[name](unet))
+            return variants[name](compile_model(unet, backend=backend))
+        return compile_model(variants[name](unet), backend=backend)
 
     for name in (*order, *order[:1], *order):
         check(name, make(name), expected, prompts.get(name))
-    assert traces() > 0, "nothing was compiled, so nothing was tested"
+    assert sorted(backend.graphs) == [False, True], "one for plain calls, one for all others"
 
 
 @pytest.mark.parametrize("compiled_first", [True, False])
@@ -199,14 +246,14 @@ def test_threads_leave_the_stance_as_it_was(pack: Pack) -> None:
     seen: list[bool] = []
 
     def other() -> None:
-        with part.uncompiled():
+        with part.uncompiled("a test"):
             seen.append(compiles())
             inside.set()
             leave.wait(10)
             seen.append(compiles())
 
     assert compiles()
-    with part.uncompiled():
+    with part.uncompiled("a test"):
         thread = threading.Thread(target=other)
         thread.start()
         assert inside.wait(10)
@@ -215,6 +262,166 @@ def test_threads_leave_the_stance_as_it_was(pack: Pack) -> None:
     thread.join()
     assert seen == [False, False]
     assert compiles()
+
+
+def test_a_run_compiles_in_its_first_step_alone(
+    backend: Backend, variants: dict[str, Variant], unet: Any
+) -> None:
+    """Weights change from step to step, everything from run to run."""
+    for name in ("steered", "curve", "outside its window", "left", "two"):
+        model = variants[name](compile_model(unet, backend=backend))
+        steps = sigmas(model, 900.0, 700.0, 400.0, 200.0, 50.0)
+        euler(guider(model, 5.0), latents(), steps)
+        assert backend.graphs == [True]
+
+
+def test_threads_sample_with_their_own_references(
+    pack: Pack,
+    backend: Backend,
+    variants: dict[str, Variant],
+    expected: dict[str, torch.Tensor],
+    unet: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Threads of ComfyUI have models of their own, as on several GPUs."""
+    import comfy.model_management as mm
+
+    names = ("steered", "other tokens", "left")
+    models = {
+        name: variants[name](compile_model(golden_unet(pack), backend=backend)) for name in names
+    }
+    predict(models["steered"], 5.0)  # compiled; all have the same code
+    # ComfyUI's own list of loaded models is not thread-safe.
+    lock, load = threading.Lock(), mm.load_models_gpu
+
+    def load_alone(*args: Any, **kwargs: Any) -> None:
+        with lock:
+            load(*args, **kwargs)
+
+    monkeypatch.setattr(mm, "load_models_gpu", load_alone)
+    start = threading.Barrier(len(names))
+
+    def sample(name: str) -> list[torch.Tensor]:
+        with torch.inference_mode():
+            start.wait(10)
+            return [predict(models[name], 5.0) for _ in range(3)]
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        together = dict(zip(names, pool.map(sample, names), strict=True))
+    for name, results in together.items():
+        for result in results:
+            torch.testing.assert_close(result, expected[name], rtol=0, atol=1e-6)
+    assert backend.graphs == [True]
+
+
+def test_nothing_is_left_on_a_model_whose_layer_fails(
+    pack: Pack,
+    backend: Backend,
+    variants: dict[str, Variant],
+    expected: dict[str, torch.Tensor],
+    unet: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = variants["steered"](compile_model(unet, backend=backend))
+    before = dict(vars(unet.model)), dict(unet.model._modules)
+
+    def fail(*args: Any) -> None:
+        raise pack.error("a fault")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack.part("nodes.sampling.layer").LayerScales, "shares", fail)
+        with pytest.raises(pack.error, match="a fault"):
+            predict(model, 5.0)
+    assert backend.graphs == [True], "the layer did not fail in compiled code"
+    assert unet.model._modules == before[1]
+    assert set(vars(unet.model)) == set(before[0])
+    assert pack.part("nodes.sampling.layer_operator")._running.get(None) is None
+    check("steered", model, expected)
+    check("plain", compile_model(unet, backend=backend), expected)
+
+
+def another_packs_patch(model: Any) -> Any:
+    patched = model.clone()
+    patched.set_model_attn1_output_patch(lambda n, options: n * 0.5)
+    return patched
+
+
+def another_packs_slot(model: Any) -> Any:
+    patched = model.clone()
+    patched.set_model_attn2_replace(lambda q, k, v, options: q, "middle", 0, 0)
+    return patched
+
+
+def another_packs_wrapper(model: Any) -> Any:
+    patched = model.clone()
+    patched.add_wrapper("diffusion_model", lambda executor, *args, **kwargs: executor(*args) * 0.5)
+    return patched
+
+
+@pytest.mark.parametrize("patch", [another_packs_patch, another_packs_slot, another_packs_wrapper])
+def test_what_another_node_patches_is_not_traced(
+    backend: Backend,
+    variants: dict[str, Variant],
+    unet: Any,
+    caplog: pytest.LogCaptureFixture,
+    patch: Variant,
+) -> None:
+    expected = predict(variants["steered"](patch(unet)), 5.0)
+    found = predict(variants["steered"](patch(compile_model(unet, backend=backend))), 5.0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert backend.graphs == []
+
+
+def test_cuda_graphs_which_keep_their_references_run_uncompiled(
+    variants: dict[str, Variant], expected: dict[str, torch.Tensor], unet: Any
+) -> None:
+    compiled = compile_model(unet, backend="inductor", mode="reduce-overhead")
+    check("steered", variants["steered"](compiled), expected)
+    assert traces() == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"backend": "cudagraphs"},
+        {"backend": "inductor", "mode": "max-autotune"},
+        {"backend": "inductor", "options": {"triton.cudagraphs": True}},
+    ],
+    ids=["backend", "mode", "option"],
+)
+def test_all_settings_with_cuda_graphs_are_known(pack: Pack, settings: dict[str, Any]) -> None:
+    part = pack.part("nodes.host.compiled")
+    with pytest.raises(part.CannotCompile, match="CUDA graphs"):
+        part.CompiledFunction(len, settings)
+
+
+def test_a_mode_without_cuda_graphs_gives_inductor_its_options(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = pack.part("nodes.host.compiled")
+    given = {}
+    monkeypatch.setattr(part.torch, "compile", lambda function, **settings: given.update(settings))
+    settings = {"mode": "max-autotune-no-cudagraphs", "dynamic": True}
+    part.CompiledFunction(len, {"backend": "inductor", "options": None, **settings})
+    assert given["mode"] is None
+    assert given["dynamic"]
+    assert given["options"]["max_autotune"]
+
+
+def test_what_cannot_be_compiled_in_one_piece_is_tried_once(
+    pack: Pack,
+    variants: dict[str, Variant],
+    expected: dict[str, torch.Tensor],
+    unet: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """ComfyUI's attention for a CPU asks the system for its free memory."""
+    pack.part("nodes.host.compiled")._warn_once.cache_clear()
+    compiled = compile_model(unet, backend="eager")
+    for name in ("steered", "other tokens", "left"):
+        check(name, variants[name](compiled), expected)
+    assert torch._dynamo.utils.counters["unimplemented"].total() == 1
+    assert caplog.text.count("cannot compile it in one piece") == 1
 
 
 def test_one_warning_says_that_references_run_uncompiled(
