@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .tokens.reference_tokens import ReferenceTokens
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_INT8 = "int8"
 _FILE = "adapter file, or the .safetensors.index.json of its shards"
 
 
@@ -66,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(run=_convert)
     add = convert.add_argument
     add("file", type=Path, metavar="FILE", help=_FILE)
-    help_dtype = "default: as each weight is; fp8: matrices in one byte, with a scale a row"
-    add("--dtype", choices=("float32", "bfloat16", "float16", "fp8"), help=help_dtype)
+    help_dtype = "default: as each weight is; fp8, int8: matrices in one byte, a scale a row"
+    add("--dtype", choices=("float32", "bfloat16", "float16", "fp8", "int8"), help=help_dtype)
     which = convert.add_mutually_exclusive_group()
     help_mllm = "Qwen2-VL directory whose weights are put into the file, where it has none"
     which.add_argument("--mllm", type=Path, metavar="DIR", help=help_mllm)
@@ -98,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--picture-layers", default="", metavar="LIST", help=help_list % "image")
     help_insert = "reference tokens enter before the last 1, 2 or 3 layers (default: as trained)"
     add("--insert-before", type=int, metavar="LAYERS", help=help_insert)
-    help_dtype = "of the computation; default: %(default)s"
-    add("--dtype", choices=_DTYPES, default="float32", help=help_dtype)
+    help_dtype = "of the computation, or int8: the MLLM's weights in one byte; default: %(default)s"
+    add("--dtype", choices=(*_DTYPES, _INT8), default="float32", help=help_dtype)
     add("--device", default="cpu", help="default: %(default)s")
     add("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     add("--overwrite", action="store_true", help="replace reference tokens that are there")
@@ -183,7 +184,7 @@ def _encode(options: argparse.Namespace) -> int:
             raise
         raise EasyRefError(
             f"{device} has not enough memory ({reason}). Use fewer pictures, a smaller "
-            "--image-size or --dtype bfloat16."
+            "--image-size, or --dtype bfloat16 or int8."
         ) from error
     print(save_tokens(tokens, options.out, overwrite=options.overwrite))
     return 0
@@ -220,10 +221,16 @@ def _encode_group(options: argparse.Namespace, device: Any) -> ReferenceTokens:
         insert_before=options.insert_before,
         mllm_layers=_mllm_layers(options),
     )
-    dtype = getattr(torch, options.dtype)
+    int8 = options.dtype == _INT8
+    if int8:  # a CPU is slow in half precision
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    else:
+        dtype = getattr(torch, options.dtype)
     # A file in half precision keeps its size: its weights are converted when they are used.
     stored = None if dtype == torch.float32 else dtype
-    encoder = encoder_plan.build(operations=casting, dtype=stored, compute_dtype=dtype).to(device)
+    encoder = encoder_plan.build(
+        operations=casting, dtype=stored, compute_dtype=dtype, int8=int8
+    ).to(device)
 
     def show(done: int, total: int) -> None:
         print(f"\rencoding {done}/{total}", end="", file=sys.stderr, flush=True)

@@ -49,8 +49,8 @@ class EasyRefLoader(io.ComfyNode):
                     "precision",
                     options=list(PRECISIONS),
                     default="auto",
-                    tooltip="Compute precision of the MLLM. auto: bf16 where the device supports "
-                    "it well, else fp32.",
+                    tooltip="Precision of the MLLM. auto: bf16 where the device supports it well, "
+                    "else fp32. int8: computes likewise, with most weights in one byte.",
                     **ADVANCED,
                 ),
             ],

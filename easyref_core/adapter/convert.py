@@ -21,17 +21,24 @@ from ..weight_file import (
     open_weight_file,
     with_shards,
 )
+from ..weight_file.rounding import round_rows
+from ..weight_file.scales import scaled_infos
 from ..weight_file.shards import SET, index_path, parse_size, shard_paths, split, write_index
-from ..weight_file.tensors import all_finite, apply_scale, scale_tensor
+from ..weight_file.tensors import (
+    all_finite,
+    apply_scale,
+    dtype_name,
+    scale_tensor,
+    tensors_beside,
+)
 from ..weight_file.writing import write_safetensors
 from .checkpoint import AdapterCheckpoint, is_adapter
 from .parts import BODY, FINAL, TOKENS
 from .weights import official_weights
 
-FP8 = "fp8"
-DTYPES = ("float32", "bfloat16", "float16", FP8)
-_FP8 = torch.float8_e4m3fn
-_SCALE = "scale_weight"
+FP8, INT8 = "fp8", "int8"
+DTYPES = ("float32", "bfloat16", "float16", FP8, INT8)
+_ROUNDED = {FP8: torch.float8_e4m3fn, INT8: torch.int8}
 _WHAT = "an EasyRef adapter"
 
 Source = tuple[WeightFile, str]
@@ -54,8 +61,9 @@ def convert_adapter(
 
     Args:
         to: a new file; may be none of those that are read.
-        dtype: one of `DTYPES`; None keeps that of each weight. `fp8` rounds matrices to one byte,
-            each row with a scale of its own; vectors and reference tokens keep their dtype.
+        dtype: one of `DTYPES`; None keeps that of each weight. `fp8` and `int8` round matrices to
+            one byte, each row with a scale of its own; vectors and reference tokens keep their
+            dtype.
         mllm: official name -> source of the MLLM's weights (`EncoderPlan.sources`), which are
             written too. An empty one leaves the MLLM out; None keeps what the adapter holds.
         max_shard_size: bytes, or a text such as "2GB"; where the weights have more, they are
@@ -151,12 +159,11 @@ def _written(name: str, file: WeightFile, source: str, dtype: str | None) -> dic
     """What one weight becomes in the file: itself, and its scale where it has one."""
     info = file.tensors[source]
     scale = file.scales.get(source)
-    if dtype == FP8 and _is_matrix(name, info):
-        rows = TensorInfo((info.shape[0], 1), "float32")
-        return {name: TensorInfo(info.shape, "float8_e4m3fn"), _scale_of(name): rows}
+    if dtype in _ROUNDED and _is_matrix(name, info):
+        rounded = TensorInfo(info.shape, dtype_name(_ROUNDED[dtype]))
+        return scaled_infos(name, rounded, (info.shape[0], 1))
     if dtype is None and scale is not None:
-        of_scale = TensorInfo(scale.shape, "float32")
-        return {name: TensorInfo(info.shape, info.dtype), _scale_of(name): of_scale}
+        return scaled_infos(name, TensorInfo(info.shape, info.dtype), scale.shape)
     return {name: TensorInfo(info.shape, _dtype(info, dtype, scale is not None))}
 
 
@@ -170,27 +177,22 @@ def _tensors(
         if dtype is None:
             yield weight
             if scale is not None:
-                yield scale_tensor(scale)
+                yield from tensors_beside(weight.dtype, scale_tensor(scale))
             continue
         if scale is not None:
             weight = apply_scale(weight, scale)
-        if dtype == FP8 and _is_matrix(name, info):
-            yield from _in_fp8(weight.float())
-            continue
-        converted = weight.to(getattr(torch, _dtype(info, dtype, scale is not None)))
-        if not all_finite(converted):
+        if dtype in _ROUNDED and _is_matrix(name, info):
+            converted, of_rows = round_rows(weight, _ROUNDED[dtype])
+            found = (converted, *tensors_beside(converted.dtype, of_rows))
+        else:
+            converted = weight.to(getattr(torch, _dtype(info, dtype, scale is not None)))
+            found = (converted,)
+        if not all(map(all_finite, found)):
             raise EasyRefError(
                 f"{escaped(name)} overflows in {dtype}, or holds values that are not numbers. "
                 "Choose bfloat16 or float32."
             )
-        yield converted
-
-
-def _in_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix in one byte a number, and the scale of each row [rows, 1]."""
-    scale = weight.abs().amax(dim=1, keepdim=True) / torch.finfo(_FP8).max
-    scale[scale == 0] = 1
-    return (weight / scale).to(_FP8), scale
+        yield from found
 
 
 def _is_matrix(name: str, info: TensorInfo) -> bool:
@@ -199,10 +201,6 @@ def _is_matrix(name: str, info: TensorInfo) -> bool:
 
 def _dtype(info: TensorInfo, dtype: str | None, scaled: bool) -> str:
     """Of a weight that is written without a scale."""
-    if dtype == FP8 or dtype is None:
+    if dtype in _ROUNDED or dtype is None:
         return "float32" if scaled else info.dtype
     return dtype
-
-
-def _scale_of(name: str) -> str:
-    return name.removesuffix("weight") + _SCALE

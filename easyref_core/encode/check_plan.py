@@ -164,7 +164,7 @@ def _quantised(directory: MllmDirectory) -> str:
     return (
         f"The weights in {escaped(str(directory.path))} are quantised (quantization_config: "
         f"{directory.quantisation}), which EasyRef cannot read. Get Qwen2-VL-2B-Instruct itself, "
-        "whose weights are bfloat16."
+        "whose weights are bfloat16; the precision int8 rounds them when they are read."
     )
 
 

@@ -5,7 +5,7 @@ Every name and size is checked before the first tensor is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,13 @@ from ..adapter.layer_pooling import POOLING, PoolingSizes, resolved_layers
 from ..errors import EasyRefError
 from ..qwen2vl.config import MllmConfig, config_from_shapes
 from ..qwen2vl.directory import MllmDirectory, open_directory
+from ..qwen2vl.int8 import SCALE, int8_layers
 from ..qwen2vl.names import truncate
 from ..untrusted import escaped
 from ..weight_file import WeightFile
+from ..weight_file.rounding import round_rows
+from ..weight_file.scales import Scale
+from ..weight_file.tensors import apply_scale, scale_tensor
 from .check_plan import PATCH_EMBED, check_plan
 from .encoder import EasyRefEncoder
 
@@ -68,6 +72,7 @@ class EncoderPlan:
         dtype: torch.dtype | None = torch.float32,
         compute_dtype: torch.dtype = torch.float32,
         convert: bool = True,
+        int8: bool = False,
     ) -> EasyRefEncoder:
         """Read the weights into an encoder on the CPU.
 
@@ -81,14 +86,23 @@ class EncoderPlan:
             convert: False keeps the weights as they are in their files, where `operations`
                 convert them to `dtype` on their way to the device; scaled ones, which are never
                 used as they are, excepted.
+            int8: round the matrices of the MLLM's Linear layers to int8, with a scale for each row;
+                `dtype` is for everything else, the adapter's own layers included. Needs
+                `operations` that know scales (`qwen2vl.casting`, the nodes').
 
         Raises:
             EasyRefError: a file changed in between.
+            TypeError: int8 with other operations.
         """
         encoder = self.skeleton(operations=operations, compute_dtype=compute_dtype, dtype=dtype)
-        state = read_sources(self.sources, dtype, convert)
+        encoder.eval().requires_grad_(False)  # int8 could have no gradient
+        layers = [BODY + n for n in int8_layers(encoder.multimodal_llm)] if int8 else []
+        state = read_sources(self.sources, dtype, convert, [f"{n}.weight" for n in layers])
+        scales = {name: state.pop(f"{name}.{SCALE}") for name in layers}
         encoder.load_state_dict(state, strict=True, assign=True)
-        return encoder.eval().requires_grad_(False)
+        for name, scale in scales.items():
+            encoder.get_submodule(name).weight_scale = scale
+        return encoder
 
     def check_unchanged(self) -> None:
         """Raise EasyRefError where a file has changed since it was planned."""
@@ -103,19 +117,43 @@ class EncoderPlan:
 
 
 def read_sources(
-    sources: Mapping[str, Source], dtype: torch.dtype | None, convert: bool = True
+    sources: Mapping[str, Source],
+    dtype: torch.dtype | None,
+    convert: bool = True,
+    int8: Collection[str] = (),
 ) -> dict[str, torch.Tensor]:
-    """Read weights from several files, each opened once. See `EncoderPlan.build`."""
+    """Read weights from several files, each opened once. See `EncoderPlan.build`.
+
+    Args:
+        int8: names `X.weight` of matrices to round; `X.weight_scale` [rows] comes beside each.
+    """
+    int8 = frozenset(int8)
     state: dict[str, torch.Tensor] = {}
     for file, names in _by_file(sources):
-        with file.open() as get:
+        with file.open(scaled=False) as get:
             for key, name in names.items():
-                tensor = get(name)
+                tensor, scale = get(name), file.scales.get(name)
+                if key in int8:
+                    of_scale = key.removesuffix("weight") + SCALE
+                    state[key], state[of_scale] = _in_int8(tensor, scale)
+                    continue
+                if scale is not None:
+                    tensor = apply_scale(tensor, scale)
                 if key == PATCH_EMBED:
                     tensor = tensor.flatten(1)  # see `vision.PatchEmbed`
                 wanted = dtype if convert or name in file.scales else None
                 state[key] = tensor if _keeps_dtype(key, tensor, wanted) else tensor.to(wanted)
     return state
+
+
+def _in_int8(weight: torch.Tensor, scale: Scale | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix in int8 and the scale of each row [rows], as in the file where it is int8."""
+    if scale is not None and weight.dtype == torch.int8:
+        of_rows = scale_tensor(scale)
+    else:
+        wide = weight if scale is None else apply_scale(weight, scale)
+        weight, of_rows = round_rows(wide, torch.int8)
+    return weight, of_rows.flatten().expand(len(weight)).contiguous()
 
 
 def _by_file(sources: Mapping[str, Source]) -> list[tuple[WeightFile, dict[str, str]]]:
@@ -162,9 +200,10 @@ def plan_encoder(
     sources |= {PROJECTOR + n: (checkpoint.file, s) for n, s in checkpoint.projector.items()}
     sources |= {POOLING + n: (checkpoint.file, s) for n, s in checkpoint.layer_pooling.items()}
     plan = EncoderPlan(checkpoint, config, directory.path if directory else None, sources)
-    check_plan(plan, directory, theirs)
+    # First, as what stands beside weights of an unknown form would be taken for the fault.
     for file, names in _by_file(sources):
         file.check_weights(names.values())
+    check_plan(plan, directory, theirs)
     return plan
 
 

@@ -2,6 +2,7 @@
 
 In the place of `torch.nn` for an encoder, a file in half precision takes half the memory when it is
 computed with in float32, and gives the same numbers as weights that were converted beforehand.
+Linear layers may also have int8 weights, see `int8`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .int8 import RowScaled, scaled_linear
+
 Embedding = nn.Embedding  # rows are converted after the look-up
 
 
-class Linear(nn.Linear):
+class Linear(RowScaled, nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight.to(x.dtype), _to(x.dtype, self.bias))
+        bias = _to(x.dtype, self.bias)
+        return scaled_linear(x, self.weight.to(x.dtype), bias, self.weight_scale)
 
 
 class LayerNorm(nn.LayerNorm):

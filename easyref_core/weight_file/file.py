@@ -42,7 +42,7 @@ class WeightFile:
 
     Attributes:
         path: of the file, or of the index of its shards.
-        tensors: by name, without the scales of scaled fp8 and what marks them.
+        tensors: by name, without the scales of scaled fp8 and int8 and what marks them.
         scales: name of a scaled weight -> its scale.
         metadata: of the safetensors header; of shards, what their headers and the index say.
         stamp: to notice when the file is replaced or changed; of shards together.
@@ -149,14 +149,16 @@ class WeightFile:
         )
 
     def check_weights(self, names: Iterable[str]) -> None:
-        """Raise EasyRefError unless these tensors are weights: numbers with a fraction."""
+        """Raise EasyRefError unless these tensors are weights: numbers with a fraction, or with a
+        scale."""
         for name in names:
             dtype = self.tensors[name].dtype
-            if dtype not in WEIGHTS:
+            if dtype not in WEIGHTS and name not in self.scales:
                 raise EasyRefError(
                     f"{escaped(str(self.path))}: {escaped(name)} is {escaped(dtype)}; weights are "
-                    "float32, float16, bfloat16 or fp8, plain or with a scale. Get the file in one "
-                    "of these: other quantised forms cannot be read."
+                    "float32, float16, bfloat16 or fp8, plain or with a scale, or ComfyUI's "
+                    "int8_tensorwise. Get the file in one of these: other quantised forms cannot "
+                    "be read, and the precision int8 rounds full weights itself."
                 )
 
     def read(self, names: Mapping[str, str]) -> dict[str, torch.Tensor]:

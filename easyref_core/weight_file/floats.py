@@ -15,7 +15,7 @@ _CODES = range(256)
 def as_float32(content: bytes, dtype: str) -> array[float]:
     """
     Args:
-        dtype: one of `WEIGHTS`.
+        dtype: one of `WEIGHTS`, or int8.
     """
     if SIZES[dtype] == 1:
         return array("f", _looked_up(content, _table(dtype)))
@@ -40,9 +40,11 @@ def multiplied(content: bytes, dtype: str, factor: float) -> bytes:
 def _table(dtype: str) -> array[float]:
     """The 256 numbers of a one-byte dtype, by way of float16.
 
-    float8_e5m2 is float16's upper byte. float8_e4m3fn has one bit less for the exponent, a bias
-    that is 8 less, no infinities and one NaN of either sign.
+    int8 needs no way. float8_e5m2 is float16's upper byte. float8_e4m3fn has one bit less for the
+    exponent, a bias that is 8 less, no infinities and one NaN of either sign.
     """
+    if dtype == "int8":
+        return array("f", array("b", bytes(_CODES)))
     if dtype == "float8_e5m2":
         return array("f", struct.unpack("<256e", struct.pack("<256H", *(c << 8 for c in _CODES))))
     halves = struct.pack("<256H", *((c & 128) << 8 | (c & 127) << 7 for c in _CODES))

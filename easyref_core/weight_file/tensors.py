@@ -7,7 +7,7 @@ from typing import BinaryIO
 import torch
 
 from .dtypes import SIZES
-from .scales import Scale
+from .scales import INT8, INT8_MARK, Scale
 from .stored import TensorInfo, cut_off, unreadable
 
 
@@ -54,6 +54,13 @@ def apply_scale(weight: torch.Tensor, scale: Scale) -> torch.Tensor:
     factors = scale_tensor(scale)
     factors = factors[: len(weight)] if factors.numel() > 1 else factors.reshape(())
     return weight.to(torch.float32, copy=True).mul_(factors)
+
+
+def tensors_beside(dtype: torch.dtype, scale: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What is written beside a one-byte weight of this dtype, see `scales.scaled_infos`."""
+    if dtype_name(dtype) != INT8:
+        return (scale,)
+    return scale, torch.tensor([*INT8_MARK], dtype=torch.uint8)
 
 
 def _fill(file: BinaryIO, offset: int, room: memoryview) -> bool:

@@ -1,4 +1,4 @@
-"""ComfyUI's attention kernels, if they are exact enough.
+"""ComfyUI's layers for the MLLM, and its attention kernels if they are exact enough.
 
 Quantised attention (Sage, `--use-ck-attention`, or another pack's) is for the thousands of
 positions of a picture. Reference tokens are few, and errors in the MLLM add up over its layers, so
@@ -16,12 +16,20 @@ import torch
 import torch.nn.functional as F
 
 from ...easyref_core import attention_kernels as kernels
+from ...easyref_core.qwen2vl.int8 import RowScaled, scaled_linear
 
 Attention = Callable[..., torch.Tensor]
 
 
 class MllmOperations(comfy.ops.manual_cast):
     """Linear and norm layers that ComfyUI can offload, and the MLLM's attention."""
+
+    class Linear(RowScaled, comfy.ops.manual_cast.Linear):
+        def forward_comfy_cast_weights(self, input: torch.Tensor) -> torch.Tensor:
+            weight, bias, used = comfy.ops.cast_bias_weight(self, input, offloadable=True)
+            result = scaled_linear(input, weight, bias, self.weight_scale)
+            comfy.ops.uncast_bias_weight(self, weight, bias, used)
+            return result
 
     @staticmethod
     def attend(

@@ -33,6 +33,7 @@ from ...easyref_core.encode.mllm_layers import MllmLayerWeights
 from ...easyref_core.encode.passes import encode_references, known_tokens
 from ...easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from ...easyref_core.errors import EasyRefError
+from ...easyref_core.qwen2vl.int8 import SCALE
 from ...easyref_core.qwen2vl.prompt import PromptTokenizer
 from ...easyref_core.tokens.reference_tokens import ReferenceTokens
 from ...easyref_core.untrusted import shown
@@ -45,7 +46,8 @@ from .weight_files import HostWeightFile
 
 Result = TypeVar("Result")
 
-PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+_INT8 = "int8"
+PRECISIONS = ("auto", "bf16", "fp16", "fp32", _INT8)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _FLAGS = {  # ComfyUI's options for the dtype of text encoders
     "fp8_e4m3fn_text_enc": torch.float8_e4m3fn,
@@ -84,7 +86,8 @@ def _tokens_of(plan: EncoderPlan, precision: str) -> LruCache[torch.Tensor]:
     small, so they stay when the encoders go."""
     files = {(file.path, file.stamp) for file, _ in plan.sources.values()}
     device = mm.text_encoder_device()
-    key = (frozenset(files), plan.identity, _dtypes(precision, device), str(device))
+    how = (_dtypes(precision, device), precision == _INT8, str(device))
+    key = (frozenset(files), plan.identity, how)
     if key not in _tokens:
         _tokens[key] = new_cache().tokens
     _tokens.move_to_end(key)
@@ -226,7 +229,8 @@ class HostedEncoder:
             raise EasyRefError(
                 f"Not enough memory to encode {count} references with the MLLM "
                 f"({reason}). Everything was unloaded; the graph can be queued "
-                "again. Use fewer references, a smaller image_size, or bf16 in EasyRef Loader."
+                "again. Use fewer references, a smaller image_size, or bf16 or int8 as the "
+                "precision in EasyRef Loader."
             )
 
     def _with_weights(
@@ -260,7 +264,8 @@ class HostedEncoder:
         """The encoder, on its device, with memory to encode this group."""
         if self._patcher is None:
             self._patcher = load_encoder(plan.encoder, self._precision)
-        elif is_dynamic(self._patcher):  # its weights are still in their files
+        elif is_dynamic(self._patcher) and self._precision != _INT8:
+            # Its weights are still in their files.
             plan.encoder.check_unchanged()
         encoder: EasyRefEncoder = self._patcher.model
         needed = _working_bytes(encoder, plan, self._patcher.load_device, known)
@@ -282,17 +287,20 @@ def load_encoder(
     """
     device = mm.text_encoder_device()
     storage, compute = _dtypes(precision, device)
-    sources = {key: (HostWeightFile.of(file), name) for key, (file, name) in plan.sources.items()}
+    int8 = precision == _INT8
+    sources = plan.sources
+    if not int8:  # rounded weights are no longer those of a file, so all are kept in memory
+        sources = {key: (HostWeightFile.of(file), name) for key, (file, name) in sources.items()}
     encoder = replace(plan, sources=sources).build(
         operations=MllmOperations,
         dtype=storage,
         compute_dtype=compute,
         # With dynamic loading, the GPU converts them when they are used.
-        convert=not loads_dynamically(),
+        convert=int8 or not loads_dynamically(),
+        int8=int8,
     )
     _own_weights_as_buffers(encoder)
-    if storage is not None and storage.itemsize == 1:
-        _leave_biases(encoder)
+    _leave_dtypes(encoder, biases=storage is not None and storage.itemsize == 1)
     logging.info("EasyRef: MLLM built, computing in %s on %s", compute, device)
     patcher = new_patcher(encoder, device, mm.text_encoder_offload_device(), disable_dynamic)
     # ComfyUI builds the same model again by this, for another device or kind of patcher.
@@ -332,11 +340,17 @@ def _own_weights_as_buffers(encoder: EasyRefEncoder) -> None:
             module.register_buffer(name, weight.data)
 
 
-def _leave_biases(encoder: EasyRefEncoder) -> None:
-    """Leave biases in their own dtype when ComfyUI converts weights to one byte."""
+def _leave_dtypes(encoder: EasyRefEncoder, biases: bool) -> None:
+    """Have ComfyUI move int8 weights as they are.
+
+    Args:
+        biases: these too, where it converts weights to one byte.
+    """
     for module in encoder.modules():
-        if hasattr(module, "bias_comfy_model_dtype"):
+        if biases and hasattr(module, "bias_comfy_model_dtype"):
             module.bias_comfy_model_dtype = None
+        if getattr(module, SCALE, None) is not None:
+            module.weight_comfy_model_dtype = None
 
 
 def _working_bytes(

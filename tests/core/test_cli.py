@@ -64,9 +64,12 @@ def test_options_reach_the_encoder(tmp_path: Path) -> None:
     assert (joined.num_tokens, joined.aggregation, joined.prompt) == (32, "concatenate", "")
     half = made("half", REFS[:1], dtype="bfloat16").cond
     full = made("full", REFS[:1]).cond
+    rounded = made("rounded", REFS[:1], dtype="int8").cond
     sizes = [made(size, REFS[:1], image_size=size).cond for size in ("0", "336")]
     assert torch.equal(*sizes)
-    assert 0 < float((half - full).norm() / full.norm()) < 0.05
+    for other in (half, rounded):
+        assert 0 < float((other - full).norm() / full.norm()) < 0.05
+    assert not torch.equal(half, rounded)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
@@ -362,7 +365,7 @@ def test_lack_of_memory_is_one_sentence(
     assert main(arguments(tmp_path / "tokens.safetensors", REFS)) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("easyref: cpu has not enough memory (")
-    assert "--dtype bfloat16" in said
+    assert "--dtype bfloat16 or int8" in said
 
 
 def test_another_error_is_not_taken_for_lack_of_memory(

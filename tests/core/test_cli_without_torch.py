@@ -72,6 +72,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "whole": lambda _: goldens.ADAPTER,
     "in shards": lambda folder: converted(folder, max_shard_size="300KB"),
     "in fp8": lambda folder: converted(folder, dtype="fp8"),
+    "in int8": lambda folder: converted(folder, dtype="int8"),
     "in fp8 and shards": lambda folder: converted(folder, dtype="fp8", max_shard_size="100KB"),
     "in float16 with scales": in_float16_with_scales,
     "of PyTorch": saved_by_torch,

@@ -83,6 +83,24 @@ def scaled_fp8(*names: str, scale: str) -> Callable[[Home], None]:
     return with_tensors(change)
 
 
+def int8(
+    content: bytes, scale: torch.Tensor | None = None, name: str = BODY_WEIGHT
+) -> Callable[[Home], None]:
+    """A weight in int8 with a mark of this content, and a scale for each row by default."""
+
+    def change(tensors: Tensors) -> None:
+        layer, weight = name.removesuffix("weight"), tensors[name]
+        factor = weight.abs().amax(dim=1, keepdim=True) / 127
+        tensors[name] = (weight / factor).round().to(torch.int8)
+        tensors[layer + "weight_scale"] = factor if scale is None else scale
+        tensors[layer + "comfy_quant"] = torch.tensor([*content], dtype=torch.uint8)
+
+    return with_tensors(change)
+
+
+INT8 = b'{"format": "int8_tensorwise"}'
+
+
 def raw(header: bytes, data: bytes = b"", length: int | None = None) -> Callable[[Home], None]:
     """A safetensors file with this header, whatever it says."""
 
@@ -316,6 +334,24 @@ CASES = (
             ("projector", PROJECTOR),
         )
         for scale in ("scale_weight", "weight_scale")
+    ),
+    Case("int8 in the body", int8(INT8), ENCODED, USED, closest=0.1),
+    Case("int8 in keys", int8(INT8, name=KEY), LAYERS, USED),
+    *(
+        Case(f"int8 with {what}", int8(content, scale), ENCODED, said=said)
+        for what, content, scale, said in (
+            ("a scale of another shape", INT8, torch.ones(1, 7), "is int8"),
+            ("a scale of no numbers", INT8, torch.ones(0, 1), "is int8"),
+            ("a scale in whole numbers", INT8, torch.ones(1).int(), "is int(8|32)"),
+            ("a scale that is no number", INT8, torch.tensor(float("nan")), "not numbers"),
+            ("an infinite scale", INT8, torch.tensor(float("inf")), "not numbers"),
+            ("a mark that is no JSON", b'{"format": ', None, "comfy_quant"),
+            ("a mark that is no text", b"\xff\xfe\x00", None, "comfy_quant"),
+            ("a deep mark", b"[" * 4000, None, "comfy_quant"),
+            ("a long mark", INT8 + b" " * 2**20, None, "is int8"),
+            ("a mark of another kind", b"[1]", None, "is int8"),
+            ("a rotation", INT8[:-1] + b', "convrot": true}', None, "is int8"),
+        )
     ),
     Case("scaled fp8 in keys", scaled_fp8(KEY, scale="scale_weight"), LAYERS, USED),
     Case("scaled fp8 in a LoRA", scaled_fp8(LORA, scale="scale_weight"), LAYERS, USED),

@@ -133,6 +133,36 @@ def test_one_byte_weights_leave_biases_as_they_are(
     assert query._v_bias.dtype == torch.float16
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_int8_weights_lie_in_memory_and_are_moved_as_int8(
+    pack: Pack, gpu: Gpu, half_file: str, encode: Callable[..., Any], full: bool
+) -> None:
+    """Unloaded and loaded again; the file may be gone then."""
+    import comfy.model_management as mm
+
+    gpu.full = full
+    easyref = pack.run("EasyRefLoader", half_file, GOLDEN_MLLM, "int8")
+    with gpu.watch() as first:
+        encode(easyref)
+    patcher = easyref.encoder.patcher
+    assert patcher.is_dynamic()
+    layer = patcher.model.multimodal_llm.model.layers[0].self_attn.q_proj
+    assert layer.weight.dtype == torch.int8
+    assert not layer.weight.is_meta
+    if not full:
+        assert (layer._v_weight.dtype, layer._v_bias.dtype) == (torch.int8, torch.bfloat16)
+    assert layer.weight_scale.is_meta  # it stays on the GPU with the encoder
+    assert not first.file_reads
+
+    mm.unload_all_models()
+    assert [name for name, tensor in tensors(patcher.model) if tensor.is_meta] == []
+    (pack.base / "models" / "easyref" / half_file).touch()
+    with gpu.watch() as again:
+        encode(easyref, image_size=2 * IMAGE_SIZE)
+    assert torch.int8 in {one.dtype for one in again.uploads}
+    assert not again.file_reads
+
+
 @pytest.mark.keeps
 def test_the_running_prompt_keeps_its_encoder_and_the_cache_knows_when_it_costs_nothing(
     pack: Pack, gpu: Gpu, half_file: str, encode: Callable[..., Any]

@@ -19,7 +19,7 @@ CASE = "four_refs_prompt"
 
 
 @pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
 def test_an_encoder_never_mixes_devices(
     pack: Pack, plain_gpu: Gpu, precision: str, full: bool
 ) -> None:

@@ -73,7 +73,7 @@ def test_the_files_are_those_that_hugging_face_writes(made: Path, tmp_path: Path
         assert all(torch.equal(t, whole[n]) for n, t in tensors.items())
 
 
-@pytest.mark.parametrize("dtype", [None, "fp8"])
+@pytest.mark.parametrize("dtype", [None, "fp8", "int8"])
 def test_shards_become_the_same_file_again(tmp_path: Path, dtype: str | None) -> None:
     source = goldens.write(tmp_path / "s.safetensors", goldens.adapter_tensors(), image_size="112")
     whole = convert(tmp_path / "whole.safetensors", source, dtype)

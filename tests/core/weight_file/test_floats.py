@@ -12,7 +12,8 @@ from easyref_core.weight_file import open_weight_file
 from easyref_core.weight_file.dtypes import SAFETENSORS, SIZES, WEIGHTS
 from easyref_core.weight_file.floats import as_float32, multiplied
 
-FP8 = ("float8_e4m3fn", "float8_e5m2")
+ONE_BYTE = ("float8_e4m3fn", "float8_e5m2", "int8")
+READ = sorted({*WEIGHTS, *ONE_BYTE})
 EXTREMES = [0.0, -0.0, 1.0, -1 / 3, 1e-45, 1e-40, 6e-8, 65504.0, 3e38, -3.4e38, 1e300, 2.0**-149]
 
 
@@ -22,7 +23,7 @@ def content(tensor: torch.Tensor) -> bytes:
 
 def numbers(dtype: str) -> torch.Tensor:
     """Every number of one byte; of other dtypes those that are near a limit, and random ones."""
-    if dtype in FP8:
+    if dtype in ONE_BYTE:
         return torch.arange(256, dtype=torch.uint8).view(getattr(torch, dtype))
     some = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return torch.cat((torch.tensor(EXTREMES, dtype=torch.float64), some)).to(getattr(torch, dtype))
@@ -35,14 +36,14 @@ def same(found: bytes, wanted: torch.Tensor) -> bool:
     return bool((both_nan | (numbers.view(torch.int32) == wanted.view(torch.int32))).all())
 
 
-@pytest.mark.parametrize("dtype", sorted(WEIGHTS))
+@pytest.mark.parametrize("dtype", READ)
 def test_numbers_become_float32_as_torch_converts_them(dtype: str) -> None:
     given = numbers(dtype)
     assert same(as_float32(content(given), dtype).tobytes(), given.float())
 
 
 @pytest.mark.parametrize("factor", [1.0, -0.1, 3e38, 1e-38, 2.0**-149])
-@pytest.mark.parametrize("dtype", sorted(WEIGHTS))
+@pytest.mark.parametrize("dtype", READ)
 def test_products_are_rounded_as_torch_rounds_them(dtype: str, factor: float) -> None:
     given, factor = numbers(dtype), torch.tensor(factor).item()
     assert same(multiplied(content(given), dtype, factor), given.float() * factor)
@@ -55,13 +56,16 @@ def test_numbers_have_the_bytes_that_torch_gives_them() -> None:
     assert SIZES.keys() >= WEIGHTS | set(SAFETENSORS.values())
 
 
-@pytest.mark.parametrize("dtype", sorted(WEIGHTS))
+@pytest.mark.parametrize("dtype", READ)
 @pytest.mark.parametrize("scale", [torch.tensor(0.3), torch.linspace(-2, 3, 6)[:, None]])
 def test_a_scaled_weight_has_the_same_bytes_as_its_tensor(
     tmp_path: Path, dtype: str, scale: torch.Tensor
 ) -> None:
-    weight = torch.randn(6, 8).to(getattr(torch, dtype))
+    weight = (torch.randn(6, 8) * 10).to(getattr(torch, dtype))
     tensors = {"x.weight": weight, "x.weight_scale": scale.half()}
+    if dtype == "int8":
+        mark = b'{"format": "int8_tensorwise"}'
+        tensors["x.comfy_quant"] = torch.tensor([*mark], dtype=torch.uint8)
     file = open_weight_file(goldens.write(tmp_path / "a.safetensors", tensors))
     with file.open() as get, file.open_bytes() as get_bytes:
         for rows in (None, 1, 4, 9):

@@ -1,4 +1,4 @@
-"""Scaled fp8 is read as what it stands for, wherever an adapter or an MLLM uses it."""
+"""Scaled fp8 and int8 are read as what it stands for, wherever an adapter or an MLLM uses it."""
 
 from __future__ import annotations
 
@@ -99,6 +99,59 @@ def test_a_mark_of_plain_fp8_is_understood(whole: Tensors, save: Callable) -> No
     scale = torch.tensor(2.0)
     found = save(with_key(whole, weight_scale=scale, comfy_quant=mark(format="float8_e4m3fn")))
     assert torch.equal(found.file.read({"k": KEY})["k"], whole[KEY].to(FP8).float() * 2)
+
+
+def with_int8_key(whole: Tensors, **others: torch.Tensor) -> Tensors:
+    rounded = (whole[KEY] * 50).round().clamp(-127, 127).to(torch.int8)
+    return whole | {KEY: rounded} | {beside(n): t for n, t in others.items()}
+
+
+INT8 = {"format": "int8_tensorwise"}
+
+
+@pytest.mark.parametrize("more", [{}, {"full_precision_matrix_mult": True}, {"convrot": False}])
+def test_marked_int8_is_read_as_what_it_stands_for(
+    whole: Tensors, save: Callable, more: dict[str, Any]
+) -> None:
+    for scale in (torch.tensor(0.5), torch.rand(len(whole[KEY]), 1)):
+        tensors = with_int8_key(whole, weight_scale=scale, comfy_quant=mark(**INT8, **more))
+        found = save(tensors)
+        assert not found.ignored
+        assert torch.equal(found.file.read({"k": KEY})["k"], tensors[KEY].float() * scale)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"weight_scale": torch.ones(())},
+        {"comfy_quant": mark(**INT8)},
+        {"comfy_quant": mark(**INT8), "weight_scale": torch.ones(3)},
+        {"comfy_quant": mark(**INT8), "weight_scale": torch.ones(1, 32)},
+        {"comfy_quant": mark(**INT8), "weight_scale": torch.ones((), dtype=torch.int8)},
+        {"comfy_quant": mark(**INT8, convrot=True), "weight_scale": torch.ones(())},
+        {"comfy_quant": mark(**INT8, params={"convrot": True}), "weight_scale": torch.ones(())},
+        {"comfy_quant": mark(**INT8, group_size=16), "weight_scale": torch.ones(())},
+        {"comfy_quant": mark(format="convrot_w4a4"), "weight_scale": torch.ones(())},
+        {"comfy_quant": mark(format="float8_e4m3fn"), "weight_scale": torch.ones(())},
+        {"comfy_quant": mark(format=["int8_tensorwise"]), "weight_scale": torch.ones(())},
+        {"SCB": torch.ones(32)},
+    ],
+    ids=lambda others: " ".join(others) or "alone",
+)
+def test_int8_of_other_kinds_is_refused_with_the_way_out(
+    whole: Tensors, save: Callable, others: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    with goldens.refused(KEY, "is int8", "the precision int8 rounds full weights itself"):
+        save(with_int8_key(whole, **others))
+    name = "model.layers.0.mlp.up_proj."
+    bare = goldens.bare_mllm(whole)
+    bare[f"{name}weight"] = bare[f"{name}weight"].to(torch.int8)
+    bare |= {name + n: t for n, t in others.items()}
+    folder = goldens.mllm_directory(tmp_path / "mllm", weights=bare)
+    adapter = save(goldens.without(whole, BODY))
+    with goldens.refused(name, "the precision int8 rounds full weights itself"):
+        plan_encoder(adapter, folder)
 
 
 @pytest.mark.parametrize(
