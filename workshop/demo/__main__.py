@@ -141,6 +141,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="for compared adapters without MLLM weights",
     )
+    check.add_argument(
+        "--precision",
+        choices=("fp32", "int8"),
+        default="fp32",
+        help="of the MLLM's weights; default: %(default)s",
+    )
     check.add_argument("--device", help="default: a GPU where there is one")
     check.add_argument("--out", type=Path, metavar="FILE", help="write the table as JSON")
     check.add_argument(
@@ -264,7 +270,7 @@ def _check(options: argparse.Namespace) -> int:
         from .evaluation.command import Request, demo_check, parse_compare
 
         names = ("data", "split", "judge", "identities", "steps", "cfg", "mllm", "out", "scores")
-        names = (*names, "overwrite")
+        names = (*names, "overwrite", "precision")
         request = Request(
             models=options.set,
             compare=parse_compare(options.compare),

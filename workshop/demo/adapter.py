@@ -16,6 +16,7 @@ from easyref_core.encode.encoder import EasyRefEncoder
 from easyref_core.encode.plan_encoder import plan_encoder
 from easyref_core.errors import EasyRefError
 from easyref_core.pictures.preprocessing import black_picture, preprocess
+from easyref_core.qwen2vl import casting
 from easyref_core.qwen2vl.prompt import PromptTokenizer
 from easyref_core.sdxl_diffusers.adapter import attach_adapter
 from easyref_core.sdxl_diffusers.identity import attach_identity
@@ -106,11 +107,14 @@ class AppliedReferences:
     identity: AppliedIdentity | None = None
 
 
-def load_adapter(path: Path, mllm: Path, unet: UNet2DConditionModel) -> DemoAdapter:
+def load_adapter(
+    path: Path, mllm: Path, unet: UNet2DConditionModel, int8: bool = False
+) -> DemoAdapter:
     """Attach an adapter file to a UNet, which becomes its own.
 
     Args:
         mllm: Qwen2-VL directory; without weights, the adapter must carry them.
+        int8: round the MLLM's weights, see `EncoderPlan.build`.
 
     Raises:
         EasyRefError: missing, damaged, or made for other models.
@@ -121,6 +125,6 @@ def load_adapter(path: Path, mllm: Path, unet: UNet2DConditionModel) -> DemoAdap
     return DemoAdapter(
         checkpoint,
         unet.eval(),
-        plan_encoder(checkpoint, mllm).build().to(unet.device),
+        plan_encoder(checkpoint, mllm).build(operations=casting, int8=int8).to(unet.device),
         PromptTokenizer.from_directory(mllm),
     )

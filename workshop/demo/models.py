@@ -90,19 +90,22 @@ class DemoModels:
         """The dtype of sampling."""
         return "bfloat16" if self._half else "float32"
 
-    def adapter(self, path: Path | None = None, mllm: Path | None = None) -> DemoAdapter:
+    def adapter(
+        self, path: Path | None = None, mllm: Path | None = None, int8: bool = False
+    ) -> DemoAdapter:
         """Load an adapter file for this set; its own `easyref.safetensors` by default.
 
         Args:
             mllm: Qwen2-VL directory; the set's by default, whose weights the set's own adapter
                 carries.
+            int8: round the MLLM's weights.
 
         Raises:
             EasyRefError: missing, damaged, or made for other models.
         """
         path = path or self.directory / "easyref.safetensors"
         mllm = mllm or self.directory / "mllm"
-        return load_adapter(path, mllm, self._load(UNet2DConditionModel, "unet"))
+        return load_adapter(path, mllm, self._load(UNet2DConditionModel, "unet"), int8)
 
     def identity_latents(
         self, groups: Sequence[Sequence[Image.Image]], side: int

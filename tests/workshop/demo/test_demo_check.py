@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from easyref_core.errors import EasyRefError
 from workshop.demo.__main__ import main
 from workshop.demo.dataset.characters import ATTRIBUTES
 from workshop.demo.dataset.files import DatasetOptions, draw_group, write_dataset
+from workshop.demo.evaluation import command
 from workshop.demo.evaluation.classifier import (
     CLASSIFIER_FILE,
     Classifier,
@@ -69,6 +71,7 @@ def test_untrained_models_miss_bars(models: Path, tmp_path: Path, capsys: Captur
     assert (report["met"], report["split"], report["settings"]["steps"]) == (False, "held_out", 1)
     assert report["device"] == "cpu"
     assert report["precision"] == DemoModels(models).precision
+    assert report["mllm_precision"] == "fp32"
     assert "seed" not in report["settings"]
     groups = {row["measure"]: row["found"]["count"] for row in report["rows"] if row["found"]}
     assert (groups["judge: colour"], groups["judge: style ground"]) == (4, 1)
@@ -113,6 +116,34 @@ def test_each_condition_samples_images_of_its_own(
     assert len(set(levels.values())) == len(levels) - sum(len(names) - 1 for names in same)
     assert all(len(set(pair)) == 2 for name, pair in levels.items() if "style" not in name)
     assert "crowded, 1 reference: 2 pictures" in reported
+
+
+def test_the_mllm_is_measured_in_the_precision_asked_for(
+    models: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    used: list[set[torch.dtype]] = []
+    load = DemoModels.adapter
+
+    def noted(*given: Any, **options: Any) -> Any:
+        adapter = load(*given, **options)
+        used.append({weight.dtype for weight in adapter.encoder.parameters()})
+        return adapter
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise EasyRefError("Enough.")
+
+    monkeypatch.setattr(command, "processes_for", lambda device: 1)
+    monkeypatch.setattr(DemoModels, "adapter", noted)
+    monkeypatch.setattr(DemoModels, "sample", stop)
+    options = ["--set", str(models), "--data", str(data), "--identities", "2", "--device", "cpu"]
+    for precision, wanted in (
+        ("fp32", {torch.float32}),
+        ("int8", {torch.float32, torch.int8}),
+    ):
+        assert main(["check", *options, "--precision", precision]) == 2
+        assert capsys.readouterr().err.endswith("demo: Enough.\n")
+        assert used == [wanted] * 2  # once to try the file, once to sample
+        used.clear()
 
 
 def test_several_processes_give_the_scores_of_one(models: Path, data: Path) -> None:

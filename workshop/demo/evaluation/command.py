@@ -50,6 +50,7 @@ class Request:
         steps, cfg: of the sampling; the demo's own by default.
         compare: name -> adapter file.
         mllm: for compared adapters without MLLM weights.
+        precision: of the MLLM's weights, "fp32" or "int8".
         out: JSON file for the table.
         scores: CSV file for every group's scores.
         overwrite: whether these files may be replaced where they exist.
@@ -64,6 +65,7 @@ class Request:
     cfg: float | None = None
     compare: Mapping[str, Path] = field(default_factory=dict)
     mllm: Path | None = None
+    precision: str = "fp32"
     out: Path | None = None
     scores: Path | None = None
     overwrite: bool = False
@@ -80,7 +82,8 @@ def demo_check(request: Request) -> int:
     start = time.monotonic()
     models = DemoModels(_set_folder(request), request.device)
     judge = load_classifier(_judge_file(request), request.device)
-    options = CheckOptions(_settings(request, models), request.compare, request.mllm)
+    int8 = request.precision == "int8"
+    options = CheckOptions(_settings(request, models), request.compare, request.mllm, int8)
     with tempfile.TemporaryDirectory(prefix="easyref_check_") as scratch:
         split = _split(request, Path(scratch), options.settings.side)
         _check_files(models, split, options)
@@ -104,6 +107,7 @@ def demo_check(request: Request) -> int:
             "identities": request.identities,
             "device": models.device.type,
             "precision": models.precision,
+            "mllm_precision": request.precision,
         }
         write_table(request.out, rows, about)
     if request.scores is not None:
@@ -177,7 +181,7 @@ def _evaluate(
 def _check_files(models: DemoModels, split: DrawnSplit, options: CheckOptions) -> None:
     """Read every file once, before minutes are spent on sampling."""
     for file in (None, *options.compare.values()):
-        models.adapter(file, options.mllm if file else None)
+        models.adapter(file, options.mllm if file else None, options.int8)
     for group in split.groups:
         open_pictures((group.target, *group.references))
     read_outlines(split.groups, options.settings.side)

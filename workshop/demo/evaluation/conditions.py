@@ -34,11 +34,13 @@ class CheckOptions:
     Attributes:
         compare: name -> adapter file; see `table_rows.COMPARED`.
         mllm: Qwen2-VL directory for those of them without MLLM weights; the set's by default.
+        int8: round the MLLM's weights.
     """
 
     settings: SamplingSettings
     compare: Mapping[str, Path] = field(default_factory=dict)
     mllm: Path | None = None
+    int8: bool = False
 
 
 def classifier_accuracy(
@@ -95,7 +97,7 @@ def run_task(
 ) -> Conditions:
     """One of `tasks`, see `run_check`."""
     compared = options.compare.get(task)
-    adapter = models.adapter(compared, options.mllm if compared else None)
+    adapter = models.adapter(compared, options.mllm if compared else None, options.int8)
     sampler = _Sampler(models, judge, options.settings, adapter, report)
     if compared:
         return _compared(sampler, split, task)
