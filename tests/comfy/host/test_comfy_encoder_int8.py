@@ -110,3 +110,35 @@ def test_a_half_precision_file_with_int8_stays_small(
     assert loss(encode(easyref)) < 0.05
     dtypes = {tensor.dtype for tensor in easyref.encoder.patcher.model.parameters()}
     assert dtypes == {torch.int8, torch.float16}
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+def test_what_comfyui_rounds_to_int8_is_read(
+    pack: Pack, encode: Callable[..., Any], by_row: bool
+) -> None:
+    from comfy import quant_ops
+
+    if "int8_tensorwise" not in quant_ops.QUANT_ALGOS:
+        pytest.skip("this ComfyUI has no int8")
+    import comfy.ops
+
+    tensors = adapter_tensors()
+    weight = tensors.pop(f"{UP}.weight")
+    rounded = quant_ops.QuantizedTensor.from_float(
+        weight, "TensorWiseINT8Layout", per_channel=by_row
+    )
+    operations = comfy.ops.mixed_precision_ops({}, torch.float32)
+    layer = operations.Linear(*reversed(weight.shape), bias=False)
+    layer.weight = torch.nn.Parameter(rounded, requires_grad=False)
+    layer.quant_format, layer.layout_type = "int8_tensorwise", "TensorWiseINT8Layout"
+    tensors |= layer.state_dict(prefix=f"{UP}.")
+    assert f"{UP}.comfy_quant" in tensors
+    name = put_adapter(pack, f"by_comfyui_{by_row}.safetensors", tensors)
+    for precision in ("fp32", "int8"):
+        easyref = pack.run("EasyRefLoader", name, GOLDEN_MLLM, precision)
+        assert loss(encode(easyref)) < 0.05
+        found = easyref.encoder.patcher.model.get_submodule(UP)
+        if precision == "int8":
+            assert torch.equal(found.weight, tensors[f"{UP}.weight"])
+        else:
+            assert torch.equal(found.weight, rounded.dequantize())
