@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .checked import checked
-from .host.encoder import PRECISIONS
+from .host.encoder_weights import PRECISIONS
 from .host.folders import (
     FROM_ADAPTER,
     adapter_names,

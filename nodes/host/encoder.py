@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +14,6 @@ from weakref import WeakValueDictionary
 import comfy.model_management as mm
 import comfy.model_patcher
 import torch
-from comfy.cli_args import args
 
 from ...easyref_core.adapter.checkpoint import AdapterCheckpoint
 from ...easyref_core.encode.cache import EncodingCache, LruCache
@@ -33,30 +30,17 @@ from ...easyref_core.encode.mllm_layers import MllmLayerWeights
 from ...easyref_core.encode.passes import encode_references, known_tokens
 from ...easyref_core.encode.plan_encoder import EncoderPlan, plan_encoder
 from ...easyref_core.errors import EasyRefError
-from ...easyref_core.qwen2vl.int8 import SCALE
 from ...easyref_core.qwen2vl.prompt import PromptTokenizer
 from ...easyref_core.tokens.reference_tokens import ReferenceTokens
 from ...easyref_core.untrusted import shown
-from .attention import MllmOperations, mllm_is_fused
+from .attention import mllm_is_fused
+from .encoder_weights import INT8, dtypes_of, load_encoder
 from .folders import bundled_tokenizer
 from .out_of_memory import lack_of_memory
-from .patcher import is_dynamic, loads_dynamically, new_patcher
+from .patcher import is_dynamic
 from .progress import progress_bar
-from .weight_files import HostWeightFile
 
 Result = TypeVar("Result")
-
-_INT8 = "int8"
-PRECISIONS = ("auto", "bf16", "fp16", "fp32", _INT8)
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_FLAGS = {  # ComfyUI's options for the dtype of text encoders
-    "fp8_e4m3fn_text_enc": torch.float8_e4m3fn,
-    "fp8_e5m2_text_enc": torch.float8_e5m2,
-    "fp16_text_enc": torch.float16,
-    "bf16_text_enc": torch.bfloat16,
-    "fp32_text_enc": torch.float32,
-}
-
 
 _CACHE_SETTING = "EASYREF_CACHE_MB"
 _ENCODERS = 8  # whose tokens are kept
@@ -86,7 +70,7 @@ def _tokens_of(plan: EncoderPlan, precision: str) -> LruCache[torch.Tensor]:
     small, so they stay when the encoders go."""
     files = {(file.path, file.stamp) for file, _ in plan.sources.values()}
     device = mm.text_encoder_device()
-    how = (_dtypes(precision, device), precision == _INT8, str(device))
+    how = (dtypes_of(precision, device), precision == INT8, str(device))
     key = (frozenset(files), plan.identity, how)
     if key not in _tokens:
         _tokens[key] = new_cache().tokens
@@ -103,7 +87,7 @@ class HostedEncoder:
         checkpoint: the adapter's file.
         mllm_directory: where tokenizer, sizes and missing weights come from; None for the
             adapter's own weights with ComfyUI's Qwen tokenizer.
-        precision: one of `PRECISIONS`.
+        precision: one of `encoder_weights.PRECISIONS`.
     """
 
     def __init__(
@@ -264,93 +248,13 @@ class HostedEncoder:
         """The encoder, on its device, with memory to encode this group."""
         if self._patcher is None:
             self._patcher = load_encoder(plan.encoder, self._precision)
-        elif is_dynamic(self._patcher) and self._precision != _INT8:
+        elif is_dynamic(self._patcher) and self._precision != INT8:
             # Its weights are still in their files.
             plan.encoder.check_unchanged()
         encoder: EasyRefEncoder = self._patcher.model
         needed = _working_bytes(encoder, plan, self._patcher.load_device, known)
         mm.load_models_gpu([self._patcher], memory_required=needed)
         return encoder
-
-
-def load_encoder(
-    plan: EncoderPlan, precision: str, disable_dynamic: bool = False
-) -> comfy.model_patcher.ModelPatcher:
-    """Read an encoder's weights and hand them to ComfyUI.
-
-    Args:
-        precision: one of `PRECISIONS`.
-        disable_dynamic: see `new_patcher`.
-
-    Raises:
-        EasyRefError: a file changed in between.
-    """
-    device = mm.text_encoder_device()
-    storage, compute = _dtypes(precision, device)
-    int8 = precision == _INT8
-    sources = plan.sources
-    if not int8:  # rounded weights are no longer those of a file, so all are kept in memory
-        sources = {key: (HostWeightFile.of(file), name) for key, (file, name) in sources.items()}
-    encoder = replace(plan, sources=sources).build(
-        operations=MllmOperations,
-        dtype=storage,
-        compute_dtype=compute,
-        # With dynamic loading, the GPU converts them when they are used.
-        convert=int8 or not loads_dynamically(),
-        int8=int8,
-    )
-    _own_weights_as_buffers(encoder)
-    _leave_dtypes(encoder, biases=storage is not None and storage.itemsize == 1)
-    logging.info("EasyRef: MLLM built, computing in %s on %s", compute, device)
-    patcher = new_patcher(encoder, device, mm.text_encoder_offload_device(), disable_dynamic)
-    # ComfyUI builds the same model again by this, for another device or kind of patcher.
-    patcher.cached_patcher_init = (load_encoder, (plan, precision))
-    return patcher
-
-
-def _dtypes(precision: str, device: torch.device) -> tuple[torch.dtype | None, torch.dtype]:
-    """(dtype of stored weights, None for that of their files; dtype of the computation)."""
-    usual = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
-    flag = next((dtype for name, dtype in _FLAGS.items() if getattr(args, name)), None)
-    if precision == "auto" and flag is not None:
-        efficient = {
-            torch.float32: True,
-            torch.bfloat16: mm.should_use_bf16(device),
-            torch.float16: mm.should_use_fp16(device, prioritize_performance=False),
-        }
-        return flag, flag if efficient.get(flag) else usual
-    compute = _DTYPES.get(precision, usual)
-    # For float32, weights stay in the files' dtype and are converted when used: this is exact, and
-    # a half-precision file takes half the memory.
-    return None if compute == torch.float32 else compute, compute
-
-
-def _own_weights_as_buffers(encoder: EasyRefEncoder) -> None:
-    """Make weights that belong to no layer of ComfyUI's buffers of the same name: the reference
-    tokens, and vectors of layer pooling.
-
-    Dynamic loading moves parameters of a module with submodules to the GPU, but neither counts them
-    nor moves them back; it does both for buffers.
-    """
-    for module in encoder.modules():
-        if hasattr(module, "comfy_cast_weights"):
-            continue
-        for name, weight in [*module.named_parameters(recurse=False)]:
-            delattr(module, name)
-            module.register_buffer(name, weight.data)
-
-
-def _leave_dtypes(encoder: EasyRefEncoder, biases: bool) -> None:
-    """Have ComfyUI move int8 weights as they are.
-
-    Args:
-        biases: these too, where it converts weights to one byte.
-    """
-    for module in encoder.modules():
-        if biases and hasattr(module, "bias_comfy_model_dtype"):
-            module.bias_comfy_model_dtype = None
-        if getattr(module, SCALE, None) is not None:
-            module.weight_comfy_model_dtype = None
 
 
 def _working_bytes(

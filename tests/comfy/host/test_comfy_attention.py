@@ -141,7 +141,7 @@ def test_the_encoder_computes_with_the_hosts_attention(
     pack: Pack, own: ModuleType, fresh_easyref: Any
 ) -> None:
     """And plans for its memory by the same choice."""
-    encoder_of: Callable[..., Any] = pack.part("nodes.host.encoder").load_encoder
+    encoder_of: Callable[..., Any] = pack.part("nodes.host.encoder_weights").load_encoder
     encoder = encoder_of(fresh_easyref.encoder.plan(), "fp32").model
     attends = [m.attend for m in encoder.modules() if hasattr(m, "attend")]
     assert len(attends) == encoder.config.vision.depth + encoder.config.num_layers

@@ -356,5 +356,5 @@ def test_macos_and_directml_are_checked_for_their_dtypes(
 
     monkeypatch.setattr(mm, "mac_version", lambda: system)
     monkeypatch.setattr(mm, "directml_enabled", directml)
-    _, compute = pack.part("nodes.host.encoder")._dtypes("auto", torch.device(device))
+    _, compute = pack.part("nodes.host.encoder_weights").dtypes_of("auto", torch.device(device))
     assert compute == wanted
