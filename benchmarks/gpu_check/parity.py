@@ -27,18 +27,22 @@ BARS = {
     "bf16": (0.4, 0.08, 0.6),
     "fp16": (0.04, 0.01, 0.1),
 }
+INT8_BAR = 0.6
+"""Of the tokens alone, the MLLM's weights being rounded and its sums in bf16."""
 
 
 def parity(bench: Bench) -> Iterator[Row]:
     for precision in DTYPES:
         with _exact_convolutions():
             yield from _differences(bench, precision)
+    rounded = _largest_token_difference(bench, bench.golden_easyref("int8"))
+    yield measured("tokens, int8", rounded, at_most=INT8_BAR)
 
 
 def _differences(bench: Bench, precision: str) -> Iterator[Row]:
     max_tokens, max_noise, max_guided = BARS[precision]
     easyref = bench.golden_easyref(precision)
-    largest = max(_token_difference(bench, easyref, case) for case in CASES)
+    largest = _largest_token_difference(bench, easyref)
     yield measured(f"tokens, {precision}", largest, at_most=max_tokens)
 
     tokens = bench.pack.part("easyref_core.tokens.reference_tokens").ReferenceTokens(
@@ -54,6 +58,10 @@ def _differences(bench: Bench, precision: str) -> Iterator[Row]:
     yield measured(f"noise prediction, {precision}", noise, at_most=max_noise)
     noise = _difference(comfyhost.predict(steered, 7.5), golden("unet.noise_pred.cfg_guided_7.5"))
     yield measured(f"noise prediction, CFG 7.5, {precision}", noise, at_most=max_guided)
+
+
+def _largest_token_difference(bench: Bench, easyref: Any) -> float:
+    return max(_token_difference(bench, easyref, case) for case in CASES)
 
 
 def _token_difference(bench: Bench, easyref: Any, case: str) -> float:

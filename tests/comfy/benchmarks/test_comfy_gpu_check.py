@@ -79,7 +79,7 @@ def test_checks_for_a_gpu_run_on_a_cpu_and_do_not_pass_there(rows: Rows, functio
 
 def test_parity_passes_in_every_precision(rows: Rows) -> None:
     result = rows("parity:parity")
-    assert [row.verdict for row in result] == [PASS] * 9 + [MEASURED]
+    assert [row.verdict for row in result] == [PASS] * 10 + [MEASURED]
 
 
 def test_parity_fails_for_a_different_number(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +90,7 @@ def test_parity_fails_for_a_different_number(bench: Any, monkeypatch: pytest.Mon
     for precision in ("fp32", "bf16", "fp16"):
         assert result[f"tokens, {precision}"].verdict == FAIL
         assert result[f"noise prediction, {precision}"].verdict == PASS
+    assert result["tokens, int8"].verdict == FAIL
 
 
 def test_a_wait_in_later_calls_is_detected(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,8 +240,8 @@ def few_variants(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trace_with_old_references_is_detected(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patch = bench.pack.part("nodes.sampling.patch")
-    monkeypatch.setattr(patch, "is_compiled", lambda *args: False)
+    call = bench.pack.part("nodes.sampling.compiled_call")
+    monkeypatch.setattr(call, "is_compiled", lambda *args: False)
     result = islice(worker.find("compiled:compiled")(bench), 2)
     assert [row.verdict for row in result] == [PASS, FAIL]
 
