@@ -8,7 +8,6 @@ settings, or runs uncompiled.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 import weakref
@@ -160,9 +159,11 @@ def _is_compiled_otherwise(model: Any, but: Any = None) -> bool:
 
 def _modules_of(wrapper: Callable[..., Any]) -> Mapping[str, Any]:
     """Name in the `BaseModel` -> module that ComfyUI's wrapper puts there, empty for another's."""
-    if not inspect.isfunction(wrapper):
+    code, cells = getattr(wrapper, "__code__", None), getattr(wrapper, "__closure__", None)
+    if code is None or cells is None:
         return {}
-    return inspect.getclosurevars(wrapper).nonlocals.get("compiled_module_dict", {})
+    kept = {name: cell.cell_contents for name, cell in zip(code.co_freevars, cells, strict=True)}
+    return kept.get("compiled_module_dict", {})
 
 
 def _with_options(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -424,6 +424,34 @@ def test_what_cannot_be_compiled_in_one_piece_is_tried_once(
     assert caplog.text.count("cannot compile it in one piece") == 1
 
 
+def test_calls_without_comfyuis_own_sampling_run_uncompiled(
+    backend: Backend, variants: dict[str, Variant], unet: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only a run brings the wrappers into order; here they are as the nodes add them."""
+    import comfy.samplers
+    from comfy.patcher_extension import WrappersMP, copy_nested_dicts
+    from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+
+    found = []
+
+    def ask_again(args: Any) -> Any:
+        options = copy_nested_dicts(args["model_options"])
+        wrappers = options["transformer_options"]["wrappers"][WrappersMP.APPLY_MODEL]
+        wrappers[COMPILE_KEY] = wrappers.pop(COMPILE_KEY)
+        conds = [args["uncond"], args["cond"]]
+        for chosen in (args["model_options"], options):
+            details = args["input"], args["sigma"], chosen
+            found.append(comfy.samplers.calc_cond_batch(args["model"], conds, *details))
+        return args["denoised"]
+
+    model = compile_model(variants["steered"](unet), backend=backend)
+    model.set_model_sampler_post_cfg_function(ask_again)
+    predict(model, 5.0)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-5)
+    assert "without ComfyUI's own sampling" in caplog.text
+    assert backend.graphs == [True]
+
+
 def test_one_warning_says_that_references_run_uncompiled(
     pack: Pack,
     variants: dict[str, Variant],
