@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import (
+    compiling,
     encoding,
     full_memory,
     growth,
@@ -247,3 +248,15 @@ def test_the_peers_patch_is_loaded_without_its_nodes(
     (tmp_path / "CrossAttentionPatch.py").write_text("from .utils import HELP", encoding="utf-8")
     monkeypatch.setattr("sys.modules", dict(sys.modules))
     assert peers.load_patch(tmp_path).HELP == 3
+
+
+def test_of_compiles_gain_a_share_is_kept() -> None:
+    seconds = {
+        "plain": [1.0, 1.2, 9.0],
+        "steered": [1.3],
+        "plain, compiled": [1.0],
+        "steered, compiled": [1.15],
+    }
+    found = compiling.summary(seconds)
+    assert found["kept"] == pytest.approx(0.75)
+    assert found["gain"] == pytest.approx(1 / 6)
