@@ -22,8 +22,10 @@ from comfyhost import (
     guider,
     latents,
     predict,
+    random_text,
     random_tokens,
     sigmas,
+    stock,
     text,
 )
 
@@ -422,6 +424,24 @@ def test_what_cannot_be_compiled_in_one_piece_is_tried_once(
         check(name, variants[name](compiled), expected)
     assert torch._dynamo.utils.counters["unimplemented"].total() == 1
     assert caplog.text.count("cannot compile it in one piece") == 1
+
+
+def test_a_controlnet_acts_in_compiled_calls_too(
+    pack: Pack, backend: Backend, demo: Any, demo_easyref: Any
+) -> None:
+    hint = torch.rand((1, 128, 128, 3), generator=torch.Generator().manual_seed(6))
+    positive, negative = random_text(1, pooled=64), random_text(2, pooled=64)
+    positive = stock("nodes.ControlNetApply", positive, demo.control_net, hint, 1.0)
+    for side in (positive, negative):
+        side[0][1]["control_apply_to_uncond"] = True
+    texts = {"positive": positive, "negative": negative}
+    tokens = random_tokens(pack, demo_easyref, seed=3)
+    expected, found = (
+        predict(apply(pack, model, demo_easyref, tokens), 5.0, latents(1), **texts)
+        for model in (demo.model, compile_model(demo.model, backend=backend))
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert backend.graphs == [True]
 
 
 def test_calls_without_comfyuis_own_sampling_run_uncompiled(
