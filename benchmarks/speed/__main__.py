@@ -61,10 +61,15 @@ def main() -> int:
     sizes = Sizes(7, 8, options.small) if on_cpu else Sizes(28, 32, options.small)
     fewer = Sizes(3, 2, options.small) if on_cpu else sizes
     dtype = torch.float32 if on_cpu else torch.bfloat16
+    amounts: list[Amount] = []
+    comfyui = options.comfyui or find_comfyui()
+    comfyui, work = comfyui and comfyui.resolve(), out / "comfyui"
+    in_comfyui = comfyui is not None and on_cpu and not options.small
+    if IS_LINUX and in_comfyui and options.full_memory:  # before this process takes any itself
+        amounts += full_memory(comfyui, work)
     encoder = random_encoder(sizes, device, dtype)
     rows = changes(encoder, device, options.repeats)
     rows += pooled_changes(encoder, device, options.repeats)
-    amounts: list[Amount] = []
     if options.official is not None and on_cpu and not options.small:
         amounts += compared(options.official.resolve(), encoder, sizes, options.repeats)
     if on_cpu and not options.small:
@@ -77,16 +82,12 @@ def main() -> int:
     amounts += [Amount("by references: off a straight line", deviation, "", DEVIATION)]
     if IS_LINUX and on_cpu:
         amounts += inspecting(out, options.repeats)
-    comfyui = options.comfyui or find_comfyui()
-    if comfyui is not None and on_cpu and not options.small:
-        comfyui, work = comfyui.resolve(), out / "comfyui"
+    if in_comfyui:
         amounts += sampling_memory(comfyui, work)
         if options.real_size:
             amounts += peak_memory(comfyui, work, options.official.resolve())
         if IS_LINUX:
             amounts += growth(comfyui, work)
-        if IS_LINUX and options.full_memory:
-            amounts += full_memory(comfyui, work)
         peer = None if options.ipadapter is None else options.ipadapter.resolve()
         processors = None if options.easyref is None else options.easyref.resolve()
         rows += sampling(comfyui, work, options.repeats, peer, processors)

@@ -28,7 +28,7 @@ from .timing import Amount
 
 BAR = 1.25
 _SPARE = 400_000_000  # bytes left beside what a step takes
-_STEPS, _TIMES = 2, 5
+_STEPS, _TIMES = 2, 3
 PLAIN, STEERED = "plain model", "two EasyRef Apply with masks"
 
 
@@ -38,11 +38,16 @@ def full_memory(comfyui: Path, work: Path) -> list[Amount]:
 
 
 def as_amounts(found: dict[str, dict[str, float]]) -> list[Amount]:
-    """The seconds of a step with full memory by those with free memory."""
-    name = "a step with memory nearly full"
+    """The seconds of a step with full memory, by those of the plain model then, and those of each
+    with free memory."""
+    name = "with memory nearly full"
+    share = found[STEERED]["full"] / found[PLAIN]["full"]
     return [
-        Amount(f"{name}: {subject}", one["full"] / one["free"], "", bar)
-        for (subject, one), bar in zip(found.items(), (None, BAR), strict=True)
+        Amount(f"{name}: a step of {STEERED}, of the plain model's", share, "", BAR),
+        *(
+            Amount(f"{name}: {subject}, of a step with memory free", one["full"] / one["free"], "")
+            for subject, one in found.items()
+        ),
     ]
 
 

@@ -189,13 +189,14 @@ def test_a_steps_memory_is_held_with_its_keys_and_values() -> None:
     assert [one.met for one in amounts] == [True, True, False, True]
 
 
-def test_a_step_with_full_memory_is_held_against_one_with_free_memory() -> None:
+def test_a_step_with_full_memory_is_held_against_the_plain_models() -> None:
     found = {
         full_memory.PLAIN: {"free": 2.0, "full": 4.0},
-        full_memory.STEERED: {"free": 2.0, "full": 2.6},
+        full_memory.STEERED: {"free": 2.5, "full": 5.2},
     }
-    plain, steered = full_memory.as_amounts(found)
-    assert (plain.value, plain.met, steered.value, steered.met) == (2.0, True, 1.3, False)
+    share, plain, steered = full_memory.as_amounts(found)
+    assert (share.value, plain.value, steered.value) == pytest.approx((1.3, 2.0, 2.08))
+    assert (share.met, plain.met, steered.met) == (False, True, True)
 
 
 @pytest.mark.parametrize("step", [1e6, 2e6])
