@@ -28,12 +28,12 @@ def draw(
     upper, lower = len(rows) * _ROW, len(barred) * _ROW
     height = upper + lower + 2 * (_ABOVE + _BELOW)
     with drawing():
-        figure = Figure(figsize=(10, height), facecolor=PAPER)
-        shares = figure.add_axes((0.31, 1 - (_ABOVE + upper) / height, 0.34, upper / height))
+        figure = Figure(figsize=(13, height), facecolor=PAPER)
+        shares = figure.add_axes((0.4, 1 - (_ABOVE + upper) / height, 0.3, upper / height))
         _draw_shares(shares, rows)
-        parts = figure.add_axes((0.31, _BELOW / height, 0.34, lower / height))
+        parts = figure.add_axes((0.4, _BELOW / height, 0.3, lower / height))
         _draw_amounts(parts, barred)
-        line = figure.add_axes((0.75, 1 - (_ABOVE + 2.4) / height, 0.23, 2.4 / height))
+        line = figure.add_axes((0.79, 1 - (_ABOVE + 2.4) / height, 0.19, 2.4 / height))
         _draw_counts(line, counts)
         for axes in (shares, parts, line):
             axes.spines[["top", "right"]].set_visible(False)
