@@ -36,7 +36,7 @@ define HELP
   make bench-demo       compare EasyRef with IP-Adapter, LoRA and others on the demo models: runs/bench;
                         fails where the expected ordering does not hold
   make bench            what a change of a group, a step and many prompts cost, against bars, on one CPU
-                        core; a quarter of an hour: runs/speed
+                        core; half an hour: runs/speed
   make gpu-check        exactness, memory and time at real size on a GPU; eight minutes
   make thumbnail        the pictures of the templates, each one run on the demo models
   make clean            remove the environments and what was built; neither ComfyUI nor runs/

@@ -100,8 +100,7 @@ def decoder_bytes(
         attention += length * 2 * config.hidden_size * dtype.itemsize
         attention += min(MASK_BYTES, length * whole * dtype.itemsize)
     if not fused:
-        wide = length * config.hidden_size * (4 * dtype.itemsize + 4)
-        attention += wide
+        attention += length * config.hidden_size * (4 * dtype.itemsize + 4)
         attention += _score_bytes(config.num_heads, length, whole, dtype)
     return base + max(feed_forward, attention)
 
